@@ -1,0 +1,68 @@
+"""Monte Carlo standard error of a figure computed from posterior draws.
+
+A figure that is a mean over draws, or a smooth function of such means, is linearised
+(delta method): every draw s gets an influence phi_s, and the error of the figure is the
+error of mean(phi). Chains are random effects. With C chains of D independent draws
+
+    MCSE^2 = max(between, within) / (C D)
+
+where `between` is the mean square between chains and `within` the mean square inside them:
+the analysis-of-variance estimate with its variance component truncated at zero. So one chain
+gives sd / sqrt(D); members of an ensemble with one draw each give sd / sqrt(C); chains that
+disagree (another mode, autocorrelated draws) raise the error, and copies of the same member
+do not lower it. With few chains that agree it errs on the large side.
+
+Source: Searle, Casella and McCulloch, Variance Components, Wiley 1992, chapter 3.
+"""
+
+import xarray as xr
+
+CAVEAT = (
+    "delta method over draws with chains as random effects; draws of a single chain are taken "
+    "as independent"
+)
+
+
+def standard_error(influence: xr.DataArray) -> xr.DataArray:
+    """Return the standard error of ``influence.mean(("chain", "draw"))``.
+
+    Args:
+        influence: Influence of every draw (chain, draw, ...), in the unit of the figure.
+
+    Returns:
+        Standard error (...), in the same unit.
+
+    Raises:
+        ValueError: Fewer than two draws in all.
+    """
+    chains, draws = influence.sizes["chain"], influence.sizes["draw"]
+    require_draws(influence)
+    # Equal draws must give exactly zero, so the first draw is taken off before averaging.
+    shifted = influence - influence.isel(chain=0, draw=0, drop=True)
+    chain_mean = shifted.mean("draw")
+    square = xr.zeros_like(chain_mean.isel(chain=0, drop=True))
+    if draws > 1:
+        square = ((shifted - chain_mean) ** 2).sum(("chain", "draw")) / (chains * (draws - 1))
+    if chains > 1:
+        square = xr.ufuncs.maximum(square, draws * chain_mean.var("chain", ddof=1))
+    return (square / (chains * draws)) ** 0.5
+
+
+def mean(array: xr.DataArray) -> xr.DataArray:
+    """Return the mean over chain and draw; exact when all draws are equal."""
+    first = array.isel(chain=0, draw=0, drop=True)
+    return first + (array - first).mean(("chain", "draw"))
+
+
+def require_draws(array: xr.DataArray) -> None:
+    """Raise unless ``array`` holds at least two draws, counted over chain and draw."""
+    if array.sizes["chain"] * array.sizes["draw"] < 2:
+        raise ValueError(
+            "A Monte Carlo standard error needs at least two draws and the tree holds one. "
+            "Predict with draws=32 or more; for a point estimate pass mcse=False."
+        )
+
+
+def all_equal(probs: xr.DataArray) -> bool:
+    """Return whether every draw of every chain is the same function (a point estimate)."""
+    return bool((probs == probs.isel(chain=0, draw=0)).all())

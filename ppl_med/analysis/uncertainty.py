@@ -1,0 +1,169 @@
+"""Predictive uncertainty and its split into a data part and a model part.
+
+With p_s the class probabilities of draw s and p their mean over draws (and chains):
+
+    entropy    H(p)              =  mean H(p_s)          +  mutual information     nats
+    variance   p (1 - p)         =  mean p_s (1 - p_s)   +  mean (p_s - p)^2       per class
+               predictive/total     expected/aleatoric      epistemic
+
+Both identities hold exactly for any number of draws. Every figure carries its Monte Carlo
+standard error over draws, ``<name>_mcse``: see `ppl_med.analysis.monte_carlo`. The influence
+of draw s is given beside each figure below; where it vanishes for all draws (H at a uniform p)
+the error is of second order and the one reported is not smaller than it on average.
+The plug-in mutual information of S draws is too small by a share of about 1/S; that bias is
+not part of the standard error.
+"""
+
+import numpy as np
+import xarray as xr
+from scipy.special import xlogy
+
+from ppl_med.analysis import monte_carlo
+from ppl_med.analysis.posterior import Posterior, probabilities
+
+_SAMPLES = ("chain", "draw")
+_POINT = "epistemic parts are 0 by construction: all draws are the same function"
+
+
+def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
+    """Split the predictive entropy into expected entropy and mutual information.
+
+    Args:
+        tree: The tree of `predict`, or its ``probs`` (chain, draw, case, class, ...).
+        mcse: Add standard errors. A single draw has none: pass False for a point estimate.
+
+    Returns:
+        Dataset over (case, ...): ``predictive_entropy``, ``expected_entropy``,
+        ``mutual_information`` in nats, ``variation_ratio`` (share of the draws that do not
+        vote for the most voted class; a probability), and ``<name>_mcse`` for each.
+
+    Raises:
+        ValueError: ``probs`` is malformed, or one draw with ``mcse=True``.
+
+    Source: Gal, Uncertainty in Deep Learning, 2016, section 3.3; Houlsby et al.,
+    arXiv:1112.5745. The variation ratio is Freeman's, of the mode of the votes.
+    """
+    probs = _read(tree, mcse)
+    mean = monte_carlo.mean(probs)
+    expected = -xlogy(probs, probs).sum("class")
+    predictive = -xlogy(mean, mean).sum("class")
+    divergence = (xlogy(probs, probs) - probs * _log(mean)).sum("class")
+    dissent = _dissent(probs)
+    figures = {  # name: (figure, influence of a draw, unit)
+        # d H(p) / d p_k = -log p_k - 1, and the constant drops out as p sums to one
+        "predictive_entropy": (predictive, -(probs * _log(mean)).sum("class"), "nats"),
+        "expected_entropy": (expected.mean(_SAMPLES), expected, "nats"),
+        # the mutual information is the mean of KL(p_s, p), so it is its own influence
+        "mutual_information": (divergence.mean(_SAMPLES).clip(min=0), divergence, "nats"),
+        "variation_ratio": (dissent.mean(_SAMPLES), dissent, "probability"),
+    }
+    return _dataset(figures, probs, mcse)
+
+
+def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
+    """Split the variance of the predicted class indicator, class by class.
+
+    Args:
+        tree: The tree of `predict`, or its ``probs`` (chain, draw, case, class, ...).
+        mcse: Add standard errors. A single draw has none: pass False for a point estimate.
+
+    Returns:
+        Dataset over (case, class, ...): ``aleatoric``, ``epistemic`` and their sum ``total``,
+        squared probabilities in 0..1/4, and ``<name>_mcse`` for each.
+
+    Raises:
+        ValueError: ``probs`` is malformed, or one draw with ``mcse=True``.
+
+    Source: Kwon, Won, Kim and Paik, Uncertainty quantification using Bayesian neural networks
+    in classification, CSDA 142, 2020: the diagonal of their equation for the two covariances.
+    """
+    probs = _read(tree, mcse)
+    return _dataset(_variance_figures(probs), probs, mcse)
+
+
+def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
+    """Average `variance` over cases: one figure per model, and one per class.
+
+    Args:
+        tree: The tree of `predict`, or its ``probs`` (chain, draw, case, class, ...).
+        mcse: Add standard errors. A single draw has none: pass False for a point estimate.
+
+    Returns:
+        Dataset of scalars ``aleatoric``, ``epistemic``, ``total``: mean over cases (and rows,
+        columns) and mean (not sum) over classes; ``<name>_per_class`` (class); for both
+        ``_mcse`` (error from the number of draws; draws are shared by all cases) and ``_se``
+        (error from the number of cases; NaN for one case).
+
+    Raises:
+        ValueError: ``probs`` is malformed, or one draw with ``mcse=True``.
+    """
+    probs = _read(tree, mcse)
+    figures = {}
+    spread = {}
+    for name, (figure, influence, _) in _variance_figures(probs).items():
+        pixels = [dim for dim in figure.dims if dim not in ("case", "class")]
+        figure, influence = figure.mean(pixels), influence.mean(pixels)
+        for suffix, over in (("", ["class"]), ("_per_class", [])):
+            per_case = figure.mean(over)
+            unit = "probability^2, class mean" if over else "probability^2"
+            figures[name + suffix] = (per_case.mean("case"), influence.mean([*over, "case"]), unit)
+            spread[f"{name}{suffix}_se"] = _case_error(per_case)
+    result = _dataset(figures, probs, mcse).assign(spread)
+    result.attrs["reduction"] = "mean over cases; without _per_class also mean over classes"
+    return result
+
+
+def _variance_figures(
+    probs: xr.DataArray,
+) -> dict[str, tuple[xr.DataArray, xr.DataArray, str]]:
+    mean = monte_carlo.mean(probs)
+    aleatoric, epistemic = probs * (1 - probs), (probs - mean) ** 2
+    unit = "probability^2"
+    return {
+        "aleatoric": (aleatoric.mean(_SAMPLES), aleatoric, unit),
+        "epistemic": (epistemic.mean(_SAMPLES), epistemic, unit),
+        "total": (mean * (1 - mean), (1 - 2 * mean) * probs, unit),
+    }
+
+
+def _read(tree: Posterior, mcse: bool) -> xr.DataArray:
+    probs = probabilities(tree)
+    if mcse:
+        monte_carlo.require_draws(probs)
+    return probs
+
+
+def _log(mean: xr.DataArray) -> xr.DataArray:
+    # A class of mean 0 has probability 0 in every draw and contributes nothing.
+    return xr.where(mean > 0, np.log(mean.where(mean > 0, 1.0)), 0.0)
+
+
+def _dissent(probs: xr.DataArray) -> xr.DataArray:
+    vote = probs.argmax("class")
+    classes = xr.DataArray(np.arange(probs.sizes["class"]), dims="class")
+    mode = (vote == classes).mean(_SAMPLES).argmax("class")
+    return (vote != mode).astype(np.float64)
+
+
+def _case_error(per_case: xr.DataArray) -> xr.DataArray:
+    num_cases = per_case.sizes["case"]
+    if num_cases < 2:
+        return xr.full_like(per_case.isel(case=0, drop=True), np.nan)
+    result = per_case.std("case", ddof=1) / np.sqrt(num_cases)
+    return result.assign_attrs(note="standard error over cases")
+
+
+def _dataset(
+    figures: dict[str, tuple[xr.DataArray, xr.DataArray, str]], probs: xr.DataArray, mcse: bool
+) -> xr.Dataset:
+    result = xr.Dataset()
+    for name, (figure, influence, unit) in figures.items():
+        result[name] = figure.assign_attrs(units=unit)
+        if mcse:
+            result[f"{name}_mcse"] = monte_carlo.standard_error(influence).assign_attrs(units=unit)
+    result.attrs["num_chains"] = probs.sizes["chain"]
+    result.attrs["num_draws"] = probs.sizes["draw"]
+    result.attrs["mcse"] = monte_carlo.CAVEAT if mcse else "not computed"
+    if monte_carlo.all_equal(probs):
+        result.attrs["note"] = _POINT
+    return result
