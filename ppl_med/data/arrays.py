@@ -1,0 +1,145 @@
+"""From what a user has, lists, numpy arrays or tensors, to what ``Batches`` keeps in memory."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CHUNK = 1024  # cases examined at a time, which bounds the memory of the check
+
+
+def as_image(values: Any) -> Tensor:
+    """Return images as a uint8 or floating CPU tensor, dims (case, channel, [depth,] row, col).
+
+    Raises:
+        TypeError: The dtype is neither uint8 nor floating.
+        ValueError: Empty, wrong rank, or NaN or infinite pixels.
+    """
+    image = _tensor("image", values)
+    if image.ndim not in (4, 5):
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; expected (case, channel, row, col) or (case, "
+            "channel, depth, row, col): a missing channel axis is added by image[:, None]"
+        )
+    if image.numel() == 0:
+        raise ValueError(f"image has shape {tuple(image.shape)}: there are no pixels to read")
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise TypeError(
+            f"image has dtype {image.dtype}; expected uint8 (0..255) or floating: convert with "
+            'image.astype("float32")'
+        )
+    image = image.float() if image.dtype == torch.float64 else image
+    for start in range(0, len(image), _CHUNK):
+        bad = ~torch.isfinite(image[start : start + _CHUNK]).flatten(1).all(1)
+        if bad.any():
+            first = start + int(bad.nonzero()[0])
+            raise ValueError(
+                f"image holds NaN or infinite pixels, first in case {first}; replace the pixels or "
+                "drop the case"
+            )
+    return image
+
+
+def as_label(values: Any, num_cases: int) -> Tensor:
+    """Return labels as int64, dims (case).
+
+    Raises:
+        TypeError: The labels are not integers.
+        ValueError: Wrong shape or length, or a negative label.
+    """
+    label = _tensor("label", values)
+    if label.is_floating_point() or label.is_complex():
+        raise TypeError(
+            f"label has dtype {label.dtype}; expected integers from 0: convert with "
+            'label.astype("int64") after checking that every value is whole'
+        )
+    if label.ndim != 1:
+        raise ValueError(
+            f"label has shape {tuple(label.shape)}; expected one integer per case, dims (case)"
+            + (": use label[:, 0]" if label.ndim == 2 and label.shape[1] == 1 else "")
+        )
+    _check_length("label", len(label), num_cases)
+    if (label < 0).any():
+        first = int((label < 0).nonzero()[0])
+        raise ValueError(
+            f"label is {int(label[first])} in case {first}; labels count from 0: drop cases that "
+            "have no label"
+        )
+    return label.long()
+
+
+def as_ids(values: Any, num_cases: int) -> np.ndarray:
+    """Return ids as an array of str or int, dims (case); positions if there are none.
+
+    Raises:
+        TypeError: The ids are neither str nor int.
+        ValueError: Wrong shape or length, or duplicates.
+    """
+    if values is None:
+        return np.arange(num_cases)
+    ids = np.asarray(values)
+    if ids.dtype == object and all(isinstance(one, str) for one in ids.flat):
+        ids = ids.astype(str)
+    mixed = isinstance(values, list | tuple) and len({isinstance(v, str) for v in values}) > 1
+    if ids.dtype.kind not in "Uiu" or mixed:
+        kind = "a mixture of str and other types" if mixed else f"of dtype {ids.dtype}"
+        raise TypeError(f"id is {kind}; expected all str or all int" + _decode(ids))
+    if ids.ndim != 1:
+        raise ValueError(f"id has shape {ids.shape}; expected one id per case, dims (case)")
+    _check_length("id", len(ids), num_cases)
+    names, counts = np.unique(ids, return_counts=True)
+    if len(names) < len(ids):
+        examples = ", ".join(map(repr, names[counts > 1][:5].tolist()))
+        raise ValueError(
+            f"id has {int((counts > 1).sum())} duplicate(s): {examples}; every case needs its own: "
+            "append a running number, and keep the patient as metadata"
+        )
+    return ids
+
+
+def as_metadata(name: str, values: Any, num_cases: int) -> Tensor | np.ndarray:
+    """Return numbers as a tensor and strings as an array, first axis case.
+
+    Raises:
+        TypeError: Neither numbers nor str.
+        ValueError: Not one entry per case.
+    """
+    array = values if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim == 0:
+        raise ValueError(f"{name} is a single value; expected one entry per case")
+    _check_length(name, len(array), num_cases)
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "biuf":
+        if array.dtype == object and all(isinstance(one, str) for one in array.flat):
+            array = array.astype(str)
+        if array.dtype.kind != "U":
+            raise TypeError(
+                f"{name} is of dtype {array.dtype}; expected numbers or str" + _decode(array)
+            )
+        return array
+    return _tensor(name, array)
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {array.dtype}; expected numbers")
+    if not array.dtype.isnative or not array.flags.writeable:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check_length(name: str, length: int, num_cases: int) -> None:
+    if length != num_cases:
+        raise ValueError(
+            f"{name} has {length} entries but image has {num_cases} cases; every array needs one "
+            "entry per case"
+        )
+
+
+def _decode(array: np.ndarray) -> str:
+    return ": decode the bytes with array.astype(str)" if array.dtype.kind == "S" else ""

@@ -1,0 +1,197 @@
+"""Batches: arrays in memory -> dicts of CPU tensors, in an order that can be resumed.
+
+Batch b of epoch e is a function of (seed, e, b) alone: its cases and its augmentation do not depend
+on what was drawn before. A run that was killed skips to where it stood and sees the same pixels.
+uint8 images stay uint8 in memory and become float32 one batch at a time.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppl_med.data.arrays import as_ids, as_image, as_label, as_metadata
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+PerChannel = int | float | Sequence[int | float] | NDArray | np.floating | Tensor
+Indices = Sequence[int] | Sequence[bool] | NDArray | Tensor
+_ORDER, _AUGMENT = 0, 1  # streams of random numbers
+
+
+class Batches:
+    """Re-iterable batches over arrays held in memory.
+
+    Each batch is a dict: "image" float32 (case, channel, row, col) or (case, channel, depth, row,
+    col); "label" int64 (case), if given; "id" list of str or int; every other array by its own
+    name, numbers as tensors and strings as lists.
+
+    Args:
+        arrays: Holds "image", uint8 or floating, and optionally "label" (integers from 0), "id"
+            (unique str or int; positions if missing) and metadata, each with one entry per case.
+        batch_size: Cases per batch.
+        shuffle: New order every epoch. Call ``set_epoch``, or use ``iterate``: without it every
+            pass repeats the same order.
+        seed: With the epoch and the batch index, determines order and augmentation.
+        augment: ``augment(image, generator) -> image`` on the standardised batch; must keep shape.
+        drop_last: Leave out a last batch that is smaller than ``batch_size``.
+        loc: Subtracted from the image, a number or one per channel, after uint8 was brought to
+            0..1. Fit it on the training images with ``standardization`` and pass it to all splits.
+        scale: The image is divided by it.
+
+    Attributes:
+        num_cases: Cases in the arrays, whatever ``drop_last`` says.
+        ids: Their ids, in the order of the arrays.
+        epoch: The epoch that iteration will use.
+
+    Raises:
+        TypeError: Labels, ids or pixels are of a type that cannot be used.
+        ValueError: An array is empty, has the wrong rank or length, holds NaN or infinite pixels,
+            negative labels or duplicate ids.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        *,
+        batch_size: int = 128,
+        shuffle: bool = False,
+        seed: int = 0,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+        loc: PerChannel = 0.0,
+        scale: PerChannel = 1.0,
+    ) -> None:
+        """Check the arrays and settings; see the class."""
+        if "image" not in arrays:
+            raise ValueError(f'arrays has no "image"; its keys are {sorted(arrays)}')
+        self._image = as_image(arrays["image"])
+        self.num_cases = len(self._image)
+        self._columns: dict[str, Tensor | np.ndarray] = {}
+        if arrays.get("label") is not None:
+            self._columns["label"] = as_label(arrays["label"], self.num_cases)
+        self._columns["id"] = as_ids(arrays.get("id"), self.num_cases)
+        for name in arrays.keys() - {"image", "label", "id"}:
+            self._columns[name] = as_metadata(name, arrays[name], self.num_cases)
+        if batch_size < 1 or (drop_last and batch_size > self.num_cases):
+            raise ValueError(
+                f"batch_size is {batch_size} for {self.num_cases} cases; it must be at least 1 "
+                "and, with drop_last, at most the number of cases"
+            )
+        self._loc, self._scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
+        if not (self._scale > 0).all():
+            raise ValueError(f"scale must be positive, got {scale}")
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.seed, self.augment, self.epoch = seed, augment, 0
+        self._check_augment()
+
+    @property
+    def ids(self) -> list[str] | list[int]:
+        """Ids of all cases, in the order of the arrays."""
+        return self._columns["id"].tolist()
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        batches = self.num_cases / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the current epoch."""
+        return self.iterate(self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order and augmentation the next pass uses."""
+        self.epoch = epoch
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the batches of one epoch, from batch ``start`` on.
+
+        Args:
+            epoch: From 0.
+            start: Index of the first batch; earlier ones are skipped at no cost.
+        """
+        order = self._order(epoch)
+        for batch in range(start, len(self)):
+            window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield self._batch(window if order is None else order[window], epoch, batch)
+
+    def subset(self, indices: Indices, **settings: Any) -> "Batches":
+        """Return batches over some of the cases, with the same settings unless told otherwise.
+
+        Args:
+            indices: Positions in the arrays, or a boolean mask with one entry per case.
+            settings: Arguments of ``Batches`` to change, such as ``shuffle=False``.
+        """
+        positions = np.atleast_1d(np.arange(self.num_cases)[np.asarray(indices)])
+        index = torch.from_numpy(positions)
+        columns = {
+            name: values[index if isinstance(values, Tensor) else positions]
+            for name, values in self._columns.items()
+        }
+        own = {name: getattr(self, name) for name in _SETTINGS}
+        own |= {"loc": self._loc.flatten(), "scale": self._scale.flatten()}
+        return Batches({"image": self._image[index], **columns}, **(own | settings))
+
+    def first(self, num_cases: int, **settings: Any) -> "Batches":
+        """Return batches over the first cases of the arrays; see ``subset``."""
+        return self.subset(np.arange(min(num_cases, self.num_cases)), **settings)
+
+    def _order(self, epoch: int) -> Tensor | None:
+        if not self.shuffle:
+            return None
+        return torch.from_numpy(self._random(_ORDER, epoch).permutation(self.num_cases))
+
+    def _batch(self, index: slice | Tensor, epoch: int, batch: int) -> dict[str, Any]:
+        image = self._image[index]
+        if image.dtype == torch.uint8:
+            image = image.float().div_(255)
+        image = image.float().sub(self._loc).div_(self._scale)
+        if self.augment is not None:
+            seed = int(self._random(_AUGMENT, epoch, batch).integers(2**63))
+            augmented = self.augment(image, torch.Generator().manual_seed(seed))
+            if augmented.shape != image.shape:
+                raise ValueError(
+                    f"augment turned shape {tuple(image.shape)} into {tuple(augmented.shape)}; "
+                    "it must keep the shape"
+                )
+            image = augmented
+        rows: slice | np.ndarray = index if isinstance(index, slice) else index.numpy()
+        columns = {
+            name: values[index] if isinstance(values, Tensor) else values[rows].tolist()
+            for name, values in self._columns.items()
+        }
+        return {"image": image, **columns}
+
+    def _random(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    def _per_channel(self, name: str, value: PerChannel) -> Tensor:
+        """Shape ``loc`` or ``scale`` as (channel or 1, 1, 1) so that it broadcasts."""
+        vector = np.asarray(value, np.float32).reshape(-1)
+        channels = self._image.shape[1]
+        if len(vector) not in (1, channels) or not np.isfinite(vector).all():
+            raise ValueError(
+                f"{name} must be one finite number, or one for each of the {channels} channel(s); "
+                f"got {value}"
+            )
+        return torch.from_numpy(vector.copy()).reshape(-1, *[1] * (self._image.ndim - 2))
+
+    def _check_augment(self) -> None:
+        """An augmentation moves the pixels of the image only, so nothing else may be a map."""
+        maps: Sequence[str] = [
+            name
+            for name, values in self._columns.items()
+            if isinstance(values, Tensor) and values.shape[-2:] == self._image.shape[-2:]
+            if values.ndim > 2
+        ]
+        if self.augment is not None and maps:
+            raise ValueError(
+                f"augment moves the image but not {maps}, which has a value per pixel and would no "
+                "longer match; leave it out of arrays"
+            )
+
+
+_SETTINGS = ("batch_size", "shuffle", "seed", "augment", "drop_last")
