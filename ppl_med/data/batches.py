@@ -84,6 +84,8 @@ class Batches:
         self._loc, self._scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
         if not (self._scale > 0).all():
             raise ValueError(f"scale must be positive, got {scale}")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.augment, self.epoch = seed, augment, 0
         self._check_augment()
