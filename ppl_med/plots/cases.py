@@ -1,0 +1,238 @@
+"""The cases the model is surest and least sure of, with everything it says about them."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike, NDArray
+
+from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+from ppl_med.analysis.uncertainty import entropy, variance
+from ppl_med.plots.checks import require_images, require_variables
+from ppl_med.plots.theme import ALEATORIC, EPISTEMIC, INK, MUTED, heading, new_figure, plain
+
+_INTERVAL = (0.05, 0.95)
+_MOST_CLASSES = 5
+_SAMPLES = ("chain", "draw")
+
+
+def cases(
+    images: ArrayLike,
+    tree: Posterior,
+    prediction_sets: xr.Dataset | None = None,
+    num: int = 6,
+    by: Literal["total", "mutual_information"] = "total",
+) -> Figure:
+    """Show the least certain cases on the left and the most certain on the right.
+
+    Each card has the picture, the observed label, every class's mean probability (dot) with its
+    90 % credible interval over draws (bar), the uncertainty split into aleatoric and epistemic on
+    one scale for all cards, and the prediction set. With more than 5 classes a card shows the 5
+    most probable and the observed one.
+
+    Args:
+        images: (case, channel, row, col), 1 or 3 channels, any intensity unit; the order of
+            ``tree``'s cases.
+        tree: The tree of ``predict``, or its ``probs`` (chain, draw, case, class).
+        prediction_sets: As ``ppl_med.analysis.conformal.predict_sets`` returns it:
+            ``prediction_set`` (case, class) bool for all these cases.
+        num: Cases in each column; fewer where there are less than 2 * num.
+        by: What orders the cases and fills the bars. ``total``: variances of the class indicator
+            summed over classes (probability squared). ``mutual_information``: epistemic is the
+            mutual information, aleatoric the expected entropy, both in nats; the order is by
+            mutual information.
+
+    Returns:
+        Up to 2 * num cards.
+
+    Raises:
+        ValueError: Images, probabilities and prediction sets do not describe the same cases, or
+            the probabilities are per pixel.
+    """
+    probs = probabilities(tree)
+    if probs.ndim != 4:
+        raise ValueError(
+            f"tree must hold one class per case; its probs have dimensions {probs.dims}"
+        )
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    pictures = require_images(images, probs.sizes["case"])
+    sets = None if prediction_sets is None else _aligned_sets(prediction_sets, probs)
+    has_label = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
+    label = observed(tree, probs).to_numpy() if has_label else None
+    order, parts, unit = _uncertainty(probs, by)
+    num = min(num, len(order) // 2) or 1
+    columns = [order[::-1][:num], order[:num]] if len(order) > 1 else [order]
+    figure = new_figure(4.5 * len(columns), 1.95 * num + 1.0, constrained=False)
+    height = figure.get_figheight()
+    grid = figure.add_gridspec(
+        num, len(columns), left=0.015, right=0.985, top=1 - 1.1 / height, bottom=0.12 / height,
+        wspace=0.06, hspace=0.22,
+    )  # fmt: skip
+    widest = max(float(sum(p[i] for p in parts)) for c in columns for i in c) or 1.0
+    for column, indices in enumerate(columns):
+        for row, index in enumerate(indices):
+            card = _Card(figure, grid[row, column], probs.isel(case=int(index)), label, int(index))
+            card.picture(pictures[index])
+            card.classes()
+            card.uncertainty([float(p[index]) for p in parts], widest, unit)
+            card.caption(None if sets is None else sets[index])
+    _headings(figure, columns, probs.sizes["chain"] * probs.sizes["draw"], by, has_label)
+    return figure
+
+
+def _aligned_sets(prediction_sets: xr.Dataset, probs: xr.DataArray) -> NDArray[np.bool_]:
+    source = "ppl_med.analysis.conformal.predict_sets"
+    require_variables(prediction_sets, "prediction_sets", ("prediction_set",), source)
+    sets = prediction_sets["prediction_set"].transpose("case", "class")
+    if "case" in sets.coords and "case" in probs.coords:
+        missing = np.setdiff1d(probs["case"].values, sets["case"].values)
+        if missing.size:
+            raise ValueError(
+                f"prediction_sets lacks {missing.size} of the tree's cases (first: {missing[0]}); "
+                "compute them on the tree that is plotted"
+            )
+        sets = sets.sel(case=probs["case"].values)
+    if sets.shape != (probs.sizes["case"], probs.sizes["class"]):
+        raise ValueError(
+            f"prediction_sets has shape {sets.shape}, the tree has {probs.sizes['case']} cases and "
+            f"{probs.sizes['class']} classes; compute them on the tree that is plotted"
+        )
+    return sets.to_numpy().astype(bool)
+
+
+def _uncertainty(
+    probs: xr.DataArray, by: str
+) -> tuple[NDArray[np.intp], list[NDArray[np.float64]], str]:
+    if by == "total":
+        split = variance(probs, mcse=False).sum("class")
+        parts = [split["aleatoric"].to_numpy(), split["epistemic"].to_numpy()]
+        return np.argsort(split["total"].to_numpy(), kind="stable"), parts, "prob.²"
+    if by == "mutual_information":
+        split = entropy(probs, mcse=False)
+        parts = [split["expected_entropy"].to_numpy(), split["mutual_information"].to_numpy()]
+        return np.argsort(parts[1], kind="stable"), parts, "nats"
+    raise ValueError(f"by must be 'total' or 'mutual_information', got {by!r}")
+
+
+def _headings(
+    figure: Figure, columns: Sequence[NDArray[np.intp]], num_draws: int, by: str, has_label: bool
+) -> None:
+    height = figure.get_figheight()
+    measure = "total variance" if by == "total" else "mutual information"
+    heading(figure, f"Least and most certain cases, by {measure}", y=1 - 0.08 / height)
+    note = f"dot: mean of {num_draws} draws; bar: 90 % credible interval"
+    note += "; bold: truth" if has_label else ""
+    figure.text(0.012, 1 - 0.36 / height, note, fontsize=8.5, color=MUTED, va="top")
+    names = (
+        ("variance", "variance") if by == "total" else ("expected entropy", "mutual information")
+    )
+    names = (f"aleatoric: {names[0]}", f"epistemic: {names[1]}")
+    drop = 0.26 if len(columns) > 1 else 0.58
+    figure.legend(
+        handles=[Patch(color=ALEATORIC, label=names[0]), Patch(color=EPISTEMIC, label=names[1])],
+        loc="upper right", bbox_to_anchor=(0.99, 1 - drop / height), ncols=2, frameon=False,
+        fontsize=8.5, labelcolor=INK, handlelength=1.1,
+    )  # fmt: skip
+    titles = ("LEAST CERTAIN", "MOST CERTAIN") if len(columns) > 1 else ("THE CASE",)
+    for column, title in enumerate(titles):
+        x = 0.015 + 0.5 * column
+        figure.text(x, 1 - 0.70 / height, title, fontsize=9, weight="bold", color=MUTED, va="top")
+
+
+class _Card:
+    """One case: picture on the left, probabilities and uncertainty on the right."""
+
+    def __init__(
+        self,
+        figure: Figure,
+        place: SubplotSpec,
+        probs: xr.DataArray,
+        label: NDArray[np.int64] | None,
+        index: int,
+    ) -> None:
+        inner = place.subgridspec(
+            3, 2, width_ratios=[1.25, 2.2], height_ratios=[0.34, 1, 0.3], wspace=0.04, hspace=0.12
+        )
+        self.figure, self.probs = figure, probs
+        self.title, self.image = figure.add_subplot(inner[0, :]), figure.add_subplot(inner[1:, 0])
+        self.bars, self.split = figure.add_subplot(inner[1, 1]), figure.add_subplot(inner[2, 1])
+        self.names = class_names(probs)
+        self.mean = probs.mean(_SAMPLES).to_numpy()
+        self.label = None if label is None else int(label[index])
+        self.case = probs["case"].item() if "case" in probs.coords else index
+        for ax in (self.title, self.bars, self.split):
+            ax.set_axis_off()
+
+    def picture(self, picture: NDArray[np.float64]) -> None:
+        grey = picture.shape[-1] == 1
+        self.image.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
+        self.image.set(xticks=[], yticks=[], anchor="NW")
+        self.image.spines[:].set_color(MUTED)
+
+    def classes(self) -> None:
+        shown = list(range(len(self.mean)))  # few classes keep their order, so cards compare
+        if len(shown) > _MOST_CLASSES:
+            shown = np.argsort(-self.mean, kind="stable")[:_MOST_CLASSES].tolist()
+        if self.label is not None and self.label not in shown:
+            shown[-1] = self.label
+        low, high = (
+            self.probs.quantile(_INTERVAL, _SAMPLES).transpose("quantile", "class").to_numpy()
+        )
+        for line, k in enumerate(shown):
+            name = plain(self.names[k], 26)
+            bold = "bold" if k == self.label else "normal"
+            self.bars.plot(
+                [0, 1], [line, line], color="#e4e7eb", linewidth=1, solid_capstyle="butt"
+            )
+            self.bars.plot(
+                [low[k], high[k]], [line, line], color=INK, linewidth=2.6, label=f"interval {k}"
+            )
+            self.bars.plot(
+                [self.mean[k]], [line], color=INK, marker="o", markersize=5, label=f"mean {k}"
+            )
+            size = 8.2 if len(shown) <= 3 else 7.2
+            self.bars.text(0, line - 0.22, name, fontsize=size, color=INK, weight=bold, va="bottom")
+            text = f"{self.mean[k]:.2f}"
+            self.bars.text(1.06, line, text, fontsize=8.2, color=INK, va="center", weight=bold)
+        self.bars.set(xlim=(-0.06, 1.24), ylim=(max(len(shown), 2) - 0.6, -0.75))
+
+    def uncertainty(self, parts: Sequence[float], widest: float, unit: str) -> None:
+        left = 0.0
+        for value, color in zip(parts, (ALEATORIC, EPISTEMIC), strict=True):
+            self.split.barh(0, value, left=left, height=0.55, color=color)
+            left += value
+        text = f"aleatoric {_short(parts[0])} · epistemic {_short(parts[1])} {unit}"
+        self.split.text(0, 0.42, text, fontsize=7.8, color=INK, va="top")
+        self.split.set(xlim=(-0.06 * widest, 1.24 * widest), ylim=(1.0, -0.35))
+
+    def caption(self, members: NDArray[np.bool_] | None) -> None:
+        guess = int(self.mean.argmax())
+        text = f"Case {plain(self.case, 18)}"
+        if self.label is not None:
+            mark = "✓" if guess == self.label else "✗"
+            text += f"  ·  true: {plain(self.names[self.label], 20)} {mark}"
+        self.title.text(0, 0.98, text, fontsize=8.8, color=INK, weight="bold", va="top")
+        if members is not None:
+            chosen = [plain(self.names[k], 20) for k in np.flatnonzero(members)]
+            inside = ", ".join(chosen) or "empty"
+            self.title.text(
+                0,
+                0.42,
+                _shorten(f"Prediction set: {{{inside}}}", 68),
+                fontsize=8.2,
+                color=INK,
+                va="top",
+            )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else "<0.001"
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 2].rstrip() + "…}"

@@ -1,0 +1,147 @@
+"""Training curves: the objective and its two parts, in nats per case."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ppl_med.plots.checks import require_variables
+from ppl_med.plots.theme import INK, MUTED, clean, heading, new_figure, robust_limits
+
+_PARTS = {
+    "elbo": ("ELBO", "#1f2933", "higher is better"),
+    "nll": ("NLL", "#CC79A7", "misfit to the labels, lower is better"),
+    "kl": ("KL", "#009E73", "distance from the prior, the price of what was learnt"),
+}
+_VALIDATION = "#D55E00"
+
+
+def elbo(history: xr.Dataset) -> Figure:
+    """Draw ELBO, negative log-likelihood and KL against the training step.
+
+    The thin line is every step, the thick line a centred running mean over 2 % of the steps. Steps
+    that would squash the rest are left outside the frame, and the panel says how many.
+
+    Args:
+        history: As ``ppl_med.inference.fit`` returns it: ``elbo``, ``nll``, ``kl``, ``kl_weight``
+            (step) in nats per case, optionally the coordinate ``epoch`` (step) and
+            ``validation_nll`` (validation_epoch).
+
+    Returns:
+        Three panels above each other, and a fourth for the KL weight where it changes.
+
+    Raises:
+        ValueError: A variable is missing, or there is no step.
+    """
+    require_variables(
+        history, "history", ("elbo", "nll", "kl", "kl_weight"), "ppl_med.inference.fit"
+    )
+    if not history.sizes.get("step"):
+        raise ValueError("history has no step; run fit for at least one epoch")
+    weight = history["kl_weight"].to_numpy().astype(np.float64)
+    varies = bool(np.ptp(weight) > 0)
+    figure = new_figure(8.0, 7.4 if varies else 6.6)
+    axes = figure.subplots(
+        3 + varies, 1, sharex=True, height_ratios=[1, 1, 1] + [0.4] * varies, squeeze=False
+    )[:, 0]
+    step = _steps(history)
+    for ax, name in zip(axes, _PARTS, strict=False):
+        _curve(ax, history, step, name)
+    if varies:
+        axes[3].plot(step, weight, color=INK, linewidth=1.4, label="kl_weight")
+        axes[3].set(ylabel="KL weight\n[no unit]", ylim=(-0.05 * weight.max(), 1.15 * weight.max()))
+        clean(axes[3])
+    axes[-1].set_xlabel("Step")
+    figure.align_ylabels(axes)
+    _epoch_axis(axes[0], history, step)
+    heading(figure, f"Training in nats per case · {_weight_note(weight)}")
+    return figure
+
+
+def _weight_note(weight: NDArray[np.float64]) -> str:
+    if np.ptp(weight) > 0:
+        return f"KL weight {weight[0]:.3g} to {weight[-1]:.3g}"
+    note = "" if weight[0] == 1 else " in the loss, 1 in the ELBO shown"
+    return f"KL weight {weight[0]:.3g}{note}"
+
+
+def _steps(history: xr.Dataset) -> NDArray[np.float64]:
+    known = "step" in history.coords
+    step = history["step"].to_numpy() if known else np.arange(history.sizes["step"])
+    return step.astype(np.float64)
+
+
+def _curve(ax: Axes, history: xr.Dataset, step: NDArray[np.float64], name: str) -> None:
+    title, color, meaning = _PARTS[name]
+    values = history[name].to_numpy().astype(np.float64)
+    smooth = len(values) >= 50
+    ax.plot(
+        step,
+        values,
+        color=color,
+        linewidth=0.7 if smooth else 1.5,
+        alpha=0.35 if smooth else 1.0,
+        label=name,
+    )
+    if smooth:
+        ax.plot(step, _running_mean(values), color=color, linewidth=1.6, label="running mean")
+    shown = [values]
+    if name == "nll" and "validation_nll" in history:
+        shown.append(_validation(ax, history, step))
+    low, high = robust_limits(shown)
+    ax.set(ylim=(low, high), ylabel=f"{title}\n[nats per case]")
+    outside = int(((values < low) | (values > high)).sum())
+    if outside:
+        meaning += f" · {outside} of {len(values)} steps outside the frame"
+    ax.set_title(meaning, loc="right", fontsize=8.5, color=MUTED, pad=3)
+    clean(ax)
+
+
+def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    half = max(1, len(values) // 100)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    start, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (total[stop] - total[start]) / (stop - start)
+
+
+def _validation(ax: Axes, history: xr.Dataset, step: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = history["validation_nll"].to_numpy().astype(np.float64)
+    if "epoch" in history.coords:
+        epoch = history["epoch"].to_numpy()
+        last = np.searchsorted(epoch, history["validation_epoch"].to_numpy(), side="right") - 1
+        position = step[np.clip(last, 0, len(step) - 1)]
+    else:
+        position = np.linspace(step[0], step[-1], len(values) + 1)[1:]
+    ax.plot(
+        position,
+        values,
+        color=_VALIDATION,
+        marker="o",
+        markersize=4,
+        linewidth=1.4,
+        label="validation_nll",
+    )
+    ax.legend(
+        [ax.lines[-1]],
+        ["validation NLL"],
+        loc="upper right",
+        fontsize=8.5,
+        frameon=False,
+        labelcolor=INK,
+    )
+    return values
+
+
+def _epoch_axis(ax: Axes, history: xr.Dataset, step: NDArray[np.float64]) -> None:
+    if "epoch" not in history.coords:
+        return
+    epoch = np.floor(history["epoch"].to_numpy()).astype(int)
+    starts = np.flatnonzero(np.diff(epoch, prepend=epoch[0] - 1))
+    starts = starts[:: int(np.ceil(len(starts) / 10))]
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(step[starts], labels=[str(e) for e in epoch[starts]])
+    top.tick_params(labelsize=8.5, colors=MUTED, length=3)
+    top.set_xlabel("Epoch (at its first step)", fontsize=8.5, color=MUTED, loc="left")
+    top.spines["top"].set_visible(False)

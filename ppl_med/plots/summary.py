@@ -1,0 +1,192 @@
+"""The figures of a report in words: scores with their uncertainty, prediction sets, provenance."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.plots.page import bar, card, paragraph, table
+
+_NAMES = {
+    "accuracy": "Accuracy",
+    "nll": "Negative log-likelihood",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+    "elpd_sum": "Expected log predictive density",
+}
+_MEANINGS = {
+    "accuracy": "share of cases whose most probable class is right; higher is better",
+    "nll": "surprise at the true label; lower is better",
+    "brier": "squared distance from the true label; lower is better",
+    "ece": "mean distance between confidence and accuracy; lower is better",
+    "elpd_sum": "log probability of new labels, summed over cases; higher is better",
+}
+_UNITS = {"1": "no unit", "probability": "proportion", "nats": "nats per case"}
+_SUFFIXES = ("_se", "_mcse", "_per_draw")
+
+
+def score_cards(scores: xr.Dataset) -> str:
+    """Return the headline figures as HTML, each with its standard error over cases."""
+    cards = [
+        card(
+            _NAMES[name],
+            _number(scores[name]),
+            _number(scores[f"{name}_se"]) if _finite(scores, f"{name}_se") else "",
+            _unit(scores, name),
+        )
+        for name in ("accuracy", "nll", "brier", "ece")
+        if name in scores and scores[name].ndim == 0
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def score_table(scores: xr.Dataset) -> str:
+    """Return every scalar score, and accuracy per class, as HTML tables.
+
+    Args:
+        scores: As ``ppl_med.analysis.scoring.score`` returns it: scalars ``<name>`` with
+            ``<name>_se`` (standard error over cases) and ``<name>_per_draw`` (chain, draw),
+            ``accuracy_per_class``.
+
+    Returns:
+        HTML.
+    """
+    names = [
+        str(n) for n in scores.data_vars if not str(n).endswith(_SUFFIXES) and scores[n].ndim == 0
+    ]
+    head = ("Score", "Value", "Standard error", "Single draws, 5 to 95 %", "Unit", "Meaning")
+    rows = [
+        (
+            _NAMES.get(name, name),
+            _number(scores[name]),
+            _number(scores[f"{name}_se"]) if _finite(scores, f"{name}_se") else "–",
+            _draw_range(scores, name),
+            _unit(scores, name),
+            _MEANINGS.get(name, ""),
+        )
+        for name in names
+    ]
+    html = table(head, rows) if rows else ""
+    if "accuracy_per_class" in scores:
+        html += "<h3>Accuracy by true class</h3>" + _class_table(scores)
+    return html
+
+
+def _class_table(scores: xr.Dataset) -> str:
+    array = scores["accuracy_per_class"]
+    names = array["class"].values if "class" in array.coords else range(array.sizes["class"])
+    rows = []
+    for index, name in enumerate(names):
+        one = scores.isel({"class": index})
+        rows.append(
+            (
+                str(name),
+                _number(one["accuracy_per_class"])
+                if _finite(one, "accuracy_per_class")
+                else "no case",
+                _number(one["accuracy_per_class_se"])
+                if _finite(one, "accuracy_per_class_se")
+                else "–",
+                _draw_range(one, "accuracy_per_class"),
+                "proportion",
+            )
+        )
+    return table(("Class", "Value", "Standard error", "Single draws, 5 to 95 %", "Unit"), rows)
+
+
+def set_summary(sets: xr.Dataset) -> str:
+    """Return coverage and the sizes of the prediction sets as HTML.
+
+    Args:
+        sets: As ``ppl_med.analysis.conformal.predict_sets`` returns it: ``prediction_set``
+            (case, class) and, where labels were known, ``coverage`` with ``coverage_lower`` and
+            ``coverage_upper``.
+
+    Returns:
+        HTML.
+    """
+    size = sets["prediction_set"].sum("class").to_numpy()
+    html = ""
+    if "coverage" in sets:
+        text = (
+            f"The true class is in the set for {100 * float(sets['coverage']):.1f} % of the cases"
+        )
+        if "coverage_lower" in sets and "coverage_upper" in sets:
+            low, high = float(sets["coverage_lower"]), float(sets["coverage_upper"])
+            text += (
+                f"; between {100 * low:.1f} and {100 * high:.1f} % was to be expected "
+                "(99 % band for exchangeable cases)"
+            )
+        html += paragraph(text + ".")
+    for value, count in zip(*np.unique(size, return_counts=True), strict=True):
+        name = {0: "no class", 1: "1 class"}.get(int(value), f"{int(value)} classes")
+        share = count / len(size)
+        html += bar(name, share, f"{count} cases, {100 * share:.0f} %")
+    return html
+
+
+def provenance(tree: xr.DataTree) -> str:
+    """Return where the posterior came from as an HTML table: its size and every root attribute."""
+    sizes = _sizes(tree)
+    rows = [("posterior draws", f"{sizes['draw']} in each of {sizes['chain']} chain(s)")]
+    rows += [("cases", str(sizes["case"]))]
+    for name, value in tree.attrs.items():
+        parsed = _parsed(value)
+        if isinstance(parsed, Mapping):
+            rows += [(f"{_words(name)}: {key}", str(item)) for key, item in parsed.items()]
+        else:
+            rows.append((_words(name), str(value)))
+    return table((), rows, kind="provenance")
+
+
+def lead(tree: xr.DataTree) -> str:
+    """Return one line that says what was computed: model, guide, cases and draws."""
+    sizes = _sizes(tree)
+    parts = [f"{key} {tree.attrs[key]}" for key in ("model", "guide") if tree.attrs.get(key)]
+    parts += [f"{sizes['case']} cases", f"{sizes['chain'] * sizes['draw']} posterior draws"]
+    return " · ".join(parts)
+
+
+def _sizes(tree: xr.DataTree) -> dict[str, int]:
+    sizes = {"chain": 0, "draw": 0, "case": 0}
+    for group in tree.subtree:
+        sizes.update({str(dim): num for dim, num in group.sizes.items() if dim in sizes})
+    return sizes
+
+
+def _parsed(value: object) -> object:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")
+
+
+def _unit(scores: xr.Dataset, name: str) -> str:
+    unit = str(scores[name].attrs.get("units", ""))
+    return "nats" if name.endswith("_sum") else _UNITS.get(unit, unit or "no unit")
+
+
+def _finite(scores: xr.Dataset, name: str) -> bool:
+    return name in scores and bool(np.isfinite(scores[name]).all())
+
+
+def _number(value: xr.DataArray | float) -> str:
+    number = float(value)
+    if number == 0 or 0.001 <= abs(number) < 1000:
+        return f"{number:.3f}"
+    return f"{number:.3g}"
+
+
+def _draw_range(scores: xr.Dataset, name: str) -> str:
+    draws = f"{name}_per_draw"
+    if draws not in scores or scores[draws].size < 2 or not _finite(scores, draws):
+        return "–"
+    low, high = np.quantile(scores[draws].to_numpy(), [0.05, 0.95])
+    return f"{_number(low)} to {_number(high)}"
