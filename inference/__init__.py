@@ -1,1 +1,29 @@
-"""."""
+"""One guide per file, and the verbs ``fit``, ``predict``, ``functions``, ``save``, ``load``."""
+
+from ppl_med.inference.bernoulli_dropout import BernoulliDropout
+from ppl_med.inference.checkpoint import load, save
+from ppl_med.inference.conditional_normal import ConditionalNormal
+from ppl_med.inference.elbo import elbo_terms
+from ppl_med.inference.ensemble import Ensemble
+from ppl_med.inference.functions import functions
+from ppl_med.inference.guides import Guides
+from ppl_med.inference.mean_field import MeanFieldNormal
+from ppl_med.inference.point_estimate import PointEstimate
+from ppl_med.inference.predictive import predict
+from ppl_med.inference.svi import fit, warm_up
+
+__all__ = [
+    "BernoulliDropout",
+    "ConditionalNormal",
+    "Ensemble",
+    "Guides",
+    "MeanFieldNormal",
+    "PointEstimate",
+    "elbo_terms",
+    "fit",
+    "functions",
+    "load",
+    "predict",
+    "save",
+    "warm_up",
+]

@@ -1,1 +1,7 @@
-"""."""
+"""Deterministic networks that torchvision and MONAI lack; they draw no random number."""
+
+from ppl_med.networks.alexnet import AlexNet
+from ppl_med.networks.encoder import GaussianEncoder
+from ppl_med.networks.lenet import LeNet
+
+__all__ = ["AlexNet", "GaussianEncoder", "LeNet"]

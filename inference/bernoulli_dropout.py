@@ -1,0 +1,148 @@
+"""Bernoulli dropout as a guide: q(W) = M diag(z), z ~ Bernoulli(1 - rate) over input units.
+
+q has atoms, so KL(q || prior) is infinite; what dropout training minimises is the quasi-KL
+-E_q[log prior(W)] - H(z) (Hron et al., ICML 2018). For a normal prior of scale s it is, up to a
+constant, (1 - rate)/2 * |M|^2 / s^2: Gal's objective. It is exact here for every prior, since a
+masked weight takes only the values M and 0.
+
+Training draws a mask per example, prediction one mask per draw. Convolutions drop whole channels.
+
+References: Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. Gal, Hron and
+Kendall, "Concrete dropout", NeurIPS 2017.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import register_kl
+
+from ppl_med.inference.weight_guide import WeightGuide, WeightPart
+from ppl_med.laws import DropoutLaw, Law, LazyWeights, unit_mask
+from ppl_med.priors import FlatDistribution
+from ppl_med.weights import Entry, RandomWeights
+
+
+class FlatDropout(FlatDistribution):
+    """The law of M diag(z) over a flat vector; it has no density.
+
+    Args:
+        part: The guide's part that owns M and the rates.
+    """
+
+    def __init__(self, part: "_DropoutPart") -> None:
+        super().__init__(part.layout.num_weights)
+        self.part = part
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor | LazyWeights:  # type: ignore[override]  # noqa: B008
+        """One mask, or one mask an example while training."""
+        part = self.part
+        views = part.layout.views(part.weights)
+        if part.training and part.per_example:
+            laws: dict[str, Law | Tensor] = {}
+            for entry in part.layout.entries:
+                view, rate = views[entry.name], part.rates.get(entry.name, 0.0)
+                laws[entry.name] = (
+                    DropoutLaw(view, rate, entry.transposed, entry.groups) if rate else view
+                )
+            return part.lazy(laws)
+        masked = [self._masked(entry, views[entry.name]) for entry in part.layout.entries]
+        return torch.cat(masked).expand(self._extended_shape(sample_shape))
+
+    def _masked(self, entry: Entry, view: Tensor) -> Tensor:
+        rate = self.part.rates.get(entry.name, 0.0)
+        if rate:
+            view = view * unit_mask(view, rate, entry.transposed, entry.groups)
+        return view.reshape(-1)
+
+    def log_density(self, weights: Tensor) -> Tensor:
+        """Not defined."""
+        raise NotImplementedError("M diag(z) has atoms and no density; use its quasi-KL")
+
+
+@register_kl(FlatDropout, FlatDistribution)
+def _quasi_kl(q: FlatDropout, p: FlatDistribution) -> Tensor:
+    """-E_q[log p(W)], exact, without the constant H(z)."""
+    keep = 1 - q.part.rate_vector
+    weights = q.part.weights
+    at_zero = p.log_density(torch.zeros_like(weights))
+    return -(keep * p.log_density(weights) + (1 - keep) * at_zero).sum()
+
+
+class _DropoutPart(WeightPart):
+    rate_vector: Tensor
+
+    def __init__(
+        self, weights: RandomWeights, rates: Mapping[str, float], per_example: bool
+    ) -> None:
+        super().__init__(weights)
+        self.rates, self.per_example = dict(rates), per_example
+        vector = torch.cat(
+            [
+                torch.full((entry.num_weights,), self.rates.get(entry.name, 0.0))
+                for entry in self.layout.entries
+            ]
+        )
+        start = weights.initial()
+        self.register_buffer("rate_vector", vector.to(start))
+        self.weights = nn.Parameter(start / (1 - self.rate_vector))
+
+    def forward(self) -> FlatDropout:
+        return FlatDropout(self)
+
+
+class BernoulliDropout(WeightGuide):
+    """Dropout over the input units of linear and convolutional layers.
+
+    No ``nn.Dropout`` is needed in the net, and those it has are not used: the guide masks weights.
+
+    Args:
+        model: A model with ``RandomWeights``.
+        rate: Probability that a unit is dropped, in (0, 1), for every layer, or a dict from
+            weight names (as in ``model.network.layout.names``) to probabilities.
+        skip_first: Leave the first layer whole, so that no image channel is dropped; of no effect
+            where ``rate`` is a dict.
+        per_example: A mask an example in training; False draws one a batch.
+
+    Raises:
+        ValueError: If a rate is outside (0, 1), a name is unknown, or no layer is left.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rate: float | Mapping[str, float] = 0.1,
+        *,
+        skip_first: bool = True,
+        per_example: bool = True,
+    ) -> None:
+        super().__init__(
+            model, lambda found: _DropoutPart(found, _rates(found, rate, skip_first), per_example)
+        )
+
+
+def _rates(
+    weights: RandomWeights, rate: float | Mapping[str, float], skip_first: bool
+) -> dict[str, float]:
+    layers = [entry.name for entry in weights.layout.entries if entry.is_layer_weight]
+    if isinstance(rate, Mapping):
+        rates = {name: float(value) for name, value in rate.items()}
+        unknown = sorted(set(rates) - set(layers))
+        if unknown:
+            raise ValueError(
+                f"rate names {unknown}, which are no layer weights; those are {layers}"
+            )
+    else:
+        first = next(iter(weights.net.named_parameters()))[0]
+        skipped = {first} if skip_first else set()
+        rates = {name: float(rate) for name in layers if name not in skipped}
+    wrong = {name: value for name, value in rates.items() if not 0 < value < 1}
+    if wrong:
+        raise ValueError(f"rate must lie strictly between 0 and 1, got {wrong}")
+    if not rates:
+        raise ValueError(
+            "no layer is left to drop: the random weights hold no linear or convolutional layer "
+            "besides the first; pass skip_first=False or choose more parameters with where=..."
+        )
+    return rates

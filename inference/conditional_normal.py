@@ -1,0 +1,52 @@
+"""Conditional guide: a posterior net reads image and observation and proposes the latent code.
+
+    z | image, observation  ~  Normal(m, diag s^2)        one per case
+
+Without the observation there is nothing to condition on: the guide proposes nothing and z falls
+back to the model's own p(z | image). So ``predict`` needs no second path.
+
+Reference: Sohn, Lee and Yan, NeurIPS 2015; Kohl et al., NeurIPS 2018 (the posterior net).
+"""
+
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from ppl_med.dims import dims
+
+
+class ConditionalNormal(nn.Module):
+    """The variational family q(z | image, observation).
+
+    Args:
+        encoder: Posterior net, called as ``encoder(image, observation)``; returns the distribution
+            of z with event dims (latent,), such as ``networks.GaussianEncoder``.
+        site: Name of the latent site.
+        observation: Name of the observation's argument.
+    """
+
+    def __init__(self, encoder: nn.Module, site: str = "z", observation: str = "label") -> None:
+        super().__init__()
+        self.encoder, self.site, self.observation = encoder, site, observation
+
+    def forward(
+        self,
+        image: Tensor,
+        *observed: Any,
+        num_cases: int | None = None,
+        **observations: Any,
+    ) -> None:
+        """Propose z where the observation is given.
+
+        Args:
+            image: Dims (case, channel, row, col).
+            observed: The observation, positionally.
+            num_cases: Size of the whole data set, as in the model.
+            observations: The observation by its name.
+        """
+        value = observations.get(self.observation, observed[0] if observed else None)
+        if value is None:
+            return
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            pyro.sample(self.site, self.encoder(image, value), infer=dims("latent"))

@@ -1,0 +1,59 @@
+"""What training leaves behind: ELBO, NLL and KL by step."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+
+@dataclass
+class History:
+    """Figures of one member's run.
+
+    Attributes:
+        nll: Negative log-likelihood by step, nats per case.
+        kl: KL divergence by step, nats per case.
+        kl_weight: Weight of the KL by step.
+        epoch: Epoch by step.
+        validation_nll: Held-out negative log-likelihood by epoch, nats per case.
+    """
+
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    kl_weight: list[float] = field(default_factory=list)
+    epoch: list[int] = field(default_factory=list)
+    validation_nll: list[float] = field(default_factory=list)
+
+    def dataset(self) -> xr.Dataset:
+        """The figures as named arrays."""
+        nll, kl = np.asarray(self.nll), np.asarray(self.kl)
+        data = xr.Dataset(
+            {
+                "elbo": ("step", -(nll + kl)),
+                "nll": ("step", nll),
+                "kl": ("step", kl),
+                "kl_weight": ("step", np.asarray(self.kl_weight)),
+            },
+            coords={"step": np.arange(len(nll)), "epoch": ("step", np.asarray(self.epoch))},
+        )
+        if self.validation_nll:
+            data["validation_nll"] = ("validation_epoch", np.asarray(self.validation_nll))
+            data = data.assign_coords(validation_epoch=np.arange(len(self.validation_nll)))
+        for name in ("elbo", "nll", "kl", "validation_nll"):
+            if name in data:
+                data[name].attrs["units"] = "nats per case"
+        data["elbo"].attrs["note"] = "-(nll + kl), whatever kl_weight the loss used"
+        return data
+
+
+def join_histories(histories: list[History], *, ensemble: bool) -> xr.Dataset:
+    """One Dataset; members of an ensemble lie along ``chain``."""
+    if not ensemble:
+        return histories[0].dataset()
+    chains = xr.Dataset(coords={"chain": np.arange(len(histories))})
+    return xr.concat(
+        [history.dataset() for history in histories],
+        dim=chains["chain"],
+        coords="minimal",
+        compat="override",
+    )

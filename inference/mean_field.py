@@ -1,0 +1,139 @@
+"""Mean-field normal guide: Bayes by Backprop, one independent normal a weight.
+
+    weights  ~  Normal(loc, softplus(raw_scale)^2)        independently
+
+Gradient estimators (training only; prediction always draws weights):
+
+- ``shared``: one draw for the whole batch; exact for every net.
+- ``flipout``: per-example sign flips of one draw (Wen et al., ICLR 2018).
+- ``local``: noise on layer outputs (Kingma et al., NeurIPS 2015). Exact only for linear layers
+  with (batch, features) input: on a convolution it draws independent noise per pixel, which is no
+  posterior over weights. It warns there.
+- ``auto``: local where it is exact, flipout elsewhere.
+
+Reference: Blundell et al., "Weight uncertainty in neural networks", ICML 2015.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_med.inference.latent_guide import LatentNormals
+from ppl_med.inference.weight_guide import WeightGuide, WeightPart
+from ppl_med.laws import Law, LazyWeights, NormalLaw
+from ppl_med.priors import FlatNormal
+from ppl_med.weights import RandomWeights, random_weights
+
+Estimator = Literal["auto", "shared", "flipout", "local"]
+
+
+class _PerExampleNormal(FlatNormal):
+    """The same law, drawn by an estimator: its value is a ``LazyWeights``."""
+
+    def __init__(self, part: "_NormalPart") -> None:
+        super().__init__(part.loc, part.scale)
+        self.part = part
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> LazyWeights:  # type: ignore[override]  # noqa: B008
+        locs = self.part.layout.views(self.loc)
+        scales = self.part.layout.views(self.scale)
+        laws: dict[str, Law | Tensor] = {
+            name: NormalLaw(locs[name], scales[name], self.part.estimator) for name in locs
+        }
+        return self.part.lazy(laws)
+
+    def shared_draw(self) -> Tensor:
+        """A plain draw of the vector, for a Monte Carlo KL."""
+        return FlatNormal.rsample(self)
+
+
+class _NormalPart(WeightPart):
+    def __init__(self, weights: RandomWeights, init_scale: float, estimator: Estimator) -> None:
+        super().__init__(weights)
+        self.estimator = estimator
+        scale = torch.cat(
+            [
+                torch.full((entry.num_weights,), init_scale / math.sqrt(entry.fan_in))
+                for entry in self.layout.entries
+            ]
+        )
+        loc = weights.initial()
+        self.loc = nn.Parameter(loc)
+        self.raw_scale = nn.Parameter(inverse_softplus(scale.to(loc)))
+        if estimator == "local" and any(entry.is_convolution for entry in self.layout.entries):
+            warnings.warn(
+                "estimator='local' is biased on convolutions: it draws independent noise per "
+                "pixel, which is no posterior over weights; use estimator='auto'",
+                stacklevel=4,
+            )
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of every weight, dims (weight,)."""
+        return softplus(self.raw_scale)
+
+    def forward(self) -> FlatNormal:
+        if self.training and self.estimator != "shared":
+            return _PerExampleNormal(self)
+        return FlatNormal(self.loc, self.scale)
+
+
+def inverse_softplus(scale: Tensor) -> Tensor:
+    """The x with softplus(x) = scale > 0, accurate for small scales."""
+    return scale + torch.log(-torch.expm1(-scale))
+
+
+class MeanFieldNormal(WeightGuide):
+    """Independent normals over all of a model's global latents.
+
+    Args:
+        model: A model with ``RandomWeights``, or any Pyro program with global latents.
+        init_scale: Start of the standard deviation, in units of 1/sqrt(fan_in) of each weight's
+            layer; for other latent sites in units of their unconstrained space.
+        estimator: Gradient estimator for training; see the module's text.
+        example: A batch, needed only where the model has latent sites other than weights (such
+            as ``PyroSample`` priors): they are read off a trace of it.
+
+    Raises:
+        ValueError: On an unknown estimator or a scale that is not positive; if the model has
+            latents per case (use ``ConditionalNormal``); if it has none at all.
+
+    Warns:
+        UserWarning: If ``estimator="local"`` is used on convolutions.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        init_scale: float = 0.05,
+        estimator: Estimator = "auto",
+        example: Mapping[str, Any] | None = None,
+    ) -> None:
+        if estimator not in get_args(Estimator):
+            raise ValueError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
+        if not (math.isfinite(init_scale) and init_scale > 0):
+            raise ValueError(f"init_scale must be positive, got {init_scale!r}")
+        weights = random_weights([model])
+        if weights or example is None:
+            super().__init__(model, lambda found: _NormalPart(found, init_scale, estimator))
+        else:
+            nn.Module.__init__(self)
+            self.parts = nn.ModuleDict()
+        self.latents = (
+            LatentNormals(model, example, skip=frozenset(weights), init_scale=init_scale)
+            if example is not None
+            else None
+        )
+        if not self.parts and not (self.latents and len(self.latents.sites)):
+            raise ValueError("model has no latent site: there is nothing to infer")
+
+    def forward(self, *inputs: Any, **options: Any) -> None:
+        """Propose every global latent; the arguments are the model's and are not used."""
+        super().forward(*inputs, **options)
+        if self.latents is not None:
+            self.latents()

@@ -1,0 +1,129 @@
+"""Stochastic variational inference: ``fit`` maximises the ELBO it names.
+
+    loss = (NLL + kl_weight * KL) / num_cases       in nats per case, kl_weight 1 by default
+
+One draw of the latents a step; closed-form KL where one is registered. Nothing in a step waits for
+the device: losses are read when the progress bar is redrawn, at the end of an epoch and before a
+checkpoint.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+import xarray as xr
+
+from ppl_med.inference.ensemble import Ensemble, members_of
+from ppl_med.inference.history import join_histories
+from ppl_med.inference.loader import as_loader, check_arguments, model_limits
+from ppl_med.inference.programs import Program
+from ppl_med.inference.training import Plan, Trainer
+
+Schedule = Callable[[float], float]
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    batches: Any,
+    *,
+    num_cases: int | None = None,
+    epochs: int = 1,
+    learning_rate: float = 1e-3,
+    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
+    schedule: Literal["constant", "cosine"] | Schedule = "constant",
+    kl_weight: float | Schedule = 1.0,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = False,
+    validation: Any = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Train a guide (and what a model has of deterministic parameters) in place.
+
+    Args:
+        model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
+        guide: A guide with the same signature, an ``Ensemble``, or a stock ``pyro.infer.autoguide``.
+        batches: Re-iterable with a length, of dicts whose keys are the model's arguments:
+            ``data.Batches``, a torch ``DataLoader`` or a list. Other keys (``id``) are ignored.
+        num_cases: Size of the data set; read off ``batches`` where that is possible.
+        epochs: Passes over the data.
+        learning_rate: Of the default optimizer, Adam.
+        optimizer: From a list of parameters to a torch optimizer, in place of Adam.
+        schedule: Factor on the learning rate over the run: ``"cosine"`` falls to 0; or a function
+            of the finished fraction in [0, 1].
+        kl_weight: Weight of the KL. 1 is the ELBO; less is a tempered posterior, which the history
+            records. A function of the finished fraction gives a warm-up.
+        precision: ``"bfloat16"`` runs layers under autocast; log-densities stay float32.
+        device: Where to train; a GPU where there is one, by default.
+        seed: Seed of all draws and of the order of ``data.Batches``. Member m of an ensemble uses
+            seed + m, and equals a single run with that seed.
+        checkpoint: File for the state of the run, replaced atomically.
+        checkpoint_every: Seconds between checkpoints.
+        resume: Go on from ``checkpoint`` if it exists. The result equals the uninterrupted run's.
+        validation: Held-out batches; their NLL under 8 draws is recorded after every epoch.
+        progress: Show a bar with ETA, ELBO, NLL and KL.
+
+    Returns:
+        Dataset over ``step`` with ``elbo``, ``nll``, ``kl`` (nats per case) and ``kl_weight``,
+        coordinate ``epoch``; ``validation_nll`` over ``validation_epoch`` where asked. An ensemble
+        adds the dim ``chain``.
+
+    Raises:
+        ValueError: On batches that do not fit the model, before any training.
+        FileExistsError: If ``checkpoint`` exists and ``resume`` is False.
+        FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
+
+    Warns:
+        UserWarning: On a collapsed latent (KL below 0.05 nats per case) and on a KL above 1000
+            nats per case.
+    """
+    check_arguments(epochs=epochs, precision=precision, schedule=schedule, seed=seed)
+    loader = as_loader(batches, num_cases)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pairs = members_of(model, guide)
+    plan = Plan(
+        loader=loader,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        schedule=schedule,
+        kl_weight=kl_weight,
+        precision=precision,
+        device=chosen,
+        seed=seed,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint_every=checkpoint_every,
+        validation=validation,
+        progress=progress,
+        limits=model_limits(pairs[0][0]),
+    )
+    trainer = Trainer(plan, pairs)
+    devices = [chosen.index or 0] if chosen.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(pyro.validation_enabled(False))
+        trainer.prepare(resume=resume)
+        histories = trainer.run()
+    return join_histories(histories, ensemble=isinstance(guide, Ensemble))
+
+
+def warm_up(fraction: float = 0.5, weight: float = 1.0) -> Schedule:
+    """A KL weight that rises linearly from 0 to ``weight`` over the first part of training.
+
+    Args:
+        fraction: Part of the run over which it rises, in (0, 1].
+        weight: Where it stays.
+
+    Returns:
+        A function for ``fit(kl_weight=...)``.
+    """
+    if not 0 < fraction <= 1 or weight < 0:
+        raise ValueError(f"fraction must be in (0, 1] and weight >= 0, got {fraction}, {weight}")
+    return lambda done: weight * min(1.0, done / fraction)

@@ -1,0 +1,85 @@
+"""Bayesian classifier: any network, with its weights drawn from a prior.
+
+Program:
+
+    weights            ~  prior                                  one vector for all cases
+    label | image      ~  Categorical(softmax(net(image; weights)))   one per case
+
+Sites and their dimensions: weights (weight), no unit; label (case), integer in 0..K-1.
+
+Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised
+the way the network was or will be trained.
+
+Reference: Blundell et al., "Weight uncertainty in neural networks", ICML 2015. Departs from it in
+the prior's default: He-scaled normals in place of the scale mixture (``priors.ScaleMixture``).
+"""
+
+from collections.abc import Sequence
+
+import pyro
+from torch import Tensor, nn
+
+from ppl_med.likelihoods import Bernoulli, Categorical
+from ppl_med.priors import Prior
+from ppl_med.weights import RandomWeights, Where
+
+
+class BayesianClassifier(nn.Module):
+    """The joint p(label, weights | image) of a network.
+
+    Args:
+        net: Any network from images to logits (case, class). With two classes it may have one
+            output unit instead, the logit of the second class.
+        classes: Class names, in the order of the labels.
+        prior: Prior over the random weights; He-scaled normals by default.
+        where: Which parameters are random; see ``RandomWeights``.
+        likelihood: ``"categorical"`` (one logit a class) or ``"bernoulli"`` (one logit in all).
+
+    Raises:
+        ValueError: If there are fewer than two classes or two share a name.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        prior: Prior | None = None,
+        where: Where = None,
+        likelihood: str = "categorical",
+    ) -> None:
+        super().__init__()
+        if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ValueError(f"classes must be two or more different names, got {classes!r}")
+        kinds = {"categorical": Categorical, "bernoulli": Bernoulli}
+        if likelihood not in kinds:
+            raise ValueError(f"likelihood must be one of {sorted(kinds)}, got {likelihood!r}")
+        self.network = RandomWeights(net, prior, where)
+        self.likelihood = kinds[likelihood](classes)
+        self.coords = {"class": list(classes)}
+
+    def forward(
+        self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        """Run the program once, conditioned on ``label`` if it is given.
+
+        Args:
+            image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
+            label: Observed classes, dims (case,), integers; None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Returns:
+            Logits, dims (case, class), or (case, 1) for the Bernoulli likelihood.
+
+        Raises:
+            ValueError: If the network's output does not fit the classes.
+        """
+        output = self.network(image)
+        expected = (len(image), self.likelihood.num_outputs)
+        if tuple(output.shape) != expected:
+            raise ValueError(
+                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: "
+                f"{expected[1]} output unit(s) for classes {list(self.likelihood.classes)}"
+            )
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            self.likelihood(output, label)
+        return output

@@ -1,0 +1,57 @@
+"""Names of axes, written at the sample site and read by ``predict``."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pyro.poutine as poutine
+from pyro.poutine.runtime import InferDict
+
+AXES = (
+    "chain",
+    "draw",
+    "case",
+    "grader",
+    "channel",
+    "class",
+    "depth",
+    "row",
+    "col",
+    "latent",
+    "step",
+    "augmentation",
+    "box",
+)
+
+
+def dims(*names: str) -> InferDict:
+    """Name a site's event axes: ``pyro.sample("z", ..., infer=dims("latent"))``.
+
+    Args:
+        names: One name an event axis, outermost first. The usual ones are in ``AXES``.
+
+    Returns:
+        What ``pyro.sample`` takes as ``infer``.
+    """
+    return cast(InferDict, {"event_dims": list(names)})
+
+
+def site_dims(trace: "poutine.Trace", site: str) -> list[str]:
+    """Return a site's axis names: its plates, outermost first, then its event axes.
+
+    Event axes without a name are called ``<site>_dim_<i>``, which is ArviZ's convention.
+
+    Args:
+        trace: A trace of the program.
+        site: Name of a sample site in it.
+    """
+    node: dict[str, Any] = trace.nodes[site]
+    plates = {frame.dim or 0: frame.name for frame in node["cond_indep_stack"]}
+    named: Sequence[str] = (node["infer"] or {}).get("event_dims", ())
+    num_event = len(node["fn"].event_shape)
+    event = list(named) or [f"{site}_dim_{index}" for index in range(num_event)]
+    if len(event) != num_event:
+        raise ValueError(
+            f"site {site!r} has {num_event} event axes but infer=dims(...) names {list(named)}; "
+            "name every event axis, or none"
+        )
+    return [plates[dim] for dim in sorted(plates)] + event

@@ -1,0 +1,138 @@
+"""From a network's output to the observed site.
+
+A likelihood owns three things together: the sample statement, the log-likelihood (in float64 at
+prediction, because float32 log-probabilities tie and break PSIS), and what ``predict`` stores
+(``stored_parameters``).
+"""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from ppl_med.dims import dims
+
+
+class Categorical(nn.Module):
+    """One of K classes: ``label ~ Categorical(softmax(logits))``.
+
+    Args:
+        classes: Class names, K >= 2 of them.
+        event: Names of the axes after the class axis, such as ("row", "col") for one class a pixel.
+        site: Name of the observed site.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], event: Sequence[str] = (), site: str = "label"
+    ) -> None:
+        super().__init__()
+        self.classes, self.event, self.site = tuple(classes), tuple(event), site
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels the network must have on axis 1."""
+        return len(self.classes)
+
+    def forward(self, output: Tensor, label: Tensor | None) -> None:
+        """State the site.
+
+        Args:
+            output: Logits, dims (case, class, *event).
+            label: Observed classes, dims (case, *event), integers in 0..K-1, or None.
+        """
+        logits = output.movedim(1, -1).to(_precision(output, self.training))
+        _sample(self.site, dist.Categorical(logits=logits), self.event, label)
+
+
+class Bernoulli(nn.Module):
+    """Two classes from one logit: ``label ~ Bernoulli(sigmoid(logit))``.
+
+    Args:
+        classes: The two names, the negative one first.
+        event: Names of the axes after the channel axis.
+        site: Name of the observed site.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], event: Sequence[str] = (), site: str = "label"
+    ) -> None:
+        super().__init__()
+        if len(classes) != 2:
+            raise ValueError(f"Bernoulli takes two classes, got {len(classes)}: {list(classes)}")
+        self.classes, self.event, self.site = tuple(classes), tuple(event), site
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels the network must have on axis 1."""
+        return 1
+
+    def forward(self, output: Tensor, label: Tensor | None) -> None:
+        """State the site.
+
+        Args:
+            output: Logits of the second class, dims (case, 1, *event).
+            label: Observed classes, dims (case, *event), integers 0 or 1, or None.
+        """
+        logits = output.squeeze(1).to(_precision(output, self.training))
+        observed = None if label is None else label.to(logits.dtype)
+        _sample(self.site, dist.Bernoulli(logits=logits), self.event, observed)
+
+
+def _precision(output: Tensor, training: bool) -> torch.dtype:
+    return torch.float32 if training and output.dtype != torch.float64 else torch.float64
+
+
+def _sample(site: str, fn: Distribution, event: tuple[str, ...], value: Tensor | None) -> None:
+    fn = fn.to_event(len(event)) if event else fn  # type: ignore[attr-defined]
+    pyro.sample(site, fn, obs=value, infer=dims(*event) if event else None)
+
+
+def in_double(fn: Distribution) -> Distribution:
+    """The same distribution with float64 parameters, where it is one we know.
+
+    Renormalising in float64 what was normalised in float32 keeps the differences of logits and
+    takes the ties out of the log-likelihood.
+    """
+    if isinstance(fn, Independent):
+        return dist.Independent(in_double(fn.base_dist), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, torch.distributions.Categorical):
+        return dist.Categorical(logits=fn.logits.double())
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return dist.Bernoulli(logits=fn.logits.double())
+    if isinstance(fn, torch.distributions.Normal | torch.distributions.Laplace):
+        kind = dist.Normal if isinstance(fn, torch.distributions.Normal) else dist.Laplace
+        return kind(fn.loc.double(), fn.scale.double())
+    return fn
+
+
+def stored_parameters(
+    fn: Distribution, names: Sequence[str]
+) -> dict[str, tuple[list[str], Tensor]]:
+    """What ``predict`` keeps of an observed site's distribution.
+
+    Args:
+        fn: The site's distribution.
+        names: Axis names of the site's values, plates first.
+
+    Returns:
+        ``probs`` with a ``class`` axis after the first for Categorical and Bernoulli; ``loc`` and
+        ``scale`` for Normal and Laplace; ``mean`` and ``variance`` for others that have them.
+    """
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    names = list(names)
+    with_class = [*names[:1], "class", *names[1:]]
+    if isinstance(fn, torch.distributions.Categorical):
+        return {"probs": (with_class, fn.probs.movedim(-1, 1 if names else 0))}
+    if isinstance(fn, torch.distributions.Bernoulli):
+        both = torch.stack([torch.sigmoid(-fn.logits), torch.sigmoid(fn.logits)], 1 if names else 0)
+        return {"probs": (with_class, both)}
+    if isinstance(fn, torch.distributions.Normal | torch.distributions.Laplace):
+        return {"loc": (names, fn.loc), "scale": (names, fn.scale)}
+    try:
+        return {"mean": (names, fn.mean), "variance": (names, fn.variance)}
+    except NotImplementedError:
+        return {}

@@ -1,0 +1,268 @@
+"""Saving and loading results: a posterior tree or a Dataset, as netCDF (.nc) or zarr (.zarr).
+
+A save is atomic: it writes beside the target under a temporary name and moves it into place, so
+an earlier result survives a full disk or a crash. Nothing is ever unpickled. A netCDF file is
+built in memory first, so prefer zarr for large results. For data larger than memory open the
+store lazily: ``xarray.open_datatree("run.zarr", engine="zarr")``.
+"""
+
+import errno
+import os
+import shutil
+import time
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+_SUFFIXES = (".nc", ".zarr")
+_COMPLETE = "ppl_med_complete"  # root attribute of a zarr store that holds every chunk
+
+
+def save(tree: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a tree or Dataset, replacing an earlier result only once the new one is complete.
+
+    Args:
+        tree: What `predict`, `fit` or an analysis returned.
+        path: Target, ``*.nc`` (one file) or ``*.zarr`` (a folder).
+
+    Returns:
+        The path written.
+
+    Raises:
+        TypeError: ``tree`` is no DataTree or Dataset, or an attribute cannot be stored.
+        ValueError: Unknown suffix, or a DataTree without groups (save it as a Dataset).
+        OSError: The disk is full or the folder cannot be written; an earlier result at ``path``
+            is intact and the temporary file is gone.
+    """
+    path = _target(path)
+    _check_tree(tree)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        if path.suffix == ".nc":
+            _write_netcdf(tree, partial)
+        else:
+            _write_zarr(tree, partial)
+        _move_into_place(partial, path)
+    except (OSError, RuntimeError) as error:
+        if _is_full(error):
+            message = f"no space left to save {path}; any earlier result there is unchanged"
+            raise OSError(errno.ENOSPC, message) from error
+        raise
+    finally:
+        _clear(partial)
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
+    """Read what `save` wrote, wholly into memory.
+
+    Args:
+        path: ``*.nc`` or ``*.zarr``.
+
+    Returns:
+        The DataTree or Dataset that was saved; a file without groups gives a Dataset.
+
+    Raises:
+        FileNotFoundError: Nothing at ``path``.
+        ValueError: Unknown suffix, or the file is truncated, damaged or of another format.
+    """
+    path = _target(path)
+    if not path.exists():
+        earlier = _earlier(path)
+        hint = f" A crash left the previous result at {earlier}." if earlier.exists() else ""
+        raise FileNotFoundError(errno.ENOENT, f"no saved result.{hint}", str(path))
+    engine = "h5netcdf" if path.suffix == ".nc" else "zarr"
+    options: dict[str, Any] = {} if engine == "h5netcdf" else {"consolidated": False}
+    try:
+        if engine == "zarr":
+            _check_chunks(path)
+        with xr.open_datatree(path, engine=engine, **options) as opened:
+            tree = opened.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # h5py and zarr raise OSError, KeyError, ValueError, RuntimeError
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(
+            f"{path} cannot be read as {engine}: it is truncated, damaged or of another format "
+            f"({type(error).__name__}: {error}). Write it again."
+        ) from error
+    tree = xr.DataTree.from_dict({name: _plain(node) for name, node in _nodes(tree).items()})
+    return tree if tree.children else tree.to_dataset()
+
+
+def to_inference_data(tree: xr.DataTree) -> Any:
+    """Return the container that the installed arviz takes.
+
+    Args:
+        tree: The tree of `predict`.
+
+    Returns:
+        ``arviz.InferenceData`` for arviz below 1; from arviz 1 on, ``tree`` itself, since
+        arviz takes a DataTree as it is.
+
+    Raises:
+        ImportError: arviz is not installed.
+    """
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError("to_inference_data needs arviz: pip install arviz") from error
+    if not hasattr(arviz, "InferenceData"):
+        return tree
+    groups: dict[str, Any] = {name: node.to_dataset() for name, node in tree.children.items()}
+    return arviz.InferenceData(attrs=dict(tree.attrs), **groups)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"path must end in .nc or .zarr, not {path.name!r}.")
+    return path
+
+
+def _check_tree(tree: xr.DataTree | xr.Dataset) -> None:
+    if not isinstance(tree, xr.DataTree | xr.Dataset):
+        raise TypeError(f"tree must be a DataTree or Dataset, not {type(tree).__name__}.")
+    if isinstance(tree, xr.DataTree) and not tree.children:
+        raise ValueError("tree has no groups; save tree.to_dataset().")
+    for name, node in _nodes(tree).items():
+        for key, value in node.attrs.items():
+            _check_attribute(name, key, value)
+        for variable, array in node.variables.items():
+            owner = f"{name.rstrip('/')}/{variable}"
+            if array.dtype.kind == "O" and not all(isinstance(v, str) for v in array.values.flat):
+                raise TypeError(f"{owner} holds Python objects; use numbers or text.")
+            for key, value in array.attrs.items():
+                _check_attribute(owner, key, value)
+
+
+def _check_attribute(owner: str, key: object, value: object) -> None:
+    array = np.asarray(value if isinstance(value, list | tuple | np.ndarray) else [value])
+    plain = array.ndim == 1 and array.size > 0 and array.dtype.kind in "iufU"
+    if not plain or not isinstance(key, str):
+        raise TypeError(
+            f"attribute {key!r} of {owner} is {value!r}, which netCDF cannot hold; use text, a "
+            "number, or a flat list of either (int(flag) for a bool, '' for None)."
+        )
+
+
+def _nodes(tree: xr.DataTree | xr.Dataset) -> dict[str, xr.Dataset]:
+    if isinstance(tree, xr.Dataset):
+        return {"/": tree}
+    return {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
+
+
+def _write_netcdf(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
+    # Through memory: HDF5 crashes the whole process when its own write meets a full disk.
+    content = tree.to_netcdf(engine="h5netcdf")
+    with partial.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_zarr(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
+    import zarr
+
+    stored = {name: _variable_text(node) for name, node in _nodes(tree).items()}
+    stored["/"] = stored["/"].assign_attrs({_COMPLETE: 1})
+    with warnings.catch_warnings(), zarr.config.set({"array.write_empty_chunks": True}):
+        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+        xr.DataTree.from_dict(stored).to_zarr(partial, mode="w", consolidated=False)
+
+
+def _variable_text(data: xr.Dataset) -> xr.Dataset:
+    """Give text variable length: fixed-length text has no place in the zarr 3 specification."""
+    text = {
+        name: variable.astype(np.dtypes.StringDType())
+        for name, variable in data.variables.items()
+        if variable.dtype.kind in "UO"
+    }
+    return data.assign(
+        {name: (value.dims, value.values, value.attrs) for name, value in text.items()}
+    )
+
+
+def _plain(data: xr.Dataset) -> xr.Dataset:
+    """Undo storage types: fixed-length text, native byte order, no marker, no encoding."""
+    changed = {}
+    for name, variable in data.variables.items():
+        values = variable.values
+        if values.dtype.kind in "TO":
+            changed[name] = (variable.dims, np.array(values.tolist(), dtype=str), variable.attrs)
+        elif not values.dtype.isnative:
+            changed[name] = (
+                variable.dims,
+                values.astype(values.dtype.newbyteorder("=")),
+                variable.attrs,
+            )
+    data = data.assign(changed).drop_encoding()
+    data.attrs.pop(_COMPLETE, None)
+    return data
+
+
+def _check_chunks(path: Path) -> None:
+    """Raise if a store that was saved complete lacks chunks: zarr would read them as fill."""
+    import zarr
+
+    root = zarr.open_group(path, mode="r")
+    if _COMPLETE not in root.attrs:
+        return
+    for name, array in root.members(max_depth=None):
+        if isinstance(array, zarr.Array) and array.nchunks_initialized < array.nchunks:
+            missing = array.nchunks - array.nchunks_initialized
+            raise ValueError(f"{name} lacks {missing} of {array.nchunks} chunks")
+
+
+def _earlier(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
+
+
+def _move_into_place(partial: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(partial, path)
+        return
+    if partial.is_file():
+        raise IsADirectoryError(errno.EISDIR, "a folder is in the way of the file", str(path))
+    earlier = _earlier(path)
+    _remove(earlier)
+    os.replace(path, earlier)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        os.replace(earlier, path)
+        raise
+    _remove(earlier)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _clear(partial: Path) -> None:
+    """Remove what a failed write left; zarr's own threads may still be adding to it."""
+    absent = 0 if partial.exists() else 3
+    for _ in range(100):
+        if absent == 3:
+            return
+        _remove(partial)
+        time.sleep(0.02)
+        absent = 0 if partial.exists() else absent + 1
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if f"errno = {errno.ENOSPC}," in str(error) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
