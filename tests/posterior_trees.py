@@ -31,12 +31,14 @@ def random_probs(
     return xr.DataArray(softmax(logits, axis=3), coords, dims, name="probs")
 
 
-def classification_tree(seed: int = 0, **sizes: int) -> xr.DataTree:
+def classification_tree(
+    *, chains: int = 2, draws: int = 20, cases: int = 30, classes: int = 3, seed: int = 0
+) -> xr.DataTree:
     """A calibrated classifier: labels are drawn from the mixture of the draws."""
-    probs = random_probs(seed=seed, **sizes)
+    probs = random_probs(chains=chains, draws=draws, cases=cases, classes=classes, seed=seed)
     rng = np.random.default_rng(seed + 1000)
     label = draw_labels(probs.mean(("chain", "draw")), rng)
-    likelihood = np.log(probs.isel({"class": label.drop_vars("case")})).drop_vars("class")
+    likelihood = xr.ufuncs.log(probs.isel({"class": label.drop_vars("case")})).drop_vars("class")
     return xr.DataTree.from_dict(
         {
             "/": xr.Dataset(attrs={"model": "Toy", "seed": seed, "log_likelihood_of": "held-out"}),
@@ -54,3 +56,10 @@ def draw_labels(probs: xr.DataArray, rng: np.random.Generator) -> xr.DataArray:
     uniform = rng.random(below.shape[:-1])[..., None]
     index = (below < uniform).sum("class").clip(max=probs.sizes["class"] - 1)
     return index.astype(np.int64)
+
+
+def array(tree: xr.DataTree, path: str) -> xr.DataArray:
+    """Return one array of a tree, e.g. ``posterior/probs``."""
+    found = tree[path]
+    assert isinstance(found, xr.DataArray)
+    return found

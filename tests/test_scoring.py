@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import xarray as xr
-from posterior_trees import classification_tree, draw_labels, random_probs
+from posterior_trees import array, classification_tree, draw_labels, random_probs
 from scipy import stats
 
 from ppl_med.analysis import binning, scoring
@@ -12,14 +12,14 @@ from ppl_med.analysis import binning, scoring
 Z = stats.norm.isf(1e-6 / 2)
 
 
-def tree_of(probs: object, label: object, classes: int | None = None) -> xr.DataTree:
+def tree_of(probs: object, label: object) -> xr.DataTree:
     """One chain, one draw."""
     values = np.asarray(probs, float)[None, None]
-    array = xr.DataArray(values, dims=("chain", "draw", "case", "class"))
+    stacked = xr.DataArray(values, dims=("chain", "draw", "case", "class"))
     observed = xr.DataArray(np.asarray(label), dims="case")
     return xr.DataTree.from_dict(
         {
-            "/posterior": xr.Dataset({"probs": array}),
+            "/posterior": xr.Dataset({"probs": stacked}),
             "/observed_data": xr.Dataset({"label": observed}),
         }
     )
@@ -28,8 +28,8 @@ def tree_of(probs: object, label: object, classes: int | None = None) -> xr.Data
 def test_mixture_scores_match_sklearn() -> None:
     tree = classification_tree(cases=200)
     result = scoring.score(tree)
-    probs = tree["posterior"]["probs"].mean(("chain", "draw")).values
-    label = tree["observed_data"]["label"].values
+    probs = array(tree, "posterior/probs").mean(("chain", "draw")).values
+    label = array(tree, "observed_data/label").values
     vote = probs.argmax(1)
     names = [0, 1, 2]
     assert float(result["accuracy"]) == pytest.approx(sklearn.metrics.accuracy_score(label, vote))
@@ -44,10 +44,10 @@ def test_mixture_scores_match_sklearn() -> None:
 def test_every_draw_is_scored_like_a_mixture_of_one() -> None:
     tree = classification_tree(cases=40, draws=3)
     result = scoring.score(tree)
-    label = tree["observed_data"]["label"].values
+    label = array(tree, "observed_data/label").values
     for chain in range(2):
         for draw in range(3):
-            one = scoring.score(tree_of(tree["posterior"]["probs"][chain, draw], label))
+            one = scoring.score(tree_of(array(tree, "posterior/probs")[chain, draw], label))
             for name in ("accuracy", "nll", "brier", "ece", "accuracy_per_class"):
                 part = result[f"{name}_per_draw"].isel(chain=chain, draw=draw)
                 np.testing.assert_allclose(part, one[name], rtol=1e-12)
@@ -60,8 +60,8 @@ def test_calibration_error_matches_torchmetrics(bins: int) -> None:
     torch = pytest.importorskip("torch", reason="oracle")
     oracle = pytest.importorskip("torchmetrics.functional.classification", reason="oracle")
     tree = classification_tree(cases=300)
-    probs = tree["posterior"]["probs"].mean(("chain", "draw")).values
-    label = tree["observed_data"]["label"].values
+    probs = array(tree, "posterior/probs").mean(("chain", "draw")).values
+    label = array(tree, "observed_data/label").values
     expected = oracle.multiclass_calibration_error(
         torch.tensor(probs), torch.tensor(label), num_classes=3, n_bins=bins, norm="l1"
     )
@@ -88,8 +88,8 @@ def test_bins_are_closed_on_the_right() -> None:
 def test_scores_do_not_depend_on_the_order_of_classes_or_cases() -> None:
     tree = classification_tree(cases=50)
     probs, label = (
-        tree["posterior"]["probs"].mean(("chain", "draw")),
-        tree["observed_data"]["label"],
+        array(tree, "posterior/probs").mean(("chain", "draw")),
+        array(tree, "observed_data/label"),
     )
     order = np.array([2, 0, 1])
     moved = scoring.score(tree_of(probs.values[::-1, order], np.argsort(order)[label.values[::-1]]))
@@ -157,7 +157,8 @@ def test_nll_reads_the_log_likelihood_where_present() -> None:
 def test_elpd_is_the_log_of_the_mean_likelihood() -> None:
     tree = classification_tree(cases=50)
     result = scoring.elpd_heldout(tree)
-    direct = np.log(np.exp(tree["log_likelihood"]["label"]).mean(("chain", "draw")))
+    likelihood = xr.ufuncs.exp(array(tree, "log_likelihood/label"))
+    direct = xr.ufuncs.log(likelihood.mean(("chain", "draw")))
     np.testing.assert_allclose(result["elpd"], direct, rtol=1e-12)
     assert float(result["elpd_sum"]) == pytest.approx(-50 * float(scoring.score(tree)["nll"]))
     assert float(result["elpd_sum_se"]) == pytest.approx(50**0.5 * direct.values.std(ddof=1))
@@ -176,8 +177,8 @@ def test_elpd_error_is_the_spread_over_replicated_draws() -> None:
     sums, squares = [], []
     for _ in range(400):
         values = -0.5 * (0.3 * rng.normal(size=(1, 80, 1)) + np.linspace(-1, 1, 6)) ** 2
-        array = xr.DataArray(values, dims=("chain", "draw", "case"))
-        tree = xr.DataTree.from_dict({"/log_likelihood": array.to_dataset(name="label")})
+        likelihood = xr.DataArray(values, dims=("chain", "draw", "case"))
+        tree = xr.DataTree.from_dict({"/log_likelihood": likelihood.to_dataset(name="label")})
         tree.attrs["log_likelihood_of"] = "held-out"
         result = scoring.elpd_heldout(tree)
         sums.append(float(result["elpd_sum"]))
@@ -207,8 +208,8 @@ def test_elpd_of_one_draw_has_no_mcse() -> None:
 def test_reliability_matches_sklearn_and_scipy() -> None:
     tree = classification_tree(cases=400)
     result = scoring.reliability(tree, bins=10)
-    probs = tree["posterior"]["probs"].mean(("chain", "draw")).values
-    correct = probs.argmax(1) == tree["observed_data"]["label"].values
+    probs = array(tree, "posterior/probs").mean(("chain", "draw")).values
+    correct = probs.argmax(1) == array(tree, "observed_data/label").values
     curve = sklearn.calibration.calibration_curve(correct, probs.max(1), n_bins=10)
     filled = result.isel(bin=result["count"].values > 0)
     np.testing.assert_allclose(filled["accuracy"], curve[0])
@@ -237,7 +238,7 @@ def test_malformed_labels_are_refused(label: list[float], message: str) -> None:
 def test_missing_or_misaligned_observations_are_refused() -> None:
     tree = classification_tree()
     with pytest.raises(TypeError):
-        scoring.score(tree["posterior"]["probs"])  # no labels travel with the array
+        scoring.score(array(tree, "posterior/probs"))  # no labels travel with the array
     with pytest.raises(ValueError, match="no observed label or mask"):
         scoring.score(tree.filter(lambda node: node.name != "observed_data"))
     for group in ("observed_data", "log_likelihood"):
