@@ -32,10 +32,18 @@ def random_probs(
 
 
 def classification_tree(
-    *, chains: int = 2, draws: int = 20, cases: int = 30, classes: int = 3, seed: int = 0
+    *,
+    chains: int = 2,
+    draws: int = 20,
+    cases: int = 30,
+    classes: int = 3,
+    noise: float = 1.0,
+    seed: int = 0,
 ) -> xr.DataTree:
     """A calibrated classifier: labels are drawn from the mixture of the draws."""
-    probs = random_probs(chains=chains, draws=draws, cases=cases, classes=classes, seed=seed)
+    probs = random_probs(
+        chains=chains, draws=draws, cases=cases, classes=classes, noise=noise, seed=seed
+    )
     rng = np.random.default_rng(seed + 1000)
     label = draw_labels(probs.mean(("chain", "draw")), rng)
     likelihood = xr.ufuncs.log(probs.isel({"class": label.drop_vars("case")})).drop_vars("class")
