@@ -46,8 +46,9 @@ nav a { color: var(--ink); text-decoration: underline; text-decoration-color: #b
 section { margin: 64px 0 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px;
   margin: 30px 0 0; padding: 0; }
-.card { border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
-.card .name { font-size: 14px; color: var(--muted); }
+.card { border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px;
+  display: flex; flex-direction: column; }
+.card .name { font-size: 14px; line-height: 1.35; color: var(--muted); flex: 1; }
 .card .value { font-size: 32px; line-height: 1.25; font-weight: 650;
   font-variant-numeric: tabular-nums; }
 .card .value small { display: block; font-size: 16px; font-weight: 400; color: var(--muted); }
@@ -87,8 +88,9 @@ footer { margin-top: 72px; padding-top: 18px; padding-bottom: 48px; color: var(-
   body { font-size: 10.5pt; } nav { display: none; }
   main, header, footer { max-width: none; padding: 0; }
   header { padding-top: 0; } section { margin-top: 26pt; } figure, .scroll { overflow: visible; }
-  figure img { min-width: 0; max-height: 235mm; width: auto; max-width: 100%; }
-  h2, h3 { break-after: avoid; } figure, tr, .card, .words, .notes { break-inside: avoid; }
+  figure img { min-width: 0; max-height: 195mm; width: auto; max-width: 100%; }
+  h2, h3, section > p { break-after: avoid; }
+  figure, tr, .card, .words, .notes { break-inside: avoid; }
 }
 """.replace("ALEATORIC", ALEATORIC).replace("EPISTEMIC", EPISTEMIC)
 
