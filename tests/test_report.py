@@ -99,7 +99,8 @@ def make_everything() -> dict[str, Any]:
                 "coverage": 0.917,
                 "coverage_lower": 0.75,
                 "coverage_upper": 1.0,
-            }
+            },
+            attrs={"alpha": 0.1},
         ),
         "attribution": xr.Dataset(
             {"mean": maps, "sd": abs(maps), "probability_positive": 0.5 + 0 * maps}
@@ -184,7 +185,7 @@ def test_report_shows_prediction_sets_and_provenance(whole: Path) -> None:
     size = make_everything()["prediction_sets"]["prediction_set"].sum("class").to_numpy()
     ones = int((size == 1).sum())
     assert f"{ones} cases, {100 * ones / NUM_CASES:.0f} %" in text
-    assert "The true class is in the set for 91.7 % of the cases" in text
+    assert "The true class is in the set for 91.7 % of the cases (made for 90 %)" in text
     for item in ("WeightedNet", "MeanFieldNormal", "seed 7", "versions: torch 2.15.0"):
         assert item in text
     assert "8 in each of 2 chain(s)" in text and "16 posterior draws" in text

@@ -94,10 +94,10 @@ def _first_edge(dataset: xr.Dataset) -> float:
 
 def _diagonal(ax: Axes, start: float) -> None:
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="_diagonal")
-    ax.fill_between([0, 1, 1.02], [0, 1, 1], 0, color="#f3f4f6", linewidth=0, zorder=0)
+    ax.fill_between([0, 1, 1.02], [0, 1, 1.02], 0, color="#f3f4f6", linewidth=0, zorder=0)
     style: dict[str, Any] = {"transform": ax.transAxes, "fontsize": 9, "color": MUTED}
     ax.text(0.98, 0.04, "below the line: over-confident", ha="right", **style)
-    ax.text(0.02, 0.97, "above the line: under-confident", ha="left", va="top", **style)
+    ax.text(0.02, 0.985, "above the line: under-confident", ha="left", va="top", **style)
     ax.set_xlim(max(0.0, start - 0.02), 1.02)
 
 
@@ -131,7 +131,7 @@ def _histogram(ax: Axes, dataset: xr.Dataset, index: int, *, filled: bool) -> No
 
 
 def _finish(upper: Axes, lower: Axes, start: float) -> None:
-    upper.set(ylim=(-0.02, 1.02), ylabel="Accuracy in the bin [proportion],\n95 % interval")
+    upper.set(ylim=(-0.02, 1.1), ylabel="Accuracy in the bin [proportion],\n95 % interval")
     lower.set(xlabel="Confidence: probability of the predicted class", ylabel="Cases\n[count]")
     lower.set_ylim(0, None)
     for ax in (upper, lower):

@@ -89,7 +89,7 @@ footer { margin-top: 72px; padding-top: 18px; padding-bottom: 48px; color: var(-
   main, header, footer { max-width: none; padding: 0; }
   header { padding-top: 0; } section { margin-top: 26pt; } figure, .scroll { overflow: visible; }
   figure img { min-width: 0; max-height: 195mm; width: auto; max-width: 100%; }
-  h2, h3, section > p { break-after: avoid; }
+  h2, h3, section > p { break-after: avoid; } section, p { break-inside: avoid; }
   figure, tr, .card, .words, .notes { break-inside: avoid; }
 }
 """.replace("ALEATORIC", ALEATORIC).replace("EPISTEMIC", EPISTEMIC)

@@ -112,6 +112,8 @@ def set_summary(sets: xr.Dataset) -> str:
         text = (
             f"The true class is in the set for {100 * float(sets['coverage']):.1f} % of the cases"
         )
+        if "alpha" in sets.attrs:
+            text += f" (made for {100 * (1 - float(sets.attrs['alpha'])):.3g} %)"
         if "coverage_lower" in sets and "coverage_upper" in sets:
             low, high = float(sets["coverage_lower"]), float(sets["coverage_upper"])
             text += (
