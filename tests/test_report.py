@@ -174,7 +174,7 @@ def test_report_shows_scores_with_error_and_unit(whole: Path) -> None:
     text = Page(whole).text
     for name, unit in (("accuracy", "proportion"), ("nll", "nats per case")):
         assert f"{float(scores[name]):.3f}" in text
-        assert f"± {float(scores[f'{name}_se']):.3f}" in text
+        assert f"± {float(scores[f'{name}_se']):.3f} s.e." in text
         assert unit in text
     low, high = np.quantile(scores["brier_per_draw"], [0.05, 0.95])
     assert f"{low:.3f} to {high:.3f}" in text

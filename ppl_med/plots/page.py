@@ -180,8 +180,8 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def card(name: str, value: str, error: str, unit: str) -> str:
-    """Return one headline figure; all plain text, ``error`` may be empty."""
-    small = f" <small>± {escape(error)}</small>" if error else ""
+    """Return one headline figure; plain text, ``error`` a standard error or empty."""
+    small = f' <small title="standard error">± {escape(error)} s.e.</small>' if error else ""
     return (
         f'<div class="card"><div class="name">{escape(name)}</div>'
         f'<div class="value">{escape(value)}{small}</div>'
