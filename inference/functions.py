@@ -12,6 +12,27 @@ from ppl_med.inference.function_draw import Sampler
 from ppl_med.inference.programs import Program, argument_names
 
 
+class _Member:
+    """One member's program; its sampler is made for the first image, which fixes the device."""
+
+    def __init__(self, model: Program, guide: Program, seed: int, chain: int) -> None:
+        self.pair, self.seed, self.chain = (model, guide), seed, chain
+        self.argument = argument_names(model)[0]
+        self.sampler: Sampler | None = None
+
+    def prepare(self, image: Tensor) -> Sampler:
+        """The sampler, with the programs on the image's device and in evaluation mode."""
+        if self.sampler is None or self.device != image.device:
+            for program in self.pair:
+                if isinstance(program, nn.Module):
+                    program.to(image.device).eval()
+            with torch.no_grad():
+                example = {self.argument: image[:1].detach()}
+                self.sampler = Sampler(*self.pair, example, self.seed, self.chain)
+            self.device = image.device
+        return self.sampler
+
+
 class Function:
     """One draw: image -> network output, without randomness and differentiable in the image.
 
@@ -20,9 +41,11 @@ class Function:
         draw: Index of the draw, as in ``predict`` with the same seed.
     """
 
-    def __init__(self, sampler: Sampler, draw: int, values: dict[str, Tensor], name: str) -> None:
-        self.chain, self.draw = sampler.chain, draw
-        self._sampler, self._values, self._name = sampler, values, name
+    def __init__(self, member: _Member, draw: int) -> None:
+        self.chain, self.draw = member.chain, draw
+        self._member = member
+        self._sampler: Sampler | None = None
+        self._values: dict[str, Tensor] = {}
 
     def __call__(self, image: Tensor) -> Tensor:
         """The program's return value for a batch of images.
@@ -36,8 +59,11 @@ class Function:
         Raises:
             TypeError: If the program returns no tensor.
         """
-        cases = np.arange(len(image))
-        trace = self._sampler.run(self._values, self.draw, {self._name: image}, cases)
+        sampler = self._member.prepare(image)
+        if sampler is not self._sampler:
+            self._sampler, self._values = sampler, sampler.draw(self.draw)
+        inputs = {self._member.argument: image}
+        trace = sampler.run(self._values, self.draw, inputs, np.arange(len(image)))
         output = trace.nodes["_RETURN"]["value"]
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -48,13 +74,13 @@ class Function:
 
 
 class Functions(Sequence[Function]):
-    """A sequence of functions, drawn when they are asked for."""
+    """A sequence of functions; the weights of one are drawn when it is first called."""
 
-    def __init__(self, samplers: list[Sampler], draws: int, name: str) -> None:
-        self._samplers, self._draws, self._name = samplers, draws, name
+    def __init__(self, members: list[_Member], draws: int) -> None:
+        self._members, self._draws = members, draws
 
     def __len__(self) -> int:
-        return len(self._samplers) * self._draws
+        return len(self._members) * self._draws
 
     @overload
     def __getitem__(self, index: int) -> Function: ...
@@ -66,21 +92,13 @@ class Functions(Sequence[Function]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         chain, draw = divmod(index % len(self), self._draws)
-        sampler = self._samplers[chain]
-        return Function(sampler, draw, sampler.draw(draw), self._name)
+        return Function(self._members[chain], draw)
 
     def __iter__(self) -> Iterator[Function]:
         return (self[index] for index in range(len(self)))
 
 
-def functions(
-    model: Program,
-    guide: Program,
-    image: Tensor,
-    *,
-    draws: int = 32,
-    seed: int = 0,
-) -> Functions:
+def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0) -> Functions:
     """The posterior as a sequence of plain functions.
 
     With the same seed, function (chain, draw) has the weights of that draw in ``predict``.
@@ -88,7 +106,6 @@ def functions(
     Args:
         model: The model.
         guide: Its guide, trained, or an ``Ensemble``.
-        image: An image or batch of the shape to come; fixes the device.
         draws: Draws per chain.
         seed: Seed of all draws.
 
@@ -97,12 +114,5 @@ def functions(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    name = argument_names(model)[0]
-    samplers = []
-    for chain, pair in enumerate(members_of(model, guide)):
-        for program in pair:
-            if isinstance(program, nn.Module):
-                program.to(image.device).eval()
-        with torch.no_grad():
-            samplers.append(Sampler(*pair, {name: image[:1]}, seed, chain))
-    return Functions(samplers, draws, name)
+    pairs = enumerate(members_of(model, guide))
+    return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws)
