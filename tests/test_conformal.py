@@ -117,10 +117,16 @@ def test_sets_match_mapie() -> None:
 
 
 def test_rank_is_exact_for_every_size() -> None:
-    for text in ("0.1", "0.05", "0.2", "0.3", "0.01", "0.07"):
+    for text in ("0.1", "0.05", "0.2", "0.3", "0.01", "0.176", "0.18"):
         for num_cases in range(1, 2000):
             exact = -((num_cases + 1) * (Fraction(text) - 1) // 1)
             assert conformal.coverage_rank(num_cases, float(text)) == exact
+
+
+def test_ties_are_inside_the_set() -> None:
+    learnt = conformal.calibrate(binary_tree(np.full(20, 0.25), "c"))
+    result = conformal.predict_sets(learnt, binary_tree(np.full(5, 0.25), "t"))
+    assert result["prediction_set"].values.tolist() == [[True, False]] * 5
 
 
 def test_too_few_cases_give_full_sets() -> None:

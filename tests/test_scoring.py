@@ -123,6 +123,30 @@ def test_standard_errors_are_the_spread_over_replicated_data() -> None:
         assert abs(square.mean() - spread) < Z * noise + 0.01 * spread, name
 
 
+def test_standard_errors_of_means_are_those_of_scipy() -> None:
+    tree = classification_tree(cases=9, classes=2)
+    result = scoring.score(tree)
+    probs = array(tree, "posterior/probs").mean(("chain", "draw")).values
+    label = array(tree, "observed_data/label").values
+    correct = probs.argmax(1) == label
+    assert float(result["accuracy_se"]) == pytest.approx(stats.sem(correct))
+    nll = -np.log(probs[np.arange(9), label])
+    assert float(result["nll_se"]) == pytest.approx(stats.sem(nll))
+    for index in range(2):
+        expected = stats.sem(correct[label == index])
+        assert float(result["accuracy_per_class_se"][index]) == pytest.approx(expected)
+
+
+def test_calibration_terms_average_to_the_error() -> None:
+    """With gaps of both signs, and for every draw."""
+    rng = np.random.default_rng(1)
+    confidence = xr.DataArray(rng.random((2, 3, 40)), dims=("chain", "draw", "case"))
+    correct = xr.DataArray(rng.integers(0, 2, (2, 3, 40)).astype(float), dims=confidence.dims)
+    terms = binning.calibration_terms(correct, confidence, 5)
+    error = binning.calibration_error(correct, confidence, 5)
+    np.testing.assert_allclose(terms.mean("case"), error, rtol=1e-12)
+
+
 def test_pixels_of_a_case_count_as_one() -> None:
     """Copies of a pixel change no standard error."""
     probs = random_probs(chains=1, draws=2, cases=25)

@@ -1,5 +1,7 @@
 """Uncertainty against identities, closed forms, scipy, and replicated draws."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -115,6 +117,24 @@ def test_mcse_is_the_spread_over_replications(chains: int) -> None:
         noise = (float(claimed.var()) + spread**2 * kurtosis) ** 0.5 / cases**0.5
         allowed = Z * noise + (0.05 if chains == 1 else 0.25) * spread
         assert abs(float(claimed.mean()) - spread) < allowed, name
+
+
+def jackknife(analysis: Callable[[xr.DataArray], xr.Dataset], probs: xr.DataArray) -> xr.Dataset:
+    """Leave one draw of a single chain out, for every figure of an analysis."""
+    count = probs.sizes["draw"]
+    without = [analysis(probs.drop_isel(draw=index)) for index in range(count)]
+    return xr.concat(without, dim="left").var("left") ** 0.5 * (count - 1) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["entropy", "variance", "summary"])
+def test_mcse_agrees_with_the_jackknife(name: str) -> None:
+    """Two first-order estimates of one error: apart by a share of order 1 / draws."""
+    analysis = getattr(uncertainty, name)
+    probs = random_probs(chains=1, draws=200, cases=5, noise=0.7)
+    result, oracle = analysis(probs), jackknife(lambda part: analysis(part, mcse=False), probs)
+    for figure in oracle.data_vars:
+        if not str(figure).endswith("_se"):
+            np.testing.assert_allclose(result[f"{figure}_mcse"], oracle[figure], rtol=0.03)
 
 
 def test_mcse_is_not_too_small_where_the_first_derivative_vanishes() -> None:
