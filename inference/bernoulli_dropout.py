@@ -11,6 +11,7 @@ References: Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016
 Kendall, "Concrete dropout", NeurIPS 2017.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ class FlatDropout(FlatDistribution):
         """One mask, or one mask an example while training."""
         part = self.part
         views = part.layout.views(part.weights)
-        if part.training and part.per_example:
+        if part.training and part.per_example and not sample_shape:
             laws: dict[str, Law | Tensor] = {}
             for entry in part.layout.entries:
                 view, rate = views[entry.name], part.rates.get(entry.name, 0.0)
@@ -47,8 +48,12 @@ class FlatDropout(FlatDistribution):
                     DropoutLaw(view, rate, entry.transposed, entry.groups) if rate else view
                 )
             return part.lazy(laws)
-        masked = [self._masked(entry, views[entry.name]) for entry in part.layout.entries]
-        return torch.cat(masked).expand(self._extended_shape(sample_shape))
+        draws = [self._draw(views) for _ in range(math.prod(sample_shape))]
+        return torch.stack(draws).view(self._extended_shape(sample_shape))
+
+    def _draw(self, views: Mapping[str, Tensor]) -> Tensor:
+        entries = self.part.layout.entries
+        return torch.cat([self._masked(entry, views[entry.name]) for entry in entries])
 
     def _masked(self, entry: Entry, view: Tensor) -> Tensor:
         rate = self.part.rates.get(entry.name, 0.0)

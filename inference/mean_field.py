@@ -39,7 +39,9 @@ class _PerExampleNormal(FlatNormal):
         super().__init__(part.loc, part.scale)
         self.part = part
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> LazyWeights:  # type: ignore[override]  # noqa: B008
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor | LazyWeights:  # type: ignore[override]  # noqa: B008
+        if sample_shape:
+            return super().rsample(sample_shape)
         locs = self.part.layout.views(self.loc)
         scales = self.part.layout.views(self.scale)
         laws: dict[str, Law | Tensor] = {
