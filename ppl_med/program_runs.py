@@ -1,0 +1,206 @@
+"""Run a Pyro program on a batch as ``fit`` and ``predict`` do, and read its traces."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
+from torch import Tensor, nn
+
+Program = Callable[..., Any]
+Site = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments that a batch gives a program.
+
+    Attributes:
+        inputs: Arguments without a default, ``image`` among them.
+        observations: Arguments whose default is None, as far as the batch has them.
+        takes_num_cases: Whether the program takes the keyword ``num_cases``.
+    """
+
+    inputs: dict[str, Any]
+    observations: dict[str, Any]
+    takes_num_cases: bool
+
+    @property
+    def num_cases(self) -> int:
+        """Cases in the batch."""
+        return len(self.inputs["image"])
+
+    def arguments(self, *, observed: bool = True, num_cases: int | None = None) -> dict[str, Any]:
+        """Keyword arguments of one run."""
+        observations = self.observations if observed else {}
+        return {**self.inputs, **observations, "num_cases": num_cases}
+
+    def without_last_case(self) -> "Call":
+        """The same batch, one case shorter."""
+
+        def cut(values: dict[str, Any]) -> dict[str, Any]:
+            return {name: value[:-1] for name, value in values.items()}
+
+        return Call(cut(self.inputs), cut(self.observations), self.takes_num_cases)
+
+
+def bind(model: Program, batch: Mapping[str, Any]) -> Call:
+    """Pick the model's arguments from a batch.
+
+    Raises:
+        ValueError: If the batch lacks an argument or every observation, has fewer than two cases,
+            or entries of different length.
+    """
+    function = model.forward if isinstance(model, nn.Module) else model
+    known = inspect.signature(function).parameters.values()
+    named = [p for p in known if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_num_cases = any(p.name == "num_cases" for p in named)
+    named = [p for p in named if p.name != "num_cases"]
+    required = [p.name for p in named if p.default is p.empty]
+    optional = [p.name for p in named if p.default is None]
+    missing = [name for name in dict.fromkeys(["image", *required]) if name not in batch]
+    if missing:
+        raise ValueError(f"batch lacks {missing}, which the model needs; it has {sorted(batch)}")
+    if "image" not in required:
+        raise ValueError(
+            "the model has no argument 'image' without a default; its signature must be "
+            "model(image, label=None, *, num_cases=None)"
+        )
+    observations = {name: batch[name] for name in optional if batch.get(name) is not None}
+    if not observations:
+        raise ValueError(f"batch holds none of the model's observations {optional}")
+    inputs = {name: batch[name] for name in required}
+    lengths = {name: len(value) for name, value in {**inputs, **observations}.items()}
+    if len(set(lengths.values())) > 1 or lengths["image"] < 2:
+        raise ValueError(f"batch needs two cases or more, as many of each entry; it has {lengths}")
+    return Call(inputs, observations, takes_num_cases)
+
+
+def set_mode(program: Program, *, training: bool) -> None:
+    """Put a module into training or evaluation mode; a function has none."""
+    if isinstance(program, nn.Module):
+        program.train(training)
+
+
+def run(
+    program: Program,
+    call: Call,
+    *,
+    observed: bool = True,
+    num_cases: int | None = None,
+    replay: Trace | None = None,
+    seed: int = 0,
+) -> Trace:
+    """Run a program once and return its trace.
+
+    Args:
+        program: A model or guide.
+        call: Its arguments.
+        observed: Whether to pass the observations.
+        num_cases: Size of the data set of which the batch is a part.
+        replay: A trace whose latent values to take.
+        seed: Seed of all random number generators.
+
+    Raises:
+        ProgramError: If the program raises; it carries the trace so far.
+    """
+    pyro.set_rng_seed(seed)
+    if replay is not None:
+        program = poutine.replay(program, trace=prune_subsample_sites(replay))
+    tracer = poutine.trace(program)
+    arguments = call.arguments(observed=observed, num_cases=num_cases)
+    try:
+        with warnings.catch_warnings():
+            # A frozen parameter is no fault.
+            warnings.filterwarnings("ignore", ".*not registered in the param store")
+            tracer(**arguments)
+    except Exception as error:
+        raise ProgramError(error, tracer.trace) from error
+    return tracer.trace
+
+
+class ProgramError(Exception):
+    """A program raised.
+
+    Args:
+        error: What it raised.
+        trace: The sites it had visited.
+    """
+
+    def __init__(self, error: Exception, trace: Trace) -> None:
+        lines = str(error).strip().splitlines() or [""]
+        super().__init__(f"{type(error).__name__}: {lines[0]}")
+        self.trace = trace
+
+
+def sites(trace: Trace, *, observed: bool | None = None) -> Iterator[tuple[str, Site]]:
+    """Sample sites that belong to the model: no subsampling, factors, deterministic or auxiliary.
+
+    Args:
+        trace: A trace.
+        observed: Only observed sites, only latent ones, or both.
+    """
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or site_is_factor(site):
+            continue
+        infer = site["infer"] or {}
+        if infer.get("_deterministic") or infer.get("is_auxiliary"):
+            continue
+        if observed is None or observed == site["is_observed"]:
+            yield name, cast(Site, site)
+
+
+def plates(site: Site) -> dict[str, Any]:
+    """A site's plates by name."""
+    return {frame.name: frame for frame in site["cond_indep_stack"]}
+
+
+def log_density(site: Site, *, scaled: bool = False) -> Tensor | None:
+    """Log-density of a site's value in nats; None if its distribution declares none."""
+    try:
+        value = site["fn"].log_prob(site["value"])
+    except NotImplementedError:
+        return None
+    return scale_and_mask(value, site["scale"], site["mask"]) if scaled else value
+
+
+def learnable(program: Program, trace: Trace) -> dict[str, Tensor]:
+    """Unconstrained parameters that an optimiser would move, by name.
+
+    Args:
+        program: The program.
+        trace: One of its traces, for the parameters of a plain function.
+    """
+    found: dict[str, Tensor] = {}
+    if isinstance(program, nn.Module):
+        found.update(program.named_parameters())
+    known = {id(parameter) for parameter in found.values()}
+    for name, site in trace.nodes.items():
+        if site["type"] == "param":
+            leaf = cast(Any, site["value"]).unconstrained()
+            if id(leaf) not in known:
+                found[name] = leaf
+    return {name: leaf for name, leaf in found.items() if leaf.requires_grad}
+
+
+def buffers(modules: Mapping[nn.Module, str]) -> dict[str, Tensor]:
+    """Copies of all buffers by name."""
+    return {
+        f"{path}.{name}": buffer.detach().clone()
+        for module, path in modules.items()
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors agree up to the rounding of their precision; NaN agrees with NaN."""
+    if first.shape != second.shape:
+        return False
+    return torch.allclose(first.double(), second.double(), rtol=1e-4, atol=1e-6, equal_nan=True)
