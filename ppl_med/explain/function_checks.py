@@ -1,0 +1,188 @@
+"""Checks of images, targets and function draws, made before any gradient is taken.
+
+A gradient explains a function. A callable that draws a random number inside, or whose output for
+one case depends on the cases beside it, is no function of the image, and these checks refuse it.
+"""
+
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+# Above this change between two equal calls, relative to the largest output, a callable is random.
+RANDOMNESS = 1e-4
+# The same for a case with and without company; wider, as batch sizes choose kernels (TF32).
+CROSSTALK = 1e-2
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise unless the value is one of a ``Literal``'s."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; use {' or '.join(map(repr, get_args(choices)))}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless the value is an integer from 1."""
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {value!r}; it must be an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be 1 or more")
+
+
+def check_image(image: Tensor) -> None:
+    """Raise unless ``image`` is finite floating point, (case, channel, [depth,] row, col)."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"image is {kind}; it must be a floating-point tensor, for instance image.float()"
+        )
+    if image.ndim not in (4, 5) or image.numel() == 0:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; it must be (case, channel, row, col) or "
+            "(case, channel, depth, row, col) with no empty axis; image[None] makes a batch of one"
+        )
+    if not torch.isfinite(image).all():
+        raise ValueError("image holds NaN or infinite intensities; replace them first")
+
+
+def as_baseline(baseline: float | Tensor, image: Tensor) -> Tensor:
+    """Return the baseline as a tensor of the image's shape, dtype and device."""
+    if isinstance(baseline, Tensor) and baseline.ndim > 0:
+        if baseline.shape != image.shape:
+            raise ValueError(
+                f"baseline has shape {tuple(baseline.shape)}, image {tuple(image.shape)}; give one "
+                "number or a tensor of the image's shape"
+            )
+        if not baseline.is_floating_point():
+            raise TypeError(f"baseline is {baseline.dtype}; it must be a floating-point tensor")
+        values = baseline.detach().to(image)
+    elif isinstance(baseline, (numbers.Real, Tensor)) and not isinstance(baseline, bool):
+        values = torch.full_like(image, float(baseline)).detach()
+    else:
+        raise TypeError(f"baseline is {type(baseline).__name__}; it must be a number or a tensor")
+    if not torch.isfinite(values).all():
+        raise ValueError("baseline holds NaN or infinite intensities")
+    return values
+
+
+def as_target(target: int | Tensor, image: Tensor) -> Tensor:
+    """Return the class to explain as an integer tensor (case) on the image's device."""
+    values = torch.as_tensor(target)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(
+            f"target is {values.dtype}; it must hold integer classes, for instance target.long()"
+        )
+    if values.ndim == 0:
+        values = values.expand(len(image))
+    if values.shape != (len(image),):
+        raise ValueError(
+            f"target has shape {tuple(values.shape)} for {len(image)} cases; "
+            "give one class for all or one each"
+        )
+    return values.to(image.device, torch.int64).contiguous()
+
+
+def as_case(case: Sequence[str] | Sequence[int] | None, image: Tensor) -> np.ndarray:
+    """Return the ids of the cases, 0, 1, ... if None."""
+    ids = np.arange(len(image)) if case is None else np.asarray(case)
+    if ids.shape != (len(image),):
+        raise ValueError(
+            f"case has shape {ids.shape} for {len(image)} images; give one id per image"
+        )
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError("case holds an id twice; ids name the rows of the result and must differ")
+    return ids
+
+
+def check_functions(
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    image: Tensor,
+    baseline: Tensor,
+    target: Tensor,
+) -> xr.DataArray:
+    """Try every function once; return the position of each, an integer array (chain, draw).
+
+    Args:
+        functions: Callables with integer attributes ``chain`` and ``draw``, or all without; they
+            may be made anew whenever the sequence is read.
+        image: Images (case, channel, ...); the functions are tried on the first.
+        baseline: Where a path to the image starts, of the same shape.
+        target: The classes to explain (case).
+
+    Raises:
+        ValueError: If one is no differentiable function of one image, does not know a class, or
+            the labels leave a (chain, draw) out.
+    """
+    if not isinstance(functions, Sequence):
+        raise TypeError(f"functions is {type(functions).__name__}; give a list of callables")
+    if len(functions) == 0:
+        raise ValueError("functions is empty; give one callable per posterior draw")
+    labels = []
+    for position, function in enumerate(functions):
+        labels.append((getattr(function, "chain", None), getattr(function, "draw", None)))
+        pair = torch.cat([image[:1], baseline[:1]]).detach()
+        _check_classes(_check_function(function, f"functions[{position}]", pair), target)
+    if all(label == (None, None) for label in labels):
+        labels = [(0, position) for position in range(len(functions))]
+    return _chain_draw_index(labels)
+
+
+def _chain_draw_index(labels: list[tuple[Any, Any]]) -> xr.DataArray:
+    bad = [pair for pair in labels if not all(isinstance(part, numbers.Integral) for part in pair)]
+    if bad:
+        raise ValueError(
+            f"functions have (chain, draw) = {bad[0]}; both must be integers, or absent on all"
+        )
+    chains, draws = (np.unique([label[axis] for label in labels]) for axis in (0, 1))
+    if len(set(labels)) < len(labels) or len(labels) != len(chains) * len(draws):
+        raise ValueError(
+            f"{len(labels)} functions have {len(set(labels))} different (chain, draw) pairs over "
+            f"{len(chains)} chains and {len(draws)} draws; every chain needs each draw exactly once"
+        )
+    position = {label: at for at, label in enumerate(labels)}
+    index = [[position[chain, draw] for draw in draws] for chain in chains]
+    return xr.DataArray(index, dims=("chain", "draw"), coords={"chain": chains, "draw": draws})
+
+
+def _check_function(function: Callable[[Tensor], Tensor], name: str, pair: Tensor) -> Tensor:
+    """Return the logits of two images; raise unless they are a function of each image alone."""
+    with torch.enable_grad():
+        first = function(pair.clone().requires_grad_().clone())
+    if not isinstance(first, Tensor) or first.ndim != 2 or len(first) != 2:
+        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise ValueError(f"{name} returned {got} for 2 images; it must return logits (case, class)")
+    if not torch.isfinite(first).all():
+        raise ValueError(f"{name} returned NaN or infinite logits for an image or its baseline")
+    if not first.requires_grad:
+        raise ValueError(
+            f"{name} returned logits that carry no gradient; remove torch.no_grad or detach in it"
+        )
+    with torch.no_grad():
+        again, swapped, alone = (function(x.clone()) for x in (pair, pair.flip(0), pair[:1]))
+    size = first.detach().abs().max()
+    if (again - first).abs().max() > RANDOMNESS * size:
+        raise ValueError(
+            f"{name} gave two outputs for one input: it draws random numbers inside. Use "
+            "ppl_med.inference.functions, which fixes the weights, and put networks in eval() mode"
+        )
+    moved = torch.stack([(alone - first[:1]).abs().max(), (swapped.flip(0) - first).abs().max()])
+    if moved.max() > CROSSTALK * size:
+        raise ValueError(
+            f"{name} gave one image another output in another batch: it mixes the cases, or "
+            "numbers them. Put BatchNorm in eval() mode, and give a draw one noise for all cases"
+        )
+    return first.detach()
+
+
+def _check_classes(logits: Tensor, target: Tensor) -> None:
+    """Raise unless the targets are classes of the logits; one logit means two classes."""
+    num_classes = max(2, logits.shape[1])
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"target runs from {low} to {high}; the functions know classes 0 to {num_classes - 1}"
+        )
