@@ -15,6 +15,7 @@ the prior's default: He-scaled normals in place of the scale mixture (``priors.S
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyro
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class BayesianClassifier(nn.Module):
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
         likelihood: ``"categorical"`` (one logit a class) or ``"bernoulli"`` (one logit in all).
+        batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
         ValueError: If there are fewer than two classes or two share a name.
@@ -46,6 +48,7 @@ class BayesianClassifier(nn.Module):
         prior: Prior | None = None,
         where: Where = None,
         likelihood: str = "categorical",
+        batch_norm: Literal["update", "frozen"] = "update",
     ) -> None:
         super().__init__()
         if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
@@ -53,7 +56,7 @@ class BayesianClassifier(nn.Module):
         kinds = {"categorical": Categorical, "bernoulli": Bernoulli}
         if likelihood not in kinds:
             raise ValueError(f"likelihood must be one of {sorted(kinds)}, got {likelihood!r}")
-        self.network = RandomWeights(net, prior, where)
+        self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
         self.likelihood = kinds[likelihood](classes)
         self.coords = {"class": list(classes)}
 

@@ -26,7 +26,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ppl_med.laws import LazyWeights
 from ppl_med.priors import FanInNormal, Prior
 
-DETERMINISTIC = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
+DETERMINISTIC = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+DROPOUT_RATES = (
+    "dropout",
+    "attention_dropout",
+    "dropout_rate",
+    "dropout_prob",
+    "drop_rate",
+    "drop_prob",
+)
 Where = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
 
 
@@ -37,7 +45,8 @@ class Entry:
     Attributes:
         name: Its path in the net, such as ``"layer1.0.conv1.weight"``.
         shape: Its shape.
-        fan_in: Inputs that one output unit of its layer sums over; 1 where there is no such thing.
+        fan_in: Inputs that one output unit of its layer sums over; the feature size of tokens and
+            position embeddings; 1 where there is no such thing.
         transposed: Whether it is the weight of a transposed convolution (inputs on axis 0).
         groups: Groups of its convolution.
         is_layer_weight: Whether it is the weight of a linear or convolutional layer.
@@ -111,6 +120,8 @@ def _entry(name: str, short: str, parameter: Tensor, module: nn.Module) -> Entry
     groups = int(module.groups) if is_convolution else 1
     if transposed:
         fan_in = reference.shape[0] // groups * math.prod(reference.shape[2:])
+    elif reference.dim() > 2 and len(reference) == 1 and not is_layer_weight:
+        fan_in = reference.shape[-1]  # a token or position embedding, broadcast over the batch
     else:
         fan_in = math.prod(reference.shape[1:]) if reference.dim() > 1 else 1
     return Entry(
@@ -138,7 +149,7 @@ def _selector(net: nn.Module, where: Where) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: module is layers[-1]
     if isinstance(where, str):
         pattern = where
-        return lambda name, module: fnmatch.fnmatch(name, pattern)
+        return lambda name, module: fnmatch.fnmatchcase(name, pattern)
     if callable(where):
         return where
     raise TypeError(
@@ -219,12 +230,12 @@ class RandomWeights(nn.Module):
 
         Args:
             inputs: What the net takes; the first is a batch with the examples on axis 0.
-            options: Keyword arguments of the net.
+            options: Keyword arguments of the net; the first is the batch if there is no input.
         """
         weights = pyro.sample(self.site, self.prior_distribution())
         if not isinstance(weights, LazyWeights):
             return functional_call(self.net, self.layout.views(weights), inputs, options)
-        weights.num_examples = len(inputs[0])
+        weights.num_examples = len(next(iter((*inputs, *options.values()))))
         output = functional_call(self.net, weights.params, inputs, options)
         twice = [n for n in weights.per_example or () if weights.uses[n] > 1]
         if twice:
@@ -236,12 +247,16 @@ class RandomWeights(nn.Module):
 
 
 def _switch_off_dropout(net: nn.Module) -> dict[str, float]:
+    """Set every dropout rate to 0, also of layers that drop by a function or drop whole paths."""
     rates = {}
     for name, module in net.named_modules():
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            rates[name], module.p = float(module.p), 0.0
-        elif isinstance(module, nn.MultiheadAttention) and module.dropout > 0:
-            rates[name], module.dropout = float(module.dropout), 0.0
+        kind = type(module).__name__
+        drops = isinstance(module, _DropoutNd) or "Drop" in kind or kind == "StochasticDepth"
+        for attribute in ("p", *DROPOUT_RATES) if drops else DROPOUT_RATES:
+            rate = vars(module).get(attribute)
+            if isinstance(rate, float | int) and rate is not True and 0 < rate <= 1:
+                rates[name if attribute == "p" else f"{name}.{attribute}"] = float(rate)
+                setattr(module, attribute, 0.0)
     return rates
 
 
