@@ -1,0 +1,71 @@
+"""The benchmark scripts run and print what they promise. Never seconds: those are not tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("pyro")
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "ppl_med"
+
+
+def run(script: str, folder: Path) -> dict[str, Any]:
+    """Run a script's smoke run on LeNet and read what it wrote."""
+    out = folder / "table.json"
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "benchmarks" / script),
+            *("--smoke", "--nets", "lenet", "--out", str(out)),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The rows of the step table."""
+    return run("step.py", tmp_path_factory.mktemp("step"))["nets"]["lenet"]["rows"]
+
+
+def test_step_table(rows: dict[str, Any]) -> None:
+    timed = {name: row for name, row in rows.items() if "ratio" in row}
+    for name in ("deterministic", "mean-field by hand, flat", "Pyro site per parameter"):
+        assert name in timed
+    assert sum(name.startswith(OURS) for name in timed) == 7
+    for row in timed.values():
+        assert 0 < row["ratio"][0] <= row["ratio"][1] <= row["ratio"][2]
+    assert timed["deterministic"]["ratio"] == [1, 1, 1]
+    assert timed["mean-field by hand, flat"]["ratio_to_hand"] == [1, 1, 1]
+    for name in rows.keys() - timed.keys():
+        assert rows[name]["note"].startswith(("not installed", "fails"))
+
+
+def test_our_steps_never_wait_for_the_device(rows: dict[str, Any]) -> None:
+    for name, row in rows.items():
+        if name.startswith(OURS) and "in fit" not in name:
+            assert row["syncs"] == 0, name
+    # The counter sees syncs where there are some: SVI reads its loss at every step.
+    assert rows["Pyro site per parameter"]["syncs"] >= 1
+
+
+def test_predict_table(tmp_path: Path) -> None:
+    result = run("predict.py", tmp_path)
+    for low, median, high in result["nets"]["lenet"]["ratios"].values():
+        assert 0 < low <= median <= high
+    assert {(row["sink"], row["cases"]) for row in result["memory"]} == {
+        ("zarr", 100),
+        ("memory", 100),
+    }
