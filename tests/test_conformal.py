@@ -66,6 +66,14 @@ def test_coverage_follows_the_beta_binomial_law(num_cases: int, alpha: float) ->
     assert stats.binomtest(int(outside), repeats, 0.01, alternative="greater").pvalue > 1e-6
 
 
+def test_coverage_band_matches_scipy() -> None:
+    for num_test, num_cases, alpha in [(30, 100, 0.1), (500, 37, 0.2), (1, 19, 0.05), (77, 9, 0.1)]:
+        rank = conformal.coverage_rank(num_cases, alpha)
+        law = stats.betabinom(num_test, rank, num_cases + 1 - rank)
+        expected = [law.ppf(0.005) / num_test, law.ppf(0.995) / num_test]
+        assert conformal.coverage_band(num_test, num_cases, rank) == pytest.approx(expected)
+
+
 def test_coverage_from_end_to_end_follows_the_law() -> None:
     """100 splits of trees with three classes: sum of the counts, 1e-6."""
     covered = []

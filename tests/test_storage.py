@@ -131,17 +131,18 @@ def test_a_swap_that_fails_half_way_is_undone(
 ) -> None:
     path = tmp_path / "run.zarr"
     storage.save(rich_tree(), path)
-    replace, calls = storage.os.replace, []
+    replace, failed = storage.os.replace, []
 
-    def second_fails(source: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == 2:
+    def last_move_fails(source: Path, target: Path) -> None:
+        if target == path and str(source).endswith(".partial"):
+            failed.append(not path.exists())
             raise OSError(errno.EIO, "input/output error")
         replace(source, target)
 
-    monkeypatch.setattr(storage.os, "replace", second_fails)
+    monkeypatch.setattr(storage.os, "replace", last_move_fails)
     with pytest.raises(OSError, match="input/output"):
         storage.save(classification_tree(), path)
+    assert failed == [True]
     xr.testing.assert_identical(storage.load(path), rich_tree())
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
