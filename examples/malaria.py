@@ -1,0 +1,278 @@
+"""Malaria study: Bayesian against frequentist AlexNet on cell images, with less and less data.
+
+Reproduces the table of Laumann's MedSpace talk on the NIH malaria cells: accuracy per class, mean
+epistemic and aleatoric variance at 100 %, 50 % and 25 % of the training data, and adds dropout,
+a 5-member ensemble, NLL and ECE. All figures are of the patient-disjoint test part; recipes were
+chosen on the validation part, with the same effort for every method.
+
+Every run (guide, fraction, seed) gets a folder with its checkpoint and posterior. Finished runs are
+not repeated with --resume, so the study can be stopped and spread over machines.
+"""
+
+import itertools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+import xarray as xr
+
+from ppl_med import storage
+from ppl_med.analysis import conformal, scoring, uncertainty
+from ppl_med.data import Batches, flips_and_turns, load_malaria, standardization
+from ppl_med.data.malaria import CLASS_NAMES
+from ppl_med.explain.attribution import attribute
+from ppl_med.inference import (
+    BernoulliDropout,
+    MeanFieldNormal,
+    PointEstimate,
+    fit,
+    functions,
+    load,
+    predict,
+)
+from ppl_med.models import BayesianClassifier
+from ppl_med.networks import AlexNet
+from ppl_med.plots.report import report
+from ppl_med.priors import Normal
+from ppl_med.runs import open_run
+
+Guide = Literal["frequentist", "mean_field", "dropout", "ensemble"]
+MEMBERS = 5
+
+
+@dataclass
+class Options:
+    """Train AlexNet on malaria cells under several guides, data fractions and seeds."""
+
+    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
+    """Folder that holds malaria/malaria.npz; the environment variable PPL_MED_DATA by default."""
+    guide: tuple[Guide, ...] = ("frequentist", "mean_field", "dropout", "ensemble")
+    """Which methods to run. The ensemble is made of frequentist runs, which it trains if need be."""
+    fraction: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Fractions of the training cells."""
+    seed: tuple[int, ...] = (0, 1, 2)
+    """Seeds of start values, data order, subset and draws."""
+    out: Path = Path("runs/malaria")
+    """Folder for the results; an earlier study in it is moved aside."""
+    device: str | None = None
+    """Where to train, such as cpu or cuda; a GPU where there is one."""
+    draws: int = 32
+    """Posterior draws."""
+    steps: int = 2010
+    """Training steps per run, the same for every method and fraction (15 epochs at 100 %)."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works; its figures mean nothing."""
+    resume: bool = False
+    """Go on in the output folder and keep finished runs."""
+
+
+class Study:
+    """The data and the runs of one call."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = open_run(options.out, resume=options.resume)
+        splits = load_malaria(options.data)
+        self.loc, self.scale = standardization(splits["train"]["image"])
+        self.test, self.val = (self._batches(splits[name]) for name in ("test", "val"))
+        self.images = splits["test"]["image"]
+        if options.smoke:
+            self.test, self.val = self.test.first(64), self.val.first(64)
+            self.images = self.images[:64]
+
+    def _batches(self, arrays: dict[str, Any], **settings: Any) -> Batches:
+        settings = {"batch_size": 256, "loc": self.loc, "scale": self.scale} | settings
+        return Batches(arrays, **settings)
+
+    def training(self, fraction: float, seed: int) -> Batches:
+        """Augmented training batches of a fraction of the cells."""
+        arrays = load_malaria(self.options.data, fraction=fraction, seed=seed)["train"]
+        batches = self._batches(arrays, batch_size=128, shuffle=True, augment=flips_and_turns)
+        return batches.first(256) if self.options.smoke else batches
+
+    def build(self, guide: str, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+        """Model, guide and the recipe's settings of ``fit``; all chosen on the validation part."""
+        torch.manual_seed(seed)
+        model = BayesianClassifier(AlexNet(), CLASS_NAMES, prior=Normal(scale=1.0))
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}
+        if guide == "mean_field":
+            return model, MeanFieldNormal(model, init_scale=0.07, estimator="auto"), settings
+        if guide == "dropout":
+            return model, BernoulliDropout(model, rate=0.1), settings
+        return model, PointEstimate(model, use_prior=False), settings
+
+    def run(self, guide: str, fraction: float, seed: int) -> xr.DataTree:
+        """Train and predict, or load what an earlier call left."""
+        if guide == "ensemble":
+            return self._ensemble(fraction, seed)
+        folder = self.folder / f"{guide}-{fraction:g}-{seed}"
+        if (folder / "posterior.nc").exists():
+            return storage.load(folder / "posterior.nc")
+        folder.mkdir(exist_ok=True)
+        print(f"{guide}, {fraction:.0%} of the data, seed {seed}")
+        model, program, settings = self.build(guide, seed)
+        batches = self.training(fraction, seed)
+        steps = 4 if self.options.smoke else self.options.steps
+        history = fit(
+            model,
+            program,
+            batches,
+            epochs=max(1, round(steps / len(batches))),
+            device=self.options.device,
+            precision="bfloat16",
+            seed=seed,
+            checkpoint=folder / "checkpoint.pt",
+            resume=self.options.resume,
+            **settings,
+        )
+        storage.save(history, folder / "history.nc")
+        draws = 2 if guide == "frequentist" else self.options.draws
+        tree = predict(
+            model, program, self.test, draws=draws, seed=seed, device=self.options.device
+        )
+        storage.save(tree, folder / "posterior.nc")
+        return tree
+
+    def _ensemble(self, fraction: float, seed: int) -> xr.DataTree:
+        """Five frequentist nets with seeds of their own, as chains of one tree."""
+        seeds = range(MEMBERS * seed, MEMBERS * (seed + 1))
+        trees = [self.run("frequentist", fraction, member) for member in seeds]
+        probs = xr.concat([tree["posterior/probs"].isel(draw=[0]) for tree in trees], dim="chain")
+        probs = probs.assign_coords(chain=list(range(MEMBERS)))
+        joined = {
+            "/posterior": probs.to_dataset(name="probs"),
+            "/observed_data": trees[0]["observed_data"].to_dataset(),
+        }
+        tree = xr.DataTree.from_dict(joined)
+        tree.attrs.update(trees[0].attrs, guide="Ensemble of PointEstimate", chains=MEMBERS)
+        return tree
+
+
+def figures(tree: xr.DataTree) -> xr.Dataset:
+    """The table's figures of one run."""
+    scores = scoring.score(tree)
+    parts = uncertainty.summary(tree, mcse=False)
+    return xr.Dataset(
+        {
+            "accuracy": scores["accuracy"],
+            "accuracy_per_class": scores["accuracy_per_class"],
+            "nll": scores["nll"],
+            "ece": scores["ece"],
+            "epistemic": parts["epistemic"],
+            "aleatoric": parts["aleatoric"],
+        }
+    ).drop_attrs()
+
+
+def collect(study: Study) -> xr.Dataset:
+    """Run everything that was asked for; the figures over method, fraction and seed."""
+    options = study.options
+    cells = {}
+    for seed, guide, fraction in itertools.product(options.seed, options.guide, options.fraction):
+        cells[guide, fraction, seed] = figures(study.run(guide, fraction, seed))
+        print(table(assemble(cells)))
+    result = assemble(cells)
+    storage.save(result, study.folder / "table.nc")
+    (study.folder / "table.md").write_text(table(result) + "\n")
+    return result
+
+
+def assemble(cells: dict[tuple[str, float, int], xr.Dataset]) -> xr.Dataset:
+    """One Dataset over (method, fraction, seed); what was not run is NaN."""
+    parts = [
+        part.expand_dims(method=[guide], fraction=[fraction], seed=[seed])
+        for (guide, fraction, seed), part in cells.items()
+    ]
+    return xr.combine_by_coords(parts, join="outer", combine_attrs="drop")
+
+
+def table(result: xr.Dataset) -> str:
+    """Markdown: mean and, over several seeds, standard deviation of every figure."""
+    lines = [
+        "| method | data | seeds | parasitized % | uninfected % | accuracy % | NLL | ECE | "
+        "epistemic ×10⁻³ | aleatoric ×10⁻³ |",
+        "|" + "---|" * 10,
+    ]
+    for method, fraction in itertools.product(result["method"].values, result["fraction"].values):
+        part = result.sel({"method": method, "fraction": fraction}).dropna("seed", subset=["nll"])
+        if part.sizes["seed"] == 0:
+            continue
+        per_class = 100 * part["accuracy_per_class"]
+        columns = [
+            spread(per_class.sel({"class": "parasitized"}), 1),
+            spread(per_class.sel({"class": "uninfected"}), 1),
+            spread(100 * part["accuracy"], 1),
+            spread(part["nll"], 3),
+            spread(part["ece"], 3),
+            "0" if method == "frequentist" else spread(1000 * part["epistemic"], 2),
+            spread(1000 * part["aleatoric"], 1),
+        ]
+        start = f"| {method} | {fraction:.0%} | {part.sizes['seed']} | "
+        lines.append(start + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: xr.DataArray, digits: int) -> str:
+    """Mean ± standard deviation over seeds."""
+    mean = f"{float(values.mean()):.{digits}f}"
+    return mean if values.size < 2 else f"{mean} ± {float(values.std(ddof=1)):.{digits}f}"
+
+
+def show(study: Study, result: xr.Dataset) -> None:
+    """A report on the mean-field net with all the data."""
+    seed, fraction = study.options.seed[0], max(study.options.fraction)
+    tree = study.run("mean_field", fraction, seed)
+    folder = study.folder / f"mean_field-{fraction:g}-{seed}"
+    model, guide, _ = study.build("mean_field", seed)
+    load(folder / "checkpoint.pt", model, guide)
+    settings = {"draws": study.options.draws, "seed": seed, "device": study.options.device}
+    calibration = predict(model, guide, study.val, **settings)
+    sets = conformal.predict_sets(conformal.calibrate(calibration, alpha=0.1), tree)
+    infected = np.flatnonzero(tree["observed_data/label"].values == 1)[:6]
+    batch = next(iter(study.test.subset(infected)))
+    device = next(iter(guide.parameters())).device
+    maps = attribute(
+        functions(model, guide, draws=8, seed=seed),
+        batch["image"].to(device),
+        CLASS_NAMES.index("parasitized"),
+        output="log_probability",
+        tolerance=0.5,
+        case=batch["id"],
+        progress=True,
+    )
+    report(
+        study.folder / "report.html",
+        title="Malaria cells: a Bayesian AlexNet",
+        tree=tree,
+        history=storage.load(folder / "history.nc"),
+        images=study.images,
+        prediction_sets=sets,
+        attribution=maps,
+        reliability={
+            f"{method}": scoring.reliability(study.run(method, fraction, seed))
+            for method in result["method"].values
+        },
+        scores=scoring.score(tree),
+        data_size=result.sel({"method": [m for m in result["method"].values if m != "frequentist"]})[
+            ["aleatoric", "epistemic"]
+        ],
+        notes=("Test part, patients that no training image comes from.",),
+    )
+    print(f"Wrote {study.folder / 'report.html'}")
+
+
+def main(options: Options) -> None:
+    """Run the study, print and save its table, write the report."""
+    study = Study(options)
+    result = collect(study)
+    print(table(result))
+    if "mean_field" in options.guide:
+        show(study, result)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
