@@ -10,6 +10,7 @@ AutoGuides over constrained sites are right), and a guide site whose plate scale
 model's raises.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -83,14 +84,13 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
         )
     q_fn, p_fn = q["fn"], p["fn"]
     if not isinstance(q_fn, dist.Delta):
-        try:
+        if not q_fn.has_rsample:
+            raise ValueError(
+                f"guide site {name!r} ({type(q_fn).__name__}) cannot be reparameterised; "
+                "fit needs rsample: marginalise the site or propose a continuous relaxation"
+            )
+        with contextlib.suppress(NotImplementedError):
             return _scaled(kl_divergence(q_fn, p_fn), p).sum()
-        except NotImplementedError:
-            if not q_fn.has_rsample:
-                raise ValueError(
-                    f"guide site {name!r} ({type(q_fn).__name__}) cannot be reparameterised; "
-                    "fit needs rsample: marginalise the site or propose a continuous relaxation"
-                ) from None
     value = q["value"]
     if isinstance(value, LazyWeights):
         value = q_fn.shared_draw()

@@ -63,7 +63,9 @@ class Function:
         if sampler is not self._sampler:
             self._sampler, self._values = sampler, sampler.draw(self.draw)
         inputs = {self._member.argument: image}
-        trace = sampler.run(self._values, self.draw, inputs, np.arange(len(image)))
+        # One noise for all rows: the same image gives the same output wherever it stands.
+        cases = np.zeros(len(image), dtype=int)
+        trace = sampler.run(self._values, self.draw, inputs, cases)
         output = trace.nodes["_RETURN"]["value"]
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -101,7 +103,8 @@ class Functions(Sequence[Function]):
 def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0) -> Functions:
     """The posterior as a sequence of plain functions.
 
-    With the same seed, function (chain, draw) has the weights of that draw in ``predict``.
+    With the same seed, function (chain, draw) has the weights of that draw in ``predict``. A latent
+    code per case takes one noise a draw, the same for every image, so that each is a function.
 
     Args:
         model: The model.
