@@ -112,7 +112,7 @@ def to_inference_data(tree: xr.DataTree) -> Any:
         import arviz
     except ImportError as error:
         raise ImportError("to_inference_data needs arviz: pip install arviz") from error
-    if not hasattr(arviz, "InferenceData"):
+    if "InferenceData" not in vars(arviz):
         return tree
     groups: dict[str, Any] = {name: node.to_dataset() for name, node in tree.children.items()}
     return arviz.InferenceData(attrs=dict(tree.attrs), **groups)
