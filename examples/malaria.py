@@ -10,6 +10,7 @@ not repeated with --resume, so the study can be stopped and spread over machines
 """
 
 import itertools
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,8 @@ class Options:
     """Where to train, such as cpu or cuda; a GPU where there is one."""
     draws: int = 32
     """Posterior draws."""
-    steps: int = 2010
-    """Training steps per run, the same for every method and fraction (15 epochs at 100 %)."""
+    epochs: int = 12
+    """Epochs with all the data; a fraction f gets epochs / sqrt(f), the same for every method."""
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
@@ -99,10 +100,14 @@ class Study:
         torch.manual_seed(seed)
         model = BayesianClassifier(AlexNet(), CLASS_NAMES, prior=Normal(scale=1.0))
         settings: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}
+        if guide == "frequentist":
+            settings["optimizer"] = lambda parameters: torch.optim.AdamW(
+                parameters, lr=1e-3, weight_decay=0.1, fused=True
+            )
         if guide == "mean_field":
-            return model, MeanFieldNormal(model, init_scale=0.07, estimator="auto"), settings
+            return model, MeanFieldNormal(model, init_scale=0.04, estimator="shared"), settings
         if guide == "dropout":
-            return model, BernoulliDropout(model, rate=0.1), settings
+            return model, BernoulliDropout(model, rate=0.05), settings
         return model, PointEstimate(model, use_prior=False), settings
 
     def run(self, guide: str, fraction: float, seed: int) -> xr.DataTree:
@@ -116,12 +121,12 @@ class Study:
         print(f"{guide}, {fraction:.0%} of the data, seed {seed}")
         model, program, settings = self.build(guide, seed)
         batches = self.training(fraction, seed)
-        steps = 4 if self.options.smoke else self.options.steps
+        epochs = 2 if self.options.smoke else round(self.options.epochs / math.sqrt(fraction))
         history = fit(
             model,
             program,
             batches,
-            epochs=max(1, round(steps / len(batches))),
+            epochs=epochs,
             device=self.options.device,
             precision="bfloat16",
             seed=seed,

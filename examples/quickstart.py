@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
-from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
 from ppl_med import storage
@@ -24,6 +23,7 @@ from ppl_med.explain.attribution import attribute
 from ppl_med.explain.localization import mass_inside
 from ppl_med.inference import MeanFieldNormal, fit, functions, predict
 from ppl_med.models import BayesianClassifier
+from ppl_med.networks import CompactCNN
 from ppl_med.plots.report import report
 from ppl_med.priors import Normal
 from ppl_med.runs import open_run
@@ -54,14 +54,6 @@ class Options:
     """Go on with an interrupted run in the output folder."""
 
 
-def network(width: int = 12) -> nn.Module:
-    """Three convolutions and a linear layer: image (case, 1, row, col) to logits (case, 2)."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4 * width, 2))
-
-
 def without_truth(cells: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a laboratory has: images, noisy labels, ids."""
     return {name: cells[name] for name in ("image", "label", "id")}
@@ -74,7 +66,7 @@ def train(options: Options, folder: Path, batches: Batches, fraction: float):
         Model, guide and the training history.
     """
     torch.manual_seed(options.seed)
-    model = BayesianClassifier(network(), CLASSES, prior=Normal(scale=1.0))
+    model = BayesianClassifier(CompactCNN(), CLASSES, prior=Normal(scale=1.0))
     guide = MeanFieldNormal(model, init_scale=0.03)
     part = batches.first(int(fraction * batches.num_cases))
     history = fit(

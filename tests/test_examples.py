@@ -1,0 +1,76 @@
+"""Every example runs, resumes, and says what its options are; the README's code runs as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+NEEDS_DATA = {"malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"]}
+
+
+def run(*arguments: str | Path, cwd: Path = ROOT) -> str:
+    """Run Python with warnings as errors and give what it printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_lists_the_options(name):
+    text = run(ROOT / "examples" / name, "--help")
+    for option in ("--seed", "--device", "--out", "--smoke", "--resume"):
+        assert option in text
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_and_resumes(name, tmp_path, request):
+    extra = list(NEEDS_DATA.get(name, []))
+    if name in NEEDS_DATA:
+        extra += ["--data", str(request.getfixturevalue("data_folder"))]
+    out = tmp_path / "run"
+    first = run(ROOT / "examples" / name, "--smoke", "--out", out, *extra)
+    results = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    assert any(path.name == "posterior.nc" for path in results), first
+    again = run(ROOT / "examples" / name, "--smoke", "--out", out, "--resume", *extra)
+    assert {path.relative_to(out) for path in out.rglob("*") if path.is_file()} == results
+    assert again.splitlines()[-1] == first.splitlines()[-1]
+    assert not out.with_name("run.1").exists()
+
+
+def test_a_second_run_moves_the_first_aside(tmp_path):
+    from ppl_med.runs import open_run
+
+    folder = open_run(tmp_path / "run", resume=False)
+    (folder / "posterior.nc").write_text("kept")
+    assert open_run(tmp_path / "run", resume=True) == folder
+    assert (folder / "posterior.nc").read_text() == "kept"
+    open_run(tmp_path / "run", resume=False)
+    assert (tmp_path / "run.1" / "posterior.nc").read_text() == "kept"
+    assert not (folder / "posterior.nc").exists()
+
+
+def test_the_readme_runs_as_it_stands(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks, "the README shows no Python"
+    for number, block in enumerate(blocks):
+        script = tmp_path / f"block_{number}.py"
+        script.write_text(block)
+        assert "accuracy" in run("-W", "error", script, cwd=tmp_path)
+
+
+def test_the_tutorial_stays_short():
+    lines = (ROOT / "examples" / "write_your_own.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) < 60
