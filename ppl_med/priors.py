@@ -16,6 +16,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
 
+from ppl_med.normal_kl import normal_kl
+
 if TYPE_CHECKING:
     from ppl_med.weights import Layout
 
@@ -165,9 +167,7 @@ class FlatPoint(FlatDistribution):
 
 @register_kl(FlatNormal, FlatNormal)
 def _normal_normal(q: FlatNormal, p: FlatNormal) -> Tensor:
-    ratio = q.stddev_vector / p.scale
-    standardised = (q.loc - p.loc) / p.scale
-    return (0.5 * (ratio.square() + standardised.square()) - ratio.log()).sum() - 0.5 * len(ratio)
+    return normal_kl(q.loc.expand(q.event_shape), q.stddev_vector, p.loc, p.scale)
 
 
 @register_kl(FlatNormal, FlatLaplace)
