@@ -87,11 +87,18 @@ class NormalLaw(Law):
         scale: Standard deviation, in the parameter's shape.
         estimator: ``"flipout"``, ``"local"`` or ``"auto"``: local on (batch, features) linear
             layers, the only place where it is exact, flipout elsewhere.
+        on_tokens: Called when ``"local"`` meets a linear layer on tokens, where it is biased.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, estimator: str) -> None:
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        estimator: str,
+        on_tokens: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(loc)
-        self.scale, self.estimator = scale, estimator
+        self.scale, self.estimator, self.on_tokens = scale, estimator, on_tokens
 
     def draw(self) -> Tensor:
         """``loc + scale * noise``."""
@@ -102,6 +109,8 @@ class NormalLaw(Law):
     ) -> Tensor:
         """Push the normal through the layer; see the module's sources."""
         flat = layer is F.linear and inputs.dim() == 2
+        if self.estimator == "local" and layer is F.linear and not flat and self.on_tokens:
+            self.on_tokens()
         if self.estimator == "local" or (self.estimator == "auto" and flat):
             return self._local(layer, inputs, bias, rest, options)
         return self._flipout(layer, inputs, bias, rest, options)

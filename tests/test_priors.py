@@ -14,6 +14,7 @@ from torch import distributions as td
 
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate
 from ppl_med.inference.elbo import elbo_terms
+from ppl_med.inference.mean_field import Estimator
 from ppl_med.models import BayesianClassifier
 from ppl_med.priors import (
     FanInNormal,
@@ -67,9 +68,9 @@ def oracle(prior: Prior, net: nn.Module) -> td.Distribution:
     if isinstance(prior, Laplace):
         return td.Laplace(torch.zeros_like(flat), torch.full_like(flat, prior.scale))
     assert isinstance(prior, ScaleMixture)
-    scales = flat.new_tensor([prior.wide, prior.narrow]).expand(len(flat), 2)
+    both = flat.new_tensor([prior.wide, prior.narrow]).expand(len(flat), 2)
     mixing = flat.new_tensor([prior.mixing, 1 - prior.mixing]).expand(len(flat), 2)
-    components = td.Normal(torch.zeros_like(scales), scales)
+    components = td.Normal(torch.zeros_like(both), both)
     return td.MixtureSameFamily(td.Categorical(mixing), components)
 
 
@@ -152,8 +153,9 @@ def divergences(prior: Prior, loc: float, scale: float) -> Iterator[list[float]]
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 400, bias=False), Mean()).double()
     model = BayesianClassifier(net, ["no", "yes"], prior, likelihood="bernoulli")
     image, label = torch.ones(2, 1, 1, 1).double(), torch.tensor([0, 1])
-    for estimator in ("shared", "flipout"):
-        guide = MeanFieldNormal(model, estimator=estimator)  # type: ignore[arg-type]
+    estimators: tuple[Estimator, ...] = ("shared", "flipout")
+    for estimator in estimators:
+        guide = MeanFieldNormal(model, estimator=estimator)
         part: Any = guide.parts["weights"]
         with torch.no_grad():
             part.loc.fill_(loc)
