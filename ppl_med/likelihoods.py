@@ -99,13 +99,28 @@ def in_double(fn: Distribution) -> Distribution:
     if isinstance(fn, Independent):
         return dist.Independent(in_double(fn.base_dist), fn.reinterpreted_batch_ndims)
     if isinstance(fn, torch.distributions.Categorical):
-        return dist.Categorical(logits=fn.logits.double())
+        double = fn.logits.dtype == torch.float64
+        return fn if double else dist.Categorical(logits=fn.logits.double())
     if isinstance(fn, torch.distributions.Bernoulli):
         return dist.Bernoulli(logits=fn.logits.double())
     if isinstance(fn, torch.distributions.Normal | torch.distributions.Laplace):
         kind = dist.Normal if isinstance(fn, torch.distributions.Normal) else dist.Laplace
         return kind(fn.loc.double(), fn.scale.double())
     return fn
+
+
+def class_probs(fn: torch.distributions.Categorical) -> Tensor:
+    """Class probabilities, dims (..., class), computed once and kept on the distribution.
+
+    They are the exponential of the normalised logits. ``fn.probs`` would be a softmax, which takes
+    several times as long where the class axis is not the last in memory, as in one class a pixel.
+
+    Args:
+        fn: The distribution.
+    """
+    if "probs" not in vars(fn):
+        fn.probs = fn.logits.exp()
+    return fn.probs
 
 
 def stored_parameters(
@@ -126,7 +141,7 @@ def stored_parameters(
     names = list(names)
     with_class = [*names[:1], "class", *names[1:]]
     if isinstance(fn, torch.distributions.Categorical):
-        return {"probs": (with_class, fn.probs.movedim(-1, 1 if names else 0))}
+        return {"probs": (with_class, class_probs(fn).movedim(-1, 1 if names else 0))}
     if isinstance(fn, torch.distributions.Bernoulli):
         both = torch.stack([torch.sigmoid(-fn.logits), torch.sigmoid(fn.logits)], 1 if names else 0)
         return {"probs": (with_class, both)}
