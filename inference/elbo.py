@@ -20,8 +20,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
+from ppl_med.inference.programs import argument_names
 from ppl_med.laws import LazyWeights
 
 Terms = dict[str, Tensor]
@@ -51,18 +52,17 @@ def elbo_terms(
     model_trace = poutine.trace(replayed).get_trace(*inputs, **options)
     nll: Terms = {}
     kl: Terms = {}
-    for name, site in model_trace.nodes.items():
+    sites: dict[str, Any] = dict(model_trace.nodes)
+    proposed: dict[str, Any] = dict(guide_trace.nodes)
+    for name, site in sites.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         if site["is_observed"]:
             nll[name] = -_scaled(site["fn"].log_prob(site["value"]), site).sum()
-        elif name in guide_trace.nodes:
-            kl[name] = _site_kl(name, guide_trace.nodes[name], site)
+        elif name in proposed:
+            kl[name] = _site_kl(name, proposed[name], site)
         else:
-            raise ValueError(
-                f"the guide does not propose the latent site {name!r} of the model; add it to the "
-                "guide, or join guides with Guides(first, second)"
-            )
+            raise ValueError(_unproposed(name, model))
     _add_auxiliary(kl, guide_trace, model_trace)
     if not nll:
         raise ValueError(
@@ -70,6 +70,15 @@ def elbo_terms(
             "observation site, such as batch['label']"
         )
     return nll, kl
+
+
+def _unproposed(name: str, model: Callable[..., Any]) -> str:
+    if name in argument_names(model):
+        return f"the model observed no {name!r}: pass it in the batch, as batch[{name!r}]"
+    return (
+        f"the guide does not propose the latent site {name!r} of the model; add it to the guide, "
+        "or join guides with Guides(first, second)"
+    )
 
 
 def _scaled(values: Tensor, site: dict[str, Any]) -> Tensor:
@@ -83,7 +92,7 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
             f"{p['scale']}; give the guide's plate the same size=num_cases and subsample"
         )
     q_fn, p_fn = q["fn"], p["fn"]
-    if not isinstance(q_fn, dist.Delta):
+    if not _is_delta(q_fn):
         if not q_fn.has_rsample:
             raise ValueError(
                 f"guide site {name!r} ({type(q_fn).__name__}) cannot be reparameterised; "
@@ -95,6 +104,13 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
     if isinstance(value, LazyWeights):
         value = q_fn.shared_draw()
     return (_scaled(q_fn.log_prob(value), q) - _scaled(p_fn.log_prob(value), p)).sum()
+
+
+def _is_delta(fn: Any) -> bool:
+    """Whether a distribution is a Delta at heart, for which the registered KL drops the density."""
+    while isinstance(fn, Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def _add_auxiliary(kl: Terms, guide_trace: Any, model_trace: Any) -> None:
