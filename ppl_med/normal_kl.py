@@ -75,4 +75,4 @@ def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor
     if torch.is_grad_enabled() and (prior_loc.requires_grad or prior_scale.requires_grad):
         ratio, shift = scale / prior_scale, (loc - prior_loc) / prior_scale
         return (0.5 * (ratio.square() + shift.square()) - ratio.log()).sum() - 0.5 * len(ratio)
-    return _NormalKL.apply(loc, scale, prior_loc, prior_scale)  # type: ignore[no-untyped-call]
+    return _NormalKL.apply(loc, scale, prior_loc, prior_scale)

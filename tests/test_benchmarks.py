@@ -63,7 +63,7 @@ def test_our_steps_never_wait_for_the_device(rows: dict[str, Any]) -> None:
 
 def test_predict_table(tmp_path: Path) -> None:
     result = run("predict.py", tmp_path)
-    for low, median, high in result["nets"]["lenet"]["ratios"].values():
+    for low, median, high in result["nets"]["lenet"][0]["ratios"].values():
         assert 0 < low <= median <= high
     assert {(row["sink"], row["cases"]) for row in result["memory"]} == {
         ("zarr", 100),

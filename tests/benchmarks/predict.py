@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, predict
 
-BATCH, IMAGES, DRAWS = 64, 256, 32
+BATCH_SIZES, IMAGES, DRAWS = (64, 256), 256, 32
+STREAM_BATCH = 64
 DEFAULT_ROUNDS = {"lenet": 30, "unet": 5, "resnet18": 5, "alexnet": 5}
 TARGETS = {"lenet": 1.15, "unet": 1.15, "resnet18": 1.25}
 STREAMED = (1_000, 10_000)
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--nets", nargs="+", choices=sorted(NETS), default=list(TARGETS))
     parser.add_argument("--rounds", type=int, help=f"rounds a net (default {DEFAULT_ROUNDS})")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order")
@@ -65,17 +67,18 @@ def split(case: Problem, size: int) -> list[dict[str, Any]]:
     return [{"image": image, case.site: target} for image, target in pairs]
 
 
-def throughput(name: str, settings: argparse.Namespace) -> dict[str, Any]:
+def throughput(name: str, size: int, settings: argparse.Namespace) -> dict[str, Any]:
     """Ratios of one network.
 
     Args:
         name: The network.
+        size: Images a batch.
         settings: The command line.
     """
     device = torch.device(settings.device)
     draws = 3 if settings.smoke else DRAWS
     case = problem(name, 8 if settings.smoke else IMAGES, device)
-    batches = split(case, 4 if settings.smoke else BATCH)
+    batches = split(case, size)
     net = case.net().eval()
     models = {"mean-field": case.model(), "Bernoulli dropout": case.model()}
     guides = {
@@ -108,6 +111,7 @@ def throughput(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     ratios = {kind: quartiles(seconds[kind] / seconds["passes"]) for kind in guides}
     return {
         "title": case.title,
+        "batch": size,
         "rounds": rounds,
         "ratios": ratios,
         "target": TARGETS.get(name),
@@ -126,12 +130,12 @@ class Noise:
         self.num_cases = num_cases
 
     def __len__(self) -> int:
-        return -(-self.num_cases // BATCH)
+        return -(-self.num_cases // STREAM_BATCH)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        for start in range(0, self.num_cases, BATCH):
-            size = min(BATCH, self.num_cases - start)
+        for start in range(0, self.num_cases, STREAM_BATCH):
+            size = min(STREAM_BATCH, self.num_cases - start)
             yield {
                 "image": torch.randn(size, 1, 28, 28, generator=generator),
                 "label": torch.randint(0, 10, (size,), generator=generator),
@@ -149,10 +153,12 @@ def stream(num_cases: int, sink: str, draws: int) -> None:
     case = problem("lenet", 1, torch.device("cpu"))
     model: nn.Module = case.model()
     guide = MeanFieldNormal(model, estimator="shared")
-    predict(model, guide, Noise(BATCH), draws=2, progress=False, device="cpu")
+    predict(model, guide, Noise(STREAM_BATCH), draws=2, progress=False, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         small, store = Path(folder) / "small.zarr", Path(folder) / "run.zarr"
-        predict(model, guide, Noise(BATCH), draws=2, store=small, progress=False, device="cpu")
+        predict(
+            model, guide, Noise(STREAM_BATCH), draws=2, store=small, progress=False, device="cpu"
+        )
         start = peak()
         chosen = store if sink == "zarr" else None
         tree = predict(
@@ -180,11 +186,11 @@ def memory(settings: argparse.Namespace) -> list[dict[str, Any]]:
 def report(header: str, nets: dict[str, Any], peaks: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
     lines = [header, "", "| predict | guide | ratio [quartiles] | target |", "|---|---|---|---|"]
-    for row in nets.values():
+    for row in (row for rows in nets.values() for row in rows):
         for guide, (low, median, high) in row["ratios"].items():
             target = f"<= {row['target']}" if row["target"] and guide == "mean-field" else ""
             lines.append(
-                f"| {row['title']}, {row['rounds']} rounds | {guide} "
+                f"| {row['title']}, batches of {row['batch']}, {row['rounds']} rounds | {guide} "
                 f"| {median:.3f} [{low:.3f}, {high:.3f}] | {target} |"
             )
     if peaks:
@@ -212,7 +218,8 @@ def main() -> None:
         f"{machine(torch.device(settings.device), settings.threads)}; large-allocation settings "
         "of malloc as in step.py."
     )
-    nets = {name: throughput(name, settings) for name in settings.nets}
+    sizes = [4] if settings.smoke else settings.batch_sizes
+    nets = {name: [throughput(name, size, settings) for size in sizes] for name in settings.nets}
     peaks = [] if settings.no_memory else memory(settings)
     text = report(header, nets, peaks)
     print(text)

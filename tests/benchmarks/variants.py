@@ -5,10 +5,12 @@ Peers of other packages are in ``peers.py``.
 
 import contextlib
 import math
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -19,12 +21,14 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
+from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, elbo_terms
+from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, elbo_terms, fit
 from ppl_med.inference.elbo import total
+from ppl_med.inference.mean_field import Estimator
 from ppl_med.weights import DETERMINISTIC, RandomWeights
 
 LEARNING_RATE = 1e-4
@@ -37,15 +41,15 @@ class Variant:
 
     Attributes:
         step: Forward, backward, optimizer.
-        backward: Forward and backward only.
+        backward: Forward and backward only; None where they cannot be told apart.
         parameters: What it trains, where that is known.
         around: Context that it needs, entered outside the timing.
         loss: The loss with its graph, where the variant has one (needed for CUDA graphs).
     """
 
     step: Callable[[], Any]
-    backward: Callable[[], Any]
-    parameters: list[nn.Parameter] = field(default_factory=list)
+    backward: Callable[[], Any] | None
+    parameters: Sequence[Tensor] = field(default_factory=list)
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     loss: Callable[[], Tensor] | None = None
 
@@ -122,7 +126,7 @@ def _ours(problem: Problem, guide_of: Callable[[nn.Module], nn.Module], **option
     return from_loss(loss, parameters, **options)
 
 
-def mean_field(problem: Problem, estimator: str, **options: Any) -> Variant:
+def mean_field(problem: Problem, estimator: Estimator, **options: Any) -> Variant:
     """``MeanFieldNormal`` with a gradient estimator."""
     return _ours(problem, lambda m: MeanFieldNormal(m, INIT_SCALE, estimator), **options)
 
@@ -137,45 +141,61 @@ def point_estimate(problem: Problem) -> Variant:
     return _ours(problem, PointEstimate)
 
 
+class _Paced:
+    """One batch over and over; each next one waits until the benchmark asks for a step.
+
+    ``fit`` runs in a thread of its own and is timed from outside, by what it costs to get from one
+    batch to the next.
+    """
+
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.batch, self.num_cases = batch, NUM_CASES
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.error: BaseException | None = None
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        yield self.batch
+        while True:
+            self.done.release()
+            self.go.acquire()
+            yield self.batch
+
+    def run(self, fit_once: Callable[[], Any]) -> None:
+        """The thread."""
+        try:
+            fit_once()
+        except BaseException as error:
+            self.error = error
+        self.done.release()
+
+    def step(self) -> None:
+        """One step of ``fit``, from batch to batch."""
+        self.go.release()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the step is done."""
+        self.done.acquire()
+        if self.error is not None:
+            raise RuntimeError(f"fit stopped: {self.error}") from self.error
+
+
 def inside_fit(problem: Problem) -> Variant:
-    """The step as the training loop runs it: checks of the batch, schedule and history included."""
-    from ppl_med.inference.loader import as_loader, model_limits
-    from ppl_med.inference.training import Plan, Trainer
-
+    """The step as ``fit`` runs it: checks of the batch, schedule and history included."""
     model = problem.model()
-    guide = MeanFieldNormal(model, INIT_SCALE, "shared").to(problem.image.device)
-    batch = problem.batch()
-    plan = Plan(
-        loader=as_loader([batch], NUM_CASES),
-        epochs=10**6,
-        learning_rate=LEARNING_RATE,
-        optimizer=None,
-        schedule="cosine",
-        kl_weight=1.0,
-        precision="float32",
-        device=problem.image.device,
-        seed=0,
-        checkpoint=None,
-        checkpoint_every=math.inf,
-        validation=None,
-        progress=False,
-        limits=model_limits(model),
-    )
-    trainer = Trainer(plan, [(model, guide)])
-    trainer.prepare(resume=False)
-    model.train()
-    guide.train()
-    optimizer = trainer.optimizers[0]
-    rates = [LEARNING_RATE]
+    guide = MeanFieldNormal(model, INIT_SCALE, "shared")
+    paced = _Paced(problem.batch())
 
-    def step() -> None:
-        plan.limits.check(batch, NUM_CASES)
-        with pyro.validation_enabled(False):
-            trainer._step(model, guide, optimizer, rates, batch)
-        trainer.pending.clear()
+    def fit_once() -> None:
+        fit(model, guide, paced, schedule="cosine", device=problem.image.device, progress=False)
 
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return Variant(step, step, parameters)
+    threading.Thread(target=paced.run, args=(fit_once,), daemon=True).start()
+    paced.wait()
+    parameters = [p for m in (model, guide) for p in m.parameters() if p.requires_grad]
+    return Variant(paced.step, None, parameters)
 
 
 class _Observed(PyroModule):
@@ -223,7 +243,7 @@ def _svi(problem: Problem, guide_of: Callable[[Any], Any], elbo: Any) -> Variant
 
     with around():
         guide = guide_of(model)
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": LEARNING_RATE}), elbo)
+        svi = SVI(model, guide, Adam({"lr": LEARNING_RATE}), elbo)
         arguments = (problem.image, problem.target)
         svi.step(*arguments)
         parameters = list(store.named_parameters())
@@ -249,10 +269,10 @@ def site_per_parameter(problem: Problem) -> Variant:
 
         def guide(image: Tensor, target: Tensor | None = None) -> None:
             for name, value in values.items():
-                loc = pyro.param(f"{name}.loc", lambda v=value: v.clone())
+                loc = pyro.param(f"{name}.loc", value.clone)
                 scale = pyro.param(
                     f"{name}.scale",
-                    lambda v=value: torch.full_like(v, 1e-2),
+                    partial(torch.full_like, value, 1e-2),
                     constraint=dist.constraints.positive,
                 )
                 pyro.sample(name, dist.Normal(loc, scale).to_event(value.dim()))
