@@ -50,9 +50,9 @@ class Options:
     """Train AlexNet on malaria cells under several guides, data fractions and seeds."""
 
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
-    """Folder that holds malaria/malaria.npz; the environment variable PPL_MED_DATA by default."""
+    """Folder that holds malaria/malaria.npz; by default what PPL_MED_DATA names."""
     guide: tuple[Guide, ...] = ("frequentist", "mean_field", "dropout", "ensemble")
-    """Which methods to run. The ensemble is made of frequentist runs, which it trains if need be."""
+    """Which methods to run. The ensemble is made of frequentist runs, trained if need be."""
     fraction: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Fractions of the training cells."""
     seed: tuple[int, ...] = (0, 1, 2)
@@ -262,9 +262,9 @@ def show(study: Study, result: xr.Dataset) -> None:
             for method in result["method"].values
         },
         scores=scoring.score(tree),
-        data_size=result.sel({"method": [m for m in result["method"].values if m != "frequentist"]})[
-            ["aleatoric", "epistemic"]
-        ],
+        data_size=result.sel(
+            {"method": [m for m in result["method"].values if m != "frequentist"]}
+        )[["aleatoric", "epistemic"]],
         notes=("Test part, patients that no training image comes from.",),
     )
     print(f"Wrote {study.folder / 'report.html'}")

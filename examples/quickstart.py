@@ -120,12 +120,19 @@ def main(options: Options) -> None:
     model, guide, history, tree = kept
 
     calibration_tree = predict(
-        model, guide, calibration_cells, draws=options.draws, seed=options.seed, device=options.device
+        model,
+        guide,
+        calibration_cells,
+        draws=options.draws,
+        seed=options.seed,
+        device=options.device,
     )
     sets = conformal.predict_sets(conformal.calibrate(calibration_tree, alpha=0.1), tree)
     scores, reliability = scoring.score(tree), scoring.reliability(tree)
     attribution, inside = look(options, model, guide, test_cells, cells[2])
-    growth = xr.concat(by_fraction, dim=xr.DataArray(list(FRACTIONS), dims="fraction", name="fraction"))
+    growth = xr.concat(
+        by_fraction, dim=xr.DataArray(list(FRACTIONS), dims="fraction", name="fraction")
+    )
 
     storage.save(tree, folder / "posterior.nc")
     print_table(scores, sets, growth, inside, tree, cells[2])
@@ -178,32 +185,29 @@ def print_table(scores, sets, growth, inside, tree, cells) -> None:
     """Print what the report shows in pictures."""
     guess = tree["posterior/probs"].mean(("chain", "draw")).argmax("class").values
     low, high = float(sets["coverage_lower"]), float(sets["coverage_upper"])
-    rows = [
-        ("agreement with noisy labels", f"{float(scores['accuracy']):.3f}"),
-        ("accuracy on true labels", f"{(guess == cells['clean_label']).mean():.3f}"),
-        ("NLL, nats per case", f"{float(scores['nll']):.3f}"),
-        ("expected calibration error", f"{float(scores['ece']):.3f}"),
-        ("coverage of 90 % sets", f"{float(sets['coverage']):.3f} (99 % band {low:.3f} to {high:.3f})"),
-        ("mean set size", f"{float(sets['set_size'].mean()):.2f}"),
-    ]
+    mass, area = float(inside["mean_mass_share"]), float(inside["mean_area_share"])
+    rows = {
+        "agreement with noisy labels": f"{float(scores['accuracy']):.3f}",
+        "accuracy on true labels": f"{(guess == cells['clean_label']).mean():.3f}",
+        "NLL, nats per case": f"{float(scores['nll']):.3f}",
+        "expected calibration error": f"{float(scores['ece']):.3f}",
+        "coverage of 90 % sets": (
+            f"{float(sets['coverage']):.3f} (99 % band {low:.3f} to {high:.3f})"
+        ),
+        "mean set size": f"{float(sets['set_size'].mean()):.2f}",
+        "attribution inside the parasite": (
+            f"{mass:.2f} of the mass on {area:.3f} of the area: "
+            f"{float(inside['mean_ratio']):.1f} times"
+        ),
+    }
     for fraction in FRACTIONS:
         part = growth.sel(fraction=fraction)
-        rows.append(
-            (
-                f"variance at {fraction:.0%} of the data",
-                f"aleatoric {float(part['aleatoric']):.4f}, epistemic {float(part['epistemic']):.5f}",
-            )
+        rows[f"variance at {fraction:.1%} of the data"] = (
+            f"aleatoric {float(part['aleatoric']):.4f}, epistemic {float(part['epistemic']):.5f}"
         )
-    rows.append(
-        (
-            "attribution inside the parasite",
-            f"{float(inside['mean_mass_share']):.2f} of the mass on "
-            f"{float(inside['mean_area_share']):.3f} of the area: {float(inside['mean_ratio']):.1f} times",
-        )
-    )
-    width = max(len(name) for name, _ in rows)
+    width = max(len(name) for name in rows)
     print()
-    for name, value in rows:
+    for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
     print()
 
