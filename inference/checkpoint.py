@@ -2,62 +2,77 @@
 
 import contextlib
 import errno
+import glob
+import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_med.inference.ensemble import members_of
-from ppl_med.inference.programs import Program, full_name
+from ppl_med.inference.parameters import free_parameters, remember_store_names
+from ppl_med.inference.programs import Program, full_name, named_modules_of
 
 FORMAT = 1
-Shapes = dict[str, list[int]]
+Pairs = list[tuple[Any, Any]]
 
 
-def program_state(model: Program, guide: Program) -> dict[str, Any]:
-    """All tensors of a model and a guide, and those in Pyro's parameter store beside them."""
-    state: dict[str, Any] = {"model": {}, "guide": {}, "store": {}}
-    known: set[int] = set()
-    for key, program in (("model", model), ("guide", guide)):
-        if isinstance(program, nn.Module):
-            state[key] = program.state_dict()
-            known |= {id(parameter) for parameter in program.parameters()}
-    store = pyro.get_param_store()
-    state["store"] = {
-        name: value.detach()
-        for name, value in ((n, store[n].unconstrained()) for n in store.keys())
-        if id(value) not in known
+def program_state(model: Program, guide: Program | None) -> dict[str, Any]:
+    """All tensors of a model and a guide, and the free parameters they keep in Pyro's store."""
+    state: dict[str, Any] = {
+        key: {name: module.state_dict() for name, module in named_modules_of(program).items()}
+        for key, program in (("model", model), ("guide", guide))
     }
+    free = free_parameters(model, guide)
+    state["store"] = {name: value.detach() for name, value in free.items()}
     return state
 
 
 def load_program_state(model: Program, guide: Program, state: Mapping[str, Any]) -> None:
     """Copy saved tensors into a model, a guide and Pyro's parameter store."""
     for key, program in (("model", model), ("guide", guide)):
-        if isinstance(program, nn.Module):
-            program.load_state_dict(state[key])
-    store = pyro.get_param_store()
+        for name, module in named_modules_of(program).items():
+            module.load_state_dict(state[key][name])
+    free = pyro.get_param_store().get_state()["params"]
     with torch.no_grad():
         for name, value in state["store"].items():
-            if name not in store:
-                raise ValueError(
-                    f"the checkpoint holds the parameter {name!r} of Pyro's store, which does not "
-                    "exist yet: run the program once on a batch before loading"
-                )
-            store[name].unconstrained().copy_(value)
+            free[name].copy_(value)
+    remember_store_names((model, guide), state["store"])
+
+
+def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors anywhere inside a state, with the path that leads to each."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from named_tensors(value, f"{name}.{key}" if name and key else f"{name}{key}")
+
+
+def digest(pairs: Sequence[tuple[Program, Program | None]]) -> str:
+    """SHA-256 of the values of all tensors of some programs, by which two fits are told apart."""
+    found = hashlib.sha256()
+    for model, guide in pairs:
+        for name, tensor in named_tensors(program_state(model, guide)):
+            found.update(name.encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def fingerprint(model: Program, guide: Program) -> dict[str, Any]:
-    """Class names and tensor shapes, by which a checkpoint of another program is recognised."""
-    shapes: dict[str, Shapes] = {}
-    for key, program in (("model", model), ("guide", guide)):
-        tensors = program.state_dict() if isinstance(program, nn.Module) else {}
-        shapes[key] = {n: list(v.shape) for n, v in tensors.items() if isinstance(v, Tensor)}
+    """Program names and tensor shapes, by which a checkpoint of another program is recognised."""
+    shapes = {
+        key: {name: list(tensor.shape) for name, tensor in named_tensors(tensors)}
+        for key, tensors in program_state(model, guide).items()
+    }
     return {"model": full_name(model), "guide": full_name(guide), "shapes": shapes}
 
 
@@ -76,6 +91,8 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        for left_by_a_killed_run in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left_by_a_killed_run.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "enforce fail" in str(error)
         reason = "the disk is full" if full else str(error)
@@ -91,7 +108,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint.
+    """Read a checkpoint; nothing in it is executed.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -101,8 +118,15 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError) as error:
+    except (
+        *(EOFError, KeyError, OSError, RuntimeError, ValueError),
+        *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, NotImplementedError),
+    ) as error:
         raise ValueError(
             f"checkpoint {path} is damaged or no checkpoint ({type(error).__name__}); "
             "delete it, or give the path of an earlier one"
@@ -112,27 +136,53 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def check_fingerprint(path: str | Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise if a checkpoint belongs to another model or guide.
+def check_members(path: Any, content: Mapping[str, Any], pairs: Pairs) -> None:
+    """Raise if a checkpoint belongs to other models or guides.
 
     Raises:
         ValueError: Says what differs.
     """
+    if len(content["states"]) != len(pairs):
+        raise ValueError(
+            f"checkpoint {path} holds {len(content['states'])} member(s), the guide {len(pairs)}; "
+            "build the ensemble with the same number of members"
+        )
+    for saved, pair in zip(content["fingerprints"], pairs, strict=True):
+        _check_fingerprint(path, saved, fingerprint(*pair))
+
+
+def _check_fingerprint(path: Any, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for key in ("model", "guide"):
         if saved[key] != own[key]:
             raise ValueError(
                 f"checkpoint {path} was written for the {key} {saved[key]}, not for {own[key]}; "
                 "build the same one, or give another path"
             )
+    for key in ("model", "guide", "store"):
         theirs, ours = saved["shapes"][key], own["shapes"][key]
         differing = sorted(n for n in theirs.keys() | ours.keys() if theirs.get(n) != ours.get(n))
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"checkpoint {path} does not fit the {key}: {len(differing)} tensors differ, first "
-                f"{name!r} with shape {theirs.get(name)} in the file and {ours.get(name)} here; "
-                "build it with the same arguments"
+        if key == "store":  # what other programs left in the store is no concern of this one
+            differing = [name for name in differing if name in theirs]
+        if not differing:
+            continue
+        name = differing[0]
+        advice = "build it with the same arguments"
+        if all(n not in ours for n in differing):
+            advice += (
+                "; a stock AutoGuide, or a program that uses pyro.param, makes its parameters when "
+                "it first runs: call it once on a batch before loading"
             )
+        raise ValueError(
+            f"checkpoint {path} does not fit the {key}: {len(differing)} tensors differ, first "
+            f"{name!r} with shape {theirs.get(name)} in the file and {ours.get(name)} here; "
+            + advice
+        )
+
+
+def load_members(content: Mapping[str, Any], pairs: Pairs) -> None:
+    """Copy a checkpoint's tensors, once ``check_members`` has passed, into models and guides."""
+    for state, pair in zip(content["states"], pairs, strict=True):
+        load_program_state(*pair, state)
 
 
 def save(path: str | Path, model: Program, guide: Program) -> None:
@@ -142,6 +192,9 @@ def save(path: str | Path, model: Program, guide: Program) -> None:
         path: File to write; replaced only when the new one is complete.
         model: The model.
         guide: The guide, or an ``Ensemble``.
+
+    Raises:
+        OSError: If it cannot be written (disk full, no permission); an earlier file is intact.
     """
     pairs = members_of(model, guide)
     write(
@@ -170,12 +223,5 @@ def load(path: str | Path, model: Program, guide: Program) -> None:
     """
     content = read(path)
     pairs = members_of(model, guide)
-    if len(content["states"]) != len(pairs):
-        raise ValueError(
-            f"checkpoint {path} holds {len(content['states'])} member(s), the guide {len(pairs)}; "
-            "build the ensemble with the same number of members"
-        )
-    for saved, pair in zip(content["fingerprints"], pairs, strict=True):
-        check_fingerprint(path, saved, fingerprint(*pair))
-    for state, pair in zip(content["states"], pairs, strict=True):
-        load_program_state(*pair, state)
+    check_members(path, content, pairs)
+    load_members(content, pairs)

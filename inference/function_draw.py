@@ -15,8 +15,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_med.dims import site_dims
+from ppl_med.inference.generators import seed_torch, torch_restored
 from ppl_med.inference.noise import derive_seed, sample_by_case
+from ppl_med.inference.parameters import private_store
 from ppl_med.inference.programs import Program, argument_names, is_local, sample_sites
+
+KEPT_NUMBERS = 256 * 1024**2  # numbers of drawn latents kept for the next batch: 1 GiB of float32
 
 Inputs = Mapping[str, Any]
 Globals = dict[str, Tensor]
@@ -37,7 +42,7 @@ class _Substitute(Messenger):
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
         elif is_local(msg):
-            value = sample_by_case(msg["fn"], self.keys, msg["name"], self.cases)
+            value = sample_by_case(msg["fn"], self.keys, msg["name"], self.cases, case_dim(msg))
             if value is not None:
                 msg["value"], msg["done"] = value, True
 
@@ -45,12 +50,17 @@ class _Substitute(Messenger):
 class Sampler:
     """Draws functions of one (model, guide) pair.
 
+    Neither parameters nor random number generators of the process are changed.
+
     Args:
         model: The model, in evaluation mode.
         guide: The guide, in evaluation mode; None draws from the prior.
         example: Inputs of one case, without observations.
         seed: Seed of all draws.
         chain: Index of the member.
+
+    Raises:
+        ValueError: If the guide proposes not all of the model's global latents.
     """
 
     def __init__(
@@ -58,29 +68,49 @@ class Sampler:
     ) -> None:
         self.model, self.guide, self.example = model, guide, example
         self.seed, self.chain = seed, chain
-        model_sites = sample_sites(_trace(model, example))
+        self._kept: dict[int, Globals] = {}
+        self._num_kept = 0
+        with torch_restored(), torch.no_grad(), private_store():
+            seed_torch(derive_seed(seed, chain))
+            trace = _trace(model, example)
+            proposed = {} if guide is None else sample_sites(_trace(guide, example))
+        sites = sample_sites(trace)
         arguments = set(argument_names(model))
-        self.observed = [name for name in model_sites if name in arguments]
-        latents = {
-            name: site
-            for name, site in model_sites.items()
-            if name not in arguments and not site["is_observed"]
-        }
-        self.local = [name for name, site in latents.items() if is_local(site)]
-        self.globals = [name for name in latents if name not in self.local]
-        self.guide_has_local = guide is not None and any(
-            is_local(site) for site in sample_sites(_trace(guide, example)).values()
-        )
+        self.observed = [name for name in sites if name in arguments]
+        latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
+        self.local = [name for name in latents if is_local(sites[name])]
+        self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
+        self.guide_has_local = any(is_local(site) for site in proposed.values())
+        missing = sorted(self.globals.keys() - proposed.keys()) if guide is not None else []
+        if missing:
+            raise ValueError(
+                f"the guide does not propose the latent site {missing[0]!r} of the model; add it "
+                "to the guide, or join guides with Guides(first, second)"
+            )
 
     def draw(self, draw: int) -> Globals:
         """Global latents of one draw; the same for the same (seed, chain, draw)."""
-        device = _device(self.example)
-        devices = [device.index or 0] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(derive_seed(self.seed, self.chain, draw))
-            program = self.guide if self.guide is not None else self.model
+        program = self.guide if self.guide is not None else self.model
+        with torch_restored(), torch.no_grad(), private_store():
+            seed_torch(derive_seed(self.seed, self.chain, draw))
             sites = sample_sites(_trace(program, self.example))
-        return {name: sites[name]["value"] for name in self.globals if name in sites}
+        chosen = self.globals if not self.guide_has_local else sites
+        return {
+            name: site["value"]
+            for name, site in sites.items()
+            if name in chosen and not is_local(site)
+        }
+
+    def kept(self, draw: int) -> Globals:
+        """As ``draw``, kept for the next time while memory allows."""
+        if draw in self._kept:
+            return self._kept[draw]
+        values = self.draw(draw)
+        size = sum(value.numel() for value in values.values())
+        if self._num_kept + size <= KEPT_NUMBERS:
+            self._kept[draw] = values
+            self._num_kept += size
+        return values
 
     def run(
         self, values: Globals, draw: int, inputs: Inputs, cases: NDArray[np.integer]
@@ -94,20 +124,32 @@ class Sampler:
             cases: Position of each of its cases in the data set.
         """
         keys = (self.seed, self.chain, draw)
-        if self.guide_has_local:
+        with torch_restored(), private_store():
+            # For what cannot be drawn case by case: the same for the same batch at least.
+            seed_torch(derive_seed(*keys, int(cases[0])))
+            if self.guide_has_local:
+                with _Substitute(values, keys, cases):
+                    sites = sample_sites(_trace(self.guide, inputs))
+                values = values | {n: s["value"] for n, s in sites.items() if is_local(s)}
             with _Substitute(values, keys, cases):
-                sites = sample_sites(_trace(self.guide, inputs))
-            proposed = {n: site["value"] for n, site in sites.items() if is_local(site)}
-            values = values | proposed
-        with _Substitute(values, keys, cases):
-            return _trace(self.model, inputs)
+                return _trace(self.model, inputs)
+
+
+def case_dim(node: Mapping[str, Any]) -> int:
+    """Dim of the plate of cases in a site's batch shape, counted from the right, so negative.
+
+    Raises:
+        ValueError: If the site stands in no such plate.
+    """
+    for frame in node["cond_indep_stack"]:
+        if frame.name == "case":
+            return int(frame.dim)
+    raise ValueError(
+        f"site {node['name']!r} stands in no plate of cases; write it inside "
+        "pyro.plate('case', num_cases or len(image), subsample=image)"
+    )
 
 
 def _trace(program: Any, inputs: Inputs) -> poutine.Trace:
     with pyro.validation_enabled(False):
         return poutine.trace(program).get_trace(**inputs)
-
-
-def _device(inputs: Inputs) -> torch.device:
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
-    return tensors[0].device if tensors else torch.device("cpu")

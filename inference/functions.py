@@ -5,10 +5,12 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_med.inference.ensemble import members_of
 from ppl_med.inference.function_draw import Sampler
+from ppl_med.inference.loader import check_seed
+from ppl_med.inference.parameters import move, set_mode
 from ppl_med.inference.programs import Program, argument_names
 
 
@@ -19,13 +21,13 @@ class _Member:
         self.pair, self.seed, self.chain = (model, guide), seed, chain
         self.argument = argument_names(model)[0]
         self.sampler: Sampler | None = None
+        self.device: torch.device | None = None
 
     def prepare(self, image: Tensor) -> Sampler:
         """The sampler, with the programs on the image's device and in evaluation mode."""
         if self.sampler is None or self.device != image.device:
-            for program in self.pair:
-                if isinstance(program, nn.Module):
-                    program.to(image.device).eval()
+            move(self.pair, image.device)
+            set_mode(self.pair, False)
             with torch.no_grad():
                 example = {self.argument: image[:1].detach()}
                 self.sampler = Sampler(*self.pair, example, self.seed, self.chain)
@@ -117,5 +119,6 @@ def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0)
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
+    check_seed(seed)
     pairs = enumerate(members_of(model, guide))
     return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws)

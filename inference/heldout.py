@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ppl_med.inference.function_draw import Sampler
+from ppl_med.inference.function_draw import Sampler, case_dim
+from ppl_med.inference.loader import first_batch
 from ppl_med.inference.programs import (
     Program,
     batch_size,
@@ -34,24 +36,37 @@ def heldout_nll(
         device: Where model and guide are.
         draws: Posterior draws.
         seed: Seed of the draws.
+
+    Raises:
+        ValueError: If a batch lacks an observation.
     """
-    first = to_device(select_arguments(model, next(iter(batches))), device)
-    one = {name: value[:1] for name, value in first.items()}
+    first = to_device(select_arguments(model, first_batch(batches)), device)
+    one = {n: value[:1] if isinstance(value, Tensor) else value for n, value in first.items()}
     sampler = Sampler(model, guide, without_observations(model, one), seed, 0)
-    values = [sampler.draw(draw) for draw in range(draws)]
     summed, cases = 0.0, 0
     for batch in batches:
         inputs = to_device(select_arguments(model, batch), device)
+        missing = [name for name in sampler.observed if name not in inputs]
+        if missing:
+            raise ValueError(f"a batch has no {missing[0]!r}, without which nothing can be scored")
         positions = np.arange(cases, cases + batch_size(inputs))
-        bare = {name: value for name, value in inputs.items() if name not in sampler.observed}
-        logs = []
-        with torch.no_grad():
-            for draw in range(draws):
-                trace = sampler.run(values[draw], draw, bare, positions)
-                log_prob = torch.zeros(len(positions), dtype=torch.float64, device=device)
-                for name in sampler.observed:
-                    log_prob = log_prob + in_double(trace.nodes[name]["fn"]).log_prob(inputs[name])
-                logs.append(log_prob)
+        logs = [_log_likelihood(sampler, draw, inputs, positions) for draw in range(draws)]
         mixture = torch.stack(logs).logsumexp(0) - math.log(draws)
         summed, cases = summed - float(mixture.sum()), cases + len(positions)
     return summed / cases
+
+
+def _log_likelihood(
+    sampler: Sampler, draw: int, inputs: dict[str, Any], positions: np.ndarray
+) -> Tensor:
+    """Of each case under one draw, summed over observed sites, dims (case,), float64."""
+    bare = {name: value for name, value in inputs.items() if name not in sampler.observed}
+    with torch.no_grad():
+        trace = sampler.run(sampler.kept(draw), draw, bare, positions)
+        by_site = []
+        for name in sampler.observed:
+            node = trace.nodes[name]
+            fn: Any = node["fn"]
+            log_prob = in_double(fn).log_prob(inputs[name]).double().movedim(case_dim(node), 0)
+            by_site.append(log_prob.reshape(len(positions), -1).sum(1))
+    return torch.stack(by_site).sum(0)

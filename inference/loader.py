@@ -1,16 +1,16 @@
 """What ``fit`` and ``predict`` need of batches: a length, a size, an order that can be resumed."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.programs import argument_names
-from ppl_med.weights import random_weights
 
 SEED_STRIDE = 1_000_003
 
@@ -29,25 +29,77 @@ class Loader:
     num_batches: int
     num_cases: int
 
-    def iterate(self, epoch: int, start: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Yield an epoch's batches from ``start`` on, in an order that depends on seed and epoch.
+    def open(self, epoch: int, start: int, seed: int) -> Iterator[dict[str, Any]]:
+        """An epoch's batches from ``start`` on, in an order that depends on seed and epoch.
 
         Loaders without ``iterate(epoch, start)`` (a torch DataLoader) take their order from
-        torch's global generator; their first batches are loaded and dropped.
+        torch's global generator or from their own; their first batches are loaded here and
+        dropped.
         """
         if hasattr(self.batches, "iterate"):
-            yield from self.batches.iterate(epoch + SEED_STRIDE * seed, start)
-            return
+            return iter(self.batches.iterate(epoch + SEED_STRIDE * seed, start))
         if hasattr(self.batches, "set_epoch"):
             self.batches.set_epoch(epoch)
-        for index, batch in enumerate(self.batches):
-            if index >= start:
-                yield batch
+        iterator = iter(self.batches)
+        for _ in range(start):
+            next(iterator, None)
+        return iterator
 
     @property
     def draws_its_order(self) -> bool:
-        """Whether the order comes from torch's global generator."""
+        """Whether the order comes from a generator's state."""
         return not hasattr(self.batches, "iterate")
+
+    def generators(self) -> list[torch.Generator]:
+        """The loader's own generators, such as of ``DataLoader(generator=...)``, each once."""
+        sampler = getattr(self.batches, "sampler", None)
+        inner = getattr(getattr(self.batches, "batch_sampler", None), "sampler", None)
+        found = [getattr(owner, "generator", None) for owner in (self.batches, sampler, inner)]
+        own = {id(g): g for g in found if isinstance(g, torch.Generator)}
+        return list(own.values())
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that fix the order of the batches, as far as they can be read."""
+        if self.draws_its_order:
+            return {}
+        names = ("seed", "shuffle", "batch_size")
+        found = {name: getattr(self.batches, name, None) for name in names}
+        return {f"batches.{n}": v for n, v in found.items() if isinstance(v, bool | int)}
+
+
+def check_iterable(batches: Any, name: str = "batches") -> int:
+    """Number of batches in something that can be iterated again and again.
+
+    Raises:
+        TypeError: If it cannot.
+        ValueError: If it is empty.
+    """
+    advice = "pass ppl_med.data.Batches, a torch DataLoader or a list of dicts"
+    if isinstance(batches, Mapping):
+        raise TypeError(f"{name} is a dict, one batch; {advice}, such as [batch]")
+    try:
+        length, iterable = len(batches), hasattr(batches, "__iter__")
+    except TypeError:
+        length, iterable = 0, False
+    if not iterable or isinstance(batches, str):
+        raise TypeError(
+            f"{name} must be re-iterable and have a length, got {type(batches).__name__}; {advice}"
+        )
+    if length == 0:
+        raise ValueError(f"{name} is empty: it yields no batch; check the folder or the split")
+    return length
+
+
+def first_batch(batches: Any, name: str = "batches") -> dict[str, Any]:
+    """The first batch.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    first = next(iter(batches), None)
+    if first is None:
+        raise ValueError(f"{name} is empty: it yields no batch; check the folder or the split")
+    return first
 
 
 def as_loader(batches: Any, num_cases: int | None) -> Loader:
@@ -55,32 +107,40 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
 
     Raises:
         TypeError: If they cannot be iterated again and again.
-        ValueError: If they are empty, or the size is unknown or smaller than a batch.
+        ValueError: If they are empty, or the size is unknown or makes no sense.
     """
-    if not hasattr(batches, "__iter__") or not hasattr(batches, "__len__"):
-        raise TypeError(
-            f"batches must be re-iterable and have a length, got {type(batches).__name__}; "
-            "pass ppl_med.data.Batches, a torch DataLoader or a list of dicts"
-        )
-    if len(batches) == 0:
-        raise ValueError("batches is empty: it yields no batch; check the folder or the split")
-    size = num_cases or getattr(batches, "num_cases", None)
-    if size is None and hasattr(batches, "dataset"):
+    length = check_iterable(batches)
+    whole = isinstance(num_cases, int | np.integer) and not isinstance(num_cases, bool)
+    if num_cases is not None and not (whole and num_cases > 0):
+        raise ValueError(f"num_cases must be a whole number above 0, got {num_cases!r}")
+    size = num_cases if num_cases is not None else getattr(batches, "num_cases", None)
+    if size is None and hasattr(getattr(batches, "dataset", None), "__len__"):
         size = len(batches.dataset)
     if size is None and isinstance(batches, list | tuple):
-        size = sum(_length(batch) for batch in batches)
+        size = sum(num_cases_in(batch) for batch in batches)
     if size is None:
         raise ValueError(
             "num_cases cannot be read off batches; pass num_cases=<size of the data set>: "
             "it scales the likelihood against the KL"
         )
-    return Loader(batches, len(batches), int(size))
+    return Loader(batches, length, int(size))
 
 
-def _length(batch: Any) -> int:
-    if not isinstance(batch, dict) or not batch:
-        raise TypeError(f"a batch must be a dict of tensors, got {type(batch).__name__}")
-    return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))
+def num_cases_in(batch: Any) -> int:
+    """Number of cases in a batch, the length of its first tensor.
+
+    Raises:
+        TypeError: If it is no dict that holds a tensor.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"a batch must be a dict such as {{'image': Tensor, 'label': Tensor}}, got "
+            f"{type(batch).__name__}; wrap the loader so that it yields dicts"
+        )
+    for value in batch.values():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return len(value)
+    raise TypeError(f"a batch must hold a tensor with one entry a case; its keys are {[*batch]}")
 
 
 @dataclass
@@ -88,12 +148,12 @@ class Limits:
     """What a model accepts.
 
     Attributes:
-        takes_image: Whether it has an argument ``image``.
+        arguments: Names of the model's arguments.
         num_classes: Classes, None where it does not say.
-        in_channels: Image channels, None where they cannot be told.
+        in_channels: Image channels, None where it does not say.
     """
 
-    takes_image: bool
+    arguments: frozenset[str]
     num_classes: int | None
     in_channels: int | None
 
@@ -104,43 +164,69 @@ class Limits:
             TypeError: Wrong types; see ``data.validation.check_batch``.
             ValueError: Wrong shapes or values, or more cases than ``num_cases``.
         """
-        if not isinstance(batch, dict):
-            raise TypeError(f"a batch must be a dict of tensors, got {type(batch).__name__}")
-        image = batch.get("image")
-        on_device = isinstance(image, torch.Tensor) and image.device.type != "cpu"
-        if self.takes_image and not on_device:
-            check_batch(batch, num_classes=self.num_classes, in_channels=self.in_channels)
-        if num_cases is not None and _length(batch) > num_cases:
+        size = num_cases_in(batch)
+        if num_cases is not None and size > num_cases:
             raise ValueError(
-                f"num_cases is {num_cases}, smaller than a batch of {_length(batch)} cases; "
+                f"num_cases is {num_cases}, smaller than a batch of {size} cases; "
                 "pass the size of the whole data set"
             )
+        image = batch.get("image")
+        on_device = isinstance(image, Tensor) and image.device.type != "cpu"
+        if "image" in self.arguments and not on_device:
+            known = batch
+            if self.num_classes is None:  # without classes, a label may be any number
+                known = {name: value for name, value in batch.items() if name != "label"}
+            check_batch(known, num_classes=self.num_classes, in_channels=self.in_channels)
+        for name in self.arguments & batch.keys() - {"image"}:
+            _check_argument(name, batch[name], size)
+
+
+def _check_argument(name: str, value: Any, size: int) -> None:
+    if not isinstance(value, Tensor) or value.dim() == 0 or value.device.type != "cpu":
+        return
+    if len(value) != size:
+        raise ValueError(f"{name} has {len(value)} entries but the batch has {size} cases")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"{name} holds NaN or infinite values; replace them or drop the cases before training"
+        )
 
 
 def model_limits(model: Any) -> Limits:
-    """Read off a model what it accepts."""
+    """Read off a model what it says it accepts."""
     classes = getattr(model, "coords", {}).get("class")
     channels = getattr(model, "in_channels", None)
-    if channels is None:
-        for weights in random_weights([model]).values():
-            layers = [m for m in weights.net.modules() if isinstance(m, nn.Linear | _ConvNd)]
-            if layers and isinstance(layers[0], _ConvNd):
-                channels = layers[0].in_channels
-    takes_image = "image" in argument_names(model)
-    return Limits(takes_image, len(classes) if classes else None, channels)
+    return Limits(
+        frozenset(argument_names(model)),
+        len(classes) if classes else None,
+        channels if isinstance(channels, int) else None,
+    )
 
 
-def check_arguments(*, epochs: int, precision: str, schedule: Any, seed: int) -> None:
+def check_arguments(
+    *, epochs: int, learning_rate: float, precision: str, schedule: Any, seed: int
+) -> None:
     """Raise on arguments of ``fit`` that make no sense.
 
     Raises:
         ValueError: Names the argument.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
+        raise ValueError(f"epochs must be a whole number, at least 1, got {epochs!r}")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
     if not callable(schedule) and schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule must be 'constant', 'cosine' or a function, got {schedule!r}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+    check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise on a seed that is no whole number from 0 on.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")

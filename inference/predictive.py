@@ -7,19 +7,27 @@ draw is reproducible by (seed, chain, draw), whatever the batch size; what is dr
 
 import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
 from tqdm.auto import tqdm
 
+from ppl_med.inference.checkpoint import digest
 from ppl_med.inference.ensemble import members_of
 from ppl_med.inference.function_draw import Sampler
-from ppl_med.inference.loader import as_loader, model_limits
+from ppl_med.inference.generators import torch_restored
+from ppl_med.inference.loader import (
+    check_iterable,
+    check_seed,
+    first_batch,
+    model_limits,
+    num_cases_in,
+)
+from ppl_med.inference.parameters import move, private_store, set_mode
 from ppl_med.inference.programs import (
     Program,
     batch_size,
@@ -28,11 +36,11 @@ from ppl_med.inference.programs import (
     to_device,
     without_observations,
 )
-from ppl_med.inference.records import Chunk, Recorder
+from ppl_med.inference.records import Chunk, Recorder, case_ids
+from ppl_med.inference.rehearsal import not_running
 from ppl_med.inference.sinks import open_sink
 
 CHUNK_CASES = 512
-CACHED_WEIGHTS = 256 * 1024**2  # numbers kept over chunks: 1 GiB of float32
 
 
 def predict(
@@ -51,6 +59,10 @@ def predict(
 ) -> xr.DataTree:
     """Draw functions from the guide and observations from the model.
 
+    Model and guide, and networks in the closure of a plain function, are left in evaluation mode on
+    the device; nothing else about them changes, BatchNorm statistics included. Random number
+    generators of the process are left as they were.
+
     Args:
         model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
         guide: Its guide, trained; an ``Ensemble``; or None to draw from the prior.
@@ -61,7 +73,7 @@ def predict(
         seed: Seed of all draws.
         store: None keeps the result in memory; ``"run.nc"`` also writes it; ``"run.zarr"`` writes
             while predicting, with bounded memory, and gives a lazy tree.
-        resume: Go on with an interrupted ``store="*.zarr"``.
+        resume: Go on with an interrupted ``store="*.zarr"``; a complete one is opened.
         log_likelihood_of: What the cases are. Of training cases, ``log_likelihood`` may go to
             ``loo``; of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
         prior_draws: Draws from the prior for the groups ``prior`` and ``prior_predictive``.
@@ -75,25 +87,36 @@ def predict(
         Dims (chain, draw, case, …); ``case`` carries the ids.
 
     Raises:
-        ValueError: On batches that do not fit the model, and on fewer than one draw.
+        TypeError: On batches that cannot be iterated again and again.
+        ValueError: On arguments or batches that do not fit; on a store to resume that was made
+            with other arguments, other parameters or other cases.
         FileExistsError: If ``store`` exists.
+        OSError: If ``store`` cannot be written; what a Zarr store holds so far can be resumed.
+
+    Warns:
+        UserWarning: On entries of a batch that ``constant_data`` cannot hold.
     """
     started = time.time()
     _check(draws, prior_draws, log_likelihood_of, seed)
-    loader = as_loader(batches, getattr(batches, "num_cases", None) or 1)
+    num_batches = check_iterable(batches)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
-    run = _Run(pairs, batches, chosen, draws, seed)
-    attrs = _attributes(pairs[0], seed, draws, log_likelihood_of, len(pairs))
-    sink = open_sink(store, attrs, resume=resume, chunk_cases=CHUNK_CASES)
-    total = len(pairs) * draws * loader.num_batches
-    with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
-        for chunk in run.chunks(bar, skip=sink.cases_done):
-            sink.append(chunk)
-    if prior_draws and guide is not None:
-        prior = _Run([(pairs[0][0], None)], batches, chosen, prior_draws, seed)
-        for chunk in prior.chunks(None, skip=0):
-            sink.append_prior(chunk)
+    with torch_restored():
+        torch.manual_seed(seed)  # the order of a shuffled DataLoader
+        run = _Run(pairs, batches, chosen, draws, seed)
+        attrs = _attributes(pairs, seed, draws, log_likelihood_of)
+        sink = open_sink(store, attrs, resume=resume)
+        if sink.complete:
+            return sink.open()
+        total = len(pairs) * draws * num_batches
+        with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
+            for chunk in run.chunks(bar, sink.ids_done()):
+                sink.append(chunk)
+        if prior_draws and guide is not None:
+            sink.start_prior()
+            prior = _Run([(pairs[0][0], None)], batches, chosen, prior_draws, seed, len(pairs))
+            for chunk in prior.chunks(None, []):
+                sink.append_prior(chunk)
     return sink.finish(wall_time=time.time() - started)
 
 
@@ -104,8 +127,7 @@ def _check(draws: int, prior_draws: int, log_likelihood_of: str, seed: int) -> N
         raise ValueError(
             f"log_likelihood_of must be 'held-out' or 'training', got {log_likelihood_of!r}"
         )
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+    check_seed(seed)
 
 
 class _Run:
@@ -113,39 +135,66 @@ class _Run:
 
     def __init__(
         self,
-        pairs: list[tuple[Program, Program | None]],
+        pairs: Sequence[tuple[Program, Program | None]],
         batches: Any,
         device: torch.device,
         draws: int,
         seed: int,
+        first_chain: int | None = None,
     ) -> None:
-        self.pairs, self.batches, self.device, self.draws = pairs, batches, device, draws
-        first = next(iter(batches), None)
-        if first is None:
-            raise ValueError("batches is empty: it yields no batch")
-        model = pairs[0][0]
-        self.limits = model_limits(model)
+        self.model = pairs[0][0]
+        self.batches, self.device, self.draws = batches, device, draws
+        first = first_batch(batches)
+        self.limits = model_limits(self.model)
         self.limits.check(first)
-        for program in (program for pair in pairs for program in pair):
-            if isinstance(program, nn.Module):
-                program.to(device).eval()
-        one = {
-            name: value[:1]
-            for name, value in to_device(select_arguments(model, first), device).items()
-        }
-        bare = without_observations(model, one)
-        self.samplers = [Sampler(*pair, bare, seed, chain) for chain, pair in enumerate(pairs)]
-        self.cache: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
-        self.cached = 0
-        self.recorder = Recorder(model, self.samplers[0], len(pairs), draws)
+        for pair in pairs:
+            move(pair, device)
+            set_mode(pair, False)
+        values = to_device(select_arguments(self.model, first), device)
+        one = {n: v[:1] if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+        try:
+            with private_store():
+                bare = without_observations(self.model, one)
+            chains = range(first_chain or 0, (first_chain or 0) + len(pairs))
+            self.samplers = [
+                Sampler(*pair, bare, seed, chain) for pair, chain in zip(pairs, chains, strict=True)
+            ]
+        except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+            raise not_running(error, one) from error
+        self.observed = set(self.samplers[0].observed)
+        self.with_observations = first_chain is None
+        inputs = self._inputs(first)
+        sampler = self.samplers[0]
+        self.recorder = Recorder(self.model, sampler, first, inputs, len(pairs), draws)
 
-    def chunks(self, bar: Any, skip: int) -> Iterator[Chunk]:
-        """Yield results for about ``CHUNK_CASES`` cases at a time."""
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        values = to_device(select_arguments(self.model, batch), self.device)
+        return values if self.with_observations else self._bare(values)
+
+    def _bare(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in self.observed}
+
+    def chunks(self, bar: Any, ids_done: Sequence[Any]) -> Iterator[Chunk]:
+        """Yield results for about ``CHUNK_CASES`` cases at a time.
+
+        Args:
+            bar: Progress bar, or None.
+            ids_done: Ids of the first cases, whose results are there already.
+
+        Raises:
+            ValueError: If the batches hold other cases there.
+        """
         for start, group in self._groups():
-            size = sum(batch_size(select_arguments(self.pairs[0][0], b)) for b in group)
-            if start + size <= skip:
+            arguments = [select_arguments(self.model, batch) for batch in group]
+            ids = case_ids(start, group, arguments)
+            if start + len(ids) <= len(ids_done):
+                if list(map(str, ids)) != list(map(str, ids_done[start : start + len(ids)])):
+                    raise ValueError(
+                        f"batches hold other cases than the interrupted run, or in another order, "
+                        f"among positions {start} to {start + len(ids) - 1}; pass the same batches"
+                    )
                 if bar is not None:
-                    bar.update(len(group) * len(self.pairs) * self.draws)
+                    bar.update(len(group) * len(self.samplers) * self.draws)
                 continue
             yield self._chunk(start, group, bar)
 
@@ -155,7 +204,7 @@ class _Run:
         for batch in self.batches:
             self.limits.check(batch)
             group.append(batch)
-            size += batch_size(select_arguments(self.pairs[0][0], batch))
+            size += num_cases_in(batch)
             if size >= CHUNK_CASES:
                 yield start, group
                 group, start, size = [], start + size, 0
@@ -163,21 +212,17 @@ class _Run:
             yield start, group
 
     def _chunk(self, start: int, group: list[dict[str, Any]], bar: Any) -> Chunk:
-        model = self.pairs[0][0]
-        inputs = [to_device(select_arguments(model, batch), self.device) for batch in group]
+        inputs = [self._inputs(batch) for batch in group]
         chunk = self.recorder.start(start, group, inputs)
-        observed = self.samplers[0].observed
         with torch.no_grad():
             for chain, sampler in enumerate(self.samplers):
                 for draw in range(self.draws):
-                    values = self._globals(chain, draw)
-                    offset = 0
-                    for values_in in inputs:
-                        size = batch_size(values_in)
+                    values, offset = sampler.kept(draw), 0
+                    for given in inputs:
+                        size = batch_size(given)
                         cases = np.arange(start + offset, start + offset + size)
-                        bare = {n: v for n, v in values_in.items() if n not in observed}
-                        trace = sampler.run(values, draw, bare, cases)
-                        self.recorder.record(chunk, trace, values_in, chain, draw, offset)
+                        trace = sampler.run(values, draw, self._bare(given), cases)
+                        self.recorder.record(chunk, trace, given, chain, draw, offset)
                         offset += size
                         if bar is not None:
                             bar.update()
@@ -185,32 +230,23 @@ class _Run:
                         self.recorder.record_globals(chunk, values, chain, draw)
         return chunk
 
-    def _globals(self, chain: int, draw: int) -> dict[str, torch.Tensor]:
-        """A draw's latents, kept for the next chunk while memory allows."""
-        if (chain, draw) in self.cache:
-            return self.cache[chain, draw]
-        values = self.samplers[chain].draw(draw)
-        size = sum(value.numel() for value in values.values())
-        if self.cached + size <= CACHED_WEIGHTS:
-            self.cache[chain, draw] = values
-            self.cached += size
-        return values
-
 
 def _attributes(
-    pair: tuple[Program, Program | None], seed: int, draws: int, origin: str, chains: int
+    pairs: Sequence[tuple[Program, Program | None]], seed: int, draws: int, origin: str
 ) -> dict[str, Any]:
+    model, guide = pairs[0]
     versions = {
         f"{name.replace('-', '_')}_version": importlib.metadata.version(name)
         for name in ("torch", "pyro-ppl", "xarray")
     }
     return {
-        "model": full_name(pair[0]),
-        "guide": "prior" if pair[1] is None else full_name(pair[1]),
-        "network": _network_name(pair[0]),
+        "model": full_name(model),
+        "guide": "prior" if guide is None else full_name(guide),
+        "network": _network_name(model),
+        "parameters_sha256": digest(pairs),
         "seed": seed,
         "draws": draws,
-        "chains": chains,
+        "chains": len(pairs),
         "log_likelihood_of": origin,
         "inference_library": "ppl_med",
         **versions,

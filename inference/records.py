@@ -1,5 +1,7 @@
 """Filling the arrays of a result, one (chain, draw, batch) at a time."""
 
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_med.dims import site_dims
-from ppl_med.inference.function_draw import Sampler
+from ppl_med.inference.function_draw import Sampler, case_dim
 from ppl_med.inference.programs import Program, batch_size
 from ppl_med.likelihoods import in_double, stored_parameters
 from ppl_med.weights import RandomWeights, random_weights
@@ -58,49 +60,78 @@ class Recorder:
     Args:
         model: The model.
         sampler: A sampler of it, for the names of its sites.
+        first: The first batch, which fixes what there is of observations and metadata.
+        inputs: Its arguments of the model.
         chains: Number of chains.
         draws: Draws per chain.
+
+    Warns:
+        UserWarning: On entries of the batch that no array can hold; they are left out.
     """
 
-    def __init__(self, model: Program, sampler: Sampler, chains: int, draws: int) -> None:
+    def __init__(
+        self,
+        model: Program,
+        sampler: Sampler,
+        first: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        chains: int,
+        draws: int,
+    ) -> None:
         self.chains, self.draws = chains, draws
-        self.observed, self.local = sampler.observed, sampler.local
+        self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
+        self.given = [name for name in self.observed if name in inputs]
         self.coords = dict(getattr(model, "coords", {}))
         self.layouts: dict[str, RandomWeights] = random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
+        self.columns = _columns(first, {"id", *inputs}, batch_size(inputs))
 
-    def start(self, start: int, group: list[dict[str, Any]], inputs: list[dict[str, Any]]) -> Chunk:
-        """An empty chunk with ids, observations and metadata filled in."""
-        num_cases = sum(batch_size(values) for values in inputs)
-        ids: list[Any] = []
-        for batch, values in zip(group, inputs, strict=True):
-            own = batch.get("id")
-            size = batch_size(values)
-            position = start + len(ids)
-            ids += list(range(position, position + size)) if own is None else _plain(own)
-        chunk = Chunk(start, num_cases, ids)
+    def start(
+        self, start: int, group: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
+    ) -> Chunk:
+        """An empty chunk with ids, observations and metadata filled in.
+
+        Raises:
+            ValueError: If batches differ in what they hold.
+        """
+        chunk = Chunk(start, sum(map(batch_size, inputs)), case_ids(start, group, inputs))
         chunk.coords = {
             "chain": range(self.chains),
             "draw": range(self.draws),
-            "case": ids,
+            "case": chunk.ids,
             **self.coords,
         }
         for name in self.observed:
-            if all(name in values for values in inputs):
-                joined = torch.cat([values[name].cpu() for values in inputs]).numpy()
-                chunk.arrays["observed_data", name] = joined
-        for name in group[0].keys() - {"id", *inputs[0]}:
-            column = np.concatenate([np.asarray(_plain(batch[name])) for batch in group])
-            if len(column) == num_cases and column.ndim == 1:
-                chunk.arrays["constant_data", name] = column
-                chunk.dims["constant_data", name] = ("case",)
+            with_it = sum(name in values for values in inputs)
+            if with_it != (len(inputs) if name in self.given else 0):
+                raise ValueError(
+                    f"some batches have {name!r} and some have not; predict the cases with and "
+                    "without observations apart"
+                )
+        for name in self.given:
+            arrays = [values[name].detach().cpu().numpy() for values in inputs]
+            chunk.arrays["observed_data", name] = np.concatenate(arrays)
+        for name in self.columns:
+            parts = [
+                _array(batch.get(name), batch_size(v))
+                for batch, v in zip(group, inputs, strict=True)
+            ]
+            shapes = {None if part is None else part.shape[1:] for part in parts}
+            if len(shapes) > 1 or None in shapes:
+                raise ValueError(
+                    f"{name!r} is missing from a batch, or its shape differs between batches: "
+                    f"{sorted(map(str, shapes))}; give every case the same, or leave it out"
+                )
+            column = np.concatenate([part for part in parts if part is not None])
+            chunk.arrays["constant_data", name] = column
+            chunk.dims["constant_data", name] = _column_dims(name, column, group[0].get("image"))
         return chunk
 
     def record(
         self,
         chunk: Chunk,
         trace: poutine.Trace,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         chain: int,
         draw: int,
         offset: int,
@@ -108,23 +139,24 @@ class Recorder:
         """Store one draw of one batch."""
         where = (chain, draw, offset)
         for name in self.observed:
-            node = trace.nodes[name]
+            node: Any = trace.nodes[name]
+            case_dim(node)  # raises on a site outside the plate of cases
             names, fn = site_dims(trace, name), in_double(node["fn"])
             prefix = "" if len(self.observed) == 1 else f"{name}_"
             for parameter, (dims, value) in stored_parameters(fn, names).items():
                 self._put(chunk, (self.group, prefix + parameter), dims, value, where)
             value = node["value"]
-            discrete = node["fn"].support.is_discrete
-            drawn = value.to(torch.int64) if discrete else value
+            drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
             self._put(chunk, (f"{self.group}_predictive", name), names, drawn, where)
+            if name in inputs:
+                chunk.dims["observed_data", name] = tuple(names)
             if name in inputs and self.group == "posterior":
                 log_prob = fn.log_prob(inputs[name])
                 dims = names[: log_prob.dim()]
                 self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
-                chunk.dims["observed_data", name] = tuple(names)
         for name in self.local:
-            value = trace.nodes[name]["value"]
-            self._put(chunk, (self.group, name), site_dims(trace, name), value, where)
+            local: Any = trace.nodes[name]["value"]
+            self._put(chunk, (self.group, name), site_dims(trace, name), local, where)
 
     def _put(
         self,
@@ -134,13 +166,10 @@ class Recorder:
         value: Tensor,
         where: tuple[int, int, int],
     ) -> None:
-        if not dims or dims[0] != "case":
-            raise ValueError(
-                f"{key[1]!r} has the dims {dims}; observations and local latents must stand in "
-                "pyro.plate('case', num_cases or len(image), subsample=image)"
-            )
         chain, draw, offset = where
-        values = value.cpu().numpy()
+        axis = dims.index("case")
+        values = value.detach().movedim(axis, 0).cpu().numpy()
+        dims = ["case", *dims[:axis], *dims[axis + 1 :]]
         if key not in chunk.arrays:
             shape = (self.chains, self.draws, chunk.num_cases, *values.shape[1:])
             chunk.arrays[key] = np.empty(shape, dtype=values.dtype)
@@ -148,10 +177,11 @@ class Recorder:
         chunk.arrays[key][chain, draw, offset : offset + len(values)] = values
 
     def record_globals(
-        self, chunk: Chunk, values: dict[str, Tensor], chain: int, draw: int
+        self, chunk: Chunk, values: Mapping[str, Tensor], chain: int, draw: int
     ) -> None:
         """Store a summary of the global latents: norms per layer, small sites whole."""
-        for name, value in values.items():
+        for name, site_dim_names in self.globals.items():
+            value = values[name].detach()
             if name in self.layouts:
                 layout = self.layouts[name].layout
                 label = "layer" if len(self.layouts) == 1 else f"{name}_layer"
@@ -159,8 +189,9 @@ class Recorder:
                 key, dims = name.removesuffix("s") + "_norm", [label]
                 chunk.coords[label] = layout.names
             elif value.numel() <= SMALL_SITE:
-                stored, key = value, name
-                dims = [f"{name}_dim_{axis}" for axis in range(value.dim())]
+                generic = [f"{name}_dim_{axis}" for axis in range(value.dim())]
+                fits = len(site_dim_names) == value.dim()
+                stored, key, dims = value, name, site_dim_names if fits else generic
             else:
                 stored, key, dims = value.norm(), f"{name}_norm", []
             where = (self.group, key)
@@ -171,5 +202,63 @@ class Recorder:
             chunk.arrays[where][chain, draw] = stored.double().cpu().numpy()
 
 
+def case_ids(
+    start: int, group: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """Ids of the cases in some batches; positions where there are none."""
+    ids: list[Any] = []
+    for batch, values in zip(group, inputs, strict=True):
+        own, size, position = batch.get("id"), batch_size(values), start + len(ids)
+        if own is not None and len(own) != size:
+            raise ValueError(f"id has {len(own)} entries in a batch of {size} cases")
+        ids += list(range(position, position + size)) if own is None else _plain(own)
+    return ids
+
+
 def _plain(values: Any) -> list[Any]:
     return values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
+
+
+def _columns(batch: Mapping[str, Any], taken: set[str], size: int) -> list[str]:
+    """Entries of a batch that hold a number, a text or an array of one shape for every case."""
+    names = sorted(name for name in batch.keys() - taken if batch[name] is not None)
+    fitting = [name for name in names if _array(batch[name], size) is not None]
+    left_out = [name for name in names if name not in fitting]
+    if left_out:
+        warnings.warn(
+            f"{left_out} are left out of constant_data: they are no number, text or array of one "
+            "shape for every case",
+            stacklevel=5,
+        )
+    return fitting
+
+
+def _array(values: Any, size: int) -> np.ndarray | None:
+    """Values with the case on the first axis; None where they are no such thing."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        array = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+    elif isinstance(values, np.ndarray | list | tuple):
+        try:
+            array = np.asarray(values)
+        except ValueError:  # rows of different lengths
+            return None
+    else:
+        return None
+    if array.dtype == object and all(isinstance(one, str) for one in array.flat):
+        array = array.astype(str)
+    fits = array.ndim > 0 and len(array) == size and array.dtype.kind in "biufUM"
+    return array if fits else None
+
+
+def _column_dims(name: str, column: np.ndarray, image: Any) -> tuple[str, ...]:
+    """Dims of metadata: those of the image where shapes agree, ``<name>_dim_<axis>`` elsewhere."""
+    rest = column.shape[1:]
+    dims = [f"{name}_dim_{axis}" for axis in range(len(rest))]
+    if isinstance(image, Tensor) and image.dim() in (4, 5):
+        spatial = ["row", "col"] if image.dim() == 4 else ["depth", "row", "col"]
+        if len(rest) >= len(spatial) and rest[-len(spatial) :] == image.shape[2:]:
+            dims[-len(spatial) :] = spatial
+        if tuple(rest) == tuple(image.shape[1:]):
+            dims[0] = "channel"
+    return ("case", *dims)

@@ -1,36 +1,44 @@
 """Where ``predict`` puts its chunks: memory, a netCDF file, or a Zarr store that grows."""
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from ppl_med import storage
 from ppl_med.inference.records import Chunk
 
-PROGRESS = "progress.json"
+PRIOR_GROUPS = ("prior", "prior_predictive")
 
 
 def open_sink(
-    store: str | Path | None, attrs: dict[str, Any], *, resume: bool, chunk_cases: int
+    store: str | Path | None, attrs: dict[str, Any], *, resume: bool
 ) -> "MemorySink | ZarrSink":
     """The sink for a store.
 
     Raises:
-        ValueError: If the suffix is neither .nc nor .zarr, or a memory result is resumed.
+        ValueError: If the suffix is neither .nc nor .zarr, a result that is no Zarr store is to be
+            resumed, or the store to resume has other settings.
         FileExistsError: If the store exists.
     """
     path = None if store is None else Path(store)
     if path is not None and path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"store must end in .nc or .zarr, got {str(path)!r}")
-    if path is not None and path.exists():
+    is_zarr = path is not None and path.suffix == ".zarr"
+    if resume and not is_zarr:
+        raise ValueError(f"resume needs store='*.zarr', which is written on the way; got {store!r}")
+    if path is not None and path.exists() and not resume:
         raise FileExistsError(f"store {path} exists; load it, or give another path")
-    if path is not None and path.suffix == ".zarr":
-        return ZarrSink(path, attrs, resume=resume, chunk_cases=chunk_cases)
-    return MemorySink(path, attrs)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return ZarrSink(path, attrs, resume) if path and is_zarr else MemorySink(path, attrs)
 
 
 class MemorySink:
@@ -41,18 +49,33 @@ class MemorySink:
         attrs: Attributes of the tree's root.
     """
 
-    cases_done = 0
+    complete = False
 
     def __init__(self, path: Path | None, attrs: dict[str, Any]) -> None:
         self.path, self.attrs = path, attrs
         self.groups: dict[str, list[xr.Dataset]] = {}
+
+    def ids_done(self) -> Sequence[Any]:
+        """None: nothing is there yet."""
+        return ()
 
     def append(self, chunk: Chunk) -> None:
         """Take one chunk."""
         for group, dataset in chunk.datasets().items():
             self.groups.setdefault(group, []).append(dataset)
 
-    append_prior = append
+    def start_prior(self) -> None:
+        """Nothing to prepare."""
+
+    def append_prior(self, chunk: Chunk) -> None:
+        """Take one chunk of prior draws; metadata stand there already."""
+        for group, dataset in chunk.datasets().items():
+            if group in PRIOR_GROUPS:
+                self.groups.setdefault(group, []).append(dataset)
+
+    def open(self) -> xr.DataTree:
+        """Never asked for: a memory result is not complete before it is made."""
+        raise NotImplementedError
 
     def finish(self, wall_time: float) -> xr.DataTree:
         """Join and, where asked, write."""
@@ -72,6 +95,16 @@ def _join(parts: list[xr.Dataset]) -> xr.Dataset:
     return joined.merge(rest.drop_vars("case", errors="ignore"))
 
 
+def _growable(dataset: xr.Dataset) -> xr.Dataset:
+    """Text of variable length: a fixed width would cut the longer ids of later chunks."""
+    text = {
+        name: (variable.dims, variable.values.astype(np.dtypes.StringDType()))
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind == "U"
+    }
+    return dataset.assign(text)
+
+
 class ZarrSink:
     """Appends chunks to a store beside the target and renames it when it is complete.
 
@@ -79,99 +112,150 @@ class ZarrSink:
         path: The store to make.
         attrs: Attributes of the tree's root; a resumed run must have the same.
         resume: Go on with what an interrupted run left.
-        chunk_cases: Cases in a Zarr chunk.
 
     Raises:
         ValueError: If the interrupted run had other settings.
         FileExistsError: If there is an interrupted run and ``resume`` is False.
     """
 
-    def __init__(
-        self, path: Path, attrs: dict[str, Any], *, resume: bool, chunk_cases: int
-    ) -> None:
-        self.path, self.attrs, self.chunk_cases = path, attrs, chunk_cases
+    def __init__(self, path: Path, attrs: dict[str, Any], resume: bool) -> None:
+        self.path, self.attrs = path, attrs
         self.partial = path.with_name(f"{path.name}.partial")
-        self.progress = self.partial / PROGRESS
+        self.progress = path.with_name(f"{path.name}.partial.json")
         self.cases_done = 0
-        if self.partial.exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{self.partial} is an interrupted run; pass resume=True, or delete it"
-                )
-            self._recover()
-
-    def _recover(self) -> None:
-        if not self.progress.exists():
-            shutil.rmtree(self.partial)
-            return
-        state = json.loads(self.progress.read_text())
-        differing = [n for n, v in self.attrs.items() if state["attrs"].get(n) != v]
-        if differing:
-            raise ValueError(
-                f"{self.partial} was made with another {differing[0]}: "
-                f"{state['attrs'].get(differing[0])!r}, now {self.attrs[differing[0]]!r}; "
-                "resume with the same arguments, or delete it"
+        self.complete = path.exists()
+        if self.complete:
+            self._check_attrs(path, dict(self.open().attrs))
+        elif not self.partial.exists():
+            self.progress.unlink(missing_ok=True)
+        elif not resume:
+            raise FileExistsError(
+                f"{self.partial} is an interrupted run; pass resume=True, or delete it"
             )
-        self.cases_done = state["cases_done"]
-        self._truncate()
+        elif not self.progress.exists():  # not one chunk was complete
+            shutil.rmtree(self.partial)
+        else:
+            state = json.loads(self.progress.read_text())
+            self._check_attrs(self.partial, state["attrs"])
+            self.cases_done = state["cases_done"]
+            self._cut(self.cases_done)
 
-    def _truncate(self) -> None:
-        """Cut what an interrupted append left beyond the last complete chunk."""
+    def _check_attrs(self, path: Path, found: dict[Any, Any]) -> None:
+        differing = [name for name, value in self.attrs.items() if found.get(name) != value]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{path} was made with another {name}: {found.get(name)!r}, now "
+                f"{self.attrs[name]!r}; resume with the same arguments, or delete it"
+            )
+
+    def _cut(self, num_cases: int) -> None:
+        """Cut off what lies beyond the first cases, such as the rest of an interrupted append."""
         import zarr
 
+        self.start_prior()
         root = zarr.open_group(self.partial, mode="r+")
         for _, group in root.groups():
             for _, array in group.arrays():
-                names = array.metadata.dimension_names or ()
+                names = getattr(array.metadata, "dimension_names", None) or ()
                 shape = tuple(
-                    self.cases_done if name == "case" else size
+                    num_cases if name == "case" else size
                     for name, size in zip(names, array.shape, strict=True)
                 )
                 if shape != array.shape:
                     array.resize(shape)
 
+    def ids_done(self) -> Sequence[Any]:
+        """Ids of the cases that are complete."""
+        if not self.cases_done:
+            return ()
+        import zarr
+
+        root = zarr.open_group(self.partial, mode="r")
+        for _, group in root.groups():
+            cases: Any = group.get("case")
+            if cases is not None:
+                return np.asarray(cases[:]).tolist()
+        return ()
+
     def append(self, chunk: Chunk) -> None:
-        """Write one chunk and note that it is complete."""
-        self.append_prior(chunk)
-        self.cases_done = chunk.start + chunk.num_cases
-        state = {"cases_done": self.cases_done, "attrs": self.attrs}
-        temporary = self.progress.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self.progress)
+        """Write one chunk and note that it is complete.
+
+        Raises:
+            OSError: If it cannot be written; the chunks before it are intact.
+        """
+        with self._writing():
+            if chunk.start < self.cases_done:  # the cases come in other batches than before
+                self.progress.unlink()
+                self._cut(chunk.start) if chunk.start else shutil.rmtree(self.partial)
+            for group, dataset in chunk.datasets().items():
+                self._write(group, dataset, chunk.start)
+            self.cases_done = chunk.start + chunk.num_cases
+            state = {"cases_done": self.cases_done, "attrs": self.attrs}
+            temporary = self.progress.with_suffix(".tmp")
+            temporary.write_text(json.dumps(state))
+            temporary.replace(self.progress)
+
+    def start_prior(self) -> None:
+        """Remove prior draws of an interrupted run; they are drawn anew."""
+        for name in PRIOR_GROUPS:
+            if (self.partial / name).exists():
+                shutil.rmtree(self.partial / name)
 
     def append_prior(self, chunk: Chunk) -> None:
-        """Write one chunk, such as of prior draws, without noting it."""
-        for group, dataset in chunk.datasets().items():
-            for name, variable in dataset.variables.items():
-                if variable.dtype.kind == "U":  # fixed width would cut longer ids of later chunks
-                    dataset[name] = variable.astype(object)
-            if chunk.start == 0:
-                self._create(group, dataset)
-            else:
-                by_case = [n for n in dataset.data_vars if "case" in dataset[n].dims]
-                fixed = [c for c in dataset.coords if "case" not in dataset[c].dims]
-                part = dataset[by_case].drop_vars(fixed)
-                part.to_zarr(
-                    self.partial, group=group, mode="a", append_dim="case", consolidated=False
-                )
+        """Write one chunk of prior draws; metadata stand there already."""
+        with self._writing():
+            for group, dataset in chunk.datasets().items():
+                if group in PRIOR_GROUPS:
+                    self._write(group, dataset, chunk.start)
 
-    def _create(self, group: str, dataset: xr.Dataset) -> None:
-        encoding = {}
-        for name, variable in dataset.variables.items():
-            if "case" in variable.dims:
-                sizes = [
-                    self.chunk_cases if dim == "case" else size
-                    for dim, size in zip(variable.dims, variable.shape, strict=True)
-                ]
-                encoding[name] = {"chunks": tuple(sizes)}
-        dataset.to_zarr(self.partial, group=group, mode="a", encoding=encoding, consolidated=False)
+    def _write(self, group: str, dataset: xr.Dataset, start: int) -> None:
+        dataset = _growable(dataset)
+        if start == 0:
+            # A Zarr chunk holds one chunk of cases, so that an append rewrites no earlier one.
+            encoding = {n: {"chunks": v.shape} for n, v in dataset.variables.items()}
+            dataset.to_zarr(
+                self.partial, group=group, mode="a", encoding=encoding, consolidated=False
+            )
+            return
+        by_case = [name for name in dataset.data_vars if "case" in dataset[name].dims]
+        fixed = [name for name in dataset.coords if "case" not in dataset[name].dims]
+        part = dataset[by_case].drop_vars(fixed, errors="ignore")
+        part.to_zarr(self.partial, group=group, mode="a", append_dim="case", consolidated=False)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            reason = "the disk is full" if full else error.strerror or str(error)
+            raise OSError(
+                error.errno or errno.EIO,
+                f"store {self.path} could not be written: {reason}. The first {self.cases_done} "
+                f"cases are safe in {self.partial}; free space, then go on with resume=True",
+            ) from error
+
+    def open(self) -> xr.DataTree:
+        """The complete store, lazily; coordinates are in memory, as plain text."""
+        tree = xr.open_datatree(self.path, engine="zarr", consolidated=False, chunks={})
+        for node in tree.subtree:
+            text = {
+                name: (coord.dims, np.array(coord.values.tolist(), dtype=str))
+                for name, coord in node.coords.items()
+                if coord.dtype.kind == "T"
+            }
+            if text:
+                node.dataset = node.to_dataset(inherit=False).assign_coords(text)
+        return tree
 
     def finish(self, wall_time: float) -> xr.DataTree:
         """Complete the store, move it into place and open it lazily."""
         import zarr
 
         attrs = {**self.attrs, "wall_time_seconds": round(wall_time, 3)}
-        zarr.open_group(self.partial, mode="a").attrs.update(attrs)
-        self.progress.unlink()
-        os.replace(self.partial, self.path)
-        return xr.open_datatree(self.path, engine="zarr", consolidated=False, chunks={})
+        with self._writing():
+            zarr.open_group(self.partial, mode="a").attrs.update(attrs)
+            os.replace(self.partial, self.path)
+            self.progress.unlink(missing_ok=True)
+        return self.open()

@@ -7,7 +7,7 @@ the device: losses are read when the progress bar is redrawn, at the end of an e
 checkpoint.
 """
 
-import contextlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,13 @@ import pyro
 import torch
 import xarray as xr
 
+from ppl_med.inference import generators
 from ppl_med.inference.ensemble import Ensemble, members_of
 from ppl_med.inference.history import join_histories
 from ppl_med.inference.loader import as_loader, check_arguments, model_limits
+from ppl_med.inference.plan import Plan
 from ppl_med.inference.programs import Program
-from ppl_med.inference.training import Plan, Trainer
+from ppl_med.inference.training import Trainer
 
 Schedule = Callable[[float], float]
 
@@ -47,11 +49,16 @@ def fit(
 ) -> xr.Dataset:
     """Train a guide (and what a model has of deterministic parameters) in place.
 
+    The two, and networks in the closure of a plain function, are in training mode meanwhile and are
+    left in evaluation mode. Random number generators of the process are left as they were.
+
     Args:
         model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
-        guide: A guide with the same signature, an ``Ensemble``, or a stock ``pyro.infer.autoguide``.
+        guide: A guide with the same signature, an ``Ensemble``, or a stock AutoGuide of Pyro.
         batches: Re-iterable with a length, of dicts whose keys are the model's arguments:
             ``data.Batches``, a torch ``DataLoader`` or a list. Other keys (``id``) are ignored.
+            Random numbers of a ``DataLoader`` come from the seed; with ``persistent_workers`` its
+            workers keep generators of their own, which no checkpoint holds.
         num_cases: Size of the data set; read off ``batches`` where that is possible.
         epochs: Passes over the data.
         learning_rate: Of the default optimizer, Adam.
@@ -62,7 +69,7 @@ def fit(
             records. A function of the finished fraction gives a warm-up.
         precision: ``"bfloat16"`` runs layers under autocast; log-densities stay float32.
         device: Where to train; a GPU where there is one, by default.
-        seed: Seed of all draws and of the order of ``data.Batches``. Member m of an ensemble uses
+        seed: Seed of all draws and of the order of the batches. Member m of an ensemble uses
             seed + m, and equals a single run with that seed.
         checkpoint: File for the state of the run, replaced atomically.
         checkpoint_every: Seconds between checkpoints.
@@ -76,15 +83,24 @@ def fit(
         adds the dim ``chain``.
 
     Raises:
-        ValueError: On batches that do not fit the model, before any training.
+        TypeError: On batches that cannot be iterated again and again.
+        ValueError: On arguments or batches that do not fit, before any training; on a bad batch
+            later, with what was learned so far in the checkpoint.
         FileExistsError: If ``checkpoint`` exists and ``resume`` is False.
+        OSError: If ``checkpoint`` cannot be written; an earlier one is intact.
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
 
     Warns:
         UserWarning: On a collapsed latent (KL below 0.05 nats per case) and on a KL above 1000
             nats per case.
     """
-    check_arguments(epochs=epochs, precision=precision, schedule=schedule, seed=seed)
+    check_arguments(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        precision=precision,
+        schedule=schedule,
+        seed=seed,
+    )
     loader = as_loader(batches, num_cases)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
@@ -105,10 +121,9 @@ def fit(
         limits=model_limits(pairs[0][0]),
     )
     trainer = Trainer(plan, pairs)
-    devices = [chosen.index or 0] if chosen.type == "cuda" else []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(pyro.validation_enabled(False))
+    with generators.restored(), pyro.validation_enabled(False), warnings.catch_warnings():
+        # Pyro says so at every step of a PyroModule with a network whose weights are random.
+        warnings.filterwarnings("ignore", message=".* was not registered in the param store")
         trainer.prepare(resume=resume)
         histories = trainer.run()
     return join_histories(histories, ensemble=isinstance(guide, Ensemble))
