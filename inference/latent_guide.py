@@ -35,7 +35,6 @@ class _Site(nn.Module):
         scale = torch.full_like(start, init_scale)
         self.raw_scale = nn.Parameter(scale + torch.log(-torch.expm1(-scale)))
         self.event_dim = len(fn.event_shape)
-        self.frames = [(f.name, f.size, f.dim) for f in node["cond_indep_stack"]]
 
     def forward(self) -> Any:
         base = dist.Normal(self.loc, softplus(self.raw_scale))
@@ -66,6 +65,7 @@ class LatentNormals(nn.Module):
             trace = poutine.trace(model).get_trace(**select_arguments(model, example))
             self.names: list[str] = []
             self.sites = nn.ModuleList()
+            self.frames: list[list[tuple[str, int, int]]] = []
             for name, node in trace.nodes.items():
                 hidden = node["type"] != "sample" or node["is_observed"] or site_is_subsample(node)
                 if hidden or name in skip:
@@ -73,6 +73,8 @@ class LatentNormals(nn.Module):
                 self._check(name, node)
                 self.names.append(name)
                 self.sites.append(_Site(node, init_scale))
+                stack = node["cond_indep_stack"]
+                self.frames.append([(f.name, f.size, f.dim) for f in stack])
 
     @staticmethod
     def _check(name: str, node: dict[str, Any]) -> None:
@@ -89,9 +91,9 @@ class LatentNormals(nn.Module):
     def forward(self) -> dict[str, Tensor]:
         """Propose every site."""
         values = {}
-        for name, site in zip(self.names, self.sites, strict=True):
+        for name, site, frames in zip(self.names, self.sites, self.frames, strict=True):
             with ExitStack() as plates:
-                for frame, size, dim in site.frames:
+                for frame, size, dim in frames:
                     plates.enter_context(pyro.plate(frame, size, dim=dim))
                 values[name] = pyro.sample(name, site())
         return values

@@ -53,7 +53,10 @@ class BayesianClassifier(nn.Module):
         super().__init__()
         if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
             raise ValueError(f"classes must be two or more different names, got {classes!r}")
-        kinds = {"categorical": Categorical, "bernoulli": Bernoulli}
+        kinds: dict[str, type[Categorical] | type[Bernoulli]] = {
+            "categorical": Categorical,
+            "bernoulli": Bernoulli,
+        }
         if likelihood not in kinds:
             raise ValueError(f"likelihood must be one of {sorted(kinds)}, got {likelihood!r}")
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)

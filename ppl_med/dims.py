@@ -44,7 +44,7 @@ def site_dims(trace: "poutine.Trace", site: str) -> list[str]:
         trace: A trace of the program.
         site: Name of a sample site in it.
     """
-    node: dict[str, Any] = trace.nodes[site]
+    node: Any = trace.nodes[site]
     plates = {frame.dim or 0: frame.name for frame in node["cond_indep_stack"]}
     named: Sequence[str] = (node["infer"] or {}).get("event_dims", ())
     num_event = len(node["fn"].event_shape)

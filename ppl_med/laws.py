@@ -38,7 +38,7 @@ _METADATA = frozenset(
     {
         Tensor.shape.__get__,  # type: ignore[attr-defined]
         Tensor.dtype.__get__,  # type: ignore[attr-defined]
-        Tensor.device.__get__,  # type: ignore[attr-defined]
+        Tensor.device.__get__,
         Tensor.ndim.__get__,  # type: ignore[attr-defined]
         Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
         Tensor.is_cuda.__get__,  # type: ignore[attr-defined]

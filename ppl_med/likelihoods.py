@@ -6,6 +6,7 @@ prediction, because float32 log-probabilities tie and break PSIS), and what ``pr
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -85,8 +86,8 @@ def _precision(output: Tensor, training: bool) -> torch.dtype:
     return torch.float32 if training and output.dtype != torch.float64 else torch.float64
 
 
-def _sample(site: str, fn: Distribution, event: tuple[str, ...], value: Tensor | None) -> None:
-    fn = fn.to_event(len(event)) if event else fn  # type: ignore[attr-defined]
+def _sample(site: str, fn: Any, event: tuple[str, ...], value: Tensor | None) -> None:
+    fn = fn.to_event(len(event)) if event else fn
     pyro.sample(site, fn, obs=value, infer=dims(*event) if event else None)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "ScaleMixture",
     "kl_divergence",
 ]
+Shape = torch.Size | list[int] | tuple[int, ...]
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -78,9 +79,9 @@ class FlatNormal(FlatDistribution):
         """Standard deviation of every weight."""
         return self.scale.expand(self.event_shape)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """``loc + scale * noise``."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, device=self.scale.device, dtype=self.scale.dtype)
         return torch.addcmul(self.loc.expand(self.event_shape), self.scale, noise)
 
@@ -103,9 +104,9 @@ class FlatLaplace(FlatDistribution):
         super().__init__(num_weights)
         self.loc, self.scale = loc, scale
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Inverse-transform draw."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         tiny = torch.finfo(self.scale.dtype).tiny
         u = torch.rand(shape, device=self.scale.device, dtype=self.scale.dtype) * 2 - 1
         return self.loc - self.scale * u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-7) + tiny)
@@ -129,9 +130,9 @@ class FlatScaleMixture(FlatDistribution):
         super().__init__(num_weights)
         self.wide, self.narrow, self.mixing = wide, narrow, mixing
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """A draw of component and value."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         first = torch.rand(shape, device=self.wide.device) < self.mixing
         scale = torch.where(first, self.wide, self.narrow)
         return scale * torch.randn(shape, device=self.wide.device, dtype=self.wide.dtype)
@@ -156,9 +157,9 @@ class FlatPoint(FlatDistribution):
         super().__init__(value.numel())
         self.value, self.use_prior = value, use_prior
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """The vector."""
-        return self.value.expand(self._extended_shape(sample_shape))
+        return self.value.expand(self._extended_shape(torch.Size(sample_shape)))
 
     def log_density(self, weights: Tensor) -> Tensor:
         """0 at the vector, by the convention that makes the objective log p(w)."""

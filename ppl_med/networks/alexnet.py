@@ -4,6 +4,8 @@ Five convolutions and one linear layer (Shridhar, Laumann and Liwicki, arXiv:190
 million weights instead of the 57 million of the ImageNet net (Krizhevsky et al., NeurIPS 2012).
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 
 
@@ -40,7 +42,7 @@ class AlexNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(cast(Tensor, module.bias), 0.0)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (case, output) of images (case, channel, row, col)."""

@@ -1,5 +1,8 @@
 """A compact convolutional network that finds small structures anywhere in a small image."""
 
+from itertools import pairwise
+from typing import cast
+
 from torch import Tensor, nn
 
 
@@ -19,10 +22,10 @@ class CompactCNN(nn.Module):
         self.in_channels = in_channels
         layers: list[nn.Module] = []
         sizes = (in_channels, width, 2 * width, 4 * width)
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in pairwise(sizes):
             convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
+            nn.init.constant_(cast(Tensor, convolution.bias), 0.0)
             layers += [convolution, nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(4 * width, num_outputs)
