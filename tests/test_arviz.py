@@ -3,6 +3,9 @@
 The checks are functions of a tree, so that any classifier's tree can be given.
 """
 
+import importlib
+import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +31,20 @@ def binary_tree() -> xr.DataTree:
 @pytest.fixture(scope="module")
 def ternary_tree() -> xr.DataTree:
     return classification_tree(chains=2, draws=100, cases=60, classes=3, noise=0.3, seed=2)
+
+
+@pytest.fixture(scope="module")
+def predicted_tree() -> xr.DataTree:
+    """From predict; where torch is missing, a tree that was saved where it is not."""
+    saved = os.environ.get("PPL_MED_TREE")
+    if saved:
+        tree = storage.load(saved)
+        assert isinstance(tree, xr.DataTree)
+        return tree
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch, or PPL_MED_TREE naming a file of tests/predicted_tree.py")
+    predict_cells = importlib.import_module("predicted_tree").predict_cells
+    return predict_cells()
 
 
 def as_training(tree: xr.DataTree) -> xr.DataTree:
@@ -139,6 +156,16 @@ def test_binary_classifier(check: Callable[[xr.DataTree], None], binary_tree: xr
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_three_classes(check: Callable[[xr.DataTree], None], ternary_tree: xr.DataTree) -> None:
     check(ternary_tree)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_predict_returns(
+    check: Callable[[xr.DataTree], None], predicted_tree: xr.DataTree
+) -> None:
+    tree = predicted_tree.copy()
+    if check is check_heldout:
+        tree.attrs["log_likelihood_of"] = "held-out"
+    check(tree)
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
