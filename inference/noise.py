@@ -145,6 +145,6 @@ def _reference(fn: Distribution) -> Tensor:
     """A tensor with the distribution's dtype and device."""
     for name in fn.arg_constraints:
         value = getattr(fn, name, None)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.is_floating_point():
             return value
     return torch.zeros((), dtype=torch.get_default_dtype())
