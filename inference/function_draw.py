@@ -60,7 +60,8 @@ class Sampler:
         chain: Index of the member.
 
     Raises:
-        ValueError: If the guide proposes not all of the model's global latents.
+        ValueError: If the guide proposes not all of the model's global latents, or a site that the
+            model does not have.
     """
 
     def __init__(
@@ -86,6 +87,13 @@ class Sampler:
             raise ValueError(
                 f"the guide does not propose the latent site {missing[0]!r} of the model; add it "
                 "to the guide, or join guides with Guides(first, second)"
+            )
+        auxiliary = {n for n, site in proposed.items() if site["infer"].get("is_auxiliary")}
+        unknown = sorted(proposed.keys() - sites.keys() - auxiliary)
+        if unknown:
+            raise ValueError(
+                f"the guide proposes {unknown[0]!r}, which is no latent site of the model; rename "
+                "it, or mark it infer={'is_auxiliary': True}"
             )
 
     def draw(self, draw: int) -> Globals:

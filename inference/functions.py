@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_med.inference.ensemble import members_of
 from ppl_med.inference.function_draw import Sampler
-from ppl_med.inference.loader import check_seed
+from ppl_med.inference.loader import check_draws, check_seed
 from ppl_med.inference.parameters import move, set_mode
 from ppl_med.inference.programs import Program, argument_names
 
@@ -117,8 +117,7 @@ def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0)
     Returns:
         ``draws`` functions a chain; each has ``chain`` and ``draw``.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
+    check_draws(draws)
     check_seed(seed)
     pairs = enumerate(members_of(model, guide))
     return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws)

@@ -213,13 +213,32 @@ def check_arguments(
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
         raise ValueError(f"epochs must be a whole number, at least 1, got {epochs!r}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
+    if not (is_finite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
     if not callable(schedule) and schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule must be 'constant', 'cosine' or a function, got {schedule!r}")
     check_seed(seed)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether something is a finite number."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def check_draws(draws: int, name: str = "draws", least: int = 1) -> None:
+    """Raise on a number of draws that is no whole number, or too small.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
+    if not whole or draws < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {draws!r}")
 
 
 def check_seed(seed: int) -> None:

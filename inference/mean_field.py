@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_med.inference.latent_guide import LatentNormals
+from ppl_med.inference.loader import is_finite
 from ppl_med.inference.weight_guide import WeightGuide, WeightPart
 from ppl_med.laws import Law, LazyWeights, NormalLaw
 from ppl_med.priors import FlatNormal
@@ -137,7 +138,7 @@ class MeanFieldNormal(WeightGuide):
     ) -> None:
         if estimator not in get_args(Estimator):
             raise ValueError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
-        if not (math.isfinite(init_scale) and init_scale > 0):
+        if not (is_finite(init_scale) and init_scale > 0):
             raise ValueError(f"init_scale must be positive, got {init_scale!r}")
         weights = random_weights([model])
         if weights or example is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ppl_med.inference.loader import Limits, Loader
+from ppl_med.inference.loader import Limits, Loader, is_finite
 
 CHECKED = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -37,7 +37,7 @@ class Plan:
         if not callable(self.schedule):
             return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0
         factor = self.schedule(done)
-        if not (math.isfinite(factor) and factor >= 0):
+        if not (is_finite(factor) and factor >= 0):
             raise ValueError(
                 f"schedule must give a finite number >= 0, got {factor!r} at {done:.3g} of the run"
             )
@@ -46,7 +46,7 @@ class Plan:
     def weight(self, done: float) -> float:
         """KL weight at a finished fraction."""
         weight = self.kl_weight(done) if callable(self.kl_weight) else self.kl_weight
-        if not (math.isfinite(weight) and weight >= 0):
+        if not (is_finite(weight) and weight >= 0):
             raise ValueError(
                 f"kl_weight must be a finite number >= 0, got {weight!r} at {done:.3g} of the run"
             )

@@ -21,6 +21,7 @@ from ppl_med.inference.ensemble import members_of
 from ppl_med.inference.function_draw import Sampler
 from ppl_med.inference.generators import torch_restored
 from ppl_med.inference.loader import (
+    check_draws,
     check_iterable,
     check_seed,
     first_batch,
@@ -121,8 +122,8 @@ def predict(
 
 
 def _check(draws: int, prior_draws: int, log_likelihood_of: str, seed: int) -> None:
-    if draws < 1 or prior_draws < 0:
-        raise ValueError(f"draws must be at least 1 and prior_draws 0, got {draws}, {prior_draws}")
+    check_draws(draws)
+    check_draws(prior_draws, "prior_draws", 0)
     if log_likelihood_of not in ("held-out", "training"):
         raise ValueError(
             f"log_likelihood_of must be 'held-out' or 'training', got {log_likelihood_of!r}"

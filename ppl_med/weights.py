@@ -176,6 +176,7 @@ class RandomWeights(nn.Module):
         site: Name of the sample site.
 
     Raises:
+        TypeError: If ``net`` is no module, or ``prior`` no prior.
         ValueError: If ``where`` selects nothing.
     """
 
@@ -193,6 +194,10 @@ class RandomWeights(nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
         if batch_norm not in ("update", "frozen"):
             raise ValueError(f"batch_norm must be 'update' or 'frozen', got {batch_norm!r}")
+        if not (prior is None or isinstance(prior, Prior)):
+            raise TypeError(
+                f"prior must be one of ppl_med.priors, such as Normal(1.0), got {prior!r}"
+            )
         self.net = copy.deepcopy(net)
         self.prior = prior or FanInNormal()
         self.layout = Layout(self.net, where)
