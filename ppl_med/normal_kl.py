@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 2**17  # numbers; 512 KiB of float32
+BLOCK = 2**18  # numbers; 1 MiB of float32
 
 
 class _NormalKL(torch.autograd.Function):

@@ -14,10 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Keep large buffers instead of mapping and unmapping them at every step: under glibc's defaults a
 # flat vector of millions of weights pays for page faults, which is the allocator, not the design.
+# One arena: the heaps of other threads (fit runs in one here) hold 64 MiB at most.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
     "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_ARENA_MAX": "1",
 }
 SYNCS = frozenset(
     {

@@ -26,7 +26,7 @@ from variants import FLOOR, HAND, VARIANTS, Variant, deterministic, mean_field
 
 BATCH = 32
 DEFAULT_ROUNDS = {"lenet": 60, "unet": 20, "resnet18": 15, "alexnet": 9}
-GROUP_BYTES = 6 * 2**30  # variants that are alive at a time; the two references are in each group
+GROUP_BYTES = 3 * 2**30  # of variants that are alive together, besides the two references
 Row = dict[str, Any]
 
 
@@ -149,7 +149,10 @@ def measured(case: Problem, builders: dict[str, Any], settings: Any) -> dict[str
                 group[name] = variant
             release(group)
         timed(group, rows, settings)
-        del group
+        for name, variant in group.items():
+            if name not in references:
+                variant.close()
+        del group, variant
         gc.collect()
     return rows
 

@@ -44,14 +44,14 @@ class Variant:
         backward: Forward and backward only; None where they cannot be told apart.
         parameters: What it trains, where that is known.
         around: Context that it needs, entered outside the timing.
-        loss: The loss with its graph, where the variant has one (needed for CUDA graphs).
+        close: Ends what the variant has started.
     """
 
     step: Callable[[], Any]
     backward: Callable[[], Any] | None
     parameters: Sequence[Tensor] = field(default_factory=list)
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    loss: Callable[[], Tensor] | None = None
+    close: Callable[[], Any] = lambda: None
 
 
 def from_loss(
@@ -74,7 +74,7 @@ def from_loss(
         backward()
         optimizer.step()
 
-    return Variant(step, backward, parameters, loss=loss)
+    return Variant(step, backward, parameters)
 
 
 def deterministic(problem: Problem, *, capturable: bool = False) -> Variant:
@@ -152,6 +152,7 @@ class _Paced:
         self.batch, self.num_cases = batch, NUM_CASES
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
+        self.closed = False
 
     def __len__(self) -> int:
         return 10**6
@@ -161,6 +162,8 @@ class _Paced:
         while True:
             self.done.release()
             self.go.acquire()
+            if self.closed:
+                raise RuntimeError("closed")
             yield self.batch
 
     def run(self, fit_once: Callable[[], Any]) -> None:
@@ -175,6 +178,12 @@ class _Paced:
         """One step of ``fit``, from batch to batch."""
         self.go.release()
         self.wait()
+
+    def close(self) -> None:
+        """End the thread, so that its model and guide can go."""
+        self.closed = True
+        self.go.release()
+        self.done.acquire()
 
     def wait(self) -> None:
         """Until the step is done."""
@@ -195,7 +204,7 @@ def inside_fit(problem: Problem) -> Variant:
     threading.Thread(target=paced.run, args=(fit_once,), daemon=True).start()
     paced.wait()
     parameters = [p for m in (model, guide) for p in m.parameters() if p.requires_grad]
-    return Variant(paced.step, None, parameters)
+    return Variant(paced.step, None, parameters, close=paced.close)
 
 
 class _Observed(PyroModule):
