@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import register_kl
+from torch.nn.modules.conv import _ConvNd
 
 from ppl_med.inference.weight_guide import WeightGuide, WeightPart
 from ppl_med.laws import DropoutLaw, Law, LazyWeights, unit_mask
@@ -96,6 +97,18 @@ class _DropoutPart(WeightPart):
     def forward(self) -> FlatDropout:
         return FlatDropout(self)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        return {**super().get_extra_state(), "rates": self.rates}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse other rates: M is scaled to them."""
+        if state["rates"] != self.rates:
+            raise ValueError(
+                f"the saved guide drops at the rates {state['rates']}, this one at {self.rates}; "
+                "build BernoulliDropout with the same rate and skip_first"
+            )
+        super().set_extra_state(state)
+
 
 class BernoulliDropout(WeightGuide):
     """Dropout over the input units of linear and convolutional layers.
@@ -139,8 +152,9 @@ def _rates(
                 f"rate names {unknown}, which are no layer weights; those are {layers}"
             )
     else:
-        first = next(iter(weights.net.named_parameters()))[0]
-        skipped = {first} if skip_first else set()
+        modules = weights.net.named_modules()
+        all_layers = [path for path, m in modules if isinstance(m, nn.Linear | _ConvNd)]
+        skipped = {f"{all_layers[0]}.weight".lstrip(".")} if skip_first and all_layers else set()
         rates = {name: float(rate) for name in layers if name not in skipped}
     wrong = {name: value for name, value in rates.items() if not 0 < value < 1}
     if wrong:
