@@ -43,7 +43,9 @@ class GaussianEncoder(nn.Module):
             label: Dims (case,), needed exactly when ``num_classes`` is not 0.
         """
         if label is not None:
-            planes = torch.nn.functional.one_hot(label.long(), self.num_classes).to(image.dtype)
+            # A comparison: one_hot checks the labels' range on the host.
+            classes = torch.arange(self.num_classes, device=label.device)
+            planes = (label[:, None] == classes).to(image.dtype)
             planes = planes[:, :, None, None].expand(-1, -1, *image.shape[2:])
             image = torch.cat([image, planes], dim=1)
         loc, log_scale = self.layers(image).chunk(2, dim=-1)
