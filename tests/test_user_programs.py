@@ -1,7 +1,7 @@
 """Programs that users write, with stock guides, through fit, predict, functions, save and load."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ from ppl_med.testing import check_guide, check_program
 Batch = dict[str, Any]
 Guide = Callable[..., Any]
 CASES, HALF = 24, 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors are tiny here: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def batch() -> Batch:
