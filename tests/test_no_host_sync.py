@@ -125,8 +125,20 @@ def check_step(model: Any, guide: Any, image: Tensor, observed: Tensor) -> None:
     assert any(p.grad is not None for p in pair.parameters())
 
 
-@pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
-@pytest.mark.parametrize("case", NETS.values(), ids=NETS)
+LARGE = ("AlexNet", "ResNet-18")  # millions of weights: one guide by default, all with -m slow
+STEPS = [
+    pytest.param(
+        NETS[net],
+        GUIDES[guide],
+        id=f"{net}-{guide}",
+        marks=pytest.mark.slow if net in LARGE and guide != "auto" else (),
+    )
+    for net in NETS
+    for guide in GUIDES
+]
+
+
+@pytest.mark.parametrize(("case", "guide"), STEPS)
 def test_a_step_reads_nothing(case: Callable[[], Case], guide: Callable[[Any], nn.Module]) -> None:
     model, image, observed = case()
     check_step(model, guide(model), image, observed)
