@@ -13,7 +13,7 @@ import matplotlib
 import pytest
 
 SEED = 0
-THREADS = 2
+THREADS = 1
 HAS_PYRO = importlib.util.find_spec("pyro") is not None
 
 matplotlib.use("Agg")
