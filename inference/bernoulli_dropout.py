@@ -84,14 +84,12 @@ class _DropoutPart(WeightPart):
     ) -> None:
         super().__init__(weights)
         self.rates, self.per_example = dict(rates), per_example
-        vector = torch.cat(
-            [
-                torch.full((entry.num_weights,), self.rates.get(entry.name, 0.0))
-                for entry in self.layout.entries
-            ]
-        )
         start = weights.initial()
-        self.register_buffer("rate_vector", vector.to(start))
+        vectors = [
+            start.new_full((entry.num_weights,), self.rates.get(entry.name, 0.0))
+            for entry in self.layout.entries
+        ]
+        self.register_buffer("rate_vector", torch.cat(vectors))
         self.weights = nn.Parameter(start / (1 - self.rate_vector))
 
     def forward(self) -> FlatDropout:

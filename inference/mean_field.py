@@ -66,15 +66,13 @@ class _NormalPart(WeightPart):
     def __init__(self, weights: RandomWeights, init_scale: float, estimator: Estimator) -> None:
         super().__init__(weights)
         self.estimator, self.warned_of_tokens = estimator, False
-        scale = torch.cat(
-            [
-                torch.full((entry.num_weights,), init_scale / math.sqrt(entry.fan_in))
-                for entry in self.layout.entries
-            ]
-        )
         loc = weights.initial()
+        scales = [
+            loc.new_full((entry.num_weights,), init_scale / math.sqrt(entry.fan_in))
+            for entry in self.layout.entries
+        ]
         self.loc = nn.Parameter(loc)
-        self.raw_scale = nn.Parameter(inverse_softplus(scale.to(loc)))
+        self.raw_scale = nn.Parameter(inverse_softplus(torch.cat(scales)))
         if estimator == "local" and any(entry.is_convolution for entry in self.layout.entries):
             warnings.warn(
                 "estimator='local' is biased on convolutions: it draws independent noise per "
