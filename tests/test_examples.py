@@ -1,4 +1,4 @@
-"""Every example runs, resumes, and says what its options are; the README's code runs as it stands."""
+"""Every example runs, resumes, and lists its options; the README code runs as it stands."""
 
 import os
 import re
