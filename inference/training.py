@@ -228,9 +228,10 @@ class Trainer:
         self._read_losses()
         if plan.validation is not None:
             set_mode((model, guide), False)
-            value = heldout_nll(
-                model, guide, plan.validation, plan.device, VALIDATION_DRAWS, plan.seed
-            )
+            with generators.restored():  # training goes the same way without validation
+                value = heldout_nll(
+                    model, guide, plan.validation, plan.device, VALIDATION_DRAWS, plan.seed
+                )
             self.histories[position.member].validation_nll.append(value)
         position.epoch, position.batch = position.epoch + 1, 0
         self._save()
