@@ -16,7 +16,7 @@ from ppl_med.inference.programs import (
     to_device,
     without_observations,
 )
-from ppl_med.likelihoods import in_double
+from ppl_med.likelihoods import log_prob_in_double
 
 
 def heldout_nll(
@@ -67,6 +67,6 @@ def _log_likelihood(
         for name in sampler.observed:
             node = trace.nodes[name]
             fn: Any = node["fn"]
-            log_prob = in_double(fn).log_prob(inputs[name]).double().movedim(case_dim(node), 0)
+            log_prob = log_prob_in_double(fn, inputs[name]).double().movedim(case_dim(node), 0)
             by_site.append(log_prob.reshape(len(positions), -1).sum(1))
     return torch.stack(by_site).sum(0)

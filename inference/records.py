@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_med.dims import site_dims
 from ppl_med.inference.function_draw import Sampler, case_dim
 from ppl_med.inference.programs import Program, batch_size
-from ppl_med.likelihoods import in_double, stored_parameters
+from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.weights import RandomWeights, random_weights
 
 SMALL_SITE = 1000
@@ -151,7 +151,7 @@ class Recorder:
             if name in inputs:
                 chunk.dims["observed_data", name] = tuple(names)
             if name in inputs and self.group == "posterior":
-                log_prob = fn.log_prob(inputs[name])
+                log_prob = log_prob_in_double(fn, inputs[name])
                 dims = names[: log_prob.dim()]
                 self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
         for name in self.local:

@@ -110,6 +110,21 @@ def in_double(fn: Distribution) -> Distribution:
     return fn
 
 
+def log_prob_in_double(fn: Distribution, value: Tensor) -> Tensor:
+    """Log-density of an observation under float64 parameters, in nats.
+
+    Args:
+        fn: The distribution, in any precision.
+        value: The observation; a Bernoulli's may be integers, as labels are.
+    """
+    inner = fn
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    if isinstance(inner, torch.distributions.Bernoulli):
+        value = value.double()
+    return in_double(fn).log_prob(value)
+
+
 def class_probs(fn: torch.distributions.Categorical) -> Tensor:
     """Class probabilities, dims (..., class), computed once and kept on the distribution.
 
