@@ -1,0 +1,373 @@
+"""What every network, model and guide of the zoo inherits; a new one is one more line in a table.
+
+``NETS``: shapes and gradients of networks whose weights are drawn. ``PROGRAMS``: pairs of a model
+and a guide, from the contract over training and prediction to saved files.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+import torchvision
+import xarray as xr
+from monai.networks import nets as monai_nets
+from torch import Tensor, nn
+
+from ppl_med.data import Batches
+from ppl_med.inference import (
+    BernoulliDropout,
+    ConditionalNormal,
+    MeanFieldNormal,
+    PointEstimate,
+    fit,
+    load,
+    predict,
+    save,
+)
+from ppl_med.inference.programs import is_local, sample_sites
+from ppl_med.likelihoods import Categorical
+from ppl_med.models import BayesianClassifier, LatentClassifier
+from ppl_med.networks import AlexNet, CompactCNN, GaussianEncoder, LeNet
+from ppl_med.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
+from ppl_med.testing import check_guide, check_program
+from ppl_med.weights import RandomWeights
+
+CLASSES = ("a", "b")
+CASES = 4
+Pair = tuple[Any, Any]
+
+# --- networks: how each is built, the shape of its image, the axes of its output beyond the class
+
+IMAGE: tuple[str, ...] = ()
+PIXEL = ("row", "col")
+VOXEL = ("depth", "row", "col")
+SMALL_VIT = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+SMALL_DENSE = {"init_features": 4, "growth_rate": 2, "block_config": (2, 2)}
+Line = tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]
+
+
+def monai_net(name: str, dims: int, **options: Any) -> Callable[[], nn.Module]:
+    kind = getattr(monai_nets, name)
+    return partial(kind, spatial_dims=dims, in_channels=1, out_channels=2, **options)
+
+
+def monai_lines(dims: int) -> dict[str, Line]:
+    event = PIXEL if dims == 2 else VOXEL
+    small, large = (1, *[16] * dims), (1, *[32] * dims)
+    unet = {"channels": (4, 8, 8), "strides": (2, 2), "num_res_units": 1, "dropout": 0.2}
+    basic = monai_net("BasicUNet", dims, features=(4, 4, 4, 4, 4, 4), dropout=0.2)
+    segres = monai_net("SegResNet", dims, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
+    return {
+        f"unet-{dims}d": (monai_net("UNet", dims, **unet), small, event),
+        f"basic-unet-{dims}d": (basic, large, event),
+        f"segresnet-{dims}d": (segres, small, event),
+        f"densenet121-{dims}d": (monai_net("DenseNet121", dims, **SMALL_DENSE), small, IMAGE),
+    }
+
+
+NETS: dict[str, Line] = {
+    "dense": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2)),
+        (1, 8, 8),
+        IMAGE,
+    ),
+    "alexnet": (lambda: AlexNet(1, 2), (1, 32, 32), IMAGE),
+    "lenet": (lambda: LeNet(1, 2, size=16), (1, 16, 16), IMAGE),
+    "compact": (lambda: CompactCNN(1, 2, width=3), (1, 16, 16), IMAGE),
+    "torchvision-densenet": (
+        lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=2),
+        (3, 32, 32),
+        IMAGE,
+    ),
+    "torchvision-vit": (
+        lambda: torchvision.models.VisionTransformer(16, 4, num_classes=2, **SMALL_VIT),
+        (3, 16, 16),
+        IMAGE,
+    ),
+    **monai_lines(2),
+    **monai_lines(3),
+}
+SLOW_NETS: dict[str, Line] = {
+    "torchvision-resnet18": (
+        lambda: torchvision.models.resnet18(num_classes=2),
+        (3, 64, 64),
+        IMAGE,
+    ),
+    "torchvision-alexnet": (
+        lambda: torchvision.models.alexnet(num_classes=2),
+        (3, 64, 64),
+        IMAGE,
+    ),
+    "torchvision-densenet121": (
+        lambda: torchvision.models.densenet121(num_classes=2),
+        (3, 64, 64),
+        IMAGE,
+    ),
+    "torchvision-vit-b-16": (
+        lambda: torchvision.models.vit_b_16(image_size=32, num_classes=2),
+        (3, 32, 32),
+        IMAGE,
+    ),
+    "monai-vnet-2d": (monai_net("VNet", 2), (1, 32, 32), PIXEL),
+    "monai-vnet-3d": (monai_net("VNet", 3), (1, 16, 16, 16), VOXEL),
+}
+ALL_NETS = NETS | SLOW_NETS
+NAMES = [*NETS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_NETS)]
+ESTIMATORS: dict[str, Callable[[Any], nn.Module]] = {
+    "shared": partial(MeanFieldNormal, estimator="shared"),
+    "flipout": partial(MeanFieldNormal, estimator="flipout"),
+    "auto": partial(MeanFieldNormal, estimator="auto"),
+    "dropout": BernoulliDropout,
+}
+
+
+class Program(nn.Module):
+    """weights ~ prior; label ~ Categorical(softmax(net(image))), one a case or one a pixel."""
+
+    def __init__(self, net: nn.Module, event: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = RandomWeights(net)
+        self.likelihood = Categorical(CLASSES, event)
+
+    def forward(
+        self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        output = self.network(image)
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            self.likelihood(output, label)
+        return output
+
+
+def one_pass(model: Program, guide: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Output and negative log-likelihood under one draw of the guide."""
+    proposed = poutine.trace(guide).get_trace(**batch)
+    trace = poutine.trace(poutine.replay(model, trace=proposed)).get_trace(**batch)
+    fn: Any = trace.nodes["label"]["fn"]
+    output: Any = trace.nodes["_RETURN"]["value"]
+    return output, -fn.log_prob(batch["label"]).mean()
+
+
+def gradients(model: Program, guide: nn.Module) -> dict[str, Tensor | None]:
+    """By name; those of a guide's flat vectors one by one for every parameter of the net."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    layout = model.network.layout
+    for name, parameter in guide.named_parameters():
+        if parameter.grad is None:
+            found[name] = None
+            continue
+        views = layout.views(parameter.grad)
+        found |= {f"{name}[{entry}]": view for entry, view in views.items()}
+    return found
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_net_with_drawn_weights_keeps_its_shape_and_learns(name: str, kind: str) -> None:
+    make, shape, event = ALL_NETS[name]
+    net = make()
+    for (
+        parameter
+    ) in net.parameters():  # some nets start with a head of zeros, which stops gradients
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    image = torch.randn(CASES, *shape)
+    with torch.no_grad():
+        expected = net.eval()(image).shape
+    model = Program(net, event)
+    guide = ESTIMATORS[kind](model)
+    label = torch.randint(2, (CASES, *expected[2:]))
+    batch = {"image": image, "label": label}
+    with torch.no_grad():
+        assert model.eval()(image).shape == expected, "a draw of the prior"
+    model.train(), guide.train()
+    # The first pass of an estimator draws one weight for all and counts uses; later ones are its.
+    for _ in range(3):
+        output, loss = one_pass(model, guide, batch)
+        assert output.shape == expected
+        assert torch.isfinite(loss)
+        loss.backward()
+    with_gradient = gradients(model, guide)
+    assert [n for n, g in with_gradient.items() if g is None or not g.isfinite().all()] == []
+    assert [n for n, g in with_gradient.items() if not g.any()] == []  # type: ignore[union-attr]
+
+
+def test_dropout_spares_the_channels_of_an_image_behind_a_class_token() -> None:
+    """The first parameter of a vision transformer is a token, its first layer comes later."""
+    make, _, event = NETS["torchvision-vit"]
+    guide: Any = BernoulliDropout(Program(make(), event))
+    assert "conv_proj.weight" not in guide.parts["weights"].rates
+    assert "heads.head.weight" in guide.parts["weights"].rates
+
+
+# --- programs: a model and its guide
+
+CHANNELS, SIZE, NUM_CASES = 1, 8, 32
+
+
+def small_net(num_outputs: int = 2) -> nn.Module:
+    """Convolution, norm and dense layers: random weights beside deterministic ones."""
+    return nn.Sequential(
+        nn.Conv2d(CHANNELS, 4, 3, stride=2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.PReLU(),
+        nn.Conv2d(4, 4, 3, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4, num_outputs),
+    )
+
+
+def classifier(
+    guide: Callable[[Any], nn.Module],
+    prior: Prior | None = None,
+    where: Any = None,
+    likelihood: str = "categorical",
+) -> Pair:
+    net = small_net(1 if likelihood == "bernoulli" else 2)
+    model = BayesianClassifier(net, CLASSES, prior, where, likelihood)
+    return model, guide(model)
+
+
+def latent_classifier() -> Pair:
+    model = LatentClassifier(CHANNELS, CLASSES, latent_dim=2, width=3)
+    return model, ConditionalNormal(GaussianEncoder(CHANNELS, 2, 3, num_classes=2))
+
+
+MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
+PROGRAMS: dict[str, Callable[[], Pair]] = {
+    **{
+        f"{likelihood}-{name}": partial(classifier, guide, likelihood=likelihood)
+        for likelihood in ("categorical", "bernoulli")
+        for name, guide in ESTIMATORS.items()
+    },
+    "categorical-point": partial(classifier, PointEstimate),
+    "bernoulli-point": partial(classifier, PointEstimate, likelihood="bernoulli"),
+    "maximum-likelihood": partial(classifier, MAXIMUM_LIKELIHOOD),
+    "last-layer": partial(classifier, MeanFieldNormal, where="last_layer"),
+    "last-layer-dropout": partial(
+        classifier, partial(BernoulliDropout, skip_first=False), where="last_layer"
+    ),
+    "normal": partial(classifier, MeanFieldNormal, Normal(0.5)),
+    "pretrained": partial(classifier, MeanFieldNormal, Normal(0.5, "pretrained")),
+    "fan-in": partial(classifier, MeanFieldNormal, FanInNormal(1.0)),
+    "laplace": partial(classifier, MeanFieldNormal, Laplace(0.3)),
+    "mixture": partial(classifier, MeanFieldNormal, ScaleMixture()),
+    "mixture-dropout": partial(classifier, BernoulliDropout, ScaleMixture()),
+    "laplace-point": partial(classifier, PointEstimate, Laplace(0.3)),
+    "latent": latent_classifier,
+}
+every_program = pytest.mark.parametrize("name", PROGRAMS)
+
+
+def data() -> dict[str, Any]:
+    """Two classes told apart by the brightness of the left half."""
+    generator = torch.Generator().manual_seed(7)
+    label = torch.arange(NUM_CASES) % 2
+    image = torch.randn(NUM_CASES, CHANNELS, SIZE, SIZE, generator=generator)
+    image[..., : SIZE // 2] += 2.0 * label[:, None, None, None] - 1
+    ids = [f"case {index}" for index in range(NUM_CASES)]
+    return {"image": image, "label": label, "id": ids}
+
+
+def mini_batch() -> dict[str, Tensor]:
+    return {name: value[:6] for name, value in data().items() if name != "id"}
+
+
+def start_values(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+    """Trainable values by name; those of a guide's flat vectors by parameter of the net."""
+    found = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in guide.named_parameters():
+        value = parameter.detach().clone()
+        if name.startswith("parts."):
+            views = model.network.layout.views(value)  # type: ignore[union-attr, operator]
+            found |= {f"{name}[{entry}]": view for entry, view in views.items()}
+        else:
+            found[name] = value
+    return found
+
+
+@every_program
+def test_a_program_keeps_its_contract(name: str) -> None:
+    model, guide = PROGRAMS[name]()
+    check_program(model, mini_batch())
+    check_guide(model, guide, mini_batch())
+
+
+@every_program
+def test_the_guide_proposes_exactly_the_latents(name: str) -> None:
+    model, guide = PROGRAMS[name]()
+    batch = mini_batch()
+    sites = sample_sites(poutine.trace(model).get_trace(**batch))
+    latents = {n for n, site in sites.items() if not site["is_observed"]}
+    assert latents and set(sites) - latents == {"label"}
+    assert set(sample_sites(poutine.trace(guide).get_trace(**batch))) == latents
+
+
+@every_program
+def test_a_mini_batch_stands_for_the_data_set(name: str) -> None:
+    """Log p of what belongs to a case is num_cases / len(image) times the mini-batch's."""
+    model, guide = (program.eval() for program in PROGRAMS[name]())
+    batch, factor = mini_batch(), 7
+    for program in (model, guide):
+        trace = poutine.trace(program).get_trace(**batch)
+        again = poutine.trace(poutine.replay(program, trace=trace))
+        whole = again.get_trace(**batch, num_cases=factor * len(batch["label"]))
+        for site, node in sample_sites(whole).items():
+            if not is_local(node):
+                assert node["scale"] == 1
+                continue
+            alone: Any = trace.nodes[site]
+            log_prob = alone["fn"].log_prob(alone["value"]).sum()
+            trace.compute_log_prob(lambda n, _, site=site: n == site)
+            whole.compute_log_prob(lambda n, _, site=site: n == site)
+            assert trace.nodes[site]["log_prob_sum"] == log_prob
+            assert torch.isclose(whole.nodes[site]["log_prob_sum"], factor * log_prob)
+
+
+def trained(name: str) -> tuple[Any, Any, xr.Dataset]:
+    model, guide = PROGRAMS[name]()
+    batches = Batches(data(), batch_size=16, shuffle=True)
+    history = fit(model, guide, batches, epochs=10, learning_rate=0.03, progress=False)
+    return model, guide, history
+
+
+@every_program
+@pytest.mark.filterwarnings("ignore:posterior collapse")  # these labels need no latent code
+def test_fit_moves_every_parameter_and_raises_the_elbo(name: str) -> None:
+    before = start_values(*PROGRAMS[name]())
+    pyro.set_rng_seed(0)
+    model, guide, history = trained(name)
+    after = start_values(model, guide)
+    assert [n for n, value in after.items() if not value.isfinite().all()] == []
+    assert [n for n, value in after.items() if torch.equal(value, before[n])] == []
+    elbo = history["elbo"].values
+    tenth = len(elbo) // 10
+    assert elbo[-tenth:].mean() > elbo[:tenth].mean()
+
+
+@every_program
+@pytest.mark.filterwarnings("ignore:posterior collapse")
+def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Path) -> None:
+    """A pair that was never called, built from other start values, predicts the same bits."""
+    model, guide = PROGRAMS[name]()
+    batches = Batches(data(), batch_size=16)
+    fit(model, guide, batches, epochs=1, validation=batches, progress=False)
+    tree = predict(model, guide, batches, draws=3, seed=4, progress=False)
+    dims = {dim for group in tree.subtree for dim in group.dims}
+    assert dims == {"chain", "draw", "case", "class"} | (
+        {"latent"} if "z" in tree["posterior"] else {"layer"}
+    )
+    posterior: Any = tree["posterior"]
+    assert posterior["probs"].dims == ("chain", "draw", "case", "class")
+    assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
+    assert posterior.coords["case"].to_numpy().tolist() == data()["id"]
+    save(tmp_path / "trained.pt", model, guide)
+    torch.manual_seed(1)
+    others = PROGRAMS[name]()
+    load(tmp_path / "trained.pt", *others)
+    again = predict(*others, batches, draws=3, seed=4, progress=False)
+    xr.testing.assert_equal(tree, again)
