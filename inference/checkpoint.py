@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from ppl_med.inference.ensemble import members_of
-from ppl_med.inference.parameters import free_parameters, remember_store_names
-from ppl_med.inference.programs import Program, full_name, named_modules_of
+from ppl_med.inference.parameters import free_parameters, remember_store_names, undisturbed
+from ppl_med.inference.programs import (
+    Program,
+    full_name,
+    modules_of,
+    named_modules_of,
+    select_arguments,
+    to_device,
+)
 
 FORMAT = 1
 Pairs = list[tuple[Any, Any]]
@@ -170,7 +178,7 @@ def _check_fingerprint(path: Any, saved: Mapping[str, Any], own: Mapping[str, An
         if all(n not in ours for n in differing):
             advice += (
                 "; a stock AutoGuide, or a program that uses pyro.param, makes its parameters when "
-                "it first runs: call it once on a batch before loading"
+                "it first runs: pass example=a batch to load, which runs it"
             )
         raise ValueError(
             f"checkpoint {path} does not fit the {key}: {len(differing)} tensors differ, first "
@@ -206,16 +214,19 @@ def save(path: str | Path, model: Program, guide: Program) -> None:
     )
 
 
-def load(path: str | Path, model: Program, guide: Program) -> None:
+def load(
+    path: str | Path, model: Program, guide: Program, *, example: Mapping[str, Any] | None = None
+) -> None:
     """Load what ``save`` or a checkpoint of ``fit`` holds, in place.
 
     Works on a model and a guide that were never called. Stock AutoGuides and programs that use
-    ``pyro.param`` create their parameters on the first call: call the guide once on a batch first.
+    ``pyro.param`` create their parameters when they first run; for these, pass an example.
 
     Args:
         path: File written by ``save`` or by ``fit(checkpoint=...)``.
         model: A model built as the saved one was.
         guide: Likewise.
+        example: A batch to run the two on before loading.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -223,5 +234,27 @@ def load(path: str | Path, model: Program, guide: Program) -> None:
     """
     content = read(path)
     pairs = members_of(model, guide)
+    if example is not None:
+        for pair in pairs:
+            _run_once(*pair, example)
     check_members(path, content, pairs)
+    _check_apart(pairs)
     load_members(content, pairs)
+
+
+def _run_once(model: Program, guide: Program, example: Mapping[str, Any]) -> None:
+    """Let a model and its guide make their parameters."""
+    devices = [p.device for module in modules_of(model, guide) for p in module.parameters()]
+    values = to_device(select_arguments(model, example), (devices or [torch.device("cpu")])[0])
+    with undisturbed(model, guide), pyro.validation_enabled(False):
+        for program in (guide, model):
+            poutine.trace(program).get_trace(**values)
+
+
+def _check_apart(pairs: Pairs) -> None:
+    owners = [{id(p) for m in modules_of(*pair) for p in m.parameters()} for pair in pairs]
+    if sum(map(len, owners)) > len(set().union(*owners)):
+        raise ValueError(
+            "members of the Ensemble share parameters: Pyro's store gave one guide's to the next "
+            "when they first ran; build the Ensemble anew and pass example=a batch to load"
+        )

@@ -14,6 +14,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import softplus
 
+from ppl_med.inference.parameters import undisturbed
 from ppl_med.inference.programs import select_arguments
 
 MEDIAN_DRAWS = 15
@@ -61,7 +62,7 @@ class LatentNormals(nn.Module):
         self, model: Any, example: Mapping[str, Any], skip: frozenset[str], init_scale: float
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+        with undisturbed(model), poutine.block():
             trace = poutine.trace(model).get_trace(**select_arguments(model, example))
             self.names: list[str] = []
             self.sites = nn.ModuleList()

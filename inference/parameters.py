@@ -17,6 +17,7 @@ from pyro.params.param_store import StateDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ppl_med.inference.generators import torch_restored
 from ppl_med.inference.programs import Program, modules_of
 
 _used: WeakKeyDictionary[Program, frozenset[str]] = WeakKeyDictionary()
@@ -48,6 +49,22 @@ def private_store() -> Iterator[None]:
                 "constraints": {**before["constraints"], **after["constraints"]},
             }
         )
+
+
+@contextmanager
+def undisturbed(*programs: Program | None) -> Iterator[None]:
+    """Run programs in evaluation mode, without gradients, and leave modes, generators and norms.
+
+    Parameters that programs make when they first run stay.
+    """
+    modules = {part: part.training for module in modules_of(*programs) for part in module.modules()}
+    try:
+        set_mode(programs, False)
+        with torch_restored(), torch.no_grad(), private_store():
+            yield
+    finally:
+        for module, mode in modules.items():
+            module.training = mode
 
 
 class StoreNames(Messenger):
