@@ -337,10 +337,16 @@ def test_a_categorical_pair_is_a_bernoulli() -> None:
     with torch.no_grad():
         for parameter, source in zip(two.parameters(), one.parameters(), strict=True):
             parameter.copy_(torch.cat([torch.zeros_like(source), source]))
-    terms = []
+    terms, probs = [], []
     for net, kind in ((one, "bernoulli"), (two, "categorical")):
         model = BayesianClassifier(net, ["no", "yes"], FanInNormal(), likelihood=kind)
-        terms.append(elbo_terms(model, PointEstimate(model), image, label)[0]["label"])
+        guide = PointEstimate(model)
+        terms.append(elbo_terms(model, guide, image, label)[0]["label"])
+        tree = predict(model, guide, [{"image": image}], draws=1, progress=False)
+        probs.append(np.asarray(tree["posterior/probs"])[0, 0])
+    positive = torch.sigmoid(one(image)).detach().numpy()
+    for found in probs:
+        np.testing.assert_allclose(found, np.concatenate([1 - positive, positive], 1), rtol=1e-9)
     torch.testing.assert_close(terms[0], terms[1])
     expected = F.binary_cross_entropy_with_logits(one(image)[:, 0], label.double(), reduction="sum")
     torch.testing.assert_close(terms[0], expected)
