@@ -195,6 +195,16 @@ def test_a_net_with_drawn_weights_keeps_its_shape_and_learns(name: str, kind: st
     assert [n for n, g in with_gradient.items() if not g.any()] == []  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_at_its_own_weights_a_random_net_is_the_net(name: str) -> None:
+    """Bit for bit: every parameter is put back where it belongs, nothing else has changed."""
+    make, shape, event = ALL_NETS[name]
+    net, image = make().eval(), torch.randn(2, *shape)
+    model = Program(net, event).eval()
+    with torch.no_grad(), pyro.condition(data={"weights": model.network.initial()}):
+        assert torch.equal(model.network(image), net(image))
+
+
 def test_dropout_spares_the_channels_of_an_image_behind_a_class_token() -> None:
     """The first parameter of a vision transformer is a token, its first layer comes later."""
     make, _, event = NETS["torchvision-vit"]
