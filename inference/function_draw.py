@@ -71,13 +71,14 @@ class Sampler:
         self.seed, self.chain = seed, chain
         self._kept: dict[int, Globals] = {}
         self._num_kept = 0
+        self._as_given: bool | None = None
         with torch_restored(), torch.no_grad(), private_store():
             seed_torch(derive_seed(seed, chain))
             trace = _trace(model, example)
             proposed = {} if guide is None else sample_sites(_trace(guide, example))
         sites = sample_sites(trace)
         arguments = set(argument_names(model))
-        self.observed = [name for name in sites if name in arguments]
+        self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
         self.local = [name for name in latents if is_local(sites[name])]
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
@@ -141,6 +142,29 @@ class Sampler:
                 values = values | {n: s["value"] for n, s in sites.items() if is_local(s)}
             with _Substitute(values, keys, cases):
                 return _trace(self.model, inputs)
+
+    def observations(self, inputs: Inputs, cases: NDArray[np.integer]) -> Globals:
+        """What a batch's observed sites condition on, in the site's layout.
+
+        That is mostly the argument as it was given; but a program may transpose or transform it,
+        which one run with the observations shows.
+
+        Args:
+            inputs: A batch with observations.
+            cases: Position of each of its cases in the data set.
+        """
+        given = {name: inputs[name] for name in self.observed if name in inputs}
+        if not given or self._as_given:
+            return given
+        trace = self.run(self.kept(0), 0, inputs, cases)
+        nodes: dict[str, Any] = dict(trace.nodes)
+        taken = {name: nodes[name]["value"] for name in given}
+        if self._as_given is None:
+            self._as_given = all(
+                taken[n].shape == value.shape and bool((taken[n] == value).all())
+                for n, value in given.items()
+            )
+        return given if self._as_given else taken
 
 
 def case_dim(node: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """Held-out negative log-likelihood during training."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,23 +51,27 @@ def heldout_nll(
         if missing:
             raise ValueError(f"a batch has no {missing[0]!r}, without which nothing can be scored")
         positions = np.arange(cases, cases + batch_size(inputs))
-        logs = [_log_likelihood(sampler, draw, inputs, positions) for draw in range(draws)]
+        with torch.no_grad():
+            seen = sampler.observations(inputs, positions)
+            bare = {name: value for name, value in inputs.items() if name not in seen}
+            logs = [_log_likelihood(sampler, draw, bare, seen, positions) for draw in range(draws)]
         mixture = torch.stack(logs).logsumexp(0) - math.log(draws)
         summed, cases = summed - float(mixture.sum()), cases + len(positions)
     return summed / cases
 
 
 def _log_likelihood(
-    sampler: Sampler, draw: int, inputs: dict[str, Any], positions: np.ndarray
+    sampler: Sampler,
+    draw: int,
+    inputs: Mapping[str, Any],
+    observations: Mapping[str, Tensor],
+    positions: np.ndarray,
 ) -> Tensor:
     """Of each case under one draw, summed over observed sites, dims (case,), float64."""
-    bare = {name: value for name, value in inputs.items() if name not in sampler.observed}
-    with torch.no_grad():
-        trace = sampler.run(sampler.kept(draw), draw, bare, positions)
-        by_site = []
-        for name in sampler.observed:
-            node = trace.nodes[name]
-            fn: Any = node["fn"]
-            log_prob = log_prob_in_double(fn, inputs[name]).double().movedim(case_dim(node), 0)
-            by_site.append(log_prob.reshape(len(positions), -1).sum(1))
+    trace = sampler.run(sampler.kept(draw), draw, inputs, positions)
+    by_site = []
+    for name, value in observations.items():
+        node: Any = trace.nodes[name]
+        log_prob = log_prob_in_double(node["fn"], value).double().movedim(case_dim(node), 0)
+        by_site.append(log_prob.reshape(len(positions), -1).sum(1))
     return torch.stack(by_site).sum(0)

@@ -214,17 +214,18 @@ class _Run:
 
     def _chunk(self, start: int, group: list[dict[str, Any]], bar: Any) -> Chunk:
         inputs = [self._inputs(batch) for batch in group]
-        chunk = self.recorder.start(start, group, inputs)
+        ends = start + np.cumsum([batch_size(given) for given in inputs])
+        cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
         with torch.no_grad():
+            observations = list(map(self.samplers[0].observations, inputs, cases))
+            chunk = self.recorder.start(start, group, inputs, observations)
             for chain, sampler in enumerate(self.samplers):
                 for draw in range(self.draws):
-                    values, offset = sampler.kept(draw), 0
-                    for given in inputs:
-                        size = batch_size(given)
-                        cases = np.arange(start + offset, start + offset + size)
-                        trace = sampler.run(values, draw, self._bare(given), cases)
-                        self.recorder.record(chunk, trace, given, chain, draw, offset)
-                        offset += size
+                    values = sampler.kept(draw)
+                    for given, observed, at in zip(inputs, observations, cases, strict=True):
+                        trace = sampler.run(values, draw, self._bare(given), at)
+                        offset = int(at[0]) - start
+                        self.recorder.record(chunk, trace, observed, chain, draw, offset)
                         if bar is not None:
                             bar.update()
                     if start == 0:

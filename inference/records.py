@@ -87,9 +87,19 @@ class Recorder:
         self.columns = _columns(first, {"id", *inputs}, batch_size(inputs))
 
     def start(
-        self, start: int, group: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
+        self,
+        start: int,
+        group: Sequence[Mapping[str, Any]],
+        inputs: Sequence[Mapping[str, Any]],
+        observations: Sequence[Mapping[str, Tensor]],
     ) -> Chunk:
         """An empty chunk with ids, observations and metadata filled in.
+
+        Args:
+            start: Position of the first case.
+            group: Batches.
+            inputs: Their arguments of the model.
+            observations: What their observed sites condition on.
 
         Raises:
             ValueError: If batches differ in what they hold.
@@ -102,15 +112,17 @@ class Recorder:
             **self.coords,
         }
         for name in self.observed:
-            with_it = sum(name in values for values in inputs)
+            with_it = sum(name in values for values in observations)
             if with_it != (len(inputs) if name in self.given else 0):
                 raise ValueError(
                     f"some batches have {name!r} and some have not; predict the cases with and "
                     "without observations apart"
                 )
         for name in self.given:
-            arrays = [values[name].detach().cpu().numpy() for values in inputs]
+            dims, axis = _case_first(self.observed[name])
+            arrays = [v[name].detach().movedim(axis, 0).cpu().numpy() for v in observations]
             chunk.arrays["observed_data", name] = np.concatenate(arrays)
+            chunk.dims["observed_data", name] = dims
         for name in self.columns:
             parts = [
                 _array(batch.get(name), batch_size(v))
@@ -131,7 +143,7 @@ class Recorder:
         self,
         chunk: Chunk,
         trace: poutine.Trace,
-        inputs: Mapping[str, Any],
+        observations: Mapping[str, Tensor],
         chain: int,
         draw: int,
         offset: int,
@@ -148,10 +160,8 @@ class Recorder:
             value = node["value"]
             drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
             self._put(chunk, (f"{self.group}_predictive", name), names, drawn, where)
-            if name in inputs:
-                chunk.dims["observed_data", name] = tuple(names)
-            if name in inputs and self.group == "posterior":
-                log_prob = log_prob_in_double(fn, inputs[name])
+            if name in observations and self.group == "posterior":
+                log_prob = log_prob_in_double(fn, observations[name])
                 dims = names[: log_prob.dim()]
                 self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
         for name in self.local:
@@ -167,13 +177,12 @@ class Recorder:
         where: tuple[int, int, int],
     ) -> None:
         chain, draw, offset = where
-        axis = dims.index("case")
+        ordered, axis = _case_first(dims)
         values = value.detach().movedim(axis, 0).cpu().numpy()
-        dims = ["case", *dims[:axis], *dims[axis + 1 :]]
         if key not in chunk.arrays:
             shape = (self.chains, self.draws, chunk.num_cases, *values.shape[1:])
             chunk.arrays[key] = np.empty(shape, dtype=values.dtype)
-            chunk.dims[key] = ("chain", "draw", *dims)
+            chunk.dims[key] = ("chain", "draw", *ordered)
         chunk.arrays[key][chain, draw, offset : offset + len(values)] = values
 
     def record_globals(
@@ -200,6 +209,12 @@ class Recorder:
                 chunk.arrays[where] = np.empty(shape, dtype=np.float64)
                 chunk.dims[where] = ("chain", "draw", *dims)
             chunk.arrays[where][chain, draw] = stored.double().cpu().numpy()
+
+
+def _case_first(dims: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """Dims with the case in front, and the axis where it stood."""
+    axis = dims.index("case")
+    return ("case", *dims[:axis], *dims[axis + 1 :]), axis
 
 
 def case_ids(
