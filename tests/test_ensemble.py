@@ -207,3 +207,14 @@ def test_a_saved_ensemble_predicts_the_same_bits(tmp_path: Path) -> None:
     fewer = Ensemble(other_model, MeanFieldNormal, MEMBERS - 1)
     with pytest.raises(ValueError, match=r"holds 3 member\(s\), the guide 2"):
         load(path, other_model, fewer)
+
+
+def test_chains_draw_their_own_noise() -> None:
+    """Two members with one and the same q: their draws must still differ."""
+    model = small_model()
+    ensemble = Ensemble(model, MeanFieldNormal, 2, start="keep")
+    probs = array(
+        predict(model, ensemble, batches(False), draws=4, progress=False), "posterior/probs"
+    )
+    first, second = probs.sel(chain=0).values, probs.sel(chain=1).values
+    assert not np.isclose(first, second).all(axis=(1, 2)).any()
