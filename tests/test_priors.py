@@ -176,7 +176,7 @@ def test_quasi_divergence_of_dropout_equals_monte_carlo(make: Callable[[], Prior
     guide = BernoulliDropout(model, {"0.weight": 0.25, "2.weight": 0.6}).eval()
     prior, q = model.network.prior_distribution(), guide.distribution()
     draws = q.rsample(torch.Size([4000]))
-    assert len(draws.unique(dim=0)) == 2**7  # 3 and 4 input units
+    assert 100 < len(draws.unique(dim=0)) <= 2**7  # 3 and 4 input units
     assert_mean(-prior.log_prob(draws), kl_divergence(q, prior))
 
 
