@@ -4,7 +4,6 @@ import contextlib
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ppl_med.inference.parameters import free_parameters, private_store, set_mod
 from ppl_med.inference.plan import Plan, Position
 from ppl_med.inference.programs import Program, select_arguments, to_device
 from ppl_med.inference.rehearsal import Rehearsal, check_validation, check_writable, rehearse
+from ppl_med.inference.run_state import not_finite, restore, run_state
 
 LARGE_KL, COLLAPSED_KL = 1e3, 0.05
 REFRESH_SECONDS, MAX_PENDING = 0.5, 1000
@@ -45,6 +45,7 @@ class Trainer:
         self.losses = LossLog()
         self.epoch_start: dict[str, Any] | None = None
         self.saved_at = time.monotonic()
+        self.never_finite: set[tuple[int, str]] = set()
 
     # ---------------------------------------------------------------- before the first step
 
@@ -75,8 +76,9 @@ class Trainer:
             self.rehearsals.append(found)
             self.optimizers.append(self._optimizer(found.parameters))
         generators.seed_all(plan.seed)
+        self.never_finite = not_finite(self.pairs)
         if resume and plan.checkpoint is not None and plan.checkpoint.exists():
-            self._restore(files.read(plan.checkpoint))
+            restore(self, files.read(plan.checkpoint))
 
     def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         if self.plan.optimizer is not None:
@@ -261,67 +263,22 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints
 
     def _check_finite(self) -> None:
-        for model, guide in self.pairs:
-            for name, tensor in files.named_tensors(files.program_state(model, guide)):
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise FloatingPointError(
-                        f"{name} stopped being finite before step "
-                        f"{len(self.histories[self.position.member].nll)}. {self._kept()} Lower "
-                        "learning_rate, or look for extreme values in the batches"
-                    )
+        lost = sorted(not_finite(self.pairs) - self.never_finite)
+        if lost:
+            step = len(self.histories[self.position.member].nll)
+            raise FloatingPointError(
+                f"{lost[0][1]} stopped being finite before step {step}. {self._kept()} Lower "
+                "learning_rate, or look for extreme values in the batches"
+            )
 
     def _save(self, *, force: bool = False) -> None:
-        plan = self.plan
-        if plan.checkpoint is None:
+        path = self.plan.checkpoint
+        if path is None:
             return
-        if not force and time.monotonic() - self.saved_at < plan.checkpoint_every:
+        if not force and time.monotonic() - self.saved_at < self.plan.checkpoint_every:
             return
         if self.position.member < len(self.pairs):
             self._read_losses()
             self._check_finite()
-        files.write(
-            plan.checkpoint,
-            {
-                "fingerprints": [files.fingerprint(*pair) for pair in self.pairs],
-                "states": [files.program_state(*pair) for pair in self.pairs],
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "histories": [asdict(history) for history in self.histories],
-                "position": asdict(self.position),
-                "identity": plan.identity(),
-                "generators": generators.get_state(plan.device),
-                "loader_generators": [g.get_state() for g in plan.loader.generators()],
-                "epoch_start": self.epoch_start,
-            },
-        )
+        files.write(path, run_state(self))
         self.saved_at = time.monotonic()
-
-    def _restore(self, content: dict[str, Any]) -> None:
-        path = self.plan.checkpoint
-        if "optimizers" not in content:
-            raise ValueError(
-                f"checkpoint {path} was written by save, not by fit: it holds no optimizer; load "
-                "it with load, and give fit another path"
-            )
-        files.check_members(path, content, self.pairs)
-        for name, value in self.plan.identity().items():
-            if content["identity"].get(name) != value:
-                raise ValueError(
-                    f"{name} is {value} but the checkpoint {path} was made with "
-                    f"{content['identity'].get(name)}; resume with the same arguments"
-                )
-        files.load_members(content, self.pairs)
-        for state, optimizer in zip(content["optimizers"], self.optimizers, strict=True):
-            try:
-                optimizer.load_state_dict(state)
-            except (KeyError, ValueError) as error:
-                raise ValueError(
-                    f"optimizer does not fit the checkpoint {path}: {error}; resume with the same "
-                    "optimizer"
-                ) from error
-        self.histories = [History(**figures) for figures in content["histories"]]
-        self.position = Position(**content["position"])
-        self.epoch_start = content["epoch_start"]
-        generators.set_state(content["generators"], self.plan.device)
-        own = self.plan.loader.generators()
-        for generator, state in zip(own, content["loader_generators"], strict=False):
-            generator.set_state(state)

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -456,6 +457,40 @@ def test_networks_in_a_closure_are_trained_and_then_evaluated() -> None:
     )
 
 
+def test_a_buffer_that_is_infinite_on_purpose_is_no_failure(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        mask: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(36, 4)
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, -math.inf]))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return (self.linear(image.flatten(1)) + self.mask).softmax(1)[:, :3]
+
+    model = BayesianClassifier(Masked(), CLASSES)
+    path = tmp_path / "run.pt"
+    train(model, MeanFieldNormal(model), checkpoint=path, checkpoint_every=0)
+    assert path.exists()
+
+
+def test_norm_statistics_that_are_lost_stop_the_run(tmp_path: Path) -> None:
+    """The loss of training does not show them: it is of the batch's own statistics."""
+    model: Any = BayesianClassifier(network(), CLASSES)
+
+    def lose(module: nn.BatchNorm2d, *_: Any) -> None:
+        assert module.running_var is not None
+        if module.training:
+            module.running_var.fill_(math.inf)
+
+    model.network.net[1].register_forward_hook(lose)
+    path = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match=r"running_var stopped being finite"):
+        train(model, MeanFieldNormal(model), checkpoint=path, checkpoint_every=0)
+    assert not path.exists()
+
+
 # ------------------------------------------------------------------------------------ guides
 
 GUIDES: dict[str, Callable[[Any], nn.Module]] = {
@@ -550,3 +585,28 @@ def test_the_net_of_the_caller_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in state(net).items())
     with torch.no_grad():
         functional_call(net, dict(net.named_parameters()), next(iter(batches()))["image"])
+
+
+def test_arguments_may_have_any_name() -> None:
+    def model(
+        features: Tensor, target: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        slope = pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = features @ slope
+        with pyro.plate("case", num_cases or len(features), subsample=features):
+            pyro.sample("target", dist.Normal(mean, 0.3), obs=target)
+        return mean
+
+    features = torch.randn(40, 2)
+    data = [{"features": features, "target": features @ torch.tensor([1.0, -2.0])}]
+    guide = MeanFieldNormal(model, example=data[0])
+    history = train(model, guide, data * 50, epochs=4, learning_rate=0.05, num_cases=40)
+    assert history["nll"][-1] < 0.3 * history["nll"][0]
+    tree = predict(model, guide, data, draws=50, progress=False, device="cpu")
+    slope = tree["posterior/slope"].mean(("chain", "draw"))
+    np.testing.assert_allclose(slope, [1, -2], atol=0.2)
+    assert set(tree["posterior"].data_vars) == {"loc", "scale", "slope"}
+    data[0]["features"][3, 1] = math.nan
+    for verb in (train, lambda *pair: predict(*pair, progress=False)):
+        with pytest.raises(ValueError, match="features holds NaN"):
+            verb(model, guide, data)
