@@ -482,7 +482,7 @@ def test_norm_statistics_that_are_lost_stop_the_run(tmp_path: Path) -> None:
     def lose(module: nn.BatchNorm2d, *_: Any) -> None:
         assert module.running_var is not None
         if module.training:
-            module.running_var.fill_(math.inf)
+            module.running_var = torch.full_like(module.running_var, math.inf)
 
     model.network.net[1].register_forward_hook(lose)
     path = tmp_path / "run.pt"
