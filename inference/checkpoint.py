@@ -105,7 +105,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
         full = getattr(error, "errno", None) == errno.ENOSPC or "enforce fail" in str(error)
         reason = "the disk is full" if full else str(error)
         raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
+            errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO,
             f"checkpoint {path} could not be written: {reason}; "
             "the earlier checkpoint, if there was one, is intact. Free space or choose another "
             "path, then go on with resume=True",
