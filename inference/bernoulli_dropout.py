@@ -92,6 +92,9 @@ class _DropoutPart(WeightPart):
         self.register_buffer("rate_vector", torch.cat(vectors))
         self.weights = nn.Parameter(start / (1 - self.rate_vector))
 
+    def center(self) -> Tensor:
+        return self.weights * (1 - self.rate_vector)
+
     def forward(self) -> FlatDropout:
         return FlatDropout(self)
 

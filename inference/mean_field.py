@@ -63,10 +63,16 @@ class _PerExampleNormal(FlatNormal):
 
 
 class _NormalPart(WeightPart):
-    def __init__(self, weights: RandomWeights, init_scale: float, estimator: Estimator) -> None:
+    def __init__(
+        self,
+        weights: RandomWeights,
+        init_scale: float,
+        estimator: Estimator,
+        start: WeightGuide | None,
+    ) -> None:
         super().__init__(weights)
         self.estimator, self.warned_of_tokens = estimator, False
-        loc = weights.initial()
+        loc = weights.initial() if start is None else _start(start, weights)
         scales = [
             loc.new_full((entry.num_weights,), init_scale / math.sqrt(entry.fan_in))
             for entry in self.layout.entries
@@ -96,6 +102,9 @@ class _NormalPart(WeightPart):
         """Standard deviation of every weight, dims (weight,)."""
         return softplus(self.raw_scale)
 
+    def center(self) -> Tensor:
+        return self.loc
+
     def forward(self) -> FlatNormal:
         if self.training and self.estimator != "shared":
             return _PerExampleNormal(self)
@@ -105,6 +114,27 @@ class _NormalPart(WeightPart):
 def inverse_softplus(scale: Tensor) -> Tensor:
     """The x with softplus(x) = scale > 0, accurate for small scales."""
     return scale + torch.log(-torch.expm1(-scale))
+
+
+def _start(guide: WeightGuide, weights: RandomWeights) -> Tensor:
+    """Another guide's mean of the same weights."""
+    if not isinstance(guide, WeightGuide):
+        raise TypeError(
+            f"start must be a guide over weights, such as a trained PointEstimate(model), got "
+            f"{type(guide).__name__}"
+        )
+    same = (
+        weights.site in guide.parts and weights.layout.entries == guide.layout(weights.site).entries
+    )
+    if not same:
+        raise ValueError(
+            f"start holds other weights at the site {weights.site!r} than the model; build it "
+            "over the same model"
+        )
+    center = guide.center(weights.site)
+    if not center.isfinite().all():
+        raise ValueError("start holds weights that are not finite; train it again")
+    return center.to(weights.initial())
 
 
 class MeanFieldNormal(WeightGuide):
@@ -117,10 +147,15 @@ class MeanFieldNormal(WeightGuide):
         estimator: Gradient estimator for training; see the module's text.
         example: A batch, needed only where the model has latent sites other than weights (such
             as ``PyroSample`` priors): they are read off a trace of it.
+        start: A trained guide over the same weights, such as a ``PointEstimate``, whose mean the
+            locations start from; None starts them at the network's own values. A large net finds
+            a far better optimum from there than from noise.
 
     Raises:
-        ValueError: On an unknown estimator or a scale that is not positive; if the model has
-            latents per case (use ``ConditionalNormal``); if it has none at all.
+        TypeError: If ``start`` is no guide over weights.
+        ValueError: On an unknown estimator or a scale that is not positive; if ``start`` holds
+            other weights than the model; if the model has latents per case (use
+            ``ConditionalNormal``); if it has none at all.
 
     Warns:
         UserWarning: If ``estimator="local"`` is used on convolutions; for linear layers with
@@ -133,6 +168,7 @@ class MeanFieldNormal(WeightGuide):
         init_scale: float = 0.05,
         estimator: Estimator = "auto",
         example: Mapping[str, Any] | None = None,
+        start: WeightGuide | None = None,
     ) -> None:
         if estimator not in get_args(Estimator):
             raise ValueError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
@@ -140,7 +176,7 @@ class MeanFieldNormal(WeightGuide):
             raise ValueError(f"init_scale must be positive, got {init_scale!r}")
         weights = random_weights([model])
         if weights or example is None:
-            super().__init__(model, lambda found: _NormalPart(found, init_scale, estimator))
+            super().__init__(model, lambda found: _NormalPart(found, init_scale, estimator, start))
         else:
             nn.Module.__init__(self)
             self.parts = nn.ModuleDict()

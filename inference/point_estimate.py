@@ -9,7 +9,7 @@ all draws are equal, and analyses say so.
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_med.inference.weight_guide import WeightGuide, WeightPart
 from ppl_med.priors import FlatPoint
@@ -21,6 +21,9 @@ class _PointPart(WeightPart):
         super().__init__(weights)
         self.use_prior = use_prior
         self.value = nn.Parameter(weights.initial())
+
+    def center(self) -> Tensor:
+        return self.value
 
     def forward(self) -> FlatPoint:
         return FlatPoint(self.value, use_prior=self.use_prior)

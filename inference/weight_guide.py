@@ -1,14 +1,14 @@
 """What every guide over ``RandomWeights`` shares: it finds the sites and owns one part for each."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pyro
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_med.laws import Law, LazyWeights
-from ppl_med.weights import RandomWeights, random_weights
+from ppl_med.weights import Layout, RandomWeights, random_weights
 
 
 class WeightPart(nn.Module):
@@ -23,6 +23,10 @@ class WeightPart(nn.Module):
         self.layout = weights.layout
         self._first: LazyWeights | None = None
         self._once: frozenset[str] | None = None
+
+    def center(self) -> Tensor:
+        """Mean of q over the weights, dims (weight,)."""
+        raise NotImplementedError(f"{type(self).__name__} states no mean")
 
     def lazy(self, laws: dict[str, Law | Tensor]) -> LazyWeights:
         """A per-example value; the first one realises every weight and counts its uses."""
@@ -72,6 +76,15 @@ class WeightGuide(nn.Module):
     def distribution(self, site: str = "weights") -> Distribution:
         """Q of one weight site."""
         return self.parts[site]()
+
+    def layout(self, site: str = "weights") -> Layout:
+        """Which parameters stand where at one weight site."""
+        return cast(WeightPart, self.parts[site]).layout
+
+    def center(self, site: str = "weights") -> Tensor:
+        """Mean of q over one weight site, dims (weight,), without gradient."""
+        part = cast(WeightPart, self.parts[site])
+        return part.center().detach().clone()
 
     def forward(self, *inputs: Any, **options: Any) -> None:
         """Propose every weight site; the arguments are the model's and are not used."""
