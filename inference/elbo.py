@@ -11,18 +11,17 @@ model's raises.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
-from ppl_med.inference.programs import argument_names
+from ppl_med.inference.programs import argument_names, is_local, sample_sites
 from ppl_med.laws import LazyWeights
 
 Terms = dict[str, Tensor]
@@ -52,24 +51,65 @@ def elbo_terms(
     model_trace = poutine.trace(replayed).get_trace(*inputs, **options)
     nll: Terms = {}
     kl: Terms = {}
-    sites: dict[str, Any] = dict(model_trace.nodes)
-    proposed: dict[str, Any] = dict(guide_trace.nodes)
+    sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
+    check_sites(model, guide, sites, proposed)
     for name, site in sites.items():
-        if site["type"] != "sample" or site_is_subsample(site):
-            continue
         if site["is_observed"]:
             nll[name] = -_scaled(site["fn"].log_prob(site["value"]), site).sum()
         elif name in proposed:
             kl[name] = _site_kl(name, proposed[name], site)
-        else:
+    _add_auxiliary(kl, sites, proposed)
+    return nll, kl
+
+
+def check_sites(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    sites: Mapping[str, Any],
+    proposed: Mapping[str, Any],
+) -> None:
+    """Raise where guide and model do not fit each other.
+
+    Args:
+        model: A Pyro program.
+        guide: Its guide.
+        sites: Sample sites of the model.
+        proposed: Sample sites of the guide.
+
+    Raises:
+        ValueError: If a latent is neither proposed nor left to the prior on purpose, if the guide
+            proposes what the model does not have, or if the model observed nothing.
+    """
+    for name, site in sites.items():
+        if site["is_observed"] or name in proposed:
+            continue
+        if name not in left_to_prior(guide):
             raise ValueError(_unproposed(name, model))
-    _add_auxiliary(kl, guide_trace, model_trace)
-    if not nll:
+        if not is_local(site):
+            raise ValueError(
+                f"the latent {name!r} is shared by all cases; FromPrior leaves it at the prior, "
+                "so that nothing would be learned of it; propose it"
+            )
+    for name, site in proposed.items():
+        if name not in sites and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"the guide proposes {name!r}, which is no latent site of the model; "
+                "rename it, or mark it infer={'is_auxiliary': True}"
+            )
+    if not any(site["is_observed"] for site in sites.values()):
         raise ValueError(
             "the model observed nothing: pass the observation in the batch under the name of the "
             "observation site, such as batch['label']"
         )
-    return nll, kl
+
+
+def left_to_prior(guide: Callable[..., Any]) -> frozenset[str]:
+    """Latent sites that a guide, or one of joined guides, leaves to the model's prior."""
+    modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
+    names: list[frozenset[str]] = [
+        getattr(module, "left_to_prior", frozenset()) for module in modules
+    ]
+    return frozenset().union(*names)
 
 
 def _unproposed(name: str, model: Callable[..., Any]) -> str:
@@ -93,7 +133,7 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
         )
     q_fn, p_fn = q["fn"], p["fn"]
     if not _is_delta(q_fn):
-        if not q_fn.has_rsample:
+        if not (q_fn.has_rsample or is_fixed(q_fn)):
             raise ValueError(
                 f"guide site {name!r} ({type(q_fn).__name__}) cannot be reparameterised; "
                 "fit needs rsample: marginalise the site or propose a continuous relaxation"
@@ -106,6 +146,14 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
     return (_scaled(q_fn.log_prob(value), q) - _scaled(p_fn.log_prob(value), p)).sum()
 
 
+def is_fixed(fn: Any) -> bool:
+    """Whether no parameter of a distribution learns, so that its draws need no gradient."""
+    while isinstance(fn, Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    values = (getattr(fn, name) for name in fn.arg_constraints if name in vars(fn))
+    return not any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
 def _is_delta(fn: Any) -> bool:
     """Whether a distribution is a Delta at heart, for which the registered KL drops the density."""
     while isinstance(fn, Independent | dist.MaskedDistribution):
@@ -113,17 +161,11 @@ def _is_delta(fn: Any) -> bool:
     return isinstance(fn, dist.Delta)
 
 
-def _add_auxiliary(kl: Terms, guide_trace: Any, model_trace: Any) -> None:
+def _add_auxiliary(kl: Terms, sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
     """Add log q of guide sites that the model does not know (stock AutoGuides have them)."""
-    for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample" or name in model_trace.nodes or site_is_subsample(site):
-            continue
-        if not site["infer"].get("is_auxiliary"):
-            raise ValueError(
-                f"the guide proposes {name!r}, which is no latent site of the model; "
-                "rename it, or mark it infer={'is_auxiliary': True}"
-            )
-        kl[name] = _scaled(site["fn"].log_prob(site["value"]), site).sum()
+    for name, site in proposed.items():
+        if name not in sites:
+            kl[name] = _scaled(site["fn"].log_prob(site["value"]), site).sum()
 
 
 def total(terms: Terms) -> Tensor:

@@ -15,6 +15,7 @@ class History:
         kl: KL divergence by step, nats per case.
         kl_weight: Weight of the KL by step.
         epoch: Epoch by step.
+        extra: Further figures by step, by name, such as the bound of an objective.
         validation_nll: Held-out negative log-likelihood by epoch, nats per case.
     """
 
@@ -22,6 +23,7 @@ class History:
     kl: list[float] = field(default_factory=list)
     kl_weight: list[float] = field(default_factory=list)
     epoch: list[int] = field(default_factory=list)
+    extra: dict[str, list[float]] = field(default_factory=dict)
     validation_nll: list[float] = field(default_factory=list)
 
     def dataset(self) -> xr.Dataset:
@@ -36,6 +38,10 @@ class History:
             },
             coords={"step": np.arange(len(nll)), "epoch": ("step", np.asarray(self.epoch))},
         )
+        for name, values in self.extra.items():
+            data[name] = ("step", np.asarray(values))
+            if name == "bound":
+                data[name].attrs["units"] = "nats per case"
         if self.validation_nll:
             data["validation_nll"] = ("validation_epoch", np.asarray(self.validation_nll))
             data = data.assign_coords(validation_epoch=np.arange(len(self.validation_nll)))

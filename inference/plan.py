@@ -23,6 +23,7 @@ class Plan:
     optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None
     schedule: str | Callable[[float], float]
     kl_weight: float | Callable[[float], float]
+    objective: torch.nn.Module
     precision: str
     device: torch.device
     seed: int
@@ -59,6 +60,7 @@ class Plan:
             "num_cases": self.loader.num_cases,
             "len(batches)": self.loader.num_batches,
             **self.loader.settings(),
+            **self.objective.settings(),  # type: ignore[operator]
             "learning_rate": self.learning_rate,
             "precision": self.precision,
             "seed": self.seed,

@@ -40,6 +40,7 @@ from ppl_med.inference.programs import (
 from ppl_med.inference.records import Chunk, Recorder, case_ids
 from ppl_med.inference.rehearsal import not_running
 from ppl_med.inference.sinks import open_sink
+from ppl_med.reuse import reuse
 
 CHUNK_CASES = 512
 
@@ -216,7 +217,7 @@ class _Run:
         inputs = [self._inputs(batch) for batch in group]
         ends = start + np.cumsum([batch_size(given) for given in inputs])
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
-        with torch.no_grad():
+        with torch.no_grad(), reuse():
             observations = list(map(self.samplers[0].observations, inputs, cases))
             chunk = self.recorder.start(start, group, inputs, observations)
             for chain, sampler in enumerate(self.samplers):

@@ -165,8 +165,10 @@ class Recorder:
                 dims = names[: log_prob.dim()]
                 self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
         for name in self.local:
-            local: Any = trace.nodes[name]["value"]
-            self._put(chunk, (self.group, name), site_dims(trace, name), local, where)
+            local: Any = trace.nodes[name]
+            if local["infer"].get("stored", True):
+                value = local["value"]
+                self._put(chunk, (self.group, name), site_dims(trace, name), value, where)
 
     def _put(
         self,

@@ -19,6 +19,7 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
         "fingerprints": [files.fingerprint(*pair) for pair in trainer.pairs],
         "states": [files.program_state(*pair) for pair in trainer.pairs],
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "objectives": [objective.state_dict() for objective in trainer.objectives],
         "histories": [asdict(history) for history in trainer.histories],
         "position": asdict(trainer.position),
         "identity": plan.identity(),
@@ -56,6 +57,8 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
                 f"optimizer does not fit the checkpoint {path}: {error}; resume with the same "
                 "optimizer"
             ) from error
+    for objective, state in zip(trainer.objectives, content["objectives"], strict=True):
+        objective.load_state_dict(state)
     trainer.histories = [History(**figures) for figures in content["histories"]]
     trainer.position = Position(**content["position"])
     trainer.epoch_start = content["epoch_start"]

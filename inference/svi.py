@@ -20,6 +20,7 @@ from ppl_med.inference import generators
 from ppl_med.inference.ensemble import Ensemble, members_of
 from ppl_med.inference.history import join_histories
 from ppl_med.inference.loader import as_loader, check_arguments, model_limits
+from ppl_med.inference.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.plan import Plan
 from ppl_med.inference.programs import Program
 from ppl_med.inference.training import Trainer
@@ -38,6 +39,7 @@ def fit(
     optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
     schedule: Literal["constant", "cosine"] | Schedule = "constant",
     kl_weight: float | Schedule = 1.0,
+    objective: Elbo | ImportanceWeighted | Geco | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -67,6 +69,9 @@ def fit(
             of the finished fraction in [0, 1].
         kl_weight: Weight of the KL. 1 is the ELBO; less is a tempered posterior, which the history
             records. A function of the finished fraction gives a warm-up.
+        objective: What is optimised: ``Elbo()`` by default; ``ImportanceWeighted(particles)``, a
+            tighter bound for local latents; ``Geco(target)``, the KL under a constraint on the
+            NLL. The history gets what they add (``bound``, ``multiplier``).
         precision: ``"bfloat16"`` runs layers under autocast; log-densities stay float32.
         device: Where to train; a GPU where there is one, by default.
         seed: Seed of all draws and of the order of the batches. Member m of an ensemble uses
@@ -111,6 +116,7 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         kl_weight=kl_weight,
+        objective=objective if objective is not None else Elbo(),
         precision=precision,
         device=chosen,
         seed=seed,

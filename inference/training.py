@@ -1,6 +1,7 @@
 """The training loop behind ``fit``: steps, checkpoints, resuming, and what stops it."""
 
 import contextlib
+import copy
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference import generators
-from ppl_med.inference.elbo import elbo_terms, total
 from ppl_med.inference.heldout import heldout_nll
 from ppl_med.inference.history import History
 from ppl_med.inference.loader import first_batch
@@ -41,6 +41,7 @@ class Trainer:
         self.position = Position()
         self.histories = [History() for _ in pairs]
         self.rehearsals: list[Rehearsal] = []
+        self.objectives = [copy.deepcopy(plan.objective).to(plan.device) for _ in pairs]
         self.optimizers: list[torch.optim.Optimizer] = []
         self.losses = LossLog()
         self.epoch_start: dict[str, Any] | None = None
@@ -188,12 +189,12 @@ class Trainer:
         values = to_device(select_arguments(model, batch), plan.device)
         enabled = plan.precision == "bfloat16"
         with torch.autocast(plan.device.type, torch.bfloat16, enabled=enabled):
-            nll, kl = elbo_terms(model, guide, **values, num_cases=plan.loader.num_cases)
-            loss = (total(nll) + weight * total(kl)) / plan.loader.num_cases
+            objective = self.objectives[position.member]
+            loss = objective(model, guide, values, plan.loader.num_cases, weight)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss.value / plan.loader.num_cases).backward()
         optimizer.step()
-        self.losses.add(nll, kl, plan.loader.num_cases, weight, position.epoch)
+        self.losses.add(loss, plan.loader.num_cases, weight, position.epoch)
 
     def _show(self, bar: Any) -> None:
         """Read the losses and write them to the bar, not more often than it is redrawn."""

@@ -1,6 +1,19 @@
 """One Pyro program per file: what is believed before data."""
 
 from ppl_med.models.classifier import BayesianClassifier
+from ppl_med.models.image_to_image_vae import ImageToImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
+from ppl_med.models.multi_head_unet import MultiHeadUNet
+from ppl_med.models.probabilistic_unet import ProbabilisticUNet
+from ppl_med.models.segmenter import BayesianSegmenter
+from ppl_med.models.stochastic_segmentation import StochasticSegmentationNetwork
 
-__all__ = ["BayesianClassifier", "LatentClassifier"]
+__all__ = [
+    "BayesianClassifier",
+    "BayesianSegmenter",
+    "ImageToImageVAE",
+    "LatentClassifier",
+    "MultiHeadUNet",
+    "ProbabilisticUNet",
+    "StochasticSegmentationNetwork",
+]

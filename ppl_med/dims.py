@@ -22,17 +22,25 @@ AXES = (
     "box",
 )
 
+SPACE = {2: ("row", "col"), 3: ("depth", "row", "col")}
+"""Names of the spatial axes of images and of volumes."""
 
-def dims(*names: str) -> InferDict:
+
+def dims(*names: str, stored: bool = True) -> InferDict:
     """Name a site's event axes: ``pyro.sample("z", ..., infer=dims("latent"))``.
 
     Args:
         names: One name an event axis, outermost first. The usual ones are in ``AXES``.
+        stored: Whether ``predict`` keeps the values of a latent site per case; False for noise
+            that nobody reads.
 
     Returns:
         What ``pyro.sample`` takes as ``infer``.
     """
-    return cast(InferDict, {"event_dims": list(names)})
+    infer: dict[str, Any] = {"event_dims": list(names)}
+    if not stored:
+        infer["stored"] = False
+    return cast(InferDict, infer)
 
 
 def site_dims(trace: "poutine.Trace", site: str) -> list[str]:

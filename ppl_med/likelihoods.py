@@ -12,25 +12,52 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, constraints
 
 from ppl_med.dims import dims
+
+
+class PartialCategorical(dist.Categorical):
+    """Categorical whose value -1 means "not observed" and has log-density 0."""
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        """Integers from -1 to K-1."""
+        return constraints.integer_interval(-1, self._num_events - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability in nats; 0 where the value is -1."""
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
+        chosen = value.long().clamp(min=0).expand(shape).unsqueeze(-1)
+        log_prob = self.logits.expand(*shape, -1).gather(-1, chosen).squeeze(-1)
+        return torch.where(value < 0, torch.zeros_like(log_prob), log_prob)
 
 
 class Categorical(nn.Module):
     """One of K classes: ``label ~ Categorical(softmax(logits))``.
 
+    Log-densities are summed over the event axes: that is what one observation of a whole map is,
+    and a mean over pixels in its place makes posterior collapse optimal in models with a latent.
+
     Args:
         classes: Class names, K >= 2 of them.
         event: Names of the axes after the class axis, such as ("row", "col") for one class a pixel.
         site: Name of the observed site.
+        partial: Whether a value of -1 says that an entry was not observed; it then has no
+            influence.
     """
 
     def __init__(
-        self, classes: Sequence[str], event: Sequence[str] = (), site: str = "label"
+        self,
+        classes: Sequence[str],
+        event: Sequence[str] = (),
+        site: str = "label",
+        *,
+        partial: bool = False,
     ) -> None:
         super().__init__()
         self.classes, self.event, self.site = tuple(classes), tuple(event), site
+        self.partial = partial
 
     @property
     def num_outputs(self) -> int:
@@ -41,11 +68,14 @@ class Categorical(nn.Module):
         """State the site.
 
         Args:
-            output: Logits, dims (case, class, *event).
+            output: Logits, dims (case, class, *event), perhaps with dims before the case, such
+                as of particles.
             label: Observed classes, dims (case, *event), integers in 0..K-1, or None.
         """
-        logits = output.movedim(1, -1).to(_precision(output, self.training))
-        _sample(self.site, dist.Categorical(logits=logits), self.event, label)
+        class_axis = -1 - len(self.event)
+        logits = output.movedim(class_axis, -1).to(_precision(output, self.training))
+        kind = PartialCategorical if self.partial else dist.Categorical
+        _sample(self.site, kind(logits=logits), self.event, label)
 
 
 class Bernoulli(nn.Module):
@@ -101,7 +131,7 @@ def in_double(fn: Distribution) -> Distribution:
         return dist.Independent(in_double(fn.base_dist), fn.reinterpreted_batch_ndims)
     if isinstance(fn, torch.distributions.Categorical):
         double = fn.logits.dtype == torch.float64
-        return fn if double else dist.Categorical(logits=fn.logits.double())
+        return fn if double else type(fn)(logits=fn.logits.double())
     if isinstance(fn, torch.distributions.Bernoulli):
         return dist.Bernoulli(logits=fn.logits.double())
     if isinstance(fn, torch.distributions.Normal | torch.distributions.Laplace):

@@ -252,7 +252,7 @@ STANDARD = dist.Normal(torch.tensor(0.0).double(), 1.0)
     ("guide", "message"),
     [
         (propose("other", STANDARD), "does not propose the latent site 'mean'"),
-        (propose("mean", dist.Geometric(torch.tensor(0.5))), "cannot be reparameterised"),
+        (propose("mean", dist.Geometric(torch.tensor(0.5, requires_grad=True))), "cannot be reparameterised"),
     ],
 )
 def test_a_guide_that_does_not_fit_is_named(guide: Callable[..., None], message: str) -> None:

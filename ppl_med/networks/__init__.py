@@ -1,8 +1,10 @@
 """Deterministic networks that torchvision and MONAI lack; they draw no random number."""
 
 from ppl_med.networks.alexnet import AlexNet
+from ppl_med.networks.combine import Combine
 from ppl_med.networks.compact import CompactCNN
-from ppl_med.networks.encoder import GaussianEncoder
+from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.lenet import LeNet
+from ppl_med.networks.unet import UNet
 
-__all__ = ["AlexNet", "CompactCNN", "GaussianEncoder", "LeNet"]
+__all__ = ["AlexNet", "Combine", "CompactCNN", "ConvGaussian", "GaussianEncoder", "LeNet", "UNet"]

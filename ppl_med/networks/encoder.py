@@ -1,9 +1,13 @@
 """Networks from an image to a normal distribution over a latent code."""
 
+from collections.abc import Sequence
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from ppl_med.networks.unet import CHANNELS, Encoder
 
 LOG_SCALE_RANGE = (-7.0, 5.0)
 
@@ -49,4 +53,67 @@ class GaussianEncoder(nn.Module):
             planes = planes[:, :, None, None].expand(-1, -1, *image.shape[2:])
             image = torch.cat([image, planes], dim=1)
         loc, log_scale = self.layers(image).chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
+
+
+class ConvGaussian(nn.Module):
+    """The encoder of a U-Net, averaged over space, as a diagonal normal over z.
+
+    Prior and posterior net of the Probabilistic U-Net (``AxisAlignedConvGaussian`` of the authors'
+    code). Log-scales are clamped to (-7, 5): unclamped, released code gives NaN within an epoch.
+
+    Args:
+        in_channels: Image channels.
+        latent_dim: Size of z.
+        num_classes: Classes of the mask that is concatenated, as one-hot planes minus 0.5; 0 for a
+            net of the image alone.
+        channels: Channels by scale, the finest first.
+        num_convolutions: Convolutions a block.
+        spatial_dims: 2 or 3.
+        sees_image: False for a net of the mask alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_dim: int,
+        num_classes: int = 0,
+        channels: Sequence[int] = CHANNELS,
+        num_convolutions: int = 3,
+        spatial_dims: int = 2,
+        *,
+        sees_image: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (sees_image or num_classes):
+            raise ValueError("sees_image=False leaves nothing to see; give num_classes")
+        self.num_classes, self.sees_image = num_classes, sees_image
+        planes = (in_channels if sees_image else 0) + num_classes
+        self.encoder = Encoder(planes, channels, num_convolutions, spatial_dims)
+        self.parameters_of_z = nn.Linear(channels[-1], 2 * latent_dim)
+        nn.init.kaiming_normal_(self.parameters_of_z.weight, nonlinearity="linear")
+        nn.init.trunc_normal_(self.parameters_of_z.bias, std=1e-3, a=-2e-3, b=2e-3)
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Distribution:
+        """The distribution of z, event dims (latent,).
+
+        Args:
+            image: Dims (case, channel, *space).
+            mask: Classes, dims (case, *space), integers; -1 where not annotated. Needed exactly
+                when ``num_classes`` is not 0.
+        """
+        if (mask is not None) != bool(self.num_classes):
+            raise ValueError(
+                f"mask is {'missing' if mask is None else 'given'}, but this net was built with "
+                f"num_classes={self.num_classes}"
+            )
+        inputs = [image] if self.sees_image else []
+        if mask is not None:
+            # A comparison: one_hot checks the range on the host, and refuses -1.
+            classes = torch.arange(self.num_classes, device=mask.device)
+            planes = (mask.unsqueeze(1) == classes.view(-1, *[1] * (mask.dim() - 1))).to(image)
+            inputs.append(planes - 0.5)
+        features = self.encoder(torch.cat(inputs, dim=1))[-1]
+        loc, log_scale = self.parameters_of_z(features.flatten(2).mean(-1)).chunk(2, dim=-1)
+        loc, log_scale = loc.float(), log_scale.float()
         return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)

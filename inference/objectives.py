@@ -1,0 +1,213 @@
+"""What ``fit`` minimises: the negative ELBO, a tighter bound, or a constrained form of it.
+
+An objective is called with the programs and a batch and gives a ``Loss``; all figures are in nats
+for the whole data set until ``fit`` divides them by the number of cases.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor, nn
+
+from ppl_med.inference.elbo import Terms, check_sites, elbo_terms, left_to_prior, total
+from ppl_med.inference.loader import is_finite
+from ppl_med.inference.programs import Program, is_local, sample_sites
+
+
+@dataclass
+class Loss:
+    """One step's loss.
+
+    Attributes:
+        value: What is differentiated, zero-dimensional.
+        nll: Negative log-likelihood of every observed site.
+        kl: KL divergence, or its estimate, of every latent site.
+        extra: Further figures for the history, such as ``bound``.
+    """
+
+    value: Tensor
+    nll: Terms
+    kl: Terms
+    extra: Terms = field(default_factory=dict)
+
+
+class Elbo(nn.Module):
+    """The evidence lower bound; ``fit``'s default."""
+
+    def forward(
+        self,
+        model: Program,
+        guide: Program,
+        values: Mapping[str, Any],
+        num_cases: int,
+        weight: float,
+    ) -> Loss:
+        """NLL + weight * KL of one draw."""
+        nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)
+        return Loss(total(nll) + weight * total(kl), nll, kl)
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        return {"objective": "Elbo"}
+
+
+class ImportanceWeighted(nn.Module):
+    """The importance-weighted bound of Burda, Grosse and Salakhutdinov (ICLR 2016).
+
+        L_K = E log 1/K sum_k p(observed, z_k) / q(z_k),    z_k ~ q
+
+    It lies between the ELBO (K = 1) and the evidence and rises with K. A normal guide under the
+    ELBO shrinks rare modes; more particles undo it. Particles run as one batch: networks of the
+    image alone run once.
+
+    Only for local latents: with random weights, one particle stands for all cases.
+
+    Args:
+        particles: K.
+        max_plate_nesting: Plates that stand inside each other in the model.
+
+    Raises:
+        ValueError: If ``particles`` is below 1; at the first step where the model has a global
+            latent, or ``kl_weight`` is not 1.
+    """
+
+    def __init__(self, particles: int = 8, max_plate_nesting: int = 1) -> None:
+        super().__init__()
+        if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
+            raise ValueError(f"particles must be a whole number, at least 1, got {particles!r}")
+        self.particles, self.max_plate_nesting = particles, max_plate_nesting
+
+    def forward(
+        self,
+        model: Program,
+        guide: Program,
+        values: Mapping[str, Any],
+        num_cases: int,
+        weight: float,
+    ) -> Loss:
+        """The negative bound; NLL and KL are means over the particles."""
+        if weight != 1:
+            raise ValueError(
+                f"kl_weight must be 1 with ImportanceWeighted, got {weight:g}: a weighted term "
+                "gives no bound"
+            )
+        plate = pyro.plate("particle", self.particles, dim=-1 - self.max_plate_nesting)
+        with plate:
+            guide_trace = poutine.trace(guide).get_trace(**values, num_cases=num_cases)
+        replayed = poutine.replay(model, trace=guide_trace)
+        with plate:
+            model_trace = poutine.trace(replayed).get_trace(**values, num_cases=num_cases)
+        proposed, sites = sample_sites(guide_trace), sample_sites(model_trace)
+        check_sites(model, guide, sites, proposed)
+        log_weight: Tensor | float = 0.0
+        nll: Terms = {}
+        kl: Terms = {}
+        scale = 1.0
+        for name, site in sites.items():
+            if not is_local(site):
+                raise ValueError(
+                    f"ImportanceWeighted: the latent {name!r} is shared by all cases; use "
+                    "objective=Elbo(), or make the network deterministic"
+                )
+            if name in left_to_prior(guide) and not site["is_observed"]:
+                continue
+            term = self._log_prob(site)
+            if site["is_observed"]:
+                scale = site["scale"]
+                nll[name] = -scale * term.sum() / self.particles
+            else:
+                term = term - self._log_prob(proposed[name])
+                kl[name] = -scale_of(site) * term.sum() / self.particles
+            log_weight = log_weight + term
+        assert isinstance(log_weight, Tensor)
+        bound = scale * (log_weight.logsumexp(0) - math.log(self.particles)).sum()
+        return Loss(-bound, nll, kl, {"bound": bound})
+
+    def _log_prob(self, site: Mapping[str, Any]) -> Tensor:
+        """Of every particle and case, dims (particle, case)."""
+        value = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+        first, *_, last = value.shape
+        return value.reshape(first, -1, last).sum(1)
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        return {"objective": f"ImportanceWeighted({self.particles})"}
+
+
+def scale_of(site: Mapping[str, Any]) -> float:
+    """Factor of a mini-batch's log-densities."""
+    return float(site["scale"])
+
+
+class Geco(nn.Module):
+    """The KL under a constraint on the reconstruction (Rezende and Viola, 2018).
+
+        minimise KL  subject to  NLL <= target,     loss = multiplier * (NLL - target) + KL
+
+    The multiplier grows while the moving average of the NLL is above the target and falls below
+    it. Relative to the target, so that its pace does not depend on the number of pixels. This is
+    not the ELBO of the model: its optimum is that of a tempered one, with the KL weight
+    1 / multiplier, which the history records as ``multiplier``.
+
+    Args:
+        target: NLL to reach, in nats per case: for masks, nats per pixel times pixels.
+        rate: Pace of the logarithm of the multiplier.
+        momentum: Of the moving average, in [0, 1).
+        start: First multiplier.
+        limit: The multiplier stays between 1/limit and limit.
+
+    Raises:
+        ValueError: On a target, rate, start or limit that is not positive, a momentum out of range.
+    """
+
+    multiplier: Tensor
+    average: Tensor
+
+    def __init__(
+        self,
+        target: float,
+        rate: float = 0.01,
+        momentum: float = 0.99,
+        start: float = 1.0,
+        limit: float = 1e4,
+    ) -> None:
+        super().__init__()
+        for name, value in {"target": target, "rate": rate, "start": start, "limit": limit}.items():
+            if not (is_finite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+        self.target, self.rate, self.momentum, self.limit = target, rate, momentum, limit
+        self.register_buffer("multiplier", torch.tensor(float(start)))
+        self.register_buffer("average", torch.tensor(float("nan")))
+
+    def forward(
+        self,
+        model: Program,
+        guide: Program,
+        values: Mapping[str, Any],
+        num_cases: int,
+        weight: float,
+    ) -> Loss:
+        """The Lagrangian of one draw; the multiplier takes a step."""
+        nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)
+        excess = total(nll) / num_cases / self.target - 1
+        now = excess.detach()
+        smoothed = self.momentum * self.average + (1 - self.momentum) * now
+        self.average.copy_(torch.where(self.average.isnan(), now, smoothed))
+        grown = self.multiplier * (self.rate * self.average.clamp(-10, 10)).exp()
+        multiplier = self.multiplier.clone()
+        self.multiplier.copy_(grown.clamp(1 / self.limit, self.limit))
+        value = multiplier * total(nll) + weight * total(kl)
+        return Loss(value, nll, kl, {"multiplier": multiplier * num_cases})
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        names = ("target", "rate", "momentum", "limit")
+        return {"objective": f"Geco({', '.join(f'{getattr(self, n):g}' for n in names)})"}

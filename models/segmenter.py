@@ -1,0 +1,85 @@
+"""Bayesian segmenter: any segmentation network, with its weights drawn from a prior.
+
+Program:
+
+    weights         ~  prior                                         one vector for all cases
+    mask | image    ~  Categorical(softmax(net(image; weights)))     one class a pixel
+
+Sites and their dimensions: weights (weight), no unit; mask (case, row, col) or (case, depth, row,
+col), integer in 0..K-1, or -1 where not annotated.
+
+Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised.
+
+Reference: Kendall, Badrinarayanan and Cipolla, "Bayesian SegNet", BMVC 2017 (with
+``BernoulliDropout``: the Dropout U-Net). Departs from it: the prior is explicit.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro
+from torch import Tensor, nn
+
+from ppl_med.dims import SPACE
+from ppl_med.likelihoods import Categorical
+from ppl_med.priors import Prior
+from ppl_med.weights import RandomWeights, Where
+
+
+class BayesianSegmenter(nn.Module):
+    """The joint p(mask, weights | image) of a network.
+
+    Args:
+        net: Any network from images to logits (case, class, *space).
+        classes: Class names, the background first.
+        prior: Prior over the random weights; He-scaled normals by default.
+        where: Which parameters are random; see ``RandomWeights``.
+        spatial_dims: 2 for images, 3 for volumes.
+        batch_norm: Whether running statistics follow training; see ``RandomWeights``.
+
+    Raises:
+        ValueError: If there are fewer than two classes or two share a name.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        prior: Prior | None = None,
+        where: Where = None,
+        spatial_dims: int = 2,
+        batch_norm: Literal["update", "frozen"] = "update",
+    ) -> None:
+        super().__init__()
+        if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ValueError(f"classes must be two or more different names, got {classes!r}")
+        self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
+        self.likelihood = Categorical(classes, SPACE[spatial_dims], site="mask", partial=True)
+        self.coords = {"class": list(classes)}
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        """Run the program once, conditioned on ``mask`` if it is given.
+
+        Args:
+            image: A batch of images, dims (case, channel, *space).
+            mask: Observed classes, dims (case, *space), integers; None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Returns:
+            Logits, dims (case, class, *space).
+
+        Raises:
+            ValueError: If the network's output does not fit classes and image.
+        """
+        output = self.network(image)
+        expected = (len(image), self.likelihood.num_outputs, *image.shape[2:])
+        if tuple(output.shape) != expected:
+            raise ValueError(
+                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: one "
+                f"channel for each of {list(self.likelihood.classes)}, at the image's size"
+            )
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            self.likelihood(output, mask)
+        return output

@@ -1,0 +1,98 @@
+"""Stochastic segmentation network: one low-rank normal over the whole map of logits.
+
+Program, for a case with image x:
+
+    z           ~  Normal(0, I)                                   rank numbers per case
+    noise       ~  Normal(0, I)                                   one number a class and pixel
+    mask | x, z, noise  ~  Categorical(softmax(m(x) + F(x) z + d(x)^(1/2) noise))
+
+so that the logits are Normal(m, F F' + diag d): pixels vary together.
+
+Sites and their dimensions: z (case, latent); noise (case, class, row, col), not stored; mask (case,
+row, col) or (case, depth, row, col), integer in 0..K-1, or -1 where not annotated.
+
+Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised.
+
+Reference: Monteiro et al., "Stochastic segmentation networks", NeurIPS 2020. Their loss, the
+log-mean-exp of the likelihood over 20 draws from the prior, is ``objective=ImportanceWeighted(20)``
+with the guide ``FromPrior("z", "noise")``. Departs from it: the factor form needs no covariance to
+be inverted, so none ever is singular.
+"""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_med.dims import SPACE, dims
+from ppl_med.likelihoods import Categorical
+from ppl_med.networks.unet import CHANNELS, UNet, convolution
+from ppl_med.reuse import once
+
+LOG_VARIANCE_RANGE = (-10.0, 10.0)
+
+
+class StochasticSegmentationNetwork(nn.Module):
+    """The joint p(mask, z, noise | image).
+
+    Args:
+        in_channels: Image channels.
+        classes: Class names, the background first.
+        rank: Columns of the factor F; 0 leaves the logits independent (the paper's diagonal
+            baseline).
+        channels: Channels of the U-Net by scale, the finest first.
+        num_convolutions: Convolutions a block.
+        spatial_dims: 2 for images, 3 for volumes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Sequence[str],
+        rank: int = 10,
+        channels: Sequence[int] = CHANNELS,
+        num_convolutions: int = 3,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        if rank < 0:
+            raise ValueError(f"rank must be 0 or more, got {rank!r}")
+        self.in_channels, self.rank = in_channels, rank
+        unet = UNet(in_channels, channels, num_convolutions, spatial_dims)
+        output = convolution(spatial_dims, channels[0], (2 + rank) * len(classes), 1)
+        self.network = nn.Sequential(unet, output)
+        self.likelihood = Categorical(classes, SPACE[spatial_dims], site="mask", partial=True)
+        self.coords = {"class": list(classes)}
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        """Run the program once, conditioned on ``mask`` if it is given.
+
+        Args:
+            image: A batch of images, dims (case, channel, *space).
+            mask: One grader's classes, dims (case, *space), integers; None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Returns:
+            Logits that were drawn, dims (case, class, *space).
+        """
+        output: Tensor = once(self.network, image).float()
+        space, num_classes = image.shape[2:], len(self.likelihood.classes)
+        parts = output.view(len(image), 2 + self.rank, num_classes, *space)
+        mean, log_variance, factor = parts[:, 0], parts[:, 1], parts[:, 2:]
+        scale = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            noise_law = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1 + len(space))
+            names = ("class", *self.likelihood.event)
+            noise = pyro.sample("noise", noise_law, infer=dims(*names, stored=False))
+            logits = mean + scale * noise
+            if self.rank:
+                zeros = torch.zeros(len(image), self.rank, device=image.device)
+                z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1), infer=dims("latent"))
+                flat = torch.einsum("cr...,kcr->kc...", factor, z.reshape(-1, *zeros.shape))
+                logits = logits + flat.view(*z.shape[:-1], *flat.shape[2:])
+            self.likelihood(logits, mask)
+        return logits

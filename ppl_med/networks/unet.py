@@ -1,0 +1,146 @@
+"""U-Net whose output is a map of features, as the Probabilistic U-Net and its relatives need it."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CHANNELS = (32, 64, 128, 192, 192, 192, 192)
+_CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_POOLS: dict[int, Any] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_UPSAMPLINGS = {2: "bilinear", 3: "trilinear"}
+
+
+def convolution(spatial_dims: int, in_channels: int, out_channels: int, size: int) -> nn.Module:
+    """A convolution that keeps the size; He-normal weights, biases near 0 (sd 0.001).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels in.
+        out_channels: Channels out.
+        size: Odd width of the kernel.
+    """
+    if spatial_dims not in _CONVOLUTIONS:
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
+    layer = _CONVOLUTIONS[spatial_dims](in_channels, out_channels, size, padding=size // 2)
+    fan_in = in_channels * size**spatial_dims
+    scale = (2 / fan_in) ** 0.5 / 0.8796  # so that the truncated normal has the He scale
+    nn.init.trunc_normal_(layer.weight, std=scale, a=-2 * scale, b=2 * scale)
+    nn.init.trunc_normal_(layer.bias, std=1e-3, a=-2e-3, b=2e-3)
+    return layer
+
+
+def block(
+    spatial_dims: int, in_channels: int, out_channels: int, num_convolutions: int
+) -> nn.Sequential:
+    """Convolutions of width 3, each with a ReLU."""
+    layers: list[nn.Module] = []
+    for index in range(num_convolutions):
+        inputs = in_channels if index == 0 else out_channels
+        layers += [convolution(spatial_dims, inputs, out_channels, 3), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def halve(features: Tensor) -> Tensor:
+    """Average pooling by 2 along every spatial axis; features (case, channel, *space)."""
+    return _POOLS[features.dim() - 2](features, 2)
+
+
+def enlarge(features: Tensor, like: Tensor) -> Tensor:
+    """Linear interpolation to the spatial size of another map."""
+    return functional.interpolate(
+        features, like.shape[2:], mode=_UPSAMPLINGS[features.dim() - 2], align_corners=True
+    )
+
+
+def check_divisible(image: Tensor, num_scales: int) -> None:
+    """Raise where an image cannot be halved once a scale.
+
+    Raises:
+        ValueError: Names the size and the next one that fits.
+    """
+    factor = 2 ** (num_scales - 1)
+    size = tuple(image.shape[2:])
+    if any(length % factor for length in size):
+        fitting = tuple(-(-length // factor) * factor for length in size)
+        raise ValueError(
+            f"image has size {size}, which {num_scales} scales cannot halve {num_scales - 1} "
+            f"times; pad it to {fitting}, crop it, or give fewer channels (one number a scale)"
+        )
+
+
+class Encoder(nn.Module):
+    """The descending half: one block a scale, average pooling between them.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels by scale, the finest first.
+        num_convolutions: Convolutions a block.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int] = CHANNELS,
+        num_convolutions: int = 3,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, *channels]
+        self.blocks = nn.ModuleList(
+            block(spatial_dims, first, second, num_convolutions)
+            for first, second in itertools.pairwise(widths)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of every scale, the finest first, each (case, channel, *space)."""
+        check_divisible(image, len(self.blocks))
+        found = [self.blocks[0](image)]
+        for layers in list(self.blocks)[1:]:
+            found.append(layers(halve(found[-1])))
+        return found
+
+
+class UNet(nn.Module):
+    """U-Net of plain convolutions and ReLUs, without normalisation (Kohl et al., NeurIPS 2018).
+
+    The sizes are those of the authors' released code: 7 scales, 3 convolutions a block, average
+    pooling, bilinear upsampling, skips by concatenation.
+
+    Args:
+        in_channels: Image channels.
+        channels: Channels by scale, the finest first; one scale less halves the image once less.
+        num_convolutions: Convolutions a block.
+        spatial_dims: 2 for images, 3 for volumes.
+
+    Attributes:
+        num_features: Channels of the output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = CHANNELS,
+        num_convolutions: int = 3,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(f"channels must name two scales or more, got {tuple(channels)}")
+        self.in_channels, self.num_features = in_channels, channels[0]
+        self.encoder = Encoder(in_channels, channels, num_convolutions, spatial_dims)
+        self.decoder = nn.ModuleList(
+            block(spatial_dims, coarse + fine, fine, num_convolutions)
+            for fine, coarse in itertools.pairwise(channels)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (case, channel, *space) of images (case, channel, *space)."""
+        *skips, features = self.encoder(image)
+        for skip, layers in zip(reversed(skips), reversed(list(self.decoder)), strict=True):
+            features = layers(torch.cat([enlarge(features, skip), skip], dim=1))
+        return features

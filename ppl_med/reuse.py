@@ -1,0 +1,57 @@
+"""Run once what no latent changes: the deterministic part of a program, while it is drawn from.
+
+``predict`` runs a program once a draw on the same batch. A network of the image alone gives the
+same output every time; called through ``once``, it runs once a batch:
+
+    features = once(self.backbone, image)
+
+Outside ``predict`` and in training, ``once(net, *inputs)`` is ``net(*inputs)``.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_med.weights import RandomWeights
+
+Kept = dict[tuple[int, ...], tuple[Any, ...]]
+_kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def reuse() -> Iterator[None]:
+    """Keep outputs of ``once`` until the block is left."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def once(net: nn.Module, *inputs: Tensor) -> Any:
+    """``net(*inputs)``, run once for the same tensors inside a ``reuse`` block.
+
+    A network is run every time while it trains, while gradients are recorded, and if it draws
+    random numbers of a program itself (``RandomWeights``, ``PyroModule``).
+
+    Args:
+        net: A deterministic network.
+        inputs: Its inputs; the same tensor objects mean the same call.
+    """
+    kept = _kept.get()
+    if kept is None or torch.is_grad_enabled() or net.training or _draws(net):
+        return net(*inputs)
+    key = (id(net), *(number for value in inputs for number in (id(value), value._version)))
+    if key not in kept:
+        # The inputs are kept too: the id of a tensor that is gone may be given to another.
+        kept[key] = (net(*inputs), net, inputs)
+    return kept[key][0]
+
+
+def _draws(net: nn.Module) -> bool:
+    return any(isinstance(module, RandomWeights | PyroModule) for module in net.modules())
