@@ -3,6 +3,7 @@
 from ppl_med.inference.bernoulli_dropout import BernoulliDropout
 from ppl_med.inference.best_head import BestHead
 from ppl_med.inference.checkpoint import load, save
+from ppl_med.inference.conditional_hierarchy import ConditionalHierarchy
 from ppl_med.inference.conditional_normal import ConditionalNormal
 from ppl_med.inference.elbo import elbo_terms
 from ppl_med.inference.ensemble import Ensemble
@@ -18,6 +19,7 @@ from ppl_med.inference.svi import fit, warm_up
 __all__ = [
     "BernoulliDropout",
     "BestHead",
+    "ConditionalHierarchy",
     "ConditionalNormal",
     "Elbo",
     "Ensemble",

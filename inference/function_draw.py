@@ -14,12 +14,19 @@ from numpy.typing import NDArray
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from ppl_med.dims import site_dims
 from ppl_med.inference.generators import seed_torch, torch_restored
 from ppl_med.inference.noise import derive_seed, sample_by_case
 from ppl_med.inference.parameters import private_store
-from ppl_med.inference.programs import Program, argument_names, is_local, sample_sites
+from ppl_med.inference.programs import (
+    Program,
+    argument_names,
+    has_graders,
+    is_local,
+    sample_sites,
+)
 
 KEPT_NUMBERS = 256 * 1024**2  # numbers of drawn latents kept for the next batch: 1 GiB of float32
 
@@ -82,6 +89,7 @@ class Sampler:
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
         self.local = [name for name in latents if is_local(sites[name])]
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
+        self.numbers_per_case = sum(_num_stored(sites[n]) for n in [*self.observed, *self.local])
         self.guide_has_local = any(is_local(site) for site in proposed.values())
         missing = sorted(self.globals.keys() - proposed.keys()) if guide is not None else []
         if missing:
@@ -147,13 +155,16 @@ class Sampler:
         """What a batch's observed sites condition on, in the site's layout.
 
         That is mostly the argument as it was given; but a program may transpose or transform it,
-        which one run with the observations shows.
+        which one run with the observations shows. Masks of several graders, (case, grader, ...),
+        are turned into (grader, case, ...): each is scored under the draw of its case.
 
         Args:
             inputs: A batch with observations.
             cases: Position of each of its cases in the data set.
         """
         given = {name: inputs[name] for name in self.observed if name in inputs}
+        if has_graders(inputs) and "mask" in given:
+            return {**given, "mask": given["mask"].movedim(1, 0)}
         if not given or self._as_given:
             return given
         trace = self.run(self.kept(0), 0, inputs, cases)
@@ -180,6 +191,17 @@ def case_dim(node: Mapping[str, Any]) -> int:
         f"site {node['name']!r} stands in no plate of cases; write it inside "
         "pyro.plate('case', num_cases or len(image), subsample=image)"
     )
+
+
+def _num_stored(site: Mapping[str, Any]) -> int:
+    """Numbers that ``predict`` keeps of a site in one draw of one case."""
+    if not (site["infer"] or {}).get("stored", True):
+        return 0
+    fn = site["fn"]
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    num_parameters = fn.logits.shape[-1] if isinstance(fn, torch.distributions.Categorical) else 2
+    return int(site["value"].numel()) * (num_parameters + 1)
 
 
 def _trace(program: Any, inputs: Inputs) -> poutine.Trace:

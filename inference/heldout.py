@@ -13,6 +13,7 @@ from ppl_med.inference.loader import first_batch
 from ppl_med.inference.programs import (
     Program,
     batch_size,
+    check_one_grader,
     select_arguments,
     to_device,
     without_observations,
@@ -43,6 +44,7 @@ def heldout_nll(
     """
     first = to_device(select_arguments(model, first_batch(batches)), device)
     one = {n: value[:1] if isinstance(value, Tensor) else value for n, value in first.items()}
+    check_one_grader(one)
     sampler = Sampler(model, guide, without_observations(model, one), seed, 0)
     summed, cases = 0.0, 0
     for batch in batches:
@@ -50,6 +52,7 @@ def heldout_nll(
         missing = [name for name in sampler.observed if name not in inputs]
         if missing:
             raise ValueError(f"a batch has no {missing[0]!r}, without which nothing can be scored")
+        check_one_grader(inputs)
         positions = np.arange(cases, cases + batch_size(inputs))
         with torch.no_grad():
             seen = sampler.observations(inputs, positions)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.programs import argument_names
 
@@ -177,8 +178,17 @@ class Limits:
             if self.num_classes is None:  # without classes, a label may be any number
                 known = {name: value for name, value in batch.items() if name != "label"}
             check_batch(known, num_classes=self.num_classes, in_channels=self.in_channels)
+            self._check_mask(batch)
         for name in self.arguments & batch.keys() - {"image"}:
             _check_argument(name, batch[name], size)
+
+    def _check_mask(self, batch: Mapping[str, Any]) -> None:
+        """Classes in range and the image's size; an argument of another kind is left alone."""
+        mask = batch.get("mask") if "mask" in self.arguments else None
+        if isinstance(mask, Tensor) and not mask.is_floating_point() and self.num_classes:
+            ids = batch.get("id")
+            names = None if ids is None else list(ids)
+            check_masks(batch["image"], mask.cpu(), num_classes=self.num_classes, ids=names)
 
 
 def _check_argument(name: str, value: Any, size: int) -> None:

@@ -32,6 +32,7 @@ from ppl_med.inference.parameters import move, private_store, set_mode
 from ppl_med.inference.programs import (
     Program,
     batch_size,
+    first_grader,
     full_name,
     select_arguments,
     to_device,
@@ -42,7 +43,7 @@ from ppl_med.inference.rehearsal import not_running
 from ppl_med.inference.sinks import open_sink
 from ppl_med.reuse import reuse
 
-CHUNK_CASES = 512
+CHUNK_CASES, CHUNK_NUMBERS = 512, 2**26
 
 
 def predict(
@@ -156,7 +157,7 @@ class _Run:
         one = {n: v[:1] if isinstance(v, torch.Tensor) else v for n, v in values.items()}
         try:
             with private_store():
-                bare = without_observations(self.model, one)
+                bare = without_observations(self.model, first_grader(one))
             chains = range(first_chain or 0, (first_chain or 0) + len(pairs))
             self.samplers = [
                 Sampler(*pair, bare, seed, chain) for pair, chain in zip(pairs, chains, strict=True)
@@ -164,6 +165,8 @@ class _Run:
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, one) from error
         self.observed = set(self.samplers[0].observed)
+        stored = self.samplers[0].numbers_per_case * draws * len(pairs)
+        self.chunk_cases = min(CHUNK_CASES, max(1, CHUNK_NUMBERS // max(stored, 1)))
         self.with_observations = first_chain is None
         inputs = self._inputs(first)
         sampler = self.samplers[0]
@@ -177,7 +180,7 @@ class _Run:
         return {name: value for name, value in values.items() if name not in self.observed}
 
     def chunks(self, bar: Any, ids_done: Sequence[Any]) -> Iterator[Chunk]:
-        """Yield results for about ``CHUNK_CASES`` cases at a time.
+        """Yield results for at most some ``CHUNK_CASES`` cases or ``CHUNK_NUMBERS`` numbers.
 
         Args:
             bar: Progress bar, or None.
@@ -207,7 +210,7 @@ class _Run:
             self.limits.check(batch)
             group.append(batch)
             size += num_cases_in(batch)
-            if size >= CHUNK_CASES:
+            if size >= self.chunk_cases:
                 yield start, group
                 group, start, size = [], start + size, 0
         if group:

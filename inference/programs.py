@@ -143,3 +143,28 @@ def without_observations(program: Program, inputs: dict[str, Any]) -> dict[str, 
     with torch.no_grad():
         sites = sample_sites(poutine.trace(program).get_trace(**inputs))
     return {name: value for name, value in inputs.items() if name not in sites}
+
+
+def has_graders(values: Mapping[str, Any]) -> bool:
+    """Whether a batch's masks have an axis of graders: as many axes as its images."""
+    image, mask = values.get("image"), values.get("mask")
+    return isinstance(image, Tensor) and isinstance(mask, Tensor) and mask.dim() == image.dim()
+
+
+def first_grader(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with one annotation a case, for learning what a program does with it."""
+    return {**values, "mask": values["mask"][:, 0]} if has_graders(values) else dict(values)
+
+
+def check_one_grader(values: Mapping[str, Any]) -> None:
+    """Raise where masks have an axis of graders, each of whom is an observation of its own.
+
+    Raises:
+        ValueError: Says how to give one annotation a case.
+    """
+    if has_graders(values):
+        raise ValueError(
+            f"mask has shape {tuple(values['mask'].shape)}, an axis of graders; to train and to "
+            "validate, give one annotation a case: data.one_grader_per_case(arrays), or "
+            "Batches(..., transform=random_grader)"
+        )

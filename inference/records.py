@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_med.dims import site_dims
 from ppl_med.inference.function_draw import Sampler, case_dim
-from ppl_med.inference.programs import Program, batch_size
+from ppl_med.inference.programs import Program, batch_size, has_graders
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.weights import RandomWeights, random_weights
 
@@ -84,6 +84,7 @@ class Recorder:
         self.coords = dict(getattr(model, "coords", {}))
         self.layouts: dict[str, RandomWeights] = random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
+        self.by_graders = has_graders(first)
         self.columns = _columns(first, {"id", *inputs}, batch_size(inputs))
 
     def start(
@@ -118,8 +119,9 @@ class Recorder:
                     f"some batches have {name!r} and some have not; predict the cases with and "
                     "without observations apart"
                 )
+        self.by_graders = has_graders(inputs[0])
         for name in self.given:
-            dims, axis = _case_first(self.observed[name])
+            dims, axis = _case_first(self._observation_dims(name))
             arrays = [v[name].detach().movedim(axis, 0).cpu().numpy() for v in observations]
             chunk.arrays["observed_data", name] = np.concatenate(arrays)
             chunk.dims["observed_data", name] = dims
@@ -156,19 +158,29 @@ class Recorder:
             names, fn = site_dims(trace, name), in_double(node["fn"])
             prefix = "" if len(self.observed) == 1 else f"{name}_"
             for parameter, (dims, value) in stored_parameters(fn, names).items():
+                if len(names) > len(node["fn"].batch_shape):  # maps are large; 7 digits do
+                    value = value.float()
                 self._put(chunk, (self.group, prefix + parameter), dims, value, where)
             value = node["value"]
             drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
             self._put(chunk, (f"{self.group}_predictive", name), names, drawn, where)
             if name in observations and self.group == "posterior":
                 log_prob = log_prob_in_double(fn, observations[name])
-                dims = names[: log_prob.dim()]
+                if self.by_graders and name == "mask":
+                    absent = (observations[name] < 0).flatten(2).all(2)
+                    log_prob = torch.where(absent, torch.nan, log_prob)
+                dims = self._observation_dims(name)[: log_prob.dim()]
                 self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
         for name in self.local:
             local: Any = trace.nodes[name]
             if local["infer"].get("stored", True):
                 value = local["value"]
                 self._put(chunk, (self.group, name), site_dims(trace, name), value, where)
+
+    def _observation_dims(self, name: str) -> list[str]:
+        """Dims of what an observed site conditions on, in the site's layout."""
+        graders = ["grader"] if self.by_graders and name == "mask" else []
+        return [*graders, *self.observed[name]]
 
     def _put(
         self,

@@ -19,7 +19,7 @@ from ppl_med.inference.loader import first_batch
 from ppl_med.inference.loss_log import LossLog
 from ppl_med.inference.parameters import free_parameters, private_store, set_mode
 from ppl_med.inference.plan import Plan, Position
-from ppl_med.inference.programs import Program, select_arguments, to_device
+from ppl_med.inference.programs import Program, check_one_grader, select_arguments, to_device
 from ppl_med.inference.rehearsal import Rehearsal, check_validation, check_writable, rehearse
 from ppl_med.inference.run_state import not_finite, restore, run_state
 
@@ -63,6 +63,7 @@ class Trainer:
         plan.identity()
         first = first_batch(plan.loader.batches)
         plan.limits.check(first, plan.loader.num_cases)
+        check_one_grader(first)
         for member, (model, guide) in enumerate(self.pairs):
             generators.seed_all(plan.seed + member)
             with private_store():

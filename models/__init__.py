@@ -1,6 +1,7 @@
 """One Pyro program per file: what is believed before data."""
 
 from ppl_med.models.classifier import BayesianClassifier
+from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
 from ppl_med.models.multi_head_unet import MultiHeadUNet
@@ -11,6 +12,7 @@ from ppl_med.models.stochastic_segmentation import StochasticSegmentationNetwork
 __all__ = [
     "BayesianClassifier",
     "BayesianSegmenter",
+    "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",
     "LatentClassifier",
     "MultiHeadUNet",

@@ -4,7 +4,17 @@ from ppl_med.networks.alexnet import AlexNet
 from ppl_med.networks.combine import Combine
 from ppl_med.networks.compact import CompactCNN
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
+from ppl_med.networks.hierarchical_unet import HierarchicalUNet
 from ppl_med.networks.lenet import LeNet
 from ppl_med.networks.unet import UNet
 
-__all__ = ["AlexNet", "Combine", "CompactCNN", "ConvGaussian", "GaussianEncoder", "LeNet", "UNet"]
+__all__ = [
+    "AlexNet",
+    "Combine",
+    "CompactCNN",
+    "ConvGaussian",
+    "GaussianEncoder",
+    "HierarchicalUNet",
+    "LeNet",
+    "UNet",
+]

@@ -56,6 +56,16 @@ class GaussianEncoder(nn.Module):
         return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
 
 
+def one_hot_planes(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """One plane a class, 0.5 inside and -0.5 outside, dims (case, class, *space), of image's type.
+
+    A pixel of class -1, not annotated, is outside everywhere.
+    """
+    # A comparison: one_hot checks the range on the host, and refuses -1.
+    classes = torch.arange(num_classes, device=mask.device).view(-1, *[1] * (mask.dim() - 1))
+    return (mask.unsqueeze(1) == classes).to(image) - 0.5
+
+
 class ConvGaussian(nn.Module):
     """The encoder of a U-Net, averaged over space, as a diagonal normal over z.
 
@@ -109,10 +119,7 @@ class ConvGaussian(nn.Module):
             )
         inputs = [image] if self.sees_image else []
         if mask is not None:
-            # A comparison: one_hot checks the range on the host, and refuses -1.
-            classes = torch.arange(self.num_classes, device=mask.device)
-            planes = (mask.unsqueeze(1) == classes.view(-1, *[1] * (mask.dim() - 1))).to(image)
-            inputs.append(planes - 0.5)
+            inputs.append(one_hot_planes(image, mask, self.num_classes))
         features = self.encoder(torch.cat(inputs, dim=1))[-1]
         loc, log_scale = self.parameters_of_z(features.flatten(2).mean(-1)).chunk(2, dim=-1)
         loc, log_scale = loc.float(), log_scale.float()

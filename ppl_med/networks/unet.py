@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppl_med.data.masks import check_divisible
+
 CHANNELS = (32, 64, 128, 192, 192, 192, 192)
 _CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _POOLS: dict[int, Any] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -56,22 +58,6 @@ def enlarge(features: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def check_divisible(image: Tensor, num_scales: int) -> None:
-    """Raise where an image cannot be halved once a scale.
-
-    Raises:
-        ValueError: Names the size and the next one that fits.
-    """
-    factor = 2 ** (num_scales - 1)
-    size = tuple(image.shape[2:])
-    if any(length % factor for length in size):
-        fitting = tuple(-(-length // factor) * factor for length in size)
-        raise ValueError(
-            f"image has size {size}, which {num_scales} scales cannot halve {num_scales - 1} "
-            f"times; pad it to {fitting}, crop it, or give fewer channels (one number a scale)"
-        )
-
-
 class Encoder(nn.Module):
     """The descending half: one block a scale, average pooling between them.
 
@@ -98,7 +84,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of every scale, the finest first, each (case, channel, *space)."""
-        check_divisible(image, len(self.blocks))
+        check_divisible(image.shape[2:], len(self.blocks) - 1)
         found = [self.blocks[0](image)]
         for layers in list(self.blocks)[1:]:
             found.append(layers(halve(found[-1])))
