@@ -1,0 +1,289 @@
+"""Sampled masks: the coherent segmentations of a tree, one per chain and draw, read in blocks.
+
+A sample is either
+
+    mode   the most probable class of every pixel under one draw of ``probs`` (first on a tie),
+           the convention of the literature on ambiguous segmentation
+    draw   the mask that was drawn from the likelihood (``posterior_predictive/mask``)
+
+Chains and draws both count as samples, chain by chain. Arrays are read a few cases and one draw
+at a time, so the memory in use does not grow with the number of cases or, for lazy arrays, with
+the size of the file.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.posterior import Posterior
+
+SampleKind: TypeAlias = Literal["mode", "draw"]
+ClassList: TypeAlias = Sequence[int | str] | None
+
+_BLOCK_BYTES = 2**27
+_SUM_TOLERANCE = 1e-5  # as in ppl_med.analysis.posterior: float32 softmax
+_LEADING = ("chain", "draw", "case")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Probabilities or masks of every draw, not yet read.
+
+    Args:
+        array: ``probs`` (chain, draw, case, class, ...) or masks (chain, draw, case, ...).
+        num_classes: K; None where only masks are known.
+        names: Names of the classes, or their indices as text; empty where K is unknown.
+    """
+
+    array: xr.DataArray
+    num_classes: int | None
+    names: tuple[str, ...]
+
+    @property
+    def space(self) -> tuple[str, ...]:
+        """Names of the axes of an image, e.g. (row, col)."""
+        return tuple(str(dim) for dim in self.array.dims if dim not in (*_LEADING, "class"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of an image along `space`."""
+        return tuple(self.array.sizes[dim] for dim in self.space)
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels (voxels) of an image."""
+        return int(np.prod(self.shape))
+
+    @property
+    def num_samples(self) -> int:
+        """Chains times draws."""
+        return int(self.array.sizes["chain"] * self.array.sizes["draw"])
+
+    @property
+    def num_cases(self) -> int:
+        """Number of cases."""
+        return int(self.array.sizes["case"])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Smallest integer type that holds every class."""
+        known = self.num_classes is not None and self.num_classes <= 256
+        return np.dtype(np.uint8 if known else np.int32)
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield runs of cases that fit the memory limit together."""
+        classes = self.num_classes or 1
+        one = self.num_pixels * (self.num_samples * self.dtype.itemsize + 24 * classes)
+        step = max(1, _BLOCK_BYTES // one)
+        for start in range(0, self.num_cases, step):
+            yield slice(start, min(start + step, self.num_cases))
+
+    def probabilities(self, block: slice) -> Iterator[np.ndarray]:
+        """Yield the probabilities (case, class, pixel) of one draw after the other.
+
+        Raises:
+            ValueError: Negative or NaN values, or a sum over class other than one.
+        """
+        for piece in self._pieces(block):
+            _check_simplex(piece)
+            yield piece
+
+    def masks(self, block: slice) -> np.ndarray:
+        """Return the sampled masks (case, sample, pixel) of a run of cases.
+
+        Raises:
+            ValueError: Malformed probabilities, or a mask value that is no class.
+        """
+        num_cases = block.stop - block.start
+        result = np.empty((num_cases, self.num_samples, self.num_pixels), self.dtype)
+        if "class" in self.array.dims:
+            for index, piece in enumerate(self.probabilities(block)):
+                result[:, index] = _most_probable(piece, self.dtype)
+            return result
+        for index, piece in enumerate(self._pieces(block)):
+            check_range(piece, 0, self.num_classes, "the sampled mask")
+            result[:, index] = piece
+        return result
+
+    def samples(self) -> Iterator[np.ndarray]:
+        """Yield the sampled masks (sample, pixel) of every case."""
+        for block in self.blocks():
+            yield from self.masks(block)
+
+    def _pieces(self, block: slice) -> Iterator[np.ndarray]:
+        cases = self.array.isel(case=block)
+        for chain in range(self.array.sizes["chain"]):
+            for draw in range(self.array.sizes["draw"]):
+                values = cases.isel(chain=chain, draw=draw).values
+                yield values.reshape(*values.shape[: -len(self.space)], self.num_pixels)
+
+
+def open_draws(tree: Posterior, samples: SampleKind = "mode") -> Draws:
+    """Find the sampled masks of a tree and check their dimensions, without reading them.
+
+    Args:
+        tree: The tree of `predict`; ``probs`` (chain, draw, case, class, row, col); or masks
+            (chain, draw, case, row, col), which are taken as they stand.
+        samples: "mode" or "draw", as above.
+
+    Returns:
+        The draws, with chain, draw, case (and class) leading.
+
+    Raises:
+        TypeError: ``tree`` is no xarray object, or masks are not integers.
+        ValueError: The array is absent, lacks a dimension, or is empty along one.
+    """
+    if samples not in ("mode", "draw"):
+        raise ValueError(f"samples must be 'mode' or 'draw', not {samples!r}.")
+    array, classes = _find(tree, samples)
+    missing = [dim for dim in _LEADING if dim not in array.dims]
+    if missing:
+        raise ValueError(
+            f"The samples lack the dimension(s) {', '.join(missing)}; they have {array.dims}. "
+            "Name or add them, e.g. masks.expand_dims('chain') for a single chain."
+        )
+    has_class = "class" in array.dims
+    array = array.transpose(*_LEADING, *(["class"] if has_class else []), ...)
+    if not set(array.dims) - {*_LEADING, "class"}:
+        raise ValueError(
+            f"The samples have dimensions {array.dims} and none of an image, e.g. row and col; "
+            "this analysis needs a segmentation model."
+        )
+    empty = [str(dim) for dim, size in array.sizes.items() if size == 0]
+    if empty:
+        raise ValueError(f"The samples are empty along {', '.join(empty)}; predict at least one.")
+    if not has_class and array.dtype.kind not in "iub":
+        raise TypeError(f"Masks must hold integers (class indices), not {array.dtype}.")
+    if not has_class and array.dtype.kind == "b":
+        array, classes = array.astype(np.uint8), classes or ("0", "1")
+    return Draws(array, len(classes) if classes else None, classes)
+
+
+def open_probabilities(tree: Posterior) -> Draws:
+    """Find the class probabilities of a tree; as `open_draws`, but masks will not do.
+
+    Raises:
+        TypeError, ValueError: As `open_draws`, or there is no class dimension.
+    """
+    draws = open_draws(tree, "mode")
+    if "class" not in draws.array.dims:
+        raise ValueError(
+            "This analysis needs class probabilities, probs (chain, draw, case, class, ...), and "
+            f"got masks of dimensions {draws.array.dims}; pass the tree or its probs."
+        )
+    return draws
+
+
+def class_indices(classes: ClassList, draws: Draws) -> np.ndarray:
+    """Return the indices of the classes to score; by default all but class 0.
+
+    Args:
+        classes: Indices or names; None for all but the first class, the background.
+        draws: What they are classes of.
+
+    Raises:
+        ValueError: Unknown, repeated or no classes, or None where K is not known.
+    """
+    if classes is None:
+        if draws.num_classes is None:
+            raise ValueError(
+                "classes must be given: masks alone do not tell how many classes there are. "
+                "Pass e.g. classes=[1] for one foreground class."
+            )
+        return np.arange(1, draws.num_classes)
+    if isinstance(classes, str | bytes) or not len(classes):
+        raise ValueError(f"classes must be a non-empty list of indices or names, not {classes!r}.")
+    found = [_class_index(item, draws) for item in classes]
+    if len(set(found)) < len(found):
+        raise ValueError(f"classes names a class twice: {list(classes)!r}.")
+    return np.array(found)
+
+
+def class_labels(indices: np.ndarray, draws: Draws) -> list[str]:
+    """Return the names of the classes, or their indices as text where they have none."""
+    return [draws.names[index] if draws.names else str(index) for index in indices]
+
+
+def check_range(values: np.ndarray, low: int, num_classes: int | None, name: str) -> None:
+    """Raise unless all values lie in low..num_classes - 1."""
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < low or (num_classes is not None and highest >= num_classes):
+        top = "K - 1" if num_classes is None else num_classes - 1
+        raise ValueError(
+            f"{name} runs from {lowest} to {highest}, outside {low}..{top}; use class indices"
+            + (", and -1 for a pixel without annotation." if low == -1 else ".")
+        )
+
+
+def _find(tree: Posterior, samples: SampleKind) -> tuple[xr.DataArray, tuple[str, ...]]:
+    if isinstance(tree, xr.DataArray):
+        if samples == "draw" and "class" in tree.dims:
+            raise ValueError(
+                "samples='draw' needs drawn masks, and an array of probabilities was passed; pass "
+                "the tree with its posterior_predictive group, or samples='mode'."
+            )
+        return tree, _names(tree)
+    group, name = ("posterior", "probs") if samples == "mode" else ("posterior_predictive", "mask")
+    if isinstance(tree, xr.DataTree):
+        if group not in tree.children:
+            raise ValueError(
+                f"tree has no {group} group, only {sorted(tree.children)}; samples={samples!r} "
+                f"reads {group}/{name}."
+            )
+        found = tree[group].to_dataset()
+        # A drawn mask has no class axis; its classes are those of the probabilities.
+        other = tree["posterior"].to_dataset() if "posterior" in tree.children else found
+    elif isinstance(tree, xr.Dataset):
+        found = other = tree
+    else:
+        raise TypeError(
+            f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
+        )
+    if name not in found:
+        raise ValueError(
+            f"The {group} group holds no {name}, only {sorted(map(str, found.data_vars))}; this "
+            "analysis needs a segmentation model."
+        )
+    return found[name], _names(other["probs"] if "probs" in other else found[name])
+
+
+def _names(array: xr.DataArray) -> tuple[str, ...]:
+    if "class" in array.coords:
+        return tuple(str(name) for name in array["class"].values)
+    return tuple(str(index) for index in range(array.sizes.get("class", 0)))
+
+
+def _class_index(item: int | str, draws: Draws) -> int:
+    if isinstance(item, str):
+        if item not in draws.names:
+            raise ValueError(f"classes names {item!r}, which is none of {list(draws.names)}.")
+        return draws.names.index(item)
+    if isinstance(item, bool) or not isinstance(item, int | np.integer):
+        raise ValueError(f"classes must hold indices or names, not {item!r}.")
+    if item < 0 or (draws.num_classes is not None and item >= draws.num_classes):
+        raise ValueError(f"classes holds {item}, which is no class of {draws.num_classes}.")
+    return int(item)
+
+
+def _check_simplex(piece: np.ndarray) -> None:
+    if not float(piece.min()) >= 0:  # also true of NaN
+        raise ValueError("probs holds NaN or negative values; were logits passed?")
+    error = float(np.abs(piece.sum(1) - 1).max())
+    if not error <= _SUM_TOLERANCE:
+        raise ValueError(
+            f"probs must sum to one over class; the largest error is {error:.3g}. Pass "
+            "probabilities, not logits, and one column per class also for two classes."
+        )
+
+
+def _most_probable(piece: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    # A running maximum over the class axis: argmax along a strided axis is far slower.
+    best = piece[:, 0].copy()
+    index = np.zeros(best.shape, dtype)
+    for number in range(1, piece.shape[1]):
+        np.copyto(index, number, where=piece[:, number] > best, casting="unsafe")
+        np.maximum(best, piece[:, number], out=best)
+    return index

@@ -1,0 +1,195 @@
+"""Generalised energy distance: do the sampled masks have the law of the graders' masks?
+
+With S, S' sampled masks, Y, Y' graders' masks and d = 1 - IoU,
+
+    GED^2 = 2 E d(S, Y) - E d(S, S') - E d(Y, Y')
+
+    biased    expectations over all pairs, a mask with itself included (V-statistic): what papers
+              print. Never negative, and above zero even for a perfect model.
+    unbiased  pairs of different masks only (U-statistic): mean 0 for a perfect model, and so
+              negative for about half of the cases.
+    floor     the mean of `biased` for a perfect model. With n samples, m graders and D the mean
+              distance of two independent masks, E = D (1/m + 1/n); D is estimated from the
+              pairs of different graders.
+
+Weights turn a side from a finite sample of its law into the law itself (the 32 modes of a
+label-switching generator with their probabilities): that side has no bias, its term drops out
+of the floor (D / n with exact graders), and pairs of a mask with itself belong to it.
+
+Sources: Székely and Rizzo, Journal of Statistical Planning and Inference 143, 2013; Kohl et al.,
+NeurIPS 2018, arXiv:1806.05034 (GED with 1 - IoU).
+"""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.posterior import Posterior
+from ppl_med.analysis.segmentation import overlap
+from ppl_med.analysis.segmentation.annotations import (
+    Case,
+    Weights,
+    cases,
+    grader_law,
+    open_annotations,
+    sample_law,
+)
+from ppl_med.analysis.segmentation.draws import (
+    ClassList,
+    SampleKind,
+    class_indices,
+    class_labels,
+    open_draws,
+)
+from ppl_med.analysis.segmentation.summary import case_dataset, describe
+
+_FIGURES = (
+    "biased", "unbiased", "floor", "sample_grader", "sample_sample", "grader_grader",
+    "sample_sample_unbiased", "grader_grader_unbiased",
+)  # fmt: skip
+_UNDEFINED = (
+    "a case without comparable graders has no figure; a case with one grader has no pair of "
+    "different graders, so neither an unbiased figure nor a floor (unless weights make the graders "
+    "exact); one sample likewise has no unbiased figure; with empty=nan a pair of masks without "
+    "any class has no distance, and its case no figure"
+)
+
+
+def ged(
+    tree: Posterior,
+    annotations: xr.DataArray | None = None,
+    *,
+    samples: SampleKind = "mode",
+    classes: ClassList = None,
+    empty: float = 1.0,
+    grader_weights: Weights = None,
+    sample_weights: Weights = None,
+) -> xr.Dataset:
+    """Measure the squared generalised energy distance between samples and graders.
+
+    Args:
+        tree: The tree of `predict`; or ``probs``, or masks (chain, draw, case, row, col).
+        annotations: Graders' masks (case, grader, row, col), -1 where not annotated; by default
+            observed_data/mask of the tree.
+        samples: "mode" (argmax of every draw) or "draw" (posterior_predictive/mask).
+        classes: Classes whose IoU is averaged, indices or names; by default all but class 0.
+        empty: IoU of a class that both masks lack: 1, or nan to leave it out of the mean.
+        grader_weights: Probabilities of the graders or modes, ([case,] grader): their exact law.
+        sample_weights: Probabilities of the draws, (chain, draw[, case]): their exact law.
+
+    Returns:
+        Dataset over case, without unit: ``biased``, ``unbiased``, ``floor``; the expectations
+        ``sample_grader``, ``sample_sample``, ``grader_grader`` (all pairs) and
+        ``sample_sample_unbiased``, ``grader_grader_unbiased`` (different masks);
+        ``num_graders``. For each but the last ``<name>_mean`` and ``<name>_se`` over cases. NaN
+        where a case does not define a figure; attribute ``undefined`` says why.
+
+    Raises:
+        TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
+    """
+    overlap.check_empty(empty)
+    draws = open_draws(tree, samples)
+    numbers = class_indices(classes, draws)
+    graded = open_annotations(tree, annotations, draws)
+    grader_p, sample_p = grader_law(grader_weights, graded), sample_law(sample_weights, draws)
+    rows, num_graders = [], []
+    for index, case in enumerate(cases(draws, graded)):
+        p = None if sample_p is None else sample_p[index]
+        q = None if grader_p is None else grader_p[index][case.present]
+        rows.append(_energy(case, numbers, empty, p, q))
+        num_graders.append(len(case.graders))
+    figures = dict(zip(_FIGURES, np.array(rows).T, strict=True))
+    result = case_dataset(graded, figures, "1")
+    result["num_graders"] = ("case", np.array(num_graders), {"units": "1"})
+    return describe(
+        result,
+        distance="1 - IoU, mean over classes",
+        classes=class_labels(numbers, draws),
+        empty=float(empty),
+        samples=samples,
+        num_samples=draws.num_samples,
+        undefined=_UNDEFINED,
+    )
+
+
+def diversity(
+    tree: Posterior,
+    *,
+    samples: SampleKind = "mode",
+    classes: ClassList = None,
+    empty: float = 1.0,
+    sample_weights: Weights = None,
+) -> xr.Dataset:
+    """Measure how much the sampled masks of a case differ: E d(S, S') with d = 1 - IoU.
+
+    Args:
+        tree: As for `ged`; no annotations are needed, and all pixels count.
+        samples: "mode" or "draw".
+        classes: Classes whose IoU is averaged; by default all but class 0.
+        empty: IoU of a class that both masks lack: 1, or nan to leave it out.
+        sample_weights: Probabilities of the draws, (chain, draw[, case]).
+
+    Returns:
+        Dataset over case, without unit: ``biased`` (all pairs, as published), ``unbiased``
+        (different samples; NaN for a single one), each with ``_mean`` and ``_se`` over cases.
+
+    Raises:
+        TypeError, ValueError: Samples, classes or weights are missing or malformed.
+    """
+    overlap.check_empty(empty)
+    draws = open_draws(tree, samples)
+    numbers = class_indices(classes, draws)
+    law = sample_law(sample_weights, draws)
+    rows = []
+    for index, masks in enumerate(draws.samples()):
+        distance = 1 - overlap.pairwise(masks, masks, numbers, empty)
+        rows.append(_within(distance, None if law is None else law[index])[:2])
+    figures = dict(zip(("biased", "unbiased"), np.array(rows).T, strict=True))
+    return describe(
+        case_dataset(draws.array, figures, "1"),
+        distance="1 - IoU, mean over classes",
+        classes=class_labels(numbers, draws),
+        empty=float(empty),
+        samples=samples,
+        num_samples=draws.num_samples,
+    )
+
+
+def _energy(
+    case: Case, classes: np.ndarray, empty: float, p: np.ndarray | None, q: np.ndarray | None
+) -> tuple[float, ...]:
+    if not case.comparable:
+        return (np.nan,) * len(_FIGURES)
+    num_samples = len(case.samples)
+    masks = np.concatenate([case.samples, case.graders])
+    distance = 1 - overlap.pairwise(masks, masks, classes, empty)
+    between = distance[:num_samples, num_samples:]
+    cross = _weighted(between, _uniform(p, num_samples), _uniform(q, len(case.graders)))
+    own, own_u, _, own_share = _within(distance[:num_samples, :num_samples], p)
+    grader, grader_u, itself, grader_share = _within(distance[num_samples:, num_samples:], q)
+    floor = (grader_u - itself) * (own_share + grader_share)
+    biased, unbiased = 2 * cross - own - grader, 2 * cross - own_u - grader_u
+    return biased, unbiased, floor, cross, own, grader, own_u, grader_u
+
+
+def _within(distance: np.ndarray, law: np.ndarray | None) -> tuple[float, float, float, float]:
+    """All pairs, different pairs, a mask with itself, and the share of the latter by chance."""
+    number = len(distance)
+    weight = _uniform(law, number)
+    itself = float(np.diagonal(distance)[weight > 0] @ weight[weight > 0])
+    if law is not None:
+        exact = _weighted(distance, law, law)
+        return exact, exact, itself, 0.0
+    biased = float(distance.mean())
+    different = np.nan
+    if number > 1:
+        different = float((distance.sum() - np.trace(distance)) / (number * (number - 1)))
+    return biased, different, itself, 1 / number
+
+
+def _weighted(distance: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
+    # A mask of weight 0 is not part of the law: its undefined distances must not count.
+    return float(p[p > 0] @ distance[np.ix_(p > 0, q > 0)] @ q[q > 0])
+
+
+def _uniform(law: np.ndarray | None, number: int) -> np.ndarray:
+    return np.full(number, 1 / number) if law is None else law

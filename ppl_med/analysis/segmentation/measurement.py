@@ -1,0 +1,152 @@
+"""Areas and volumes of segmented structures with credible intervals.
+
+The size is counted in every coherent mask and the interval is taken over the masks; adding up
+pixel-wise probabilities gives the same mean but says nothing of its spread, because pixels move
+together. The interval is equal-tailed: the quantiles (1 - level) / 2 and (1 + level) / 2 of the
+draws (linear interpolation between order statistics).
+
+Where graders drew the structure, coverage is the share of graders whose size lies in the
+interval. Predictive draws ("mode" of a latent-variable model, or "draw") should cover at `level`;
+with few draws the outer quantiles are cut short and coverage falls below it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.posterior import Posterior, check_cases
+from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
+from ppl_med.analysis.segmentation.draws import (
+    ClassList,
+    Draws,
+    SampleKind,
+    class_indices,
+    class_labels,
+    open_draws,
+)
+from ppl_med.analysis.segmentation.summary import case_dataset, describe
+
+
+def sizes(
+    tree: Posterior,
+    annotations: xr.DataArray | None = None,
+    *,
+    samples: SampleKind = "mode",
+    classes: ClassList = None,
+    spacing: Sequence[float] | xr.DataArray | None = None,
+    unit: str = "mm",
+    level: float = 0.95,
+) -> xr.Dataset:
+    """Measure every structure in every draw and give credible intervals.
+
+    Args:
+        tree: The tree of `predict`; or ``probs``, or masks (chain, draw, case, row, col).
+        annotations: Graders' masks (case, grader, row, col), -1 where not annotated; by default
+            those of the tree, if it has any.
+        samples: "mode" (argmax of every draw) or "draw" (posterior_predictive/mask).
+        classes: Structures to measure; by default all but class 0.
+        spacing: Size of a pixel along each image axis, in the order (depth,) row, col; or a
+            DataArray (case, axis) where cases differ. None counts pixels.
+        unit: Unit of ``spacing``; areas are in unit^2, volumes in unit^3.
+        level: Probability of the interval, in (0, 1).
+
+    Returns:
+        Dataset with ``size`` (chain, draw, case, class); ``mean``, ``median``, ``lower``, ``upper``
+        (case, class), the first with ``mean_mean`` and ``mean_se`` over cases. With annotations
+        also ``grader_size`` (case, grader, class), NaN for a grader who left a pixel unannotated
+        (the size is not known), and ``covered`` (case, class), the share of graders inside the
+        interval, with ``covered_mean``, ``covered_se`` over cases.
+
+    Raises:
+        TypeError, ValueError: Samples, annotations, classes, spacing or level are malformed.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), not {level!r}.")
+    draws = open_draws(tree, samples)
+    numbers = class_indices(classes, draws)
+    graded = _annotations(tree, annotations, draws)
+    factor, unit = _pixel_size(spacing, unit, draws)
+    counts = [_count(masks, numbers) for masks in draws.samples()]
+    values = np.array(counts) * factor[:, None, None]
+    coords = {"class": class_labels(numbers, draws)}
+    figures = {"mean": values.mean(1)}
+    result = case_dataset(draws.array, figures, unit, dims=("class",), coords=coords)
+    tail = (1 - level) / 2
+    for name, quantile in (("median", 0.5), ("lower", tail), ("upper", 1 - tail)):
+        found = np.quantile(values, quantile, axis=1)
+        result[name] = (("case", "class"), found, {"units": unit})
+    result = _with_draws(result, values, draws, unit)
+    if graded is not None:
+        result = _coverage(result, graded, numbers, factor, unit)
+    return describe(result, level=level, samples=samples, num_samples=draws.num_samples)
+
+
+def _annotations(
+    tree: Posterior, annotations: xr.DataArray | None, draws: Draws
+) -> xr.DataArray | None:
+    observed = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
+    if annotations is None and not (observed and "mask" in tree["observed_data"]):
+        return None
+    return open_annotations(tree, annotations, draws)
+
+
+def _count(masks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return np.stack([(masks == number).sum(-1) for number in numbers], axis=-1)
+
+
+def _pixel_size(
+    spacing: Sequence[float] | xr.DataArray | None, unit: str, draws: Draws
+) -> tuple[np.ndarray, str]:
+    dimension = len(draws.space)
+    if spacing is None:
+        return np.ones(draws.num_cases), "pixels"
+    if isinstance(spacing, xr.DataArray):
+        if set(spacing.dims) != {"case", "axis"}:
+            raise ValueError(f"spacing has dimensions {spacing.dims}; expected (case, axis).")
+        check_cases(spacing, draws.array, "spacing")
+        values = spacing.transpose("case", "axis").values.astype(np.float64)
+    else:
+        values = np.asarray(spacing, np.float64).reshape(1, -1).repeat(draws.num_cases, 0)
+    if values.shape[1] != dimension:
+        raise ValueError(
+            f"spacing holds {values.shape[1]} value(s); the image axes are {draws.space}."
+        )
+    if not ((values > 0) & np.isfinite(values)).all():
+        raise ValueError("spacing must be positive and finite along every axis.")
+    return values.prod(1), unit if dimension == 1 else f"{unit}^{dimension}"
+
+
+def _with_draws(result: xr.Dataset, values: np.ndarray, draws: Draws, unit: str) -> xr.Dataset:
+    chains, per_chain = draws.array.sizes["chain"], draws.array.sizes["draw"]
+    split = values.reshape(len(values), chains, per_chain, -1).transpose(1, 2, 0, 3)
+    result["size"] = (("chain", "draw", "case", "class"), split, {"units": unit})
+    for dim in ("chain", "draw"):
+        if dim in draws.array.coords:
+            result = result.assign_coords({dim: draws.array[dim].variable})
+    return result
+
+
+def _coverage(
+    result: xr.Dataset,
+    graded: xr.DataArray,
+    numbers: np.ndarray,
+    factor: np.ndarray,
+    unit: str,
+) -> xr.Dataset:
+    shape = (graded.sizes["case"], graded.sizes["grader"], len(numbers))
+    found = np.full(shape, np.nan)
+    for case in range(shape[0]):
+        masks = graded.isel(case=case).values.reshape(shape[1], -1)
+        complete = (masks != UNANNOTATED).all(1)
+        found[case, complete] = _count(masks[complete], numbers) * factor[case]
+    lower, upper = result["lower"].values[:, None], result["upper"].values[:, None]
+    inside = (found >= lower) & (found <= upper)
+    number = (~np.isnan(found)).sum(1)
+    share = np.divide(inside.sum(1), number, out=np.full(number.shape, np.nan), where=number > 0)
+    covered = case_dataset(graded, {"covered": share}, "probability", dims=("class",))
+    result = result.merge(covered)
+    result["grader_size"] = (("case", "grader", "class"), found, {"units": unit})
+    if "grader" in graded.coords:
+        result = result.assign_coords(grader=graded["grader"].variable)
+    return result
