@@ -1,4 +1,12 @@
-"""Augmentations of a batch: functions of the images and of a generator, nothing else."""
+"""Augmentations of a batch: functions of what is moved and of a generator, nothing else.
+
+``flips_and_turns`` takes and returns images, for ``Batches(augment=...)``. The others take and
+return a whole batch, for ``Batches(transform=...)``: with the image they move its mask, and all
+else that has a value per pixel.
+"""
+
+import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,7 +37,139 @@ def flips_and_turns(
             f"image has shape {tuple(image.shape)}; flips_and_turns needs square images with dims "
             "(case, channel, row, col): crop or pad them first"
         )
-    choice = torch.rand(3, len(image), 1, 1, 1, generator=generator).to(image.device) < 0.5
-    image = torch.where(choice[0], image.flip(3), image)
-    image = torch.where(choice[1], image.flip(2), image)
-    return torch.where(choice[2], image.transpose(2, 3), image)
+    return _turn(image, torch.rand(3, len(image), generator=generator) < 0.5)
+
+
+def flips_and_turns_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """Put every image, with its mask, through a random symmetry of the square.
+
+    With the same generator, images move as by ``flips_and_turns``.
+
+    Args:
+        batch: Holds "image" (case, channel, row, col), square, and masks whose last dims are
+            (row, col).
+        generator: Source of the choices, one per case.
+
+    Returns:
+        The batch with new tensors for the image and all that has its rows and columns.
+
+    Raises:
+        ValueError: The images are not square, or are volumes.
+    """
+    image = batch["image"]
+    if image.ndim != 4 or image.shape[2] != image.shape[3]:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; flips_and_turns_with_mask needs square images "
+            "with dims (case, channel, row, col): crop them, or use mirror_with_mask"
+        )
+    choice = torch.rand(3, len(image), generator=generator) < 0.5
+    return batch | {name: _turn(values, choice) for name, values in _maps(batch).items()}
+
+
+def mirror_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """Swap left and right of every image, with its mask, with probability 1/2.
+
+    Right for street scenes, in which up is up, and for images of any size.
+
+    Args:
+        batch: Holds "image" (case, channel, [depth,] row, col), and masks whose last dims are
+            (row, col).
+        generator: Source of the choices, one per case.
+
+    Returns:
+        The batch with new tensors for the image and all that has its rows and columns.
+    """
+    choice = torch.rand(3, len(batch["image"]), generator=generator) < 0.5
+    choice[1:] = False
+    return batch | {name: _turn(values, choice) for name, values in _maps(batch).items()}
+
+
+class RotateAndScale:
+    """Turn and zoom every image, with its mask, about the middle, by a random angle and factor.
+
+    A ``transform`` of ``Batches``. Images are interpolated linearly and masks take the nearest
+    pixel; what comes from outside is the image's border, and in masks of integers -1, which no
+    likelihood counts.
+
+    Args:
+        degrees: Largest angle, either way; uniform.
+        factor: Largest zoom, in or out, 1 or more; uniform on the logarithmic scale.
+
+    Raises:
+        ValueError: Negative degrees, or a factor below 1.
+    """
+
+    def __init__(self, degrees: float = 22.5, factor: float = 1.2) -> None:
+        """Check the settings; see the class."""
+        if not 0 <= degrees <= 180:
+            raise ValueError(f"degrees is {degrees}; it is the largest angle, 0..180")
+        if not 1 <= factor < math.inf:
+            raise ValueError(f"factor is {factor}; it is the largest zoom, 1 or more")
+        self.degrees, self.factor = degrees, factor
+
+    def __call__(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Move a batch.
+
+        Args:
+            batch: Holds "image" floating (case, channel, row, col), and masks whose last dims are
+                (row, col).
+            generator: Source of the angles and factors, one of each per case.
+
+        Returns:
+            The batch with new tensors for the image and all that has its rows and columns.
+
+        Raises:
+            ValueError: The images are volumes.
+        """
+        image = batch["image"]
+        if image.ndim != 4:
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}; RotateAndScale moves images with dims "
+                "(case, channel, row, col)"
+            )
+        draw = 2 * torch.rand(2, len(image), generator=generator) - 1
+        angle, zoom = draw[0] * math.radians(self.degrees), self.factor ** -draw[1]
+        rows, cols = image.shape[2:]
+        # From the new place to the old, in units of half a side: (col, row).
+        cosine, sine, zero = zoom * angle.cos(), zoom * angle.sin(), torch.zeros_like(angle)
+        matrix = torch.stack(
+            [cosine, -sine * rows / cols, zero, sine * cols / rows, cosine, zero], 1
+        ).view(-1, 2, 3)
+        shape = [len(image), 1, rows, cols]
+        grid = torch.nn.functional.affine_grid(matrix, shape, align_corners=False)
+        grid = grid.to(image.device)
+        return batch | {name: _resample(values, grid) for name, values in _maps(batch).items()}
+
+
+def _maps(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Everything in a batch that has a value per pixel."""
+    size = batch["image"].shape[-2:]
+    return {
+        name: values
+        for name, values in batch.items()
+        if isinstance(values, Tensor) and values.ndim > 2 and values.shape[-2:] == size
+    }
+
+
+def _turn(values: Tensor, choice: Tensor) -> Tensor:
+    """Mirror left and right, up and down, and transpose; ``choice`` has dims (3, case)."""
+    mirror, upend, swap = choice.to(values.device).view(3, -1, *[1] * (values.ndim - 1))
+    values = torch.where(mirror, values.flip(-1), values)
+    values = torch.where(upend, values.flip(-2), values)
+    return torch.where(swap, values.transpose(-1, -2), values) if choice[2].any() else values
+
+
+def _resample(values: Tensor, grid: Tensor) -> Tensor:
+    """Read off values, dims (case, ..., row, col), at the places of a grid."""
+    layers = values.flatten(1, -3) if values.ndim > 3 else values[:, None]
+    if values.is_floating_point():
+        moved = torch.nn.functional.grid_sample(
+            layers, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return moved.view(values.shape)
+    # Outside is 0, which stands for False, or by the shift for -1.
+    shift = 0 if values.dtype == torch.bool else 1
+    moved = torch.nn.functional.grid_sample(
+        layers.float() + shift, grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return (moved - shift).to(values.dtype).view(values.shape)

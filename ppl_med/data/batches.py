@@ -2,7 +2,7 @@
 
 Batch b of epoch e is a function of (seed, e, b) alone: its cases and its augmentation do not depend
 on what was drawn before. A run that was killed skips to where it stood and sees the same pixels.
-uint8 images stay uint8 in memory and become float32 one batch at a time.
+uint8 images stay uint8 in memory and become float32 one batch at a time, int8 masks int64.
 """
 
 import math
@@ -15,28 +15,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_med.data.arrays import as_ids, as_image, as_label, as_metadata
+from ppl_med.data.masks import as_mask
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 PerChannel = int | float | Sequence[int | float] | NDArray | np.floating | Tensor
 Indices = Sequence[int] | Sequence[bool] | NDArray | Tensor
-_ORDER, _AUGMENT = 0, 1  # streams of random numbers
+_ORDER, _AUGMENT, _TRANSFORM = range(3)  # streams of random numbers
 
 
 class Batches:
     """Re-iterable batches over arrays held in memory.
 
     Each batch is a dict: "image" float32 (case, channel, row, col) or (case, channel, depth, row,
-    col); "label" int64 (case), if given; "id" list of str or int; every other array by its own
-    name, numbers as tensors and strings as lists.
+    col); "label" int64 (case), if given; "mask" int64 (case, row, col) or (case, grader, row, col),
+    and likewise with depth, if given (a bool mask stays bool); "id" list of str or int; every other
+    array by its own name, numbers as tensors and strings as lists.
 
     Args:
-        arrays: Holds "image", uint8 or floating, and optionally "label" (integers from 0), "id"
-            (unique str or int; positions if missing) and metadata, each with one entry per case.
+        arrays: Holds "image", uint8 or floating, and optionally "label" (integers from 0), "mask"
+            (class ids from 0, -1 where nobody annotated), "id" (unique str or int; positions if
+            missing) and metadata, each with one entry per case.
         batch_size: Cases per batch.
         shuffle: New order every epoch. Call ``set_epoch``, or use ``iterate``: without it every
             pass repeats the same order.
         seed: With the epoch and the batch index, determines order and augmentation.
         augment: ``augment(image, generator) -> image`` on the standardised batch; must keep shape.
+        transform: ``transform(batch, generator) -> batch``, or several that follow each other, on
+            the whole batch after all else: moves image and mask together, draws a grader, switches
+            classes.
         drop_last: Leave out a last batch that is smaller than ``batch_size``.
         loc: Subtracted from the image, a number or one per channel, after uint8 was brought to
             0..1. Fit it on the training images with ``standardization`` and pass it to all splits.
@@ -48,9 +55,9 @@ class Batches:
         epoch: The epoch that iteration will use.
 
     Raises:
-        TypeError: Labels, ids or pixels are of a type that cannot be used.
+        TypeError: Labels, ids, masks or pixels are of a type that cannot be used.
         ValueError: An array is empty, has the wrong rank or length, holds NaN or infinite pixels,
-            negative labels or duplicate ids.
+            negative labels or duplicate ids, or a mask has another size than its image.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         augment: Augment | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
         drop_last: bool = False,
         loc: PerChannel = 0.0,
         scale: PerChannel = 1.0,
@@ -73,8 +81,10 @@ class Batches:
         self._columns: dict[str, Tensor | np.ndarray] = {}
         if arrays.get("label") is not None:
             self._columns["label"] = as_label(arrays["label"], self.num_cases)
+        if arrays.get("mask") is not None:
+            self._columns["mask"] = as_mask(arrays["mask"], self._image.shape)
         self._columns["id"] = as_ids(arrays.get("id"), self.num_cases)
-        for name in arrays.keys() - {"image", "label", "id"}:
+        for name in arrays.keys() - {"image", "label", "mask", "id"}:
             self._columns[name] = as_metadata(name, arrays[name], self.num_cases)
         if batch_size < 1 or (drop_last and batch_size > self.num_cases):
             raise ValueError(
@@ -88,6 +98,7 @@ class Batches:
             raise ValueError(f"seed is {seed}; it must be 0 or more")
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.augment, self.epoch = seed, augment, 0
+        self.transform = transform
         self._check_augment()
 
     @property
@@ -152,8 +163,7 @@ class Batches:
             image = image.float().div_(255)
         image = image.float().sub(self._loc).div_(self._scale)
         if self.augment is not None:
-            seed = int(self._random(_AUGMENT, epoch, batch).integers(2**63))
-            augmented = self.augment(image, torch.Generator().manual_seed(seed))
+            augmented = self.augment(image, self._generator(_AUGMENT, epoch, batch))
             if augmented.shape != image.shape:
                 raise ValueError(
                     f"augment turned shape {tuple(image.shape)} into {tuple(augmented.shape)}; "
@@ -165,7 +175,23 @@ class Batches:
             name: values[index] if isinstance(values, Tensor) else values[rows].tolist()
             for name, values in self._columns.items()
         }
-        return {"image": image, **columns}
+        mask = columns.get("mask")
+        if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+            columns["mask"] = mask.long()
+        return self._transformed({"image": image, **columns}, epoch, batch)
+
+    def _transformed(self, columns: dict[str, Any], epoch: int, batch: int) -> dict[str, Any]:
+        if self.transform is None:
+            return columns
+        steps = [self.transform] if callable(self.transform) else self.transform
+        generator = self._generator(_TRANSFORM, epoch, batch)
+        for step in steps:
+            columns = step(columns, generator)
+        return columns
+
+    def _generator(self, *key: int) -> torch.Generator:
+        seed = int(self._random(*key).integers(2**63))
+        return torch.Generator().manual_seed(seed)
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
@@ -192,8 +218,8 @@ class Batches:
         if self.augment is not None and maps:
             raise ValueError(
                 f"augment moves the image but not {maps}, which has a value per pixel and would no "
-                "longer match; leave it out of arrays"
+                "longer match; leave it out of arrays, or move both by transform="
             )
 
 
-_SETTINGS = ("batch_size", "shuffle", "seed", "augment", "drop_last")
+_SETTINGS = ("batch_size", "shuffle", "seed", "augment", "transform", "drop_last")

@@ -1,0 +1,184 @@
+"""LIDC lung nodules: 128 x 128 crops of CT slices, each with the outlines of four readers.
+
+Read from ``lidc_train.npz``, ``lidc_val.npz`` and, where it is there, ``lidc_test.npz``, split by
+patient; each holds
+
+    images           uint8 (case, row=128, col=128), one window of CT values as 8-bit grey levels
+    masks            0 or 1 (case, grader=4, row=128, col=128)
+    reader_present   0 or 1 (case, grader): this reader marked the nodule on some slice
+    patient          bytes or str (case)
+    nodule, slice    integers (case): number of the nodule of the patient, and of the slice
+
+A reader who saw nothing left a mask of zeros, a real answer as in Kohl et al. (2018). The order of
+the readers has no meaning: grader 0 of two images need not be one person.
+
+References: Armato et al., "The Lung Image Database Consortium (LIDC) and Image Database Resource
+Initiative (IDRI)", Medical Physics 38, 2011. Kohl et al., "A Probabilistic U-Net for Segmentation
+of Ambiguous Images", NeurIPS 2018.
+"""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppl_med.data.disjoint import check_disjoint
+
+CLASS_NAMES = ("background", "nodule")
+SPLITS = ("train", "val", "test")
+SIDE = 128  # pixels of the crops in the files
+_KEYS = ("images", "masks", "reader_present", "patient", "nodule", "slice")
+_CHUNK = 512  # cases resized at a time
+
+
+def load_lidc(
+    folder: str | PathLike[str],
+    *,
+    size: int = SIDE,
+    resize: Literal["crop", "average"] = "crop",
+    absent: Literal["empty", "ignore"] = "empty",
+) -> dict[str, dict[str, Any]]:
+    """Read the splits that are there; "train" and "val" must be.
+
+    Args:
+        folder: Holds ``lidc_train.npz`` and the others, itself or in a subfolder ``lidc``.
+        size: Rows and columns wanted, at most 128; 64 suits a CPU.
+        resize: "crop" keeps the central pixels, so the scale stays and large nodules may lose their
+            rim. "average" takes means over blocks, so everything stays and shrinks; a pixel of the
+            mask is set where at least half its block is, and a mask that would vanish keeps its
+            fullest pixel. ``size`` must then divide 128.
+        absent: What a reader who did not mark the nodule on any slice counts as: "empty" for the
+            answer that there is none, "ignore" for no answer, a mask of -1.
+
+    Returns:
+        For each split, arrays for ``Batches``: "image" float32 (case, channel=1, row, col), grey
+        levels / 255, so 0..1; "mask" int8 (case, grader=4, row, col) with the meaning of
+        ``CLASS_NAMES``; "reader_present" bool (case, grader); "patient" str, "nodule" and "slice"
+        int64 (case); "id" str (case), "<patient>/n<nodule>/s<slice>".
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no file for "train" or "val".
+        ValueError: An argument is out of range, a file is not as described above, or a patient is
+            in two splits.
+    """
+    if resize not in ("crop", "average") or absent not in ("empty", "ignore"):
+        raise ValueError(
+            f'resize is {resize!r} and absent {absent!r}; they are "crop" or "average", and "empty"'
+            ' or "ignore"'
+        )
+    if not 1 <= size <= SIDE or (resize == "average" and SIDE % size):
+        raise ValueError(
+            f'size is {size}; it is at most {SIDE} and, with resize="average", divides {SIDE}'
+        )
+    paths = _find(Path(folder))
+    splits = {}
+    for split, path in paths.items():
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file]
+            if missing:
+                raise ValueError(f"{path} lacks {missing}; it holds {file.files}")
+            arrays = {key: file[key] for key in _KEYS}
+        _check(path, arrays)
+        splits[split] = _named(arrays, size, resize, absent)
+    names = list(splits)
+    for k, first in enumerate(names):
+        for second in names[k + 1 :]:
+            check_disjoint(
+                splits[first]["patient"],
+                splits[second]["patient"],
+                names=(f"patients of {first}", f"patients of {second}"),
+            )
+    return splits
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {str(folder)!r} is not there")
+    for place in (folder, folder / "lidc"):
+        paths = {split: place / f"lidc_{split}.npz" for split in SPLITS}
+        if all(paths[split].is_file() for split in SPLITS[:2]):
+            return {split: path for split, path in paths.items() if path.is_file()}
+    raise FileNotFoundError(
+        f"folder {str(folder)!r} has neither lidc_train.npz and lidc_val.npz nor lidc/ with both; "
+        "the keys of these files are described in ppl_med.data.lidc"
+    )
+
+
+def _check(path: Path, arrays: dict[str, NDArray]) -> None:
+    images, masks, present = arrays["images"], arrays["masks"], arrays["reader_present"]
+    if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE) or len(images) == 0:
+        raise ValueError(
+            f"{path}: images is {images.dtype} {images.shape}; expected uint8 (case, {SIDE}, "
+            f"{SIDE})"
+        )
+    if masks.ndim != 4 or masks.shape[0] != len(images) or masks.shape[2:] != images.shape[1:]:
+        raise ValueError(
+            f"{path}: masks has shape {masks.shape}; expected (case={len(images)}, grader, {SIDE}, "
+            f"{SIDE})"
+        )
+    if not np.isin(np.unique(masks), (0, 1)).all():
+        raise ValueError(f"{path}: masks holds {np.unique(masks)[:5]}; expected 0 and 1")
+    if present.shape != masks.shape[:2]:
+        raise ValueError(
+            f"{path}: reader_present has shape {present.shape}; expected {masks.shape[:2]}"
+        )
+    for name in _KEYS[3:]:
+        if arrays[name].shape != (len(images),):
+            raise ValueError(
+                f"{path}: {name} has shape {arrays[name].shape}; expected one entry for each of "
+                f"the {len(images)} images"
+            )
+    outlined_by_absent = masks.any((2, 3)) & (present == 0)
+    if outlined_by_absent.any():
+        case, reader = np.argwhere(outlined_by_absent)[0]
+        raise ValueError(
+            f"{path}: reader {reader} is absent from case {case} by reader_present but outlined it"
+        )
+
+
+def _named(
+    arrays: dict[str, NDArray], size: int, resize: str, absent: str
+) -> dict[str, NDArray[Any]]:
+    """Give one split the names, shapes and sizes that ``load_lidc`` promises."""
+    image, mask = arrays["images"], arrays["masks"].astype(np.int8)
+    present = arrays["reader_present"].astype(bool)
+    if resize == "crop":
+        start = (SIDE - size) // 2
+        window = slice(start, start + size)
+        image, mask = image[:, window, window].astype(np.float32), mask[..., window, window]
+    elif size < SIDE:
+        image, mask = _shrink(image, size), _shrink_masks(mask, size)
+    if absent == "ignore":
+        mask = np.where(present[..., None, None], mask, np.int8(-1))
+    patient = arrays["patient"].astype(str)
+    nodule, place = arrays["nodule"].astype(np.int64), arrays["slice"].astype(np.int64)
+    parts = zip(patient.tolist(), nodule.tolist(), place.tolist(), strict=True)
+    return {
+        "image": image[:, None].astype(np.float32) / np.float32(255),
+        "mask": np.ascontiguousarray(mask),
+        "reader_present": present,
+        "patient": patient,
+        "nodule": nodule,
+        "slice": place,
+        "id": np.array([f"{who}/n{number}/s{at}" for who, number, at in parts]),
+    }
+
+
+def _shrink(pixels: NDArray, size: int) -> NDArray[np.float32]:
+    """Means over blocks, dims (..., size, size)."""
+    block = pixels.shape[-1] // size
+    parts = pixels.reshape(*pixels.shape[:-2], size, block, size, block)
+    return parts.mean((-3, -1), dtype=np.float32)
+
+
+def _shrink_masks(mask: NDArray[np.int8], size: int) -> NDArray[np.int8]:
+    """Majority over blocks; a mask that was not empty never becomes so."""
+    out = np.empty((*mask.shape[:2], size, size), np.int8)
+    for start in range(0, len(mask), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        share = _shrink(mask[rows], size)
+        fullest = share.max((2, 3), keepdims=True)
+        out[rows] = (share >= np.minimum(0.5, fullest)) & (fullest > 0)
+    return out

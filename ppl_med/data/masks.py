@@ -1,0 +1,165 @@
+"""Do masks fit their images, and images the network? Said before any work starts.
+
+A mask holds class ids from 0, class 0 is the background; -1 marks what nobody annotated: a pixel,
+or, where several graders drew, everything of a grader who did not see the image.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNANNOTATED = -1
+
+
+def check_masks(
+    image: Any, mask: Any, *, num_classes: int | None = None, ids: Sequence[Any] | None = None
+) -> None:
+    """Raise if masks cannot be learned from or scored.
+
+    Args:
+        image: Dims (case, channel, row, col) or (case, channel, depth, row, col); or a list of
+            images without the case axis.
+        mask: Integers, dims (case, row, col) or (case, grader, row, col), and likewise with depth;
+            or a list of masks without the case axis.
+        num_classes: Class ids must lie in 0..num_classes-1, or be -1; None checks the lower end.
+        ids: Names of the cases for the messages; positions if missing.
+
+    Raises:
+        TypeError: Masks are no integers.
+        ValueError: Images of unequal sizes, a mask of another size than its image, class ids out of
+            range, an image that nobody annotated, or numbers of images and masks that differ.
+    """
+    image, mask = _stack("image", image, ids), _stack("mask", mask, ids)
+    if image.ndim not in (4, 5):
+        raise ValueError(
+            f"image has shape {image.shape}; expected (case, channel, row, col) or (case, channel, "
+            "depth, row, col): a missing channel axis is added by image[:, None]"
+        )
+    if len(image) != len(mask):
+        raise ValueError(f"there are {len(image)} images but {len(mask)} masks; pair them up")
+    if ids is not None and len(ids) != len(image):
+        raise ValueError(f"ids has {len(ids)} entries but there are {len(image)} images")
+    check_mask_shape(mask.shape, image.shape)
+    if mask.dtype.kind not in "biu":
+        raise TypeError(
+            f"mask has dtype {mask.dtype}; expected integers, class ids from 0 and -1 where nobody "
+            'annotated: convert with mask.astype("int64") after checking that every value is whole'
+        )
+    flat = mask.reshape(len(mask), -1)
+    low, high = flat.min(1), flat.max(1)
+    bad = low < UNANNOTATED
+    if num_classes is not None:
+        bad = bad | (high >= num_classes)
+    if bad.any():
+        first = int(bad.argmax())
+        allowed = "0 or more" if num_classes is None else f"0..{num_classes - 1}"
+        value = int(low[first] if low[first] < UNANNOTATED else high[first])
+        raise ValueError(
+            f"mask holds {value} in {_name(first, ids)}; class ids are {allowed}, or -1 for pixels "
+            "to ignore: map a code such as 255 to -1"
+        )
+    if (high == UNANNOTATED).any():
+        first = int((high == UNANNOTATED).argmax())
+        raise ValueError(
+            f"mask is -1 everywhere in {_name(first, ids)}: nobody annotated it; drop the case "
+            "(an image in which a grader saw nothing has a mask of zeros)"
+        )
+
+
+def check_mask_shape(mask_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+    """Raise unless a mask has its image's rows and columns, with at most an axis of graders.
+
+    Args:
+        mask_shape: Of (case, [grader,] [depth,] row, col).
+        image_shape: Of (case, channel, [depth,] row, col).
+
+    Raises:
+        ValueError: It has not.
+    """
+    size = tuple(image_shape[2:])
+    rank = len(mask_shape) - len(size)
+    if rank not in (1, 2) or tuple(mask_shape[rank:]) != size:
+        axes = ", ".join(("depth", "row", "col")[-len(size) :])
+        raise ValueError(
+            f"mask has shape {tuple(mask_shape)} but image {tuple(image_shape)}; expected (case, "
+            f"{axes}) or (case, grader, {axes}) of size {size}: resize masks by nearest neighbour, "
+            "and drop an axis of channels by mask[:, 0]"
+        )
+
+
+def check_divisible(size: Sequence[int], num_halvings: int) -> None:
+    """Raise unless a network that halves the image so often gets whole numbers of pixels.
+
+    Args:
+        size: Of the image: (row, col) or (depth, row, col), pixels.
+        num_halvings: How often the network halves it: scales - 1.
+
+    Raises:
+        ValueError: A size is not divisible by 2^num_halvings; names the padding that would mend it.
+    """
+    if num_halvings < 0:
+        raise ValueError(f"num_halvings is {num_halvings}; it must be 0 or more")
+    factor = 2**num_halvings
+    missing = [-length % factor for length in size]
+    if any(missing):
+        pairs = ", ".join(f"0, {extra}" for extra in reversed(missing))
+        target = " x ".join(str(n + extra) for n, extra in zip(size, missing, strict=True))
+        raise ValueError(
+            f"image is {' x '.join(map(str, size))}; {num_halvings} halvings need sizes divisible "
+            f"by {factor}: pad to {target}, images with torch.nn.functional.pad(image, ({pairs})) "
+            f"and masks with pad(mask, ({pairs}), value=-1)"
+        )
+
+
+def as_mask(values: Any, image_shape: Sequence[int]) -> "Tensor":
+    """Return masks as a CPU tensor of the dtype given.
+
+    Raises:
+        TypeError: They are neither integers nor booleans.
+        ValueError: Not of the image's size, or ids below -1.
+    """
+    import torch
+
+    from ppl_med.data.arrays import as_metadata
+
+    if getattr(np.asarray(values), "dtype", None) in (np.uint16, np.uint32, np.uint64):
+        values = np.asarray(values).astype(np.int64)  # torch can do little with these
+    mask = as_metadata("mask", values, image_shape[0])
+    if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"mask has dtype {mask.dtype}; expected integers or booleans: convert with "
+            'mask.astype("int64") after checking that every value is whole'
+        )
+    check_mask_shape(mask.shape, image_shape)
+    if mask.dtype != torch.bool and mask.numel() and int(mask.min()) < UNANNOTATED:
+        raise ValueError(
+            f"mask holds {int(mask.min())}; class ids count from 0, and -1 marks pixels to ignore"
+        )
+    return mask
+
+
+def _stack(name: str, values: Any, ids: Sequence[Any] | None) -> NDArray:
+    """One array; a list of arrays must be of one size."""
+    if isinstance(values, list | tuple) and values:
+        shapes = [np.shape(one) for one in values]
+        for case, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"{name} sizes differ: {shapes[0]} in {_name(0, ids)} but {shape} in "
+                    f"{_name(case, ids)}; crop, pad or resize them to one size"
+                )
+    array = np.asarray(values)
+    if array.size == 0:
+        raise ValueError(f"{name} is empty, shape {array.shape}: there are no pixels to read")
+    return array
+
+
+def _name(case: int, ids: Sequence[Any] | None) -> str:
+    if ids is None:
+        return f"case {case}"
+    return f"case {case} (id {np.asarray(ids)[case].item()!r})"

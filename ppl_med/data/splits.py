@@ -1,0 +1,181 @@
+"""Splits by patient, drawn from a seed and kept in files that tell when something has changed.
+
+Published figures on LIDC come from random splits that nobody can repeat, some of them by image, so
+that one patient is in training and in test. A split file names every patient of every split, and
+carries two SHA-256 digests: of the split itself and of the data it was made for.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppl_med.data.disjoint import check_disjoint
+
+_FORMAT = 1
+
+
+def split_patients(
+    patients: Sequence[str] | NDArray, shares: Mapping[str, float], *, seed: int = 0
+) -> dict[str, list[str]]:
+    """Divide patients among splits at random.
+
+    The same patients, shares and seed give the same split, in whatever order they come.
+
+    Args:
+        patients: Patient of every case, or every patient once.
+        shares: Share of the patients for every split, such as {"train": 0.6, "val": 0.2,
+            "test": 0.2}; they sum to 1.
+        seed: Determines who goes where.
+
+    Returns:
+        For every split its patients, sorted. Numbers are the shares, rounded at the running sum.
+
+    Raises:
+        ValueError: Shares that are not positive or do not sum to 1, or a split left without
+            patients.
+    """
+    total = sum(shares.values())
+    if not shares or min(shares.values()) <= 0 or abs(total - 1) > 1e-9:
+        raise ValueError(f"shares is {dict(shares)}; expected positive numbers that sum to 1")
+    everyone = np.unique(np.asarray(patients).astype(str))
+    order = np.random.default_rng(seed).permutation(everyone)
+    ends = np.round(np.cumsum(list(shares.values())) / total * len(order)).astype(int)
+    parts = np.split(order, ends[:-1])
+    split = {name: sorted(part.tolist()) for name, part in zip(shares, parts, strict=True)}
+    empty = [name for name, members in split.items() if not members]
+    if empty:
+        raise ValueError(f"{empty} would get none of the {len(order)} patients; change the shares")
+    return split
+
+
+def save_split(
+    path: str | PathLike[str], split: Mapping[str, Sequence[str]], arrays: Mapping[str, Any]
+) -> None:
+    """Write a split file, JSON, beside which the data can be checked.
+
+    Args:
+        path: Of the file; an older one is replaced.
+        split: Patients of every split, as ``split_patients`` returns them.
+        arrays: The data: "patient" str (case), "id", "image", "mask", and others that are not
+            looked at.
+
+    Raises:
+        ValueError: Splits share a patient, or patients of the data are in none.
+    """
+    _check_cover(split, arrays)
+    patients = {name: sorted(map(str, members)) for name, members in split.items()}
+    content = {
+        "format": _FORMAT,
+        "patients": patients,
+        "split_sha256": _split_digest(patients),
+        "data_sha256": data_digest(arrays),
+    }
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def load_split(
+    path: str | PathLike[str], arrays: Mapping[str, Any] | None = None
+) -> dict[str, list[str]]:
+    """Read a split file and verify it.
+
+    Args:
+        path: Of the file.
+        arrays: The data that it is for, verified too if given; see ``save_split``.
+
+    Returns:
+        Patients of every split.
+
+    Raises:
+        ValueError: No split file, one that was edited, or one that was made for other data.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        patients, known = content["patients"], content["format"] == _FORMAT
+        digests = content["split_sha256"], content["data_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no split file as written by save_split: {error}") from error
+    if not known or _split_digest(patients) != digests[0]:
+        raise ValueError(
+            f"{path} was changed after it was written, or is of another format: its digest does "
+            "not match; make a new one with save_split"
+        )
+    if arrays is not None and data_digest(arrays) != digests[1]:
+        raise ValueError(
+            f"{path} was made for other data: ids, pixels or masks differ, so figures would not be "
+            "comparable; make a new split file for this data"
+        )
+    return patients
+
+
+def apply_split(
+    arrays: Mapping[str, Any], split: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, NDArray]]:
+    """Divide arrays by patient.
+
+    Args:
+        arrays: "patient" str (case), and any others with first axis case.
+        split: Patients of every split.
+
+    Returns:
+        For every split the arrays of its patients, in the order given.
+
+    Raises:
+        ValueError: Splits share a patient, or patients of the data are in none.
+    """
+    _check_cover(split, arrays)
+    patient = np.asarray(arrays["patient"]).astype(str)
+    rows = {name: np.isin(patient, list(members)) for name, members in split.items()}
+    return {
+        name: {key: np.asarray(values)[kept] for key, values in arrays.items()}
+        for name, kept in rows.items()
+    }
+
+
+def data_digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of "id", "patient", "image" and "mask", whichever are there, as hexadecimal digits.
+
+    The same on every machine; another order of the cases, or another dtype, is other data.
+    """
+    digest = hashlib.sha256()
+    for name in ("id", "patient", "image", "mask"):
+        if name not in arrays:
+            continue
+        values = np.ascontiguousarray(arrays[name])
+        if values.dtype.kind in "US":  # not the width of the longest string
+            content = json.dumps(values.astype(str).tolist()).encode()
+        else:
+            content = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        digest.update(f"{name} {values.dtype.kind} {values.shape} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _split_digest(patients: Mapping[str, Sequence[str]]) -> str:
+    return hashlib.sha256(json.dumps(patients, sort_keys=True).encode()).hexdigest()
+
+
+def _check_cover(split: Mapping[str, Sequence[str]], arrays: Mapping[str, Any]) -> None:
+    if "patient" not in arrays:
+        raise ValueError(f'arrays has no "patient"; its keys are {sorted(arrays)}')
+    names = list(split)
+    for k, first in enumerate(names):
+        for second in names[k + 1 :]:
+            check_disjoint(
+                split[first],
+                split[second],
+                names=(f"patients of {first}", f"patients of {second}"),
+            )
+    named = {who for members in split.values() for who in members}
+    missing = sorted(set(np.asarray(arrays["patient"]).astype(str).tolist()) - named)
+    if missing:
+        raise ValueError(f"{len(missing)} patient(s) are in no split, first {missing[:5]}")
