@@ -18,11 +18,12 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ppl_med.inference.programs import argument_names, is_local, sample_sites
 from ppl_med.laws import LazyWeights
+from ppl_med.proposals import is_fixed, left_to_prior
 
 Terms = dict[str, Tensor]
 
@@ -103,15 +104,6 @@ def check_sites(
         )
 
 
-def left_to_prior(guide: Callable[..., Any]) -> frozenset[str]:
-    """Latent sites that a guide, or one of joined guides, leaves to the model's prior."""
-    modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
-    names: list[frozenset[str]] = [
-        getattr(module, "left_to_prior", frozenset()) for module in modules
-    ]
-    return frozenset().union(*names)
-
-
 def _unproposed(name: str, model: Callable[..., Any]) -> str:
     if name in argument_names(model):
         return f"the model observed no {name!r}: pass it in the batch, as batch[{name!r}]"
@@ -144,14 +136,6 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
     if isinstance(value, LazyWeights):
         value = q_fn.shared_draw()
     return (_scaled(q_fn.log_prob(value), q) - _scaled(p_fn.log_prob(value), p)).sum()
-
-
-def is_fixed(fn: Any) -> bool:
-    """Whether no parameter of a distribution learns, so that its draws need no gradient."""
-    while isinstance(fn, Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    values = (getattr(fn, name) for name in fn.arg_constraints if name in vars(fn))
-    return not any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _is_delta(fn: Any) -> bool:

@@ -15,9 +15,10 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
-from ppl_med.inference.elbo import Terms, check_sites, elbo_terms, left_to_prior, total
+from ppl_med.inference.elbo import Terms, check_sites, elbo_terms, total
 from ppl_med.inference.loader import is_finite
 from ppl_med.inference.programs import Program, is_local, sample_sites
+from ppl_med.proposals import left_to_prior
 
 
 @dataclass

@@ -5,15 +5,16 @@ Program, for a case with image x and levels l = 0 (the coarsest), 1, ...:
     z_l | x, z_<l  ~  Normal(m_l, diag s_l^2)                    one code a position of the level
     mask | x, z    ~  Categorical(softmax(decoder(x, z)))        one class a pixel, pixels summed
 
-Sites and their dimensions: z0, z1, ... (case, latent, z<l>_row, z<l>_col); mask (case, row, col) or
-(case, depth, row, col), integer in 0..K-1, or -1 where not annotated.
+Sites and their dimensions: z0, z1, ... (case, z<l>_latent, z<l>_row, z<l>_col); mask (case, row,
+col) or (case, depth, row, col), integer in 0..K-1, or -1 where not annotated.
 
 Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised.
 
 Reference: Kohl et al., "A hierarchical probabilistic U-Net for modeling multi-scale ambiguities",
 arXiv:1905.13077. Guide: ``ConditionalHierarchy`` with ``posterior_net()``; the authors train with
 ``objective=Geco(0.05 * num_pixels)``. Departs from it: all pixels count, not a random 2 % of the
-worst; log-scales are clamped; residual blocks start at zero.
+worst; log-scales are clamped; residual blocks start close to
+their skip.
 """
 
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ class HierarchicalProbabilisticUNet(nn.Module):
         space = self.likelihood.event
 
         def draw(level: int, law: TorchDistributionMixin) -> Tensor:
-            names = [f"z{level}_{axis}" for axis in space]
-            return pyro.sample(f"z{level}", law, infer=dims("latent", *names))
+            names = [f"z{level}_{axis}" for axis in ("latent", *space)]
+            return pyro.sample(f"z{level}", law, infer=dims(*names))
 
         with pyro.plate("case", num_cases or len(image), subsample=image):
             logits = self.network(image, draw)

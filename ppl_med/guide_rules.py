@@ -34,6 +34,7 @@ from ppl_med.program_runs import (
     set_mode,
     sites,
 )
+from ppl_med.proposals import is_fixed, left_to_prior
 
 
 def guide_violations(model: Program, guide: Program, call: Call, modules: Modules) -> list[str]:
@@ -57,7 +58,7 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
         fault = getattr(error, "__notes__", ["it fails with observations"])[0]
         return [f"{fault}: {error}"]
     mismatched = [
-        *_latents(traces),
+        *_latents(traces, left_to_prior(guide)),
         *_shapes_and_plates(traces, call.num_cases),
         *_support(traces),
         *_unreparametrised(traces),
@@ -110,13 +111,20 @@ def _traces(model: Program, guide: Program, call: Call) -> dict[str, Trace]:
     return traces
 
 
-def _latents(traces: Mapping[str, Trace]) -> list[str]:
+def _latents(traces: Mapping[str, Trace], left: frozenset[str]) -> list[str]:
     wanted = dict(sites(traces["prior"], observed=False))
     proposed, silent = (dict(sites(traces[name], observed=False)) for name in ("guide", "silent"))
     found = [
-        f"it proposes no {name!r}, a latent of the model; sample it"
+        f"it proposes no {name!r}, a latent of the model; sample it, or leave it to the prior by "
+        f"FromPrior({name!r})"
         for name in wanted
-        if name not in proposed
+        if name not in proposed and name not in left
+    ]
+    found += [
+        f"it leaves {name!r} to the prior, but that is shared by all cases; propose it, or nothing "
+        "is learned of it"
+        for name, site in wanted.items()
+        if name in left and name not in proposed and "case" not in plates(site)
     ]
     found += [
         f"it proposes {name!r}, which is no latent of the model ({sorted(wanted)}); rename or "
@@ -193,7 +201,7 @@ def _unreparametrised(traces: Mapping[str, Trace]) -> list[str]:
         f"it proposes {name!r} from {type(site['fn']).__name__}, which has no rsample, so no "
         "gradient passes; propose a continuous relaxation, or sum the latent out in the model"
         for name, site in sites(traces["guide"], observed=False)
-        if not site["fn"].has_rsample
+        if not (site["fn"].has_rsample or is_fixed(site["fn"]))
     ]
 
 

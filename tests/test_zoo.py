@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from ppl_med.data import Batches
 from ppl_med.inference import (
     BernoulliDropout,
+    BestHead,
+    ConditionalHierarchy,
     ConditionalNormal,
+    FromPrior,
     MeanFieldNormal,
     PointEstimate,
     fit,
@@ -31,9 +34,19 @@ from ppl_med.inference import (
 )
 from ppl_med.inference.programs import is_local, sample_sites
 from ppl_med.likelihoods import Categorical
-from ppl_med.models import BayesianClassifier, LatentClassifier
-from ppl_med.networks import AlexNet, CompactCNN, GaussianEncoder, LeNet
+from ppl_med.models import (
+    BayesianClassifier,
+    BayesianSegmenter,
+    HierarchicalProbabilisticUNet,
+    ImageToImageVAE,
+    LatentClassifier,
+    MultiHeadUNet,
+    ProbabilisticUNet,
+    StochasticSegmentationNetwork,
+)
+from ppl_med.networks import AlexNet, CompactCNN, GaussianEncoder, LeNet, UNet
 from ppl_med.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
+from ppl_med.proposals import left_to_prior
 from ppl_med.testing import check_guide, check_program
 from ppl_med.weights import RandomWeights
 
@@ -247,6 +260,48 @@ def latent_classifier() -> Pair:
     return model, ConditionalNormal(GaussianEncoder(CHANNELS, 2, 3, num_classes=2))
 
 
+SMALL = {"channels": (4, 6), "num_convolutions": 1}
+
+
+def segmenter(guide: Callable[[Any], nn.Module]) -> Pair:
+    net = nn.Sequential(UNet(CHANNELS, **SMALL), nn.Conv2d(4, 2, 1))
+    model = BayesianSegmenter(net, CLASSES)
+    return model, guide(model)
+
+
+def with_posterior_net(kind: Callable[..., Any], **settings: Any) -> Pair:
+    model = kind(CHANNELS, CLASSES, latent_dim=2, **SMALL, **settings)
+    return model, ConditionalNormal(model.posterior_net(), observation="mask")
+
+
+def multi_head_unet() -> Pair:
+    model = MultiHeadUNet(CHANNELS, CLASSES, heads=3, **SMALL)
+    return model, BestHead(model)
+
+
+def stochastic_segmentation(rank: int) -> Pair:
+    model = StochasticSegmentationNetwork(CHANNELS, CLASSES, rank=rank, **SMALL)
+    return model, FromPrior("z", "noise")
+
+
+def hierarchical() -> Pair:
+    model = HierarchicalProbabilisticUNet(CHANNELS, CLASSES, (2, 1), (4, 6, 6), num_blocks=1)
+    return model, ConditionalHierarchy(model.posterior_net())
+
+
+SEGMENTERS: dict[str, Callable[[], Pair]] = {
+    **{f"segmenter-{name}": partial(segmenter, guide) for name, guide in ESTIMATORS.items()},
+    "segmenter-point": partial(segmenter, PointEstimate),
+    "probabilistic-unet": partial(with_posterior_net, ProbabilisticUNet),
+    "probabilistic-unet-backbone": partial(
+        with_posterior_net, ProbabilisticUNet, backbone=UNet(CHANNELS, (5, 4), 1)
+    ),
+    "image-to-image-vae": partial(with_posterior_net, ImageToImageVAE),
+    "multi-head-unet": multi_head_unet,
+    "stochastic-segmentation": partial(stochastic_segmentation, 3),
+    "diagonal-segmentation": partial(stochastic_segmentation, 0),
+    "hierarchical-probabilistic-unet": hierarchical,
+}
 MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
 PROGRAMS: dict[str, Callable[[], Pair]] = {
     **{
@@ -269,22 +324,27 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "mixture-dropout": partial(classifier, BernoulliDropout, ScaleMixture()),
     "laplace-point": partial(classifier, PointEstimate, Laplace(0.3)),
     "latent": latent_classifier,
+    **SEGMENTERS,
 }
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 
 
-def data() -> dict[str, Any]:
-    """Two classes told apart by the brightness of the left half."""
+def data(name: str) -> dict[str, Any]:
+    """Two classes told apart by the brightness of the left half, as labels or as masks of it."""
     generator = torch.Generator().manual_seed(7)
     label = torch.arange(NUM_CASES) % 2
     image = torch.randn(NUM_CASES, CHANNELS, SIZE, SIZE, generator=generator)
     image[..., : SIZE // 2] += 2.0 * label[:, None, None, None] - 1
     ids = [f"case {index}" for index in range(NUM_CASES)]
-    return {"image": image, "label": label, "id": ids}
+    if name not in SEGMENTERS:
+        return {"image": image, "label": label, "id": ids}
+    mask = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.int64)
+    mask[..., : SIZE // 2] = label[:, None, None]
+    return {"image": image, "mask": mask, "id": ids}
 
 
-def mini_batch() -> dict[str, Tensor]:
-    return {name: value[:6] for name, value in data().items() if name != "id"}
+def mini_batch(name: str) -> dict[str, Tensor]:
+    return {key: value[:6] for key, value in data(name).items() if key != "id"}
 
 
 def start_values(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -303,29 +363,30 @@ def start_values(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
 @every_program
 def test_a_program_keeps_its_contract(name: str) -> None:
     model, guide = PROGRAMS[name]()
-    check_program(model, mini_batch())
-    check_guide(model, guide, mini_batch())
+    check_program(model, mini_batch(name))
+    check_guide(model, guide, mini_batch(name))
 
 
 @every_program
 def test_the_guide_proposes_exactly_the_latents(name: str) -> None:
     model, guide = PROGRAMS[name]()
-    batch = mini_batch()
+    batch = mini_batch(name)
     sites = sample_sites(poutine.trace(model).get_trace(**batch))
     latents = {n for n, site in sites.items() if not site["is_observed"]}
-    assert latents and set(sites) - latents == {"label"}
-    assert set(sample_sites(poutine.trace(guide).get_trace(**batch))) == latents
+    assert latents and set(sites) - latents == {"mask" if name in SEGMENTERS else "label"}
+    proposed = set(sample_sites(poutine.trace(guide).get_trace(**batch)))
+    assert proposed == latents - left_to_prior(guide)
 
 
 @every_program
 def test_a_mini_batch_stands_for_the_data_set(name: str) -> None:
     """Log p of what belongs to a case is num_cases / len(image) times the mini-batch's."""
     model, guide = (program.eval() for program in PROGRAMS[name]())
-    batch, factor = mini_batch(), 7
+    batch, factor = mini_batch(name), 7
     for program in (model, guide):
         trace = poutine.trace(program).get_trace(**batch)
         again = poutine.trace(poutine.replay(program, trace=trace))
-        whole = again.get_trace(**batch, num_cases=factor * len(batch["label"]))
+        whole = again.get_trace(**batch, num_cases=factor * len(batch["image"]))
         for site, node in sample_sites(whole).items():
             if not is_local(node):
                 assert node["scale"] == 1
@@ -340,7 +401,7 @@ def test_a_mini_batch_stands_for_the_data_set(name: str) -> None:
 
 def trained(name: str) -> tuple[Any, Any, xr.Dataset]:
     model, guide = PROGRAMS[name]()
-    batches = Batches(data(), batch_size=16, shuffle=True)
+    batches = Batches(data(name), batch_size=16, shuffle=True)
     history = fit(model, guide, batches, epochs=10, learning_rate=0.03, progress=False)
     return model, guide, history
 
@@ -364,17 +425,18 @@ def test_fit_moves_every_parameter_and_raises_the_elbo(name: str) -> None:
 def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Path) -> None:
     """A pair that was never called, built from other start values, predicts the same bits."""
     model, guide = PROGRAMS[name]()
-    batches = Batches(data(), batch_size=16)
+    batches = Batches(data(name), batch_size=16)
     fit(model, guide, batches, epochs=1, validation=batches, progress=False)
     tree = predict(model, guide, batches, draws=3, seed=4, progress=False)
-    dims = {dim for group in tree.subtree for dim in group.dims}
-    assert dims == {"chain", "draw", "case", "class"} | (
-        {"latent"} if "z" in tree["posterior"] else {"layer"}
-    )
+    dims = {str(dim) for group in tree.subtree for dim in group.dims}
+    space = ("row", "col") if name in SEGMENTERS else ()
     posterior: Any = tree["posterior"]
-    assert posterior["probs"].dims == ("chain", "draw", "case", "class")
+    assert dims >= {"chain", "draw", "case", "class", *space}
+    assert {dim for dim in dims if "_dim_" in dim} == set(), "an axis without a name"
+    assert ("layer" in dims) == ("weight_norm" in posterior)
+    assert posterior["probs"].dims == ("chain", "draw", "case", "class", *space)
     assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
-    assert posterior.coords["case"].to_numpy().tolist() == data()["id"]
+    assert posterior.coords["case"].to_numpy().tolist() == data(name)["id"]
     save(tmp_path / "trained.pt", model, guide)
     torch.manual_seed(1)
     others = PROGRAMS[name]()

@@ -39,8 +39,8 @@ class ResidualBlock(nn.Module):
             if in_channels == out_channels
             else convolution(spatial_dims, in_channels, out_channels, 1)
         )
-        # Blocks start as their skip; without normalisation a deep sum of them would explode.
-        nn.init.zeros_(cast(Tensor, self.layers[-1].weight))
+        # Blocks start close to their skip; without normalisation a deep sum would explode.
+        cast(Tensor, self.layers[-1].weight).data.mul_(0.1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features, dims (case, channel, *space)."""
