@@ -25,7 +25,6 @@ from ppl_med.analysis.segmentation.annotations import UNANNOTATED, cases, open_a
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
     Draws,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -40,7 +39,7 @@ def dice_max(
     tree: Posterior,
     annotations: xr.DataArray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
 ) -> xr.Dataset:
@@ -66,7 +65,7 @@ def d_max(
     tree: Posterior,
     annotations: xr.DataArray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
 ) -> xr.Dataset:
@@ -190,7 +189,7 @@ def _best(
     axis: int,
     tree: Posterior,
     annotations: xr.DataArray | None,
-    samples: SampleKind,
+    samples: str,
     classes: ClassList,
     empty: float,
 ) -> xr.Dataset:

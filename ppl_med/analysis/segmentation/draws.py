@@ -13,14 +13,13 @@ the size of the file.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.posterior import Posterior
 
-SampleKind: TypeAlias = Literal["mode", "draw"]
 ClassList: TypeAlias = Sequence[int | str] | None
 
 _BLOCK_BYTES = 2**27
@@ -121,7 +120,7 @@ class Draws:
                 yield values.reshape(*values.shape[: -len(self.space)], self.num_pixels)
 
 
-def open_draws(tree: Posterior, samples: SampleKind = "mode") -> Draws:
+def open_draws(tree: Posterior, samples: str = "mode") -> Draws:
     """Find the sampled masks of a tree and check their dimensions, without reading them.
 
     Args:
@@ -218,7 +217,7 @@ def check_range(values: np.ndarray, low: int, num_classes: int | None, name: str
         )
 
 
-def _find(tree: Posterior, samples: SampleKind) -> tuple[xr.DataArray, tuple[str, ...]]:
+def _find(tree: Posterior, samples: str) -> tuple[xr.DataArray, tuple[str, ...]]:
     if isinstance(tree, xr.DataArray):
         if samples == "draw" and "class" in tree.dims:
             raise ValueError(

@@ -35,7 +35,6 @@ from ppl_med.analysis.segmentation.annotations import (
 )
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -58,7 +57,7 @@ def ged(
     tree: Posterior,
     annotations: xr.DataArray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
     grader_weights: Weights = None,
@@ -114,7 +113,7 @@ def ged(
 def diversity(
     tree: Posterior,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
     sample_weights: Weights = None,

@@ -1,13 +1,12 @@
 """Share of draws, and of graders, that put a pixel in a class."""
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import numpy as np
 
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation.annotations import UNANNOTATED
-from ppl_med.analysis.segmentation.draws import Draws, SampleKind, open_draws, open_probabilities
+from ppl_med.analysis.segmentation.draws import Draws, open_draws, open_probabilities
 
 Blocks = Callable[[np.ndarray], Iterator[tuple[slice, np.ndarray]]]
 
@@ -31,7 +30,7 @@ def foreground_blocks(tree: Posterior, samples: str) -> tuple[Draws, Blocks]:
     if samples == "probs":
         draws = open_probabilities(tree)
         return draws, lambda numbers: _mean_probabilities(draws, numbers)
-    draws = open_draws(tree, cast(SampleKind, samples))
+    draws = open_draws(tree, samples)
     return draws, lambda numbers: _mean_masks(draws, numbers)
 
 

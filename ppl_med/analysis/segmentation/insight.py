@@ -24,7 +24,6 @@ from ppl_med.analysis.segmentation import overlap
 from ppl_med.analysis.segmentation.annotations import Case, cases, open_annotations
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -38,7 +37,7 @@ def collective_insight(
     tree: Posterior,
     annotations: xr.DataArray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
 ) -> xr.Dataset:

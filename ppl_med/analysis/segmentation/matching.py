@@ -27,12 +27,10 @@ from ppl_med.analysis.segmentation.annotations import (
 )
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
 )
-from ppl_med.analysis.segmentation.overlap import Overlap
 from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
 _LARGEST_SQUARE = 2000  # copies per side; beyond it the transport problem is the smaller one
@@ -42,10 +40,10 @@ def hungarian(
     tree: Posterior,
     annotations: xr.DataArray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
-    overlap: Overlap = "iou",
+    overlap: str = "iou",
     grader_weights: Weights = None,
     sample_weights: Weights = None,
 ) -> xr.Dataset:
@@ -69,7 +67,7 @@ def hungarian(
         TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
     """
     overlaps.check_empty(empty)
-    if overlap not in ("iou", "dice"):
+    if overlap not in overlaps.PER_CLASS:
         raise ValueError(f"overlap must be 'iou' or 'dice', not {overlap!r}.")
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)

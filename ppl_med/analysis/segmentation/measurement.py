@@ -20,7 +20,6 @@ from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotati
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
     Draws,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -32,7 +31,7 @@ def sizes(
     tree: Posterior,
     annotations: xr.DataArray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     spacing: Sequence[float] | xr.DataArray | None = None,
     unit: str = "mm",

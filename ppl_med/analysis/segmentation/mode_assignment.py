@@ -16,7 +16,7 @@ towards the unswitched modes. `ties` says what to do:
 Source: Kohl et al., NeurIPS 2018, arXiv:1806.05034, section 4.2 (Cityscapes with 32 modes).
 """
 
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -26,7 +26,6 @@ from ppl_med.analysis.segmentation import overlap
 from ppl_med.analysis.segmentation.annotations import cases, open_annotations
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -39,18 +38,16 @@ from ppl_med.analysis.segmentation.frequencies import (
 from ppl_med.analysis.segmentation.frequencies import compare as compare_frequencies
 from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
-Ties: TypeAlias = Literal["exclude", "proportional", "equal", "first"]
-
 _TOLERANCE = 1e-9  # distances of equal masks differ by rounding only
 
 
 def modes(
     tree: Posterior,
     mode_masks: xr.DataArray,
-    probabilities: xr.DataArray | np.ndarray | None = None,
+    probabilities: Sequence[float] | np.ndarray | xr.DataArray | None = None,
     *,
-    ties: Ties = "exclude",
-    samples: SampleKind = "mode",
+    ties: str = "exclude",
+    samples: str = "mode",
     classes: ClassList = None,
     empty: float = 1.0,
 ) -> xr.Dataset:
@@ -131,12 +128,12 @@ def _frequencies(counts: np.ndarray, law: np.ndarray | None) -> xr.Dataset:
     )
     if law is None:
         return result
-    result["probability"] = ("mode", law, {"units": "probability"})
-    result.attrs["entropy_of_truth"] = entropy(law)
-    return result.merge(compare_frequencies(counts, total, law), combine_attrs="override")
+    note = f"entropy of the truth {entropy(law):.4f} nats"
+    result["probability"] = ("mode", law, {"units": "probability", "note": note})
+    return result.merge(compare_frequencies(counts, total, law))
 
 
-def _shares(gaps: np.ndarray, ties: Ties, law: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Share of every sample in every mode (sample, mode), and which samples are tied."""
     if np.isnan(gaps).any():
         raise ValueError(
@@ -178,7 +175,9 @@ def _as_graders(mode_masks: xr.DataArray) -> xr.DataArray:
     return mode_masks.rename({"mode": "grader"})
 
 
-def _law(probabilities: xr.DataArray | np.ndarray | None, num_modes: int) -> np.ndarray | None:
+def _law(
+    probabilities: Sequence[float] | np.ndarray | xr.DataArray | None, num_modes: int
+) -> np.ndarray | None:
     if probabilities is None:
         return None
     values = np.asarray(probabilities, dtype=np.float64)

@@ -9,11 +9,9 @@ Cityscapes experiments of Kohl et al.), and a pair without any class left has no
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-
-Overlap: TypeAlias = Literal["iou", "dice"]
 
 _CHUNK = 2**18  # pixels per product; float32 counts exactly up to 2^24
 
@@ -71,7 +69,7 @@ def dice_per_class(counts: Counts, empty: float) -> np.ndarray:
     return _ratio(2 * counts.both, total, empty)
 
 
-PER_CLASS: dict[Overlap, Callable[[Counts, float], np.ndarray]] = {
+PER_CLASS: dict[str, Callable[[Counts, float], np.ndarray]] = {
     "iou": iou_per_class,
     "dice": dice_per_class,
 }
@@ -82,7 +80,7 @@ def pairwise(
     second: np.ndarray,
     classes: np.ndarray,
     empty: float,
-    overlap: Overlap = "iou",
+    overlap: str = "iou",
 ) -> np.ndarray:
     """Return the overlap of every pair, averaged over classes: (first, second), 0..1 or NaN."""
     return class_mean(PER_CLASS[overlap](count(first, second, classes), empty))

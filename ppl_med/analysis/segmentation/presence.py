@@ -25,7 +25,6 @@ from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotati
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
     Draws,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -41,7 +40,7 @@ def presence_reliability(
     annotations: xr.DataArray | None = None,
     *,
     bins: int = 10,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
     classes: ClassList = None,
     simulations: int = 200,
     seed: int = 0,

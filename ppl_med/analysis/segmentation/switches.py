@@ -23,7 +23,6 @@ from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation.annotations import open_annotations
 from ppl_med.analysis.segmentation.draws import (
     Draws,
-    SampleKind,
     class_indices,
     class_labels,
     open_draws,
@@ -37,10 +36,10 @@ _MOST_SWITCHES = 12  # 2^12 modes
 def flips(
     tree: Posterior,
     regions: xr.DataArray,
-    switches: Mapping[int | str, int | str],
+    switches: Mapping[int, int] | Mapping[str, str],
     rates: Sequence[float] | np.ndarray | None = None,
     *,
-    samples: SampleKind = "mode",
+    samples: str = "mode",
 ) -> xr.Dataset:
     """Read off every sample which regions it switched.
 
@@ -178,7 +177,7 @@ def _patterns(flipped: np.ndarray, rates: np.ndarray | None) -> xr.Dataset:
     return result.merge(compare(counts, total, truth))
 
 
-def _pairs(switches: Mapping[int | str, int | str], draws: Draws) -> np.ndarray:
+def _pairs(switches: Mapping[int, int] | Mapping[str, str], draws: Draws) -> np.ndarray:
     if not isinstance(switches, Mapping) or not switches:
         raise TypeError("switches must map every class that switches to its alternative.")
     if len(switches) > _MOST_SWITCHES:
