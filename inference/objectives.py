@@ -101,21 +101,18 @@ class ImportanceWeighted(nn.Module):
         plate = pyro.plate("particle", self.particles, dim=-1 - self.max_plate_nesting)
         with plate:
             guide_trace = poutine.trace(guide).get_trace(**values, num_cases=num_cases)
+        proposed = sample_sites(guide_trace)
+        _check_local(proposed)
         replayed = poutine.replay(model, trace=guide_trace)
         with plate:
             model_trace = poutine.trace(replayed).get_trace(**values, num_cases=num_cases)
-        proposed, sites = sample_sites(guide_trace), sample_sites(model_trace)
+        sites = sample_sites(model_trace)
         check_sites(model, guide, sites, proposed)
         log_weight: Tensor | float = 0.0
         nll: Terms = {}
         kl: Terms = {}
         scale = 1.0
         for name, site in sites.items():
-            if not is_local(site):
-                raise ValueError(
-                    f"ImportanceWeighted: the latent {name!r} is shared by all cases; use "
-                    "objective=Elbo(), or make the network deterministic"
-                )
             if name in left_to_prior(guide) and not site["is_observed"]:
                 continue
             term = self._log_prob(site)
@@ -139,6 +136,15 @@ class ImportanceWeighted(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What a resumed run must share."""
         return {"objective": f"ImportanceWeighted({self.particles})"}
+
+
+def _check_local(proposed: Mapping[str, Any]) -> None:
+    for name, site in proposed.items():
+        if not is_local(site):
+            raise ValueError(
+                f"ImportanceWeighted: the latent {name!r} is shared by all cases; use "
+                "objective=Elbo(), or make the network deterministic"
+            )
 
 
 def scale_of(site: Mapping[str, Any]) -> float:

@@ -115,8 +115,8 @@ class UNet(nn.Module):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
-        if len(channels) < 2 or min(channels) < 1:
-            raise ValueError(f"channels must name two scales or more, got {tuple(channels)}")
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels must name one scale or more, got {tuple(channels)}")
         self.in_channels, self.num_features = in_channels, channels[0]
         self.encoder = Encoder(in_channels, channels, num_convolutions, spatial_dims)
         self.decoder = nn.ModuleList(

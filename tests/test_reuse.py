@@ -1,0 +1,95 @@
+"""A deterministic network runs once a batch while a program is drawn from, and only then."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_med.inference import ConditionalNormal, fit, predict
+from ppl_med.models import ProbabilisticUNet
+from ppl_med.reuse import once, reuse
+from ppl_med.weights import RandomWeights
+
+
+class Counting(nn.Module):
+    """Adds one; counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.calls += 1
+        return image + 1
+
+
+@pytest.fixture
+def net() -> Counting:
+    return Counting().eval()
+
+
+@torch.no_grad()
+def test_the_same_tensor_is_the_same_call(net: Counting) -> None:
+    image, other = torch.zeros(2), torch.zeros(2)
+    with reuse():
+        assert once(net, image) is once(net, image)
+        assert net.calls == 1
+        once(net, other)
+        assert net.calls == 2
+        image.add_(1)  # the same object, other values
+        assert torch.equal(once(net, image), torch.full((2,), 2.0))
+    once(net, image)
+    assert net.calls == 4, "nothing is kept outside the block"
+
+
+@torch.no_grad()
+def test_a_tensor_in_the_place_of_one_that_is_gone_is_another(net: Counting) -> None:
+    with reuse():
+        for value in range(20):
+            assert once(net, torch.full((1,), float(value))).item() == value + 1
+
+
+def test_training_and_gradients_run_every_time(net: Counting) -> None:
+    image = torch.zeros(2)
+    with reuse():
+        once(net, image), once(net, image)
+        assert net.calls == 2
+        with torch.no_grad():
+            net.train()
+            once(net, image), once(net, image)
+    assert net.calls == 4
+
+
+@torch.no_grad()
+def test_random_weights_are_drawn_every_time() -> None:
+    net = RandomWeights(nn.Linear(2, 2)).eval()
+    image = torch.ones(1, 2)
+    with reuse():
+        assert not torch.equal(once(net, image), once(net, image))
+
+
+def test_predict_runs_the_unet_once_a_batch() -> None:
+    torch.manual_seed(0)
+    model = ProbabilisticUNet(1, ("a", "b"), channels=(4, 6), num_convolutions=1)
+    guide = ConditionalNormal(model.posterior_net(), observation="mask")
+    counts: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            counts[name] = counts.get(name, 0) + 1
+
+        return hook
+
+    model.backbone.register_forward_hook(count("backbone"))
+    model.prior.register_forward_hook(count("prior"))
+    model.combine.register_forward_hook(count("combine"))
+    batches = [{"image": torch.randn(3, 1, 8, 8)} for _ in range(4)]
+    extra = 2  # what predict finds out about the sites beforehand
+    predict(model, guide, batches, draws=10, progress=False)
+    assert counts["combine"] >= 4 * 10
+    assert counts["backbone"] <= 4 + extra and counts["prior"] <= 4 + extra
+    labelled = [{**one, "mask": torch.zeros(3, 8, 8, dtype=torch.int64)} for one in batches]
+    counts.clear()
+    fit(model, guide, labelled, epochs=2, learning_rate=1e-6, progress=False)
+    assert counts["backbone"] >= 8
