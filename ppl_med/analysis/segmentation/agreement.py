@@ -181,7 +181,13 @@ def soft_dice(
     result = case_dataset(graded, figures, "1", dims=("threshold",), coords={"threshold": levels})
     total = case_dataset(graded, {"dice_over_thresholds": values.mean(1)}, "1")
     labels = class_labels(numbers, draws)
-    return describe(result.merge(total), classes=labels, empty=float(empty), samples=samples)
+    return describe(
+        result.merge(total),
+        classes=labels,
+        empty=float(empty),
+        samples=samples,
+        num_samples=draws.num_samples,
+    )
 
 
 def _best(

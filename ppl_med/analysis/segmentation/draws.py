@@ -250,7 +250,7 @@ def _find(tree: Posterior, samples: str) -> tuple[xr.DataArray, tuple[str, ...]]
 
 
 def _names(array: xr.DataArray) -> tuple[str, ...]:
-    if "class" in array.coords:
+    if "class" in array.indexes:
         return tuple(str(name) for name in array["class"].values)
     return tuple(str(index) for index in range(array.sizes.get("class", 0)))
 
