@@ -77,6 +77,11 @@ def test_readers_who_did_not_mark_may_be_dropped():
         ({"mask": np.full((6, 3, 4, 4), 255)}, ValueError, "255 in case 0 .id 10.*such as 255"),
         ({"mask": np.full((6, 3, 4, 4), -1)}, ValueError, "id 10.*nobody annotated"),
         ({"age": [1, 2]}, ValueError, "age has shape"),
+        (
+            {"mask": [np.zeros((3 - k // 5, 4, 4), int) for k in range(6)]},
+            ValueError,
+            r"mask sizes differ: .* \(2, 4, 4\) in case 5 .id 15.*absent graders",
+        ),
     ],
 )
 def test_bad_graded_arrays_are_named(changes, error, message):
@@ -157,6 +162,7 @@ def test_sizes_a_network_cannot_halve_are_padded_as_told():
         (np.zeros((5, 4, 4), int), ValueError, "mask has 5 entries"),
         (np.zeros((6, 4, 4)), TypeError, "mask has dtype"),
         (np.full((6, 4, 4), -2), ValueError, "mask holds -2"),
+        (np.full((6, 4, 4), 255, np.uint8), ValueError, "255, which is no class id"),
         (np.zeros((6, 1, 1, 4, 4), int), ValueError, "mask has shape"),
     ],
 )

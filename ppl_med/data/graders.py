@@ -42,14 +42,14 @@ def one_grader_per_case(
     missing = {"image", "mask"} - arrays.keys()
     if missing:
         raise ValueError(f"arrays lacks {sorted(missing)}; its keys are {sorted(arrays)}")
+    ids = np.asarray(arrays.get("id", np.arange(len(arrays["image"]))))
+    check_masks(arrays["image"], arrays["mask"], num_classes=num_classes, ids=ids.tolist())
     image, mask = np.asarray(arrays["image"]), np.asarray(arrays["mask"])
-    ids = np.asarray(arrays.get("id", np.arange(len(image))))
     if mask.ndim != image.ndim:
         raise ValueError(
             f"mask has shape {mask.shape}; expected (case, grader, ...) beside an image of shape "
             f"{image.shape}: masks of one grader need no such step"
         )
-    check_masks(image, mask, num_classes=num_classes, ids=ids.tolist())
     annotated = _annotated(arrays, mask, drop_absent)
     if not annotated.any(1).all():
         first = int((~annotated.any(1)).argmax())

@@ -3,7 +3,8 @@
 Read from ``lidc_train.npz``, ``lidc_val.npz`` and, where it is there, ``lidc_test.npz``, split by
 patient; each holds
 
-    images           uint8 (case, row=128, col=128), one window of CT values as 8-bit grey levels
+    images           uint8 (case, row=128, col=128), CT values, each crop stretched to 0..255 by its
+                     own least and largest: grey levels of two crops are not one scale
     masks            0 or 1 (case, grader=4, row=128, col=128)
     reader_present   0 or 1 (case, grader): this reader marked the nodule on some slice
     patient          bytes or str (case)
@@ -45,10 +46,10 @@ def load_lidc(
     Args:
         folder: Holds ``lidc_train.npz`` and the others, itself or in a subfolder ``lidc``.
         size: Rows and columns wanted, at most 128; 64 suits a CPU.
-        resize: "crop" keeps the central pixels, so the scale stays and large nodules may lose their
-            rim. "average" takes means over blocks, so everything stays and shrinks; a pixel of the
-            mask is set where at least half its block is, and a mask that would vanish keeps its
-            fullest pixel. ``size`` must then divide 128.
+        resize: "crop" keeps the central pixels, so the scale stays, but what lies outside is lost:
+            at size 64, one outline in 400 becomes empty. "average" takes means over blocks, so
+            everything stays and shrinks; a pixel of the mask is set where at least half its block
+            is, and a mask that would vanish keeps its fullest pixel. ``size`` must divide 128.
         absent: What a reader who did not mark the nodule on any slice counts as: "empty" for the
             answer that there is none, "ignore" for no answer, a mask of -1.
 

@@ -121,7 +121,7 @@ def as_mask(values: Any, image_shape: Sequence[int]) -> "Tensor":
 
     Raises:
         TypeError: They are neither integers nor booleans.
-        ValueError: Not of the image's size, or ids below -1.
+        ValueError: Not of the image's size, ids below -1, or 255 in masks of uint8.
     """
     import torch
 
@@ -140,6 +140,11 @@ def as_mask(values: Any, image_shape: Sequence[int]) -> "Tensor":
         raise ValueError(
             f"mask holds {int(mask.min())}; class ids count from 0, and -1 marks pixels to ignore"
         )
+    if mask.dtype == torch.uint8 and (mask == 255).any():
+        raise ValueError(
+            "mask is uint8 and holds 255, which is no class id: divide masks of 0 and 255 by 255, "
+            'and where it stands for pixels to ignore, use -1: mask.astype("int16") first'
+        )
     return mask
 
 
@@ -152,6 +157,7 @@ def _stack(name: str, values: Any, ids: Sequence[Any] | None) -> NDArray:
                 raise ValueError(
                     f"{name} sizes differ: {shapes[0]} in {_name(0, ids)} but {shape} in "
                     f"{_name(case, ids)}; crop, pad or resize them to one size"
+                    + (", and give absent graders masks of -1" if name == "mask" else "")
                 )
     array = np.asarray(values)
     if array.size == 0:
