@@ -123,6 +123,8 @@ def test_a_random_grader_needs_graders():
 def test_check_masks_names_the_case():
     image, mask = np.zeros((3, 1, 4, 4)), np.zeros((3, 4, 4), int)
     check_masks(image, mask, num_classes=1)
+    with pytest.raises(ValueError, match=r"mask holds 1 in case 0; class ids are 0\.\.0"):
+        check_masks(image, mask + 1, num_classes=1)
     check_masks(torch.zeros(2, 1, 3, 4, 4), torch.zeros(2, 5, 3, 4, 4).long())
     check_masks(list(image), list(mask), ids=list("abc"))
     odd = [np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 5, 4))]
