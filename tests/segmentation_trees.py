@@ -85,8 +85,8 @@ def brute_dice(first: np.ndarray, second: np.ndarray, classes: list[int], empty:
 
 
 def mode_bits() -> np.ndarray:
-    """Which of the five regions each of the 32 modes switches (mode, switch)."""
-    return np.array(list(itertools.product((0, 1), repeat=5)))
+    """Which regions each of the 32 modes switches (mode, switch), the first region fastest."""
+    return np.array(list(itertools.product((0, 1), repeat=5)))[:, ::-1]
 
 
 def mode_law() -> np.ndarray:

@@ -341,6 +341,27 @@ def test_invariances(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(equal["biased"], 0, atol=1e-12)
 
 
+def test_weights_per_case_are_those_of_the_case(rng: np.random.Generator) -> None:
+    masks, graders = random_masks(rng, (4, 3, 4, 4), 2), random_masks(rng, (4, 5, 4, 4), 2)
+    p, q = rng.dirichlet(np.ones(3), 4), rng.dirichlet(np.ones(5), 4)
+    q[1, 2] = 0
+    q[1] /= q[1].sum()
+    graders[1, 2] = -1
+    result = segmentation.ged(
+        sampled(masks),
+        graded(graders),
+        classes=[1],
+        sample_weights=xr.DataArray(p[:, None], dims=("case", "chain", "draw")),
+        grader_weights=xr.DataArray(q.T, dims=("grader", "case")),
+    )
+    for case in range(4):
+        both = [*masks[case], *graders[case]]
+        distance = 1 - np.array([[brute_iou(a, b, [1], 1.0) for a in both] for b in both])
+        signed = np.concatenate([p[case], -q[case]])
+        expected = -signed @ distance @ signed
+        assert float(result["biased"][case]) == pytest.approx(expected, abs=1e-12)
+
+
 def test_a_mode_without_weight_is_not_part_of_the_law(rng: np.random.Generator) -> None:
     masks, graders = np.ones((1, 2, 3, 3), int), np.ones((1, 3, 3, 3), int)
     graders[0, 2] = 0

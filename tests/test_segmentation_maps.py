@@ -57,6 +57,24 @@ def test_blocks_of_cases_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
             xr.testing.assert_identical(ours, theirs)
 
 
+def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty megabytes of probabilities; the analyses hold a few cases at a time."""
+    import tracemalloc
+
+    from ppl_med.analysis.segmentation import draws
+
+    monkeypatch.setattr(draws, "_BLOCK_BYTES", 2**20)
+    probs = np.full((1, 8, 60, 2, 64, 64), 0.5)
+    tree = xr.DataArray(probs, dims=("chain", "draw", "case", "class", "row", "col"))
+    truth = xr.DataArray(np.ones((60, 2, 64, 64), int), dims=("case", "grader", "row", "col"))
+    for analysis in (segmentation.ged, segmentation.ncc, segmentation.pixel_reliability):
+        tracemalloc.start()
+        analysis(tree, truth)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 6e6, analysis.__name__
+
+
 def test_lazy_arrays_give_the_same_figures(rng: np.random.Generator) -> None:
     masks, graders = random_masks(rng, (5, 4, 6, 6), 3), random_masks(rng, (5, 3, 6, 6), 3)
     tree = tree_of(sampled(masks), graded(graders), 3)

@@ -80,8 +80,8 @@ def test_a_perfect_sampler_has_the_frequencies_of_the_truth(rng: np.random.Gener
 def test_perfect_values_are_the_means_over_replications(rng: np.random.Generator) -> None:
     law, number = np.array([0.5, 0.3, 0.2]), 2000
     found = [
-        frequencies.compare(counts[None].astype(float), np.array([float(number)]), law)
-        for counts in rng.multinomial(number, law, 2000)
+        frequencies.compare(counts[None].astype(float), law[None])
+        for counts in rng.multinomial(number, law, 1000)
     ]
     for name in ("kl_empirical_true", "total_variation"):
         values = np.array([float(one[name]) for one in found])
@@ -97,11 +97,75 @@ def test_errors_over_cases_are_the_spread_over_replications(rng: np.random.Gener
     for _ in range(800):
         own = rng.dirichlet(mean, cases)
         counts = rng.multinomial(16, own).astype(float)
-        found.append(frequencies.compare(counts, counts.sum(1), law))
+        found.append(frequencies.compare(counts, np.broadcast_to(law, counts.shape)))
     for name in ("kl_empirical_true", "kl_true_empirical", "total_variation"):
         spread = np.std([float(one[name]) for one in found], ddof=1)
         claimed = np.mean([float(one[f"{name}_se"]) for one in found])
         # the sd of 800 replications is known to 2.5 %; six standard errors and the second order
+        assert claimed == pytest.approx(spread, rel=0.18), name
+
+
+def styles(rng: np.random.Generator, cases: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bars of width 0, 2, 4 or 7, with probabilities that depend on the case."""
+    known = np.arange(8) < np.array([0, 2, 4, 7])[:, None]
+    masks = np.broadcast_to(known[None, :, None].astype(int), (cases, 4, 1, 8)).copy()
+    return masks, rng.dirichlet([1, 1, 2, 2], cases)
+
+
+def draw_styles(rng: np.random.Generator, law: np.ndarray, number: int) -> np.ndarray:
+    below = law.cumsum(1)[:, None, :3]
+    return (rng.random((len(law), number))[..., None] > below).sum(-1)
+
+
+def test_a_model_that_ignores_the_image_fails_case_by_case(rng: np.random.Generator) -> None:
+    """Probabilities given the image: the marginal law alone passes the pooled test only."""
+    cases, number = 1500, 16
+    masks, law = styles(rng, cases)
+    marginal = np.broadcast_to(law.mean(0), law.shape)
+    for drawn, passes in ((law, True), (marginal, False)):
+        picked = draw_styles(rng, drawn, number)
+        result = segmentation.modes(
+            sampled(masks[np.arange(cases)[:, None], picked]),
+            graded(masks, "mode"),
+            xr.DataArray(law, dims=("case", "mode")),
+            classes=[1],
+        )
+        np.testing.assert_array_equal(result["count"][0], np.bincount(picked[0], minlength=4))
+        np.testing.assert_allclose(result["probability"], law.mean(0), atol=1e-12)
+        if passes:  # stratified samples: below 3 / (2 N) on average
+            assert 2 * cases * number * float(result["kl_empirical_true"]) < stats.chi2.isf(1e-6, 3)
+            assert float(result["kl_empirical_true_perfect"]) < 3 / (2 * cases * number)
+        else:
+            assert float(result["total_variation"]) < 0.02
+        gap = result["kl_per_case"] - result["kl_per_case_perfect"]
+        score = float(gap.mean()) / (float(gap.std(ddof=1)) / cases**0.5)
+        assert (abs(score) < Z) is passes
+
+
+def test_perfect_values_hold_for_probabilities_that_vary(rng: np.random.Generator) -> None:
+    law, number = rng.dirichlet([1, 2, 3], 50), 40
+    counts = rng.multinomial(number, law[None], (1000, 50)).astype(float)
+    found = [frequencies.compare(one, law) for one in counts]
+    for name in ("kl_empirical_true", "total_variation"):
+        values = np.array([float(one[name]) for one in found])
+        perfect = float(found[0][f"{name}_perfect"])
+        error = values.std(ddof=1) / len(values) ** 0.5
+        assert abs(values.mean() - perfect) < Z * error + 0.01 * perfect, name
+    inside = np.array([frequencies.kl_per_case(one, law) for one in counts])
+    error = inside[:, 0].std(0, ddof=1) / 1000**0.5
+    assert (np.abs(inside[:, 0].mean(0) - inside[0, 1]) < Z * error).all()
+
+
+def test_errors_hold_for_probabilities_that_vary(rng: np.random.Generator) -> None:
+    """Cases are drawn together with their law; the model always draws the same wrong one."""
+    found = []
+    for _ in range(800):
+        law = rng.dirichlet([2, 5, 3], 200)
+        counts = rng.multinomial(16, np.broadcast_to([0.5, 0.3, 0.2], (200, 3))).astype(float)
+        found.append(frequencies.compare(counts, law))
+    for name in ("kl_empirical_true", "kl_true_empirical", "total_variation"):
+        spread = np.std([float(one[name]) for one in found], ddof=1)
+        claimed = np.mean([float(one[f"{name}_se"]) for one in found])
         assert claimed == pytest.approx(spread, rel=0.18), name
 
 
@@ -194,12 +258,12 @@ def test_coherent_samples_flip_whole_regions(rng: np.random.Generator) -> None:
         result["correlation"], np.corrcoef(bits.reshape(-1, 5).T), atol=1e-12
     )
     np.testing.assert_allclose(result["probability"], mode_law(), atol=1e-12)
-    code = bits.reshape(-1, 5) @ [16, 8, 4, 2, 1]
+    code = bits.reshape(-1, 5) @ [1, 2, 4, 8, 16]
     np.testing.assert_allclose(
         result["frequency"], np.bincount(code, minlength=32) / len(code), atol=1e-12
     )
     assert 2 * cases * number * float(result["kl_empirical_true"]) < stats.chi2.isf(1e-6, 31)
-    assert result["mode"].values[1] == "00001"
+    assert result["mode"].values[1] == "10000"
     assert result["rate"].sel(switch="5") == RATES[4]
     agrees = segmentation.modes(
         sampled(switch(regions, bits)),

@@ -1,39 +1,46 @@
 """Frequencies of modes against their true probabilities: divergences and their errors.
 
-    kl_empirical_true  sum f log(f / p)      nats; a perfect sampler has (M - 1) / (2 N) on average
+    kl_empirical_true  sum f log(f / p)      nats
     kl_true_empirical  sum p log(p / f)      nats; infinite where a mode was never drawn
     total_variation    sum |f - p| / 2       probability
 
-f is the mean over cases of the frequencies per case. Errors come from the spread over cases, by
-the delta method; at f = p the first derivative vanishes, and there the value for a perfect sampler
-is the yardstick, not the error.
+f pools the samples of all cases, and p is the mean of the true law over the same samples: where the
+law depends on the image, these figures test the marginal law only. A model that ignores the image
+can pass them, but not
+
+    kl_per_case        sum f_i log(f_i / p_i) inside each case, nats
+
+A perfect sampler has positive figures too, from its finite number of samples; ``<name>_perfect``
+gives them. Errors come from the spread over cases, by the delta method; at f = p the first
+derivative vanishes, and there the perfect value is the yardstick, not the error.
 """
 
 import numpy as np
 import xarray as xr
 from scipy.special import rel_entr, xlogy
+from scipy.stats import binom
 
 _SUM_TOLERANCE = 1e-6
 
 
-def check_probabilities(probabilities: np.ndarray, name: str) -> np.ndarray:
-    """Return probabilities (mode,) as float64, or raise unless they are a law."""
-    values = np.asarray(probabilities, dtype=np.float64)
-    if not (values >= 0).all() or abs(float(values.sum()) - 1) > _SUM_TOLERANCE:
+def check_law(values: np.ndarray, name: str) -> np.ndarray:
+    """Return probabilities (..., mode) as float64, or raise unless each row is a law."""
+    values = np.asarray(values, dtype=np.float64)
+    error = float(np.abs(values.sum(-1) - 1).max())
+    if not (values >= 0).all() or error > _SUM_TOLERANCE:
         raise ValueError(
             f"{name} must be non-negative and sum to one; the smallest is {values.min():.3g}, the "
-            f"sum {values.sum():.6g}."
+            f"sum is off by {error:.3g}."
         )
     return values
 
 
-def compare(per_case: np.ndarray, weight: np.ndarray, truth: np.ndarray) -> xr.Dataset:
-    """Compare pooled frequencies with a law.
+def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
+    """Compare pooled frequencies with the mean of a law.
 
     Args:
-        per_case: Counts of every mode (case, mode).
-        weight: Samples counted per case (case), the sums of ``per_case``.
-        truth: True probability of every mode (mode,).
+        counts: Samples of every mode (case, mode).
+        law: True probability of every mode (case, mode).
 
     Returns:
         Dataset of scalars ``kl_empirical_true``, ``kl_true_empirical`` (nats),
@@ -41,31 +48,37 @@ def compare(per_case: np.ndarray, weight: np.ndarray, truth: np.ndarray) -> xr.D
         expected from as many independent samples of the truth (large N; none for the second, which
         is infinite with positive probability).
     """
-    total = float(weight.sum())
-    pooled = per_case.sum(0) / total
-    residual = per_case - weight[:, None] * pooled  # what a case adds to the error of f
+    number = counts.sum(1, keepdims=True)
+    total = float(number.sum())
+    f, p = counts.sum(0) / total, (number * law).sum(0) / total
     with np.errstate(divide="ignore", invalid="ignore"):
-        slopes = {
-            "kl_empirical_true": np.where(pooled > 0, np.log(pooled / truth), 0.0),
-            "kl_true_empirical": np.where(truth > 0, -truth / pooled, 0.0),
-            "total_variation": np.sign(pooled - truth) / 2,
-        }
-    values = {
-        "kl_empirical_true": float(rel_entr(pooled, truth).sum()),
-        "kl_true_empirical": float(rel_entr(truth, pooled).sum()),
-        "total_variation": float(np.abs(pooled - truth).sum() / 2),
+        log, ratio = np.log(f / p), f / p
+    seen, possible = f > 0, p > 0
+    slopes = {  # derivative by f, derivative by p
+        "kl_empirical_true": (np.where(seen, log, 0.0), np.where(seen, -ratio, 0.0)),
+        "kl_true_empirical": (
+            np.where(possible, -1 / np.where(seen, ratio, 1.0), 0.0),
+            np.where(possible & seen, -log, 0.0),
+        ),
+        "total_variation": (np.sign(f - p) / 2, -np.sign(f - p) / 2),
     }
-    support = int((truth > 0).sum())
+    values = {
+        "kl_empirical_true": float(rel_entr(f, p).sum()),
+        "kl_true_empirical": float(rel_entr(p, f).sum()),
+        "total_variation": float(np.abs(f - p).sum() / 2),
+    }
+    spread = (number * law * (1 - law)).sum(0) / total**2  # variance of a perfect sampler's f
     perfect = {
-        "kl_empirical_true": (support - 1) / (2 * total),
-        # the mean absolute value of a normal variable of variance p (1 - p) / N
-        "total_variation": float(np.sqrt(truth * (1 - truth) / (2 * np.pi * total)).sum()),
+        "kl_empirical_true": float((spread[possible] / p[possible]).sum() / 2),
+        # a normal variable of variance v has mean absolute value sqrt(2 v / pi)
+        "total_variation": float(np.sqrt(2 * spread / np.pi).sum() / 2),
     }
     result = xr.Dataset()
     for name, value in values.items():
         unit = "probability" if name == "total_variation" else "nats"
         result[name] = ((), value, {"units": unit})
-        error = _error(residual, slopes[name], total) if np.isfinite(value) else np.nan
+        influence = (counts - number * f) @ slopes[name][0] + (number * (law - p)) @ slopes[name][1]
+        error = _error(influence, total) if np.isfinite(value) else np.nan
         result[f"{name}_se"] = ((), error, {"units": unit, "note": "over cases, delta method"})
         if name in perfect:
             note = f"of a perfect sampler with {total:g} independent samples"
@@ -73,9 +86,34 @@ def compare(per_case: np.ndarray, weight: np.ndarray, truth: np.ndarray) -> xr.D
     return result
 
 
-def entropy(truth: np.ndarray) -> float:
-    """Return the entropy of a law, nats."""
-    return float(-xlogy(truth, truth).sum())
+def kl_per_case(counts: np.ndarray, law: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the divergence of the frequencies from the law in every case, and its expectation.
+
+    Args:
+        counts: Samples of every mode (case, mode).
+        law: True probability of every mode (case, mode).
+
+    Returns:
+        KL(f_i || p_i) (case), nats, NaN for a case without samples; and its exact mean over sets
+        of as many independent samples of p_i, NaN also where counts are no integers (shared ties).
+    """
+    number = counts.sum(1)
+    filled = np.where(number > 0, number, np.nan)
+    found = rel_entr(counts / filled[:, None], law).sum(1)
+    expected = np.full(len(counts), np.nan)
+    whole = (number > 0) & (counts == np.round(counts)).all(1)
+    for size in np.unique(number[whole]).astype(int):
+        rows = whole & (number == size)
+        # E f log f with f = k / size, k binomial; and E f log p = p log p
+        share = np.arange(size + 1) / size
+        chance = binom.pmf(np.arange(size + 1), size, law[rows][..., None])
+        expected[rows] = (chance @ xlogy(share, share) - xlogy(law[rows], law[rows])).sum(1)
+    return found, expected
+
+
+def entropy(law: np.ndarray) -> float:
+    """Return the entropy of a law (..., mode), nats, averaged over the leading axes."""
+    return float(-xlogy(law, law).sum(-1).mean())
 
 
 def ratio_error(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -88,9 +126,8 @@ def ratio_error(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return np.sqrt(square) / total
 
 
-def _error(residual: np.ndarray, slope: np.ndarray, total: float) -> float:
-    number = len(residual)
+def _error(influence: np.ndarray, total: float) -> float:
+    number = len(influence)
     if number < 2:
         return np.nan
-    influence = residual @ slope
     return float(np.sqrt((influence**2).sum() * number / (number - 1)) / total)

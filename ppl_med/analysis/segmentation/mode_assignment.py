@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior
+from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation import overlap
 from ppl_med.analysis.segmentation.annotations import cases, open_annotations
 from ppl_med.analysis.segmentation.draws import (
@@ -31,8 +31,9 @@ from ppl_med.analysis.segmentation.draws import (
     open_draws,
 )
 from ppl_med.analysis.segmentation.frequencies import (
-    check_probabilities,
+    check_law,
     entropy,
+    kl_per_case,
     ratio_error,
 )
 from ppl_med.analysis.segmentation.frequencies import compare as compare_frequencies
@@ -56,7 +57,8 @@ def modes(
     Args:
         tree: The tree of `predict`; or ``probs``, or masks (chain, draw, case, row, col).
         mode_masks: The mask of every mode (case, mode, row, col); -1 where not defined.
-        probabilities: True probability of every mode (mode,), the same for all cases.
+        probabilities: True probability of every mode: (mode,), the same for all cases, or (case,
+            mode), given the image. An array without names has its axes in this order.
         ties: What to do with a sample at the same distance from several modes, as above.
         samples: "mode" (argmax of every draw) or "draw" (posterior_predictive/mask).
         classes: Classes whose IoU is averaged; by default all but class 0.
@@ -67,8 +69,11 @@ def modes(
         ``count`` (case, mode), samples; ``distance`` (case), mean distance of a sample to its
         mode, and ``tied`` (case), share of samples that are tied, both with ``_mean`` and ``_se``;
         ``modes_found``, number of modes with a count. With ``probabilities`` also ``probability``
-        (mode), ``kl_empirical_true``, ``kl_true_empirical`` (nats), ``total_variation``, their
-        ``_se`` over cases and their value for a perfect sampler, ``_perfect``.
+        (mode), its mean over the counted samples; ``kl_empirical_true``, ``kl_true_empirical``
+        (nats), ``total_variation`` of the pooled frequencies, their ``_se`` over cases and their
+        value for a perfect sampler, ``_perfect``; ``kl_per_case`` (case), nats, which also fails
+        a model that ignores the image, and ``kl_per_case_perfect`` (case), both with ``_mean`` and
+        ``_se``. The perfect values take ties to be independent of the mode.
 
     Raises:
         TypeError, ValueError: Samples, modes, probabilities or classes are malformed; every sample
@@ -79,14 +84,13 @@ def modes(
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     known = open_annotations(tree, _as_graders(mode_masks), draws, "mode_masks")
-    num_modes = known.sizes["grader"]
-    law = _law(probabilities, num_modes)
+    law = _law(probabilities, known)
     count, distance, tied = [], [], []
-    for case in cases(draws, known):
+    for index, case in enumerate(cases(draws, known)):
         if not case.present.all():
             raise ValueError("mode_masks leaves a mode of a case undefined (-1 everywhere).")
         gaps = 1 - overlap.pairwise(case.samples, case.graders, numbers, empty)
-        shares, is_tied = _shares(gaps, ties, law)
+        shares, is_tied = _shares(gaps, ties, None if law is None else law[index])
         count.append(shares.sum(0))
         distance.append(gaps.min(1).mean())
         tied.append(is_tied.mean())
@@ -98,7 +102,7 @@ def modes(
         )
     figures = {"distance": np.array(distance), "tied": np.array(tied)}
     result = case_dataset(known, figures, {"distance": "1", "tied": "probability"})
-    result = result.merge(_frequencies(counts, law))
+    result = result.merge(_frequencies(counts, law, known))
     if "mode" in mode_masks.coords:
         result = result.assign_coords(mode=mode_masks["mode"].variable)
     return describe(
@@ -112,7 +116,7 @@ def modes(
     )
 
 
-def _frequencies(counts: np.ndarray, law: np.ndarray | None) -> xr.Dataset:
+def _frequencies(counts: np.ndarray, law: np.ndarray | None, template: xr.DataArray) -> xr.Dataset:
     total = counts.sum(1)
     result = xr.Dataset(
         {
@@ -128,9 +132,13 @@ def _frequencies(counts: np.ndarray, law: np.ndarray | None) -> xr.Dataset:
     )
     if law is None:
         return result
-    note = f"entropy of the truth {entropy(law):.4f} nats"
-    result["probability"] = ("mode", law, {"units": "probability", "note": note})
-    return result.merge(compare_frequencies(counts, total, law))
+    mean = (total[:, None] * law).sum(0) / total.sum()
+    note = f"entropy of the truth {entropy(law):.4f} nats, mean over cases"
+    result["probability"] = ("mode", mean, {"units": "probability", "note": note})
+    names = ("kl_per_case", "kl_per_case_perfect")
+    inside = dict(zip(names, kl_per_case(counts, law), strict=True))
+    result = result.merge(case_dataset(template, inside, "nats"))
+    return result.merge(compare_frequencies(counts, law))
 
 
 def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -176,13 +184,19 @@ def _as_graders(mode_masks: xr.DataArray) -> xr.DataArray:
 
 
 def _law(
-    probabilities: Sequence[float] | np.ndarray | xr.DataArray | None, num_modes: int
+    probabilities: Sequence[float] | np.ndarray | xr.DataArray | None, known: xr.DataArray
 ) -> np.ndarray | None:
     if probabilities is None:
         return None
+    if isinstance(probabilities, xr.DataArray):
+        probabilities = probabilities.transpose(..., "mode")
+        if "case" in probabilities.dims:
+            check_cases(probabilities, known, "probabilities")
     values = np.asarray(probabilities, dtype=np.float64)
-    if values.shape != (num_modes,):
+    num_cases, num_modes = known.sizes["case"], known.sizes["grader"]
+    if values.shape not in ((num_modes,), (num_cases, num_modes)):
         raise ValueError(
-            f"probabilities has shape {values.shape}; expected one per mode, ({num_modes},)."
+            f"probabilities has shape {values.shape}; expected one per mode, ({num_modes},), or "
+            f"per case and mode, ({num_cases}, {num_modes})."
         )
-    return check_probabilities(values, "probabilities")
+    return np.broadcast_to(check_law(values, "probabilities"), (num_cases, num_modes))

@@ -56,10 +56,11 @@ def flips(
         absent or shows neither class; ``consistency``, ``accuracy``, ``flip`` (case, switch) means
         over samples, each with ``_mean`` (switch), ``_se`` over cases; ``correlation`` (switch,
         switch_other) of flips over all samples and cases, NaN for a switch that never varies;
-        ``frequency`` (mode) of the patterns of flips, named "01..." in the order of ``switches``,
-        over samples in which every region is decided, ``frequency_se`` over cases,
-        ``modes_found`` and ``undecided``, the share of samples left out. With ``rates`` also
-        ``rate`` (switch), ``probability`` (mode), and the divergences of
+        ``frequency`` (mode) of the patterns of flips, named "01..." in the order of ``switches``
+        and numbered as in `ppl_med.data.class_flips`, over samples in which every region is
+        decided, ``frequency_se`` over cases, ``modes_found`` and ``undecided``, the share of
+        samples left out. With ``rates`` also ``rate`` (switch), ``probability`` (mode), and the
+        divergences of the pooled frequencies as in
         `ppl_med.analysis.segmentation.modes`.
 
     Raises:
@@ -150,12 +151,14 @@ def _correlation(flat: np.ndarray) -> np.ndarray:
 def _patterns(flipped: np.ndarray, rates: np.ndarray | None) -> xr.Dataset:
     number = flipped.shape[2]
     decided = ((flipped == 0) | (flipped == 1)).all(2)
-    code = np.where(decided, np.nan_to_num(flipped) @ 2.0 ** np.arange(number)[::-1], 0).astype(int)
+    code = np.where(decided, np.nan_to_num(flipped) @ 2.0 ** np.arange(number), 0).astype(int)
     counts = np.stack(
         [np.bincount(row[use], minlength=2**number) for row, use in zip(code, decided, strict=True)]
     ).astype(float)
     total = counts.sum(1)
-    names = [format(index, f"0{number}b") for index in range(2**number)]
+    # Flip k is the k-th binary digit of the mode's number, and the k-th letter of its name.
+    bits = (np.arange(2**number)[:, None] >> np.arange(number)) % 2
+    names = ["".join(map(str, row)) for row in bits]
     unit = {"units": "probability"}
     pooled = counts.sum(0) / total.sum() if total.sum() else np.full(2**number, np.nan)
     error = ratio_error(counts, np.repeat(total[:, None], 2**number, 1))
@@ -170,11 +173,10 @@ def _patterns(flipped: np.ndarray, rates: np.ndarray | None) -> xr.Dataset:
     )
     if rates is None or not total.sum():
         return result
-    bits = np.array([[int(bit) for bit in name] for name in names])
     truth = np.where(bits == 1, rates, 1 - rates).prod(1)
     result["rate"] = ("switch", rates, unit)
     result["probability"] = ("mode", truth, unit)
-    return result.merge(compare(counts, total, truth))
+    return result.merge(compare(counts, np.broadcast_to(truth, counts.shape)))
 
 
 def _pairs(switches: Mapping[int, int] | Mapping[str, str], draws: Draws) -> np.ndarray:
