@@ -188,3 +188,5 @@ def test_malformed_presence_is_refused(rng: np.random.Generator) -> None:
         )
     with pytest.raises(ValueError, match="bins must be"):
         segmentation.presence_reliability(masks, chance, classes=[1], bins=0)
+    with pytest.raises(ValueError, match="simulations must be"):
+        segmentation.presence_reliability(masks, chance, classes=[1], simulations=0)

@@ -85,24 +85,15 @@ def modes(
     numbers = class_indices(classes, draws)
     known = open_annotations(tree, _as_graders(mode_masks), draws, "mode_masks")
     law = _law(probabilities, known)
-    count, distance, tied = [], [], []
+    counts, figures = [], []
     for index, case in enumerate(cases(draws, known)):
         if not case.present.all():
             raise ValueError("mode_masks leaves a mode of a case undefined (-1 everywhere).")
         gaps = 1 - overlap.pairwise(case.samples, case.graders, numbers, empty)
-        shares, is_tied = _shares(gaps, ties, None if law is None else law[index])
-        count.append(shares.sum(0))
-        distance.append(gaps.min(1).mean())
-        tied.append(is_tied.mean())
-    counts = np.array(count)
-    if not counts.sum() > 0:
-        raise ValueError(
-            "Every sample is tied between modes, so none can be counted; use "
-            "ties='proportional', or cases in which all switching classes are present."
-        )
-    figures = {"distance": np.array(distance), "tied": np.array(tied)}
-    result = case_dataset(known, figures, {"distance": "1", "tied": "probability"})
-    result = result.merge(_frequencies(counts, law, known))
+        shares, tied = _shares(gaps, ties, None if law is None else law[index])
+        counts.append(shares.sum(0))
+        figures.append((gaps.min(1).mean(), tied.mean()))
+    result = _frequencies(np.array(counts), np.array(figures).T, law, known)
     if "mode" in mode_masks.coords:
         result = result.assign_coords(mode=mode_masks["mode"].variable)
     return describe(
@@ -116,9 +107,18 @@ def modes(
     )
 
 
-def _frequencies(counts: np.ndarray, law: np.ndarray | None, template: xr.DataArray) -> xr.Dataset:
+def _frequencies(
+    counts: np.ndarray, figures: np.ndarray, law: np.ndarray | None, template: xr.DataArray
+) -> xr.Dataset:
+    if not counts.sum() > 0:
+        raise ValueError(
+            "Every sample is tied between modes, so none can be counted; use "
+            "ties='proportional', or cases in which all switching classes are present."
+        )
+    named = dict(zip(("distance", "tied"), figures, strict=True))
+    base = case_dataset(template, named, {"distance": "1", "tied": "probability"})
     total = counts.sum(1)
-    result = xr.Dataset(
+    result = base.assign(
         {
             "frequency": ("mode", counts.sum(0) / total.sum(), {"units": "probability"}),
             "frequency_se": (

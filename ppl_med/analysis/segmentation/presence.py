@@ -69,6 +69,8 @@ def presence_reliability(
             than three cases, or a regressor that is the same in all cases.
     """
     binning.check_bins(bins)
+    if isinstance(simulations, bool) or not simulations >= 1:
+        raise ValueError(f"simulations must be a positive integer, not {simulations!r}.")
     if truth is not None and annotations is not None:
         raise ValueError("Pass truth or annotations, not both: one of them is compared with.")
     draws = open_draws(tree, samples)
@@ -88,19 +90,24 @@ def presence_reliability(
     m = None if graders is None else graders[known]
     result = result.merge(_line(f, t, number, exact=m is None)).merge(_bins(f, t, bins))
     rng = np.random.default_rng(seed)
-    perfect = np.array([_perfect(f, t, m, number, bins, rng) for _ in range(simulations)])
-    for name, value in zip(("slope_perfect", "ece_perfect"), perfect.T, strict=True):
-        unit = "1" if name.startswith("slope") else "probability"
-        note = f"mean of {simulations} simulated perfect models, sd {value.std():.3g}"
-        result[name] = ((), float(np.nanmean(value)), {"units": unit, "note": note})
+    perfect = [_perfect(f, t, m, number, bins, rng) for _ in range(simulations)]
     return describe(
-        result,
+        result.assign(_yardsticks(np.array(perfect))),
         regression="frequency on truth" if m is None else "grader frequency on frequency",
         classes=class_labels(numbers, draws),
         samples=samples,
         num_samples=number,
         num_cases=int(known.sum()),
     )
+
+
+def _yardsticks(perfect: np.ndarray) -> dict[str, xr.DataArray]:
+    found = {}
+    for name, values in zip(("slope_perfect", "ece_perfect"), perfect.T, strict=True):
+        unit = "1" if name.startswith("slope") else "probability"
+        note = f"mean of {len(values)} simulated perfect models, sd {values.std():.3g}"
+        found[name] = xr.DataArray(values.mean(), attrs={"units": unit, "note": note})
+    return found
 
 
 def _check_truth(truth: xr.DataArray, draws: Draws) -> np.ndarray:
