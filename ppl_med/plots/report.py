@@ -1,7 +1,8 @@
 """One HTML file that shows what a posterior says, for a reader who would rather look than read."""
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ it would stay however much data the model had seen.</p>
 its draws disagree because it has seen too little of this kind, and more data would lower it.</p>
 <p>A <strong>draw</strong> is one network out of the posterior, one plausible reading of the
 training data; all of them look at every case.</p>
+</div>"""
+_WORDS_OF_MASKS = """<div class="words">
+<p>A <strong>draw</strong> is one whole segmentation that the model holds possible: its pixels
+belong together. Where graders disagree, draws should disagree in the same way and as often.</p>
 </div>"""
 _HOW_TO_READ = {
     "uncertainty": (
@@ -86,6 +91,7 @@ def report(
     reliability: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
     scores: xr.Dataset | None = None,
     data_size: xr.Dataset | None = None,
+    sections: Sequence[Section] = (),
     notes: Iterable[str] = (),
 ) -> Path:
     """Write one self-contained HTML file; parts whose input is None are left out.
@@ -107,6 +113,8 @@ def report(
         reliability: From ``scoring.reliability``; a mapping from name to Dataset overlays several.
         scores: From ``scoring.score``.
         data_size: Aleatoric and epistemic variance over ``fraction`` (and seed, method).
+        sections: Further parts in HTML, put before the training curves; make their bodies with
+            ``plots.page.paragraph``, ``picture`` and ``table``, which escape text.
         notes: Paragraphs of plain text, shown first.
 
     Returns:
@@ -118,19 +126,21 @@ def report(
         OSError: The file could not be written, e.g. no space left.
     """
     target = _check(path, title, tree, notes)
-    sections = [
+    _check_sections(sections)
+    own = [
         _uncertainty(tree),
         _cases(tree, images, prediction_sets),
         _sets(prediction_sets),
         _reliability(reliability),
         _attribution(tree, images, attribution, mask),
         _data_size(data_size),
+        *sections,
         _training(history),
         _section("scores", "Scores", None if scores is None else score_table(scores)),
         _section("provenance", "Provenance", provenance(tree)),
     ]
-    opening = _notes(notes) + ("" if scores is None else score_cards(scores)) + _WORDS
-    parts = [section for section in sections if section is not None]
+    opening = _notes(notes) + ("" if scores is None else score_cards(scores)) + _words(tree)
+    parts = [section for section in own if section is not None]
     write_text(target, page(title, lead(tree), opening, parts, _FOOTER))
     return target
 
@@ -150,6 +160,22 @@ def _check(
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file, e.g. {target / 'report.html'}")
     return target
+
+
+def _check_sections(sections: Sequence[Section]) -> None:
+    anchors = [section.anchor for section in sections]
+    bad = [a for a in anchors if not re.fullmatch(r"[a-z][a-z0-9-]*", a) or anchors.count(a) > 1]
+    taken = sorted(set(anchors) & _HOW_TO_READ.keys())
+    if bad or taken:
+        raise ValueError(
+            f"sections has the anchors {bad or taken}; each must be a word such as 'samples' of "
+            f"its own, and none of {sorted(_HOW_TO_READ)}"
+        )
+
+
+def _words(tree: xr.DataTree) -> str:
+    probs = tree["posterior"].data_vars.get("probs") if "posterior" in tree.children else None
+    return _WORDS_OF_MASKS if probs is not None and "row" in probs.dims else _WORDS
 
 
 def _section(anchor: str, title: str, body: str | None) -> Section | None:

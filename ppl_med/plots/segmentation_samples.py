@@ -1,0 +1,241 @@
+"""What the model believes beside what the graders drew: one row a case."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from ppl_med.analysis.segmentation import maps
+from ppl_med.plots.checks import require_images
+from ppl_med.plots.class_colors import class_colors, class_legend, outline, overlaid, painted
+from ppl_med.plots.theme import INK, MUTED, heading, new_figure, plain
+
+GRADER, SAMPLE = "#009E73", "#CC79A7"
+_SIDE = 1.08  # inches of a panel
+_DIMS = ("chain", "draw", "case", "class", "row", "col")
+
+
+def samples(
+    tree: xr.DataTree,
+    images: ArrayLike,
+    case: Hashable | Sequence[Hashable] | None = None,
+    *,
+    num_samples: int = 4,
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Show image, graders' masks, samples, and the mean and spread of the probabilities.
+
+    A sample is the most probable class of every pixel under one draw: a coherent mask. Samples are
+    taken at even steps through chains and draws. With two classes the mask is outlined on the
+    image, and the last two panels are mean and standard deviation over draws of the probability
+    of the foreground. With more, masks are painted in one colour a class, and the last two panels
+    are the entropy of the mean probabilities, in nats, and the square root of the variance summed
+    over classes. Where a grader did not annotate is light grey.
+
+    Args:
+        tree: The tree of ``predict``: ``posterior/probs`` (chain, draw, case, class, row, col) and
+            perhaps ``observed_data/mask`` (case, [grader,] row, col).
+        images: (case, channel, row, col), 1 or 3 channels, any intensity unit; the tree's cases in
+            their order.
+        case: Ids of the cases to show; the first four by default.
+        num_samples: Samples to show.
+        colors: Colours by class name, where more than two.
+
+    Returns:
+        One row of panels a case.
+
+    Raises:
+        TypeError: ``tree`` is no DataTree.
+        ValueError: No probabilities of pixels, volumes, unknown cases, or images that do not fit.
+    """
+    probs = _probabilities(tree)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    pictures = require_images(images, probs.sizes["case"])
+    if pictures.shape[1:3] != probs.shape[-2:]:
+        raise ValueError(
+            f"images are {pictures.shape[1]} x {pictures.shape[2]}, the tree's masks "
+            f"{probs.shape[-2]} x {probs.shape[-1]}; pass the images that were predicted"
+        )
+    chosen = positions(probs, case)
+    part = probs.isel(case=chosen).load()
+    names = _names(part)
+    tones = class_colors(names, colors)
+    graders = _graders(tree, chosen)
+    flat = part.stack(sample=("chain", "draw")).transpose("sample", "case", "class", "row", "col")
+    number = min(num_samples, flat.sizes["sample"])
+    steps = np.linspace(0, flat.sizes["sample"] - 1, number).round().astype(int)
+    masks = flat.isel(sample=steps).to_numpy().argmax(2)
+    graders_shown = 0 if graders is None else graders.sizes["grader"]
+    rows = _Rows(len(chosen), pictures.shape[1] / pictures.shape[2], graders_shown, number)
+    rows.titles(_grader_names(graders))
+    for row, index in enumerate(chosen):
+        rows.picture(row, pictures[index], _label(probs, index))
+        if graders is not None:
+            rows.masks(row, 1, pictures[index], graders[row].to_numpy(), names, tones, GRADER)
+        start = 1 + graders_shown
+        rows.masks(row, start, pictures[index], masks[:, row], names, tones, SAMPLE)
+    rows.summary(part)
+    num_draws = flat.sizes["sample"]
+    heading(rows.figure, f"Graders and samples · {num_draws} draws" if graders_shown else
+            f"Samples · {num_draws} draws")  # fmt: skip
+    if len(names) > 2:
+        class_legend(rows.figure, names, tones)
+    return rows.figure
+
+
+def positions(probs: xr.DataArray, case: Hashable | Sequence[Hashable] | None) -> list[int]:
+    """Where the cases of these ids stand; the first four for None.
+
+    Raises:
+        ValueError: An id is unknown, or there is none.
+    """
+    if case is None:
+        return list(range(min(4, probs.sizes["case"])))
+    wanted = [case] if isinstance(case, str | int | np.integer) else list(case)  # type: ignore[call-overload]
+    ids = probs["case"].to_numpy().tolist()
+    place = {one: index for index, one in enumerate(ids)}
+    unknown = [one for one in wanted if one not in place]
+    if unknown or not wanted:
+        raise ValueError(
+            f"case names {unknown or 'nothing'}; the tree's cases are such as {ids[:3]}"
+        )
+    return [place[one] for one in wanted]
+
+
+def _probabilities(tree: xr.DataTree) -> xr.DataArray:
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}")
+    found = tree["posterior"].data_vars if "posterior" in tree.children else {}
+    dims = found["probs"].dims if "probs" in found else ()
+    if set(dims) != set(_DIMS):
+        raise ValueError(
+            f"tree must hold posterior/probs with dimensions {_DIMS}, it has {dims}; of volumes, "
+            "choose a slice by tree.isel(depth=...) first"
+        )
+    return tree["posterior/probs"].transpose(*_DIMS)
+
+
+def _names(probs: xr.DataArray) -> list[str]:
+    known = "class" in probs.coords
+    values = probs["class"].values if known else range(probs.sizes["class"])
+    return [str(name) for name in values]
+
+
+def _label(probs: xr.DataArray, index: int) -> str:
+    value = probs["case"].values[index] if "case" in probs.coords else index
+    return plain(value, 16)
+
+
+def _graders(tree: xr.DataTree, chosen: list[int]) -> xr.DataArray | None:
+    if "observed_data" not in tree.children or "mask" not in tree["observed_data"]:
+        return None
+    mask = tree["observed_data/mask"].isel(case=chosen)
+    if "grader" not in mask.dims:
+        mask = mask.expand_dims("grader")
+    return mask.transpose("case", "grader", "row", "col")
+
+
+def _grader_names(graders: xr.DataArray | None) -> list[str]:
+    if graders is None:
+        return []
+    if "grader" in graders.coords:
+        return [plain(name, 12) for name in graders["grader"].values]
+    number = graders.sizes["grader"]
+    return ["annotation"] if number == 1 else [f"grader {k + 1}" for k in range(number)]
+
+
+class _Rows:
+    """The panels: image, graders, samples, mean, spread."""
+
+    def __init__(self, num_cases: int, aspect: float, graders: int, num_samples: int) -> None:
+        columns = 1 + graders + num_samples + 2
+        height = num_cases * (_SIDE * aspect + 0.05) + 1.3
+        self.figure = new_figure(columns * (_SIDE + 0.06) + 0.3, height)
+        ratios = [1.0] * num_cases + [0.07 / aspect]
+        self.axes = self.figure.subplots(
+            num_cases + 1, columns, squeeze=False, height_ratios=ratios,
+            gridspec_kw={"hspace": 0.02, "wspace": 0.02},
+        )  # fmt: skip
+        self.num_samples = num_samples
+        for ax in self.axes.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax in self.axes[-1]:
+            ax.set_axis_off()
+
+    def titles(self, graders: Sequence[str]) -> None:
+        names = ["image", *graders, *(f"sample {k + 1}" for k in range(self.num_samples))]
+        for index, (ax, name) in enumerate(zip(self.axes[0], names, strict=False)):
+            color = INK if index == 0 else GRADER if index <= len(graders) else "#a4497c"
+            ax.set_title(name, fontsize=9, color=color, pad=3)
+
+    def picture(self, row: int, picture: NDArray[np.float64], name: str) -> None:
+        ax = self.axes[row, 0]
+        grey = picture.shape[-1] == 1
+        ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
+        ax.set_ylabel(name, fontsize=8.2, color=INK)
+
+    def masks(
+        self,
+        row: int,
+        start: int,
+        picture: NDArray[np.float64],
+        masks: NDArray,
+        names: Sequence[str],
+        tones: Sequence[str],
+        color: str,
+    ) -> None:
+        for column, mask in enumerate(masks, start):
+            ax = self.axes[row, column]
+            if len(names) > 2:
+                ax.imshow(painted(mask, tones), interpolation="nearest")
+            else:
+                ax.imshow(overlaid(picture, mask, color), interpolation="nearest")
+                outline(ax, mask, color)
+            if (mask < 0).all():
+                _note(ax, "not annotated")
+            elif len(names) == 2 and not (mask == 1).any():
+                _note(ax, "empty")
+
+    def summary(self, probs: xr.DataArray) -> None:
+        """Mean and spread, each with a colour bar below."""
+        binary = probs.sizes["class"] == 2
+        if binary:
+            foreground = probs.isel({"class": 1})
+            mean = foreground.mean(("chain", "draw")).to_numpy()
+            spread = foreground.std(("chain", "draw")).to_numpy()
+            top, titles = 1.0, ("mean", "sd")
+        else:
+            found = maps(probs)
+            mean = found["predictive_entropy"].to_numpy()
+            spread = np.sqrt(found["variance"].to_numpy())
+            top, titles = float(np.log(probs.sizes["class"])), ("entropy", "sd")
+        units = ("probability" if binary else "nats", "probability")
+        limits = (top, 0.5 if binary else float(np.sqrt(0.5)))
+        for offset, (values, title, unit, limit) in enumerate(
+            zip((mean, spread), titles, units, limits, strict=True)
+        ):
+            column, cmap = offset - 2, ("viridis", "Blues")[offset]
+            self.axes[0, column].set_title(title, fontsize=9, color=INK, pad=3)
+            for row in range(len(values)):
+                shown = self.axes[row, column].imshow(
+                    values[row], cmap=cmap, vmin=0, vmax=limit, interpolation="nearest"
+                )
+                self.axes[row, column].spines[:].set(visible=True, color=MUTED, linewidth=0.5)
+            bar = self.axes[-1, column]
+            bar.set_axis_on()
+            self.figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=[0, limit])
+            bar.set_xticks([0, limit], ["0", f"{limit:.2g}"])
+            bar.tick_params(labelsize=8, colors=MUTED, length=2)
+            bar.set_xlabel(f"[{unit}]", fontsize=8, color=INK, labelpad=1)
+
+
+def _note(ax: Axes, text: str) -> None:
+    ax.text(
+        0.5, 0.04, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=7.5,
+        color=INK, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.2},
+    )  # fmt: skip
