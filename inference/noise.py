@@ -86,6 +86,8 @@ def sample_by_case(
     Returns:
         The draw, or None for a distribution whose inverse transform is not known.
     """
+    if isinstance(fn, laws.MixtureSameFamily):
+        return _sample_mixture(fn, keys, site, cases, case_dim)
     axis = len(fn.batch_shape) + case_dim
     while isinstance(fn, Independent):
         fn = fn.base_dist
@@ -96,6 +98,25 @@ def sample_by_case(
     rest = [size for dim, size in enumerate(shape) if dim != axis]
     numbers = uniform(keys, site, cases, int(np.prod(rest, dtype=int)))
     return _inverse(fn, torch.from_numpy(numbers).view(len(cases), *rest).movedim(0, axis))
+
+
+def _sample_mixture(
+    fn: laws.MixtureSameFamily,
+    keys: tuple[int, int, int],
+    site: str,
+    cases: NDArray[np.integer],
+    case_dim: int,
+) -> Tensor | None:
+    """A draw of the component, then one of each component, of which the chosen one is taken."""
+    mixing, parts = fn.mixture_distribution, fn.component_distribution
+    chosen = sample_by_case(mixing, keys, f"{site}/component", cases, case_dim)
+    values = sample_by_case(parts, keys, site, cases, case_dim - 1)
+    if chosen is None or values is None:
+        return None
+    axis = len(fn.batch_shape)
+    index = chosen.view(*chosen.shape, *[1] * (values.dim() - axis))
+    index = index.expand(*values.shape[:axis], 1, *values.shape[axis + 1 :])
+    return values.gather(axis, index).squeeze(axis)
 
 
 def _inverse(fn: Distribution, u: Tensor) -> Tensor | None:

@@ -42,6 +42,7 @@ class ProbabilisticUNet(nn.Module):
         backbone: A network from images to features (case, feature, *space) in the U-Net's place;
             it must have ``num_features``.
         prior: A network from images to the distribution of z in the prior net's place.
+        prior_components: Normals that the prior net mixes.
 
     Raises:
         ValueError: If ``backbone`` does not say how many features it gives.
@@ -57,6 +58,7 @@ class ProbabilisticUNet(nn.Module):
         spatial_dims: int = 2,
         backbone: nn.Module | None = None,
         prior: nn.Module | None = None,
+        prior_components: int = 1,
     ) -> None:
         super().__init__()
         if backbone is not None and not isinstance(getattr(backbone, "num_features", None), int):
@@ -67,7 +69,9 @@ class ProbabilisticUNet(nn.Module):
         self.in_channels, self.latent_dim = in_channels, latent_dim
         self._encoder_sizes = (tuple(channels), num_convolutions, spatial_dims)
         self.backbone = backbone or UNet(in_channels, channels, num_convolutions, spatial_dims)
-        self.prior = prior or ConvGaussian(in_channels, latent_dim, 0, *self._encoder_sizes)
+        self.prior = prior or ConvGaussian(
+            in_channels, latent_dim, 0, *self._encoder_sizes, components=prior_components
+        )
         num_features: int = self.backbone.num_features  # type: ignore[assignment]
         self.combine = Combine(
             num_features, latent_dim, len(classes), channels[0], spatial_dims=spatial_dims

@@ -245,6 +245,7 @@ def propose(name: str, fn: Any, **options: Any) -> Callable[..., None]:
     return guide
 
 
+LEARNING = torch.tensor(0.5, requires_grad=True)
 STANDARD = dist.Normal(torch.tensor(0.0).double(), 1.0)
 
 
@@ -252,7 +253,7 @@ STANDARD = dist.Normal(torch.tensor(0.0).double(), 1.0)
     ("guide", "message"),
     [
         (propose("other", STANDARD), "does not propose the latent site 'mean'"),
-        (propose("mean", dist.Geometric(torch.tensor(0.5, requires_grad=True))), "cannot be reparameterised"),
+        (propose("mean", dist.Geometric(LEARNING)), "cannot be reparameterised"),
     ],
 )
 def test_a_guide_that_does_not_fit_is_named(guide: Callable[..., None], message: str) -> None:

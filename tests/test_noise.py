@@ -182,3 +182,30 @@ def test_normal_draws_carry_gradients() -> None:
     assert drawn is not None
     drawn.sum().backward()
     torch.testing.assert_close(scale.grad, drawn.detach())
+
+
+def test_a_mixture_is_drawn_by_its_law_and_by_case() -> None:
+    """Two coordinates: each follows the mixture's marginal, and both belong to one component."""
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    locs = torch.tensor([[-4.0, 8.0], [0.0, 0.0], [4.0, -8.0]])
+
+    def mixture(num: int) -> Any:
+        parts = dist.Normal(locs.expand(num, 3, 2), 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(weights.expand(num, 3)), parts)
+
+    values = sample_by_case(mixture(len(CASES)), KEYS, "z", CASES)
+    assert values is not None
+    for axis in range(2):
+
+        def marginal(x: np.ndarray, axis: int = axis) -> np.ndarray:
+            each = stats.norm.cdf(np.asarray(x)[..., None], locs[:, axis].numpy())
+            return each @ weights.double().numpy()
+
+        assert stats.kstest(values[:, axis].numpy(), marginal).pvalue > FALSE_ALARM
+    near = (values[:, None] - locs).square().sum(-1).argmin(1)
+    apart = values - locs[near]
+    assert (apart.abs() < 6).all(), "coordinates of different components"
+    order = np.random.default_rng(0).permutation(1000)
+    some = sample_by_case(mixture(1000), KEYS, "z", CASES[order])
+    assert some is not None
+    torch.testing.assert_close(some, values[order], rtol=0, atol=0)

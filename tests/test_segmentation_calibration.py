@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
+from segmentation_trees import Z, case_ids, graded, random_masks, sampled, tree_of
 
 from ppl_med.analysis import binning, segmentation
 from ppl_med.analysis.segmentation import presence
-from tests.segmentation_trees import Z, case_ids, graded, random_masks, sampled, tree_of
 
 
 @pytest.fixture

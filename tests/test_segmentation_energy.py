@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-
-from ppl_med.analysis import segmentation
-from tests.segmentation_trees import (
+from segmentation_trees import (
     RATES,
     Z,
     brute_iou,
@@ -23,6 +21,8 @@ from tests.segmentation_trees import (
     switch_regions,
     tree_of,
 )
+
+from ppl_med.analysis import segmentation
 
 ALL = range(1, 11)
 

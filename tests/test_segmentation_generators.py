@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from segmentation_trees import Z
 
 from ppl_med.analysis import segmentation
 from ppl_med.data.lesion_generator import lesions
 from ppl_med.data.scene_generator import SCENE_FLIPS, scenes
-from tests.segmentation_trees import Z
 
 
 def named(values: np.ndarray, arrays: dict[str, Any], *dims: str) -> xr.DataArray:

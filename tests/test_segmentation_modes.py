@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
-
-from ppl_med.analysis import segmentation
-from ppl_med.analysis.segmentation import frequencies
-from tests.segmentation_trees import (
+from segmentation_trees import (
     RATES,
     SWITCHES,
     Z,
@@ -22,6 +19,9 @@ from tests.segmentation_trees import (
     switch,
     switch_regions,
 )
+
+from ppl_med.analysis import segmentation
+from ppl_med.analysis.segmentation import frequencies
 
 ALL = list(range(1, 11))
 

@@ -9,10 +9,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 from scipy.special import softmax
-
-from ppl_med.analysis import segmentation
-from ppl_med.analysis.segmentation import matching
-from tests.segmentation_trees import (
+from segmentation_trees import (
     Z,
     brute_dice,
     brute_iou,
@@ -28,6 +25,9 @@ from tests.segmentation_trees import (
     switch_regions,
     tree_of,
 )
+
+from ppl_med.analysis import segmentation
+from ppl_med.analysis.segmentation import matching
 
 
 @pytest.fixture

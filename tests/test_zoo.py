@@ -296,6 +296,9 @@ SEGMENTERS: dict[str, Callable[[], Pair]] = {
     "probabilistic-unet-backbone": partial(
         with_posterior_net, ProbabilisticUNet, backbone=UNet(CHANNELS, (5, 4), 1)
     ),
+    "probabilistic-unet-mixture": partial(
+        with_posterior_net, ProbabilisticUNet, prior_components=3
+    ),
     "image-to-image-vae": partial(with_posterior_net, ImageToImageVAE),
     "multi-head-unet": multi_head_unet,
     "stochastic-segmentation": partial(stochastic_segmentation, 3),

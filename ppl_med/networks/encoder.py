@@ -81,6 +81,8 @@ class ConvGaussian(nn.Module):
         num_convolutions: Convolutions a block.
         spatial_dims: 2 or 3.
         sees_image: False for a net of the mask alone.
+        components: Of a mixture of normals; 1 is one normal. A prior of several components can put
+            mass on separate modes; the KL is then estimated from the draw.
     """
 
     def __init__(
@@ -93,16 +95,23 @@ class ConvGaussian(nn.Module):
         spatial_dims: int = 2,
         *,
         sees_image: bool = True,
+        components: int = 1,
     ) -> None:
         super().__init__()
         if not (sees_image or num_classes):
             raise ValueError("sees_image=False leaves nothing to see; give num_classes")
+        if components < 1:
+            raise ValueError(f"components must be 1 or more, got {components!r}")
         self.num_classes, self.sees_image = num_classes, sees_image
+        self.components, self.latent_dim = components, latent_dim
         planes = (in_channels if sees_image else 0) + num_classes
         self.encoder = Encoder(planes, channels, num_convolutions, spatial_dims)
-        self.parameters_of_z = nn.Linear(channels[-1], 2 * latent_dim)
+        numbers = 2 * latent_dim if components == 1 else components * (2 * latent_dim + 1)
+        self.parameters_of_z = nn.Linear(channels[-1], numbers)
         nn.init.kaiming_normal_(self.parameters_of_z.weight, nonlinearity="linear")
         nn.init.trunc_normal_(self.parameters_of_z.bias, std=1e-3, a=-2e-3, b=2e-3)
+        if components > 1:  # apart from each other, or all would learn the same
+            nn.init.normal_(self.parameters_of_z.bias[: components * latent_dim])
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Distribution:
         """The distribution of z, event dims (latent,).
@@ -121,6 +130,12 @@ class ConvGaussian(nn.Module):
         if mask is not None:
             inputs.append(one_hot_planes(image, mask, self.num_classes))
         features = self.encoder(torch.cat(inputs, dim=1))[-1]
-        loc, log_scale = self.parameters_of_z(features.flatten(2).mean(-1)).chunk(2, dim=-1)
-        loc, log_scale = loc.float(), log_scale.float()
-        return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
+        numbers = self.parameters_of_z(features.flatten(2).mean(-1)).float()
+        size = self.components * self.latent_dim
+        loc, log_scale, weights = numbers.split([size, size, numbers.shape[1] - 2 * size], dim=-1)
+        scale = log_scale.clamp(*LOG_SCALE_RANGE).exp()
+        if self.components == 1:
+            return dist.Normal(loc, scale).to_event(1)
+        shape = (len(image), self.components, self.latent_dim)
+        normals = dist.Normal(loc.view(shape), scale.view(shape)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=weights), normals)
