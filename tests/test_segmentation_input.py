@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from posterior_trees import classification_tree, random_probs
 from segmentation_trees import certain_probs, graded, random_masks, sampled, tree_of
 
 from ppl_med.analysis import segmentation
 from ppl_med.analysis.segmentation import annotations as graders_side
 from ppl_med.analysis.segmentation import draws as samples_side
-from tests.posterior_trees import classification_tree, random_probs
 
 PAIRED: list[Callable[..., xr.Dataset]] = [
     segmentation.ged,

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import xarray as xr
+from posterior_trees import random_probs
 from scipy import ndimage, stats
 from segmentation_trees import Z, certain_probs, graded, random_masks, sampled, tree_of
 
 from ppl_med.analysis import segmentation, uncertainty
 from ppl_med.analysis.segmentation.regions import boundary_band
-from tests.posterior_trees import random_probs
 
 MAPS = ("predictive_entropy", "expected_entropy", "mutual_information", "variance")
 

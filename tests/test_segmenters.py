@@ -94,7 +94,7 @@ def test_the_official_sizes_are_the_default() -> None:
 def test_combine_is_the_convolution_of_features_and_tiled_code() -> None:
     combine = Combine(4, 3, 2, width=5, num_layers=3)
     features, z = torch.randn(2, 4, 6, 7), torch.randn(2, 3)
-    weight = torch.cat([combine.of_features.weight.flatten(1), combine.of_code.weight], 1)  # type: ignore[operator, list-item, union-attr]
+    weight = torch.cat([combine.of_features.weight.flatten(1), combine.of_code.weight], 1)  # type: ignore[operator]
     tiled = z[:, :, None, None].expand(-1, -1, 6, 7)
     hidden = functional.conv2d(
         torch.cat([features, tiled], 1),
@@ -113,7 +113,7 @@ def test_combine_is_the_convolution_of_features_and_tiled_code() -> None:
 
 def test_every_first_layer_starts_at_the_scale_of_the_joint_one() -> None:
     combine = Combine(300, 100, 2, width=200)
-    joint = torch.cat([combine.of_features.weight.flatten(), combine.of_code.weight.flatten()])  # type: ignore[operator, list-item, union-attr]
+    joint = torch.cat([combine.of_features.weight.flatten(), combine.of_code.weight.flatten()])  # type: ignore[operator]
     assert joint.std().item() == pytest.approx(math.sqrt(2 / 400), rel=0.02)
 
 
@@ -136,7 +136,7 @@ def test_log_scales_stay_finite_whatever_the_image() -> None:
     with torch.no_grad():
         law = encoder(1e6 * torch.randn(3, 1, SIZE, SIZE))
     low, high = (math.exp(limit) for limit in LOG_SCALE_RANGE)
-    scale = law.base_dist.scale  # type: ignore[attr-defined]
+    scale = law.base_dist.scale
     assert (scale >= 0.999 * low).all() and (scale <= 1.001 * high).all()
 
 
@@ -160,7 +160,7 @@ def test_pixels_that_nobody_annotated_have_no_influence() -> None:
 def test_the_elbo_under_best_head_is_rupprechts_loss() -> None:
     model, given = MultiHeadUNet(1, CLASSES, heads=4, **SMALL), batch()
     with torch.no_grad():
-        model.network[-1].weight.mul_(3)  # type: ignore[union-attr, operator]
+        model.network[-1].weight.mul_(3)  # type: ignore[operator]
     logits = model.all_heads(given["image"])
     each = torch.stack([cross_entropy(logits[:, head], given["mask"]) for head in range(4)], 1)
     epsilon = 0.2
@@ -184,7 +184,8 @@ def test_idle_heads_learn_nothing_without_epsilon() -> None:
     model, given = MultiHeadUNet(1, CLASSES, heads=3, **SMALL), batch()
     best = BestHead(model, 0.0)
     trace = poutine.trace(best).get_trace(**given)
-    used = set(trace.nodes["head"]["value"].tolist())
+    head: Any = trace.nodes["head"]["value"]
+    used = set(head.tolist())
     nll, _ = elbo_terms(model, best, **given)
     nll["mask"].backward()
     gradient = model.network[-1].weight.grad.view(3, -1)  # type: ignore[union-attr, operator]
@@ -195,7 +196,8 @@ def test_heads_are_equally_likely_at_predict() -> None:
     model = MultiHeadUNet(1, CLASSES, heads=4, **SMALL)
     images = [{"image": batch()["image"]}]
     tree = predict(model, BestHead(model), images, draws=2000, progress=False)
-    counts = np.bincount(tree["posterior/head"].values.ravel(), minlength=4)
+    head: Any = tree["posterior/head"]
+    counts = np.bincount(head.values.ravel(), minlength=4)
     expected = counts.sum() / 4
     assert ((counts - expected) ** 2 / expected).sum() < 30.7  # chi-square(3) at 1e-6
 
@@ -277,11 +279,11 @@ def test_each_grader_is_scored_under_the_draw_of_its_case() -> None:
         one = {**graded(), "mask": mask}
         alone = predict(model, guide, [one], draws=3, progress=False)
         xr.testing.assert_equal(alone["posterior/probs"], together["posterior/probs"])
-        mine = together["log_likelihood/mask"].isel(grader=grader).values
+        ours: Any = together["log_likelihood/mask"]
+        alone_log: Any = alone["log_likelihood/mask"]
+        mine = ours.isel(grader=grader).values
         here = np.arange(CASES) != 2
-        np.testing.assert_allclose(
-            mine[..., here], alone["log_likelihood/mask"].values[..., here], rtol=1e-12
-        )
+        np.testing.assert_allclose(mine[..., here], alone_log.values[..., here], rtol=1e-12)
 
 
 def test_the_prior_predictive_comes_before_training() -> None:

@@ -260,7 +260,7 @@ def latent_classifier() -> Pair:
     return model, ConditionalNormal(GaussianEncoder(CHANNELS, 2, 3, num_classes=2))
 
 
-SMALL = {"channels": (4, 6), "num_convolutions": 1}
+SMALL: dict[str, Any] = {"channels": (4, 6), "num_convolutions": 1}
 
 
 def segmenter(guide: Callable[[Any], nn.Module]) -> Pair:
