@@ -211,6 +211,18 @@ def test_ties_do_not_bias_the_frequencies_unless_asked_to(rng: np.random.Generat
         assert abs(rates[ties] - expected) < Z * error, ties
 
 
+def test_ties_are_shared_by_the_law_of_their_case() -> None:
+    """Modes 0 and 1 are the same mask: a sample of it is split as the case says."""
+    known = np.zeros((2, 3, 2, 2), int)
+    known[:, :2, 0] = 1
+    law = np.array([[0.6, 0.2, 0.2], [0.1, 0.4, 0.5]])
+    result = segmentation.modes(
+        sampled(known[:, [0, 1]]), graded(known, "mode"), law, ties="proportional", classes=[1]
+    )
+    np.testing.assert_allclose(result["count"], [[1.5, 0.5, 0], [0.4, 1.6, 0]], atol=1e-12)
+    assert result["tied"].values.tolist() == [1, 1]
+
+
 def test_ties_everywhere_leave_nothing_to_count(rng: np.random.Generator) -> None:
     regions = absent_class(rng, 4)[::2]
     masks, known = sampled(regions[:, None]), graded(mode_masks(regions), "mode")

@@ -75,6 +75,19 @@ def test_large_sets_need_no_large_matrix(
     assert matching.matched_mean(rng.random((97, 89))) > 0.9  # 8633 copies: 600 MB if squared
 
 
+def test_a_pair_without_overlap_leaves_the_case_undefined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks = np.ones((2, 3, 4, 4), int)
+    masks[0, 0] = 0
+    result = segmentation.hungarian(sampled(masks), graded(masks), classes=[1], empty=np.nan)
+    np.testing.assert_array_equal(result["iou"], [np.nan, 1])
+    assert result["iou_mean"].attrs["num_undefined"] == 1
+    assert float(segmentation.hungarian(sampled(masks), graded(masks), classes=[1])["iou"][0]) == 1
+    monkeypatch.setattr(matching, "_LARGEST_SQUARE", 1)
+    assert np.isnan(matching.matched_mean(np.array([[1.0, np.nan], [0.5, 1.0]])))
+
+
 @pytest.mark.parametrize("overlap", ["iou", "dice"])
 def test_hungarian_matches_by_overlap(overlap: str, rng: np.random.Generator) -> None:
     brute = {"iou": brute_iou, "dice": brute_dice}[overlap]
