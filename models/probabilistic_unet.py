@@ -73,9 +73,7 @@ class ProbabilisticUNet(nn.Module):
             in_channels, latent_dim, 0, *self._encoder_sizes, components=prior_components
         )
         num_features: int = self.backbone.num_features  # type: ignore[assignment]
-        self.combine = Combine(
-            num_features, latent_dim, len(classes), channels[0], spatial_dims=spatial_dims
-        )
+        self.combine = Combine(num_features, latent_dim, len(classes), channels[0])
         self.likelihood = Categorical(classes, SPACE[spatial_dims], site="mask", partial=True)
         self.coords = {"class": list(classes)}
 

@@ -9,7 +9,7 @@ Outside ``predict`` and in training, ``once(net, *inputs)`` is ``net(*inputs)``.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ppl_med.weights import RandomWeights
 
-Kept = dict[tuple[int, ...], tuple[Any, ...]]
+Kept = dict[tuple[int | str, ...], tuple[Any, ...]]
 _kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
 
 
@@ -33,20 +33,24 @@ def reuse() -> Iterator[None]:
         _kept.reset(token)
 
 
-def once(net: nn.Module, *inputs: Tensor) -> Any:
+def once(net: Callable[..., Any], *inputs: Tensor) -> Any:
     """``net(*inputs)``, run once for the same tensors inside a ``reuse`` block.
 
     A network is run every time while it trains, while gradients are recorded, and if it draws
     random numbers of a program itself (``RandomWeights``, ``PyroModule``).
 
     Args:
-        net: A deterministic network.
+        net: A deterministic network, or a method of one.
         inputs: Its inputs; the same tensor objects mean the same call.
     """
     kept = _kept.get()
-    if kept is None or torch.is_grad_enabled() or net.training or _draws(net):
+    if kept is None or torch.is_grad_enabled():
         return net(*inputs)
-    key = (id(net), *(number for value in inputs for number in (id(value), value._version)))
+    owner: Any = getattr(net, "__self__", net)  # a bound method is made anew each time it is read
+    if owner.training or _draws(owner):
+        return net(*inputs)
+    name = getattr(net, "__name__", "")
+    key = (id(owner), name, *(n for value in inputs for n in (id(value), value._version)))
     if key not in kept:
         # The inputs are kept too: the id of a tensor that is gone may be given to another.
         kept[key] = (net(*inputs), net, inputs)

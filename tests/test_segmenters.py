@@ -94,16 +94,14 @@ def test_the_official_sizes_are_the_default() -> None:
 def test_combine_is_the_convolution_of_features_and_tiled_code() -> None:
     combine = Combine(4, 3, 2, width=5, num_layers=3)
     features, z = torch.randn(2, 4, 6, 7), torch.randn(2, 3)
-    weight = torch.cat([combine.of_features.weight.flatten(1), combine.of_code.weight], 1)  # type: ignore[operator]
-    tiled = z[:, :, None, None].expand(-1, -1, 6, 7)
-    hidden = functional.conv2d(
-        torch.cat([features, tiled], 1),
-        weight[..., None, None],
-        combine.of_features.bias,  # type: ignore[arg-type]
-    ).relu()
-    for layer in combine.hidden:
-        hidden = layer(hidden).relu()
-    expected = combine.output(hidden)
+    weight = torch.cat([combine.features.weight, combine.code.weight], 1)
+    hidden = torch.cat([features, z[:, :, None, None].expand(-1, -1, 6, 7)], 1)
+    layers = [(weight, combine.features.bias)]
+    layers += [(layer.weight, layer.bias) for layer in combine.hidden]  # type: ignore[misc]
+    for weights, bias in layers:
+        hidden = functional.conv2d(hidden, weights[..., None, None], bias).relu()
+    last = combine.output
+    expected = functional.conv2d(hidden, last.weight[..., None, None], last.bias)
     own = combine(combine.of_features(features), z)
     torch.testing.assert_close(own, expected)
     several = combine(combine.of_features(features), torch.stack([z, -z]))
@@ -111,12 +109,13 @@ def test_combine_is_the_convolution_of_features_and_tiled_code() -> None:
     torch.testing.assert_close(several[0], own)
 
 
-def test_every_first_layer_starts_at_the_scale_of_the_joint_one() -> None:
+def test_the_first_layer_starts_at_the_scale_of_the_joint_one() -> None:
     combine = Combine(300, 100, 2, width=200)
-    joint = torch.cat([combine.of_features.weight.flatten(), combine.of_code.weight.flatten()])  # type: ignore[operator]
+    joint = torch.cat([combine.features.weight.flatten(), combine.code.weight.flatten()])
     assert joint.std().item() == pytest.approx(math.sqrt(2 / 400), rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:posterior collapse")
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_volumes_run_like_images(spatial_dims: int) -> None:
     space = (4,) * spatial_dims

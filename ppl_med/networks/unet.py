@@ -28,11 +28,16 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int, size: in
     if spatial_dims not in _CONVOLUTIONS:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
     layer = _CONVOLUTIONS[spatial_dims](in_channels, out_channels, size, padding=size // 2)
-    fan_in = in_channels * size**spatial_dims
-    scale = (2 / fan_in) ** 0.5 / 0.8796  # so that the truncated normal has the He scale
-    nn.init.trunc_normal_(layer.weight, std=scale, a=-2 * scale, b=2 * scale)
-    nn.init.trunc_normal_(layer.bias, std=1e-3, a=-2e-3, b=2e-3)
+    he_truncated(layer, in_channels * size**spatial_dims)
     return layer
+
+
+def he_truncated(layer: nn.Module, fan_in: int) -> None:
+    """Start a layer: truncated normal weights of the He scale, biases near 0 (sd 0.001)."""
+    scale = (2 / fan_in) ** 0.5 / 0.8796  # a normal cut at 2 sd has 0.8796 times its sd
+    for name, parameter in layer.named_parameters():
+        sd = 1e-3 if name == "bias" else scale
+        nn.init.trunc_normal_(parameter, std=sd, a=-2 * sd, b=2 * sd)
 
 
 def block(
