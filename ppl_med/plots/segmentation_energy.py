@@ -94,12 +94,12 @@ def _published(ax: Axes, others: xr.DataArray, names: list[str]) -> None:
     for index, name in enumerate(known):
         matches = name in names
         color = SERIES[names.index(name) % len(SERIES)] if matches else MUTED
-        marker = MARKERS[names.index(name) % len(MARKERS)] if matches else "x"
+        marker = MARKERS[(names.index(name) if matches else index) % len(MARKERS)]
         line = others.isel(model=index)
         ax.plot(
             line["num_samples"], line, color=color, marker=marker, markersize=6, alpha=0.38,
             linestyle=":", linewidth=1, zorder=1, label=f"{plain(name, 24)}{_PUBLISHED}",
-            markerfacecolor="none" if matches else color,
+            markerfacecolor="none",
         )  # fmt: skip
 
 

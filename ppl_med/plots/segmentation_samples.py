@@ -15,6 +15,7 @@ from ppl_med.plots.theme import INK, MUTED, heading, new_figure, plain
 
 GRADER, SAMPLE = "#009E73", "#CC79A7"
 _SIDE = 1.08  # inches of a panel
+_LINE = 12  # characters of a case's name in a line
 _DIMS = ("chain", "draw", "case", "class", "row", "col")
 
 
@@ -126,8 +127,9 @@ def _names(probs: xr.DataArray) -> list[str]:
 
 
 def _label(probs: xr.DataArray, index: int) -> str:
-    value = probs["case"].values[index] if "case" in probs.coords else index
-    return plain(value, 16)
+    value = str(probs["case"].values[index] if "case" in probs.coords else index)
+    lines = [value[:_LINE], value[_LINE:]] if len(value) > _LINE else [value]
+    return "\n".join(plain(line, _LINE) for line in lines)
 
 
 def _graders(tree: xr.DataTree, chosen: list[int]) -> xr.DataArray | None:
@@ -171,13 +173,13 @@ class _Rows:
         names = ["image", *graders, *(f"sample {k + 1}" for k in range(self.num_samples))]
         for index, (ax, name) in enumerate(zip(self.axes[0], names, strict=False)):
             color = INK if index == 0 else GRADER if index <= len(graders) else "#a4497c"
-            ax.set_title(name, fontsize=9, color=color, pad=3)
+            ax.set_title(name, fontsize=10.5, color=color, pad=3)
 
     def picture(self, row: int, picture: NDArray[np.float64], name: str) -> None:
         ax = self.axes[row, 0]
         grey = picture.shape[-1] == 1
         ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
-        ax.set_ylabel(name, fontsize=8.2, color=INK)
+        ax.set_ylabel(name, fontsize=9, color=INK)
 
     def masks(
         self,
@@ -220,7 +222,7 @@ class _Rows:
             zip((mean, spread), titles, units, limits, strict=True)
         ):
             column, cmap = offset - 2, ("viridis", "Blues")[offset]
-            self.axes[0, column].set_title(title, fontsize=9, color=INK, pad=3)
+            self.axes[0, column].set_title(title, fontsize=10.5, color=INK, pad=3)
             for row in range(len(values)):
                 shown = self.axes[row, column].imshow(
                     values[row], cmap=cmap, vmin=0, vmax=limit, interpolation="nearest"
@@ -230,12 +232,12 @@ class _Rows:
             bar.set_axis_on()
             self.figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=[0, limit])
             bar.set_xticks([0, limit], ["0", f"{limit:.2g}"])
-            bar.tick_params(labelsize=8, colors=MUTED, length=2)
-            bar.set_xlabel(f"[{unit}]", fontsize=8, color=INK, labelpad=1)
+            bar.tick_params(labelsize=9, colors=MUTED, length=2)
+            bar.set_xlabel(f"[{unit}]", fontsize=9, color=INK, labelpad=1)
 
 
 def _note(ax: Axes, text: str) -> None:
     ax.text(
-        0.5, 0.04, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=7.5,
+        0.5, 0.04, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=9,
         color=INK, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.2},
     )  # fmt: skip

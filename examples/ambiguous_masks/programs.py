@@ -1,0 +1,176 @@
+"""The models that the studies compare, each with its guide and objective."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ppl_med.inference import (
+    BernoulliDropout,
+    BestHead,
+    ConditionalHierarchy,
+    ConditionalNormal,
+    Elbo,
+    Ensemble,
+    FromPrior,
+    Geco,
+    ImportanceWeighted,
+    PointEstimate,
+)
+from ppl_med.models import (
+    BayesianSegmenter,
+    HierarchicalProbabilisticUNet,
+    ImageToImageVAE,
+    MultiHeadUNet,
+    ProbabilisticUNet,
+    StochasticSegmentationNetwork,
+)
+from ppl_med.networks import UNet, hierarchical_unet, unet
+
+Name = Literal[
+    "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical"
+]
+Program = tuple[Any, Any, dict[str, Any]]
+
+
+@dataclass
+class ModelOptions:
+    """Models and their training."""
+
+    model: tuple[Name, ...] = ("prob_unet",)
+    """Which models to run."""
+    out: Path = Path("runs/ambiguous_masks")
+    """Folder for the results; an earlier study in it is moved aside."""
+    channels: tuple[int, ...] = (16, 32, 48, 48)
+    """Channels by scale, the finest first."""
+    convolutions: int = 2
+    """Convolutions (or residual blocks) at each scale."""
+    official: bool = False
+    """The sizes of the authors' code, 32 to 192 channels on 7 scales, and learning rate 1e-4."""
+    steps: int = 4000
+    """Training steps per model, or per member of the ensemble."""
+    batch_size: int = 32
+    """Images in a training step."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the start; it falls to 0 by a cosine."""
+    draws: int = 16
+    """Samples of every image; the ensemble has one per member."""
+    objective: Literal["elbo", "iwae", "geco"] | None = None
+    """For models with a latent code: geco is the default of hierarchical, elbo of the others."""
+    beta: float = 1.0
+    """Weight of the KL under elbo, for models with a latent code; 1 is the ELBO itself."""
+    geco_target: float = 0.01
+    """Negative log-likelihood to reach under geco, nats per pixel."""
+    particles: int = 8
+    """Draws in the bounds of iwae and of ssn."""
+    members: int = 4
+    """Members of the ensemble; the paper has 16."""
+    seed: int = 0
+    """Seed of start values, data order, augmentation and draws."""
+    device: str | None = None
+    """Where to train, such as cpu or cuda; a GPU where there is one."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works; its figures mean nothing."""
+    resume: bool = False
+    """Go on in the output folder and keep finished models."""
+
+    def shrink(self) -> None:
+        """Make every model small and its training a few steps, for --smoke."""
+        self.channels, self.convolutions = (4, 6), 1
+        self.steps, self.batch_size, self.draws = 4, 8, 4
+        self.particles, self.members = 2, 2
+
+    @property
+    def rate(self) -> float:
+        """Learning rate at the start."""
+        return 1e-4 if self.official else self.learning_rate
+
+
+def build(
+    name: str, options: ModelOptions, in_channels: int, classes: list[str], size: tuple[int, int]
+) -> Program:
+    """One model with its start values.
+
+    Args:
+        name: Which.
+        options: Sizes, objective, seed.
+        in_channels: Image channels.
+        classes: Class names, the background first.
+        size: Rows and columns.
+
+    Returns:
+        Model, guide, and what ``fit`` needs besides.
+    """
+    torch.manual_seed(options.seed)
+    start = {"in_channels": in_channels, "classes": classes}
+    sizes = {"channels": options.channels, "num_convolutions": options.convolutions}
+    if options.official:
+        sizes = {"channels": unet.CHANNELS, "num_convolutions": 3}
+    if name in ("dropout_unet", "ensemble"):
+        return _plain(name, options, in_channels, classes, sizes)
+    if name == "m_heads":
+        heads = MultiHeadUNet(**start, **sizes)
+        return heads, BestHead(heads, epsilon=0.05), {}
+    if name == "ssn":
+        ssn = StochasticSegmentationNetwork(**start, **sizes)
+        return ssn, FromPrior("z", "noise"), {"objective": ImportanceWeighted(options.particles)}
+    if name == "hierarchical":
+        return _hierarchical(options, start, sizes, size)
+    kind = ProbabilisticUNet if name == "prob_unet" else ImageToImageVAE
+    model = kind(**start, **sizes)
+    guide = ConditionalNormal(model.posterior_net(), observation="mask")
+    return model, guide, _objective(options, "elbo", size)
+
+
+def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> dict[str, Any]:
+    chosen = options.objective or default
+    if chosen == "elbo":
+        return {"objective": Elbo(), "kl_weight": options.beta}
+    if chosen == "iwae":
+        return {"objective": ImportanceWeighted(options.particles)}
+    return {"objective": Geco(options.geco_target * math.prod(size))}
+
+
+def _hierarchical(
+    options: ModelOptions, start: dict[str, Any], sizes: dict[str, Any], size: tuple[int, int]
+) -> Program:
+    channels = sizes["channels"]
+    if options.official:  # no more halvings than the image bears
+        halvings = min((n & -n).bit_length() - 1 for n in size)
+        channels = hierarchical_unet.CHANNELS[: halvings + 1]
+    levels = max(1, min(4, len(channels) - 2))
+    model = HierarchicalProbabilisticUNet(
+        **start, latent_dims=(1,) * levels, channels=channels, num_blocks=sizes["num_convolutions"]
+    )
+    guide = ConditionalHierarchy(model.posterior_net())
+    return model, guide, _objective(options, "geco", size)
+
+
+def _plain(
+    name: str, options: ModelOptions, in_channels: int, classes: list[str], sizes: dict[str, Any]
+) -> Program:
+    """A U-Net without a latent code: under dropout, or several."""
+
+    def network() -> nn.Module:
+        output = unet.convolution(2, sizes["channels"][0], len(classes), 1)
+        return nn.Sequential(UNet(in_channels, **sizes), output)
+
+    model = BayesianSegmenter(network(), classes)
+    if name == "dropout_unet":
+        # Half the inputs of the three innermost blocks on either side, as in Kohl et al.
+        scales = len(sizes["channels"])
+        inner = [f"0.encoder.blocks.{k}.0.weight" for k in range(max(1, scales - 3), scales)]
+        inner += [f"0.decoder.{k}.0.weight" for k in range(min(3, scales - 1))]
+        return model, BernoulliDropout(model, dict.fromkeys(inner, 0.5)), {}
+
+    def restart(member: Any) -> None:
+        member.network.net.load_state_dict(network().state_dict())
+
+    def guide(member: Any) -> PointEstimate:
+        return PointEstimate(member, use_prior=False)
+
+    ensemble = Ensemble(model, guide, options.members, start=restart, seed=options.seed)
+    return model, ensemble, {}

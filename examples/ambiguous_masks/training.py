@@ -1,0 +1,189 @@
+"""Training a model and predicting with it, or picking up what an earlier call left."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro.poutine as poutine
+import torch
+import xarray as xr
+
+from ambiguous_masks.programs import ModelOptions, Program
+from ppl_med import storage
+from ppl_med.inference import fit, predict
+
+WEIGHT_DECAY = 1e-5
+LATENT_PLANE = ("prob_unet", "image_to_image_vae")  # models with one code a case
+GRID = np.linspace(-2, 2, 5)
+
+
+def check_same(options: ModelOptions, folder: Path, free: tuple[str, ...]) -> None:
+    """Raise if a study in this folder was begun with other options; note them for the next call.
+
+    Args:
+        options: Of this call.
+        folder: Of the study.
+        free: Names of options that may differ.
+    """
+    own = {
+        name: str(value)
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("model", "out", "device", "resume", *free)
+    }
+    path = folder / "options.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        changed = [name for name in own if earlier.get(name) != own[name]]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {own[name]}, but the study in {folder} was begun "
+                f"with {earlier.get(name)}; use another --out, or go on with the same options"
+            )
+    path.write_text(json.dumps(own, indent=1) + "\n")
+
+
+class Run(NamedTuple):
+    """A trained model and what it predicted."""
+
+    model: Any
+    tree: xr.DataTree
+    history: xr.Dataset
+
+
+def run(
+    name: str,
+    program: Program,
+    options: ModelOptions,
+    folder: Path,
+    train: Any,
+    test: Any,
+    part: str,
+    validation: Any = None,
+) -> Run:
+    """Train a model and predict the test cases; finished parts are read with --resume.
+
+    Args:
+        name: Which model.
+        program: Model, guide and settings of ``fit``.
+        options: Steps, draws, seed, device.
+        folder: Of this model.
+        train: Batches with one mask per image.
+        test: Batches with every grader's mask.
+        part: Name of the test cases, in the name of the file of their posterior.
+        validation: Batches for a validation curve.
+    """
+    folder.mkdir(exist_ok=True)
+    model, guide, settings = program
+    # Dropout's penalty is its prior; the others' weights have none of their own.
+    decay = 0.0 if name == "dropout_unet" else WEIGHT_DECAY
+    print(f"{name}: {options.steps} steps")
+    history = fit(
+        model,
+        guide,
+        train,
+        epochs=max(1, math.ceil(options.steps / len(train))),
+        optimizer=lambda weights: torch.optim.Adam(weights, options.rate, weight_decay=decay),
+        schedule="cosine",
+        device=options.device,
+        seed=options.seed,
+        checkpoint=folder / "checkpoint.pt",
+        resume=options.resume,
+        validation=validation,
+        **settings,
+    )
+    storage.save(history, folder / "history.nc")
+    tree = predict(
+        model,
+        guide,
+        test,
+        draws=1 if name == "ensemble" else options.draws,
+        seed=options.seed,
+        device=options.device,
+        store=folder / f"posterior-{part}.zarr",
+        resume=options.resume,
+    )
+    return Run(model, tree, history)
+
+
+def sampled_masks(tree: xr.DataTree) -> xr.DataArray:
+    """The most probable class of every pixel under each draw, (chain, draw, case, row, col)."""
+    return tree["posterior/probs"].argmax("class").astype(np.int8).compute()
+
+
+def decode_plane(model: Any, image: torch.Tensor) -> xr.DataArray:
+    """Masks over the two latent dimensions that change them most, the others at the prior's mean.
+
+    Args:
+        model: With one code z a case.
+        image: Of one case, dims (channel, row, col), as the model was given it.
+
+    Returns:
+        Class ids (second, first, row, col); ``first`` and ``second`` in standard deviations of
+        the prior.
+    """
+    device = next(model.parameters()).device
+    image = image.to(device)[None]
+    with torch.no_grad():
+        loc, scale = torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
+        if hasattr(model, "prior"):
+            law = model.prior(image).base_dist
+            loc, scale = law.loc[0].cpu(), law.scale[0].cpu()
+
+        def decode(codes: torch.Tensor) -> torch.Tensor:
+            z = (loc + scale * codes).to(device)
+            replayed = poutine.condition(model, data={"z": z})
+            logits = replayed(image.expand(len(z), *image.shape[1:]))
+            return logits.softmax(1).cpu()
+
+        ends = 2 * torch.eye(model.latent_dim)
+        change = (decode(ends) - decode(-ends)).abs().flatten(1).sum(1)
+        first, second = change.argsort(descending=True)[:2].tolist()
+        codes = torch.zeros(len(GRID), len(GRID), model.latent_dim)
+        codes[..., first] = torch.tensor(GRID, dtype=torch.float32)
+        codes[..., second] = torch.tensor(GRID, dtype=torch.float32)[:, None]
+        masks = decode(codes.flatten(0, 1)).argmax(1)
+    masks = masks.view(len(GRID), len(GRID), *masks.shape[1:]).numpy()
+    axes = {"first": ("first", GRID, {"long_name": f"z{first + 1}"})}
+    axes["second"] = ("second", GRID, {"long_name": f"z{second + 1}"})
+    return xr.DataArray(masks, coords=axes, dims=("second", "first", "row", "col"))
+
+
+def over_cases(scores: xr.Dataset) -> xr.Dataset:
+    """Mean and standard error over cases, ``<name>`` and ``<name>_se``."""
+    error = scores.std("case", ddof=1) / np.sqrt(scores.notnull().sum("case"))
+    return scores.mean("case").merge(error.rename({n: f"{n}_se" for n in scores.data_vars}))
+
+
+def ged_of_subsets(energy: xr.Dataset, num_samples: list[int]) -> xr.DataArray:
+    """Biased GED² of n samples, the mean over all choices of n among those that were drawn.
+
+    Args:
+        energy: Of ``segmentation.ged`` with all samples.
+        num_samples: Each n.
+
+    Returns:
+        Dims (case, num_samples).
+    """
+    n = xr.DataArray(num_samples, coords={"num_samples": num_samples}, dims="num_samples")
+    # Of all pairs of n samples, one in n is a sample with itself, at distance 0.
+    pairs = (1 - 1 / n) * energy["sample_sample_unbiased"].fillna(0)
+    return 2 * energy["sample_grader"] - pairs - energy["grader_grader"]
+
+
+def cell(part: xr.Dataset, name: str) -> str:
+    """A figure ± its standard error."""
+    value = float(part[name]) if name in part else math.nan
+    if not math.isfinite(value):
+        return "∞" if math.isinf(value) else "–"
+    error = float(part[f"{name}_se"]) if f"{name}_se" in part else math.nan
+    return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """A table as text."""
+    every = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in every)

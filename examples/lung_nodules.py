@@ -1,0 +1,301 @@
+"""Lung nodules that four radiologists outlined, or did not: which model disagrees as they do?
+
+Trains the Probabilistic U-Net or its rivals on the LIDC crops, one grader's mask drawn anew for
+every image of every batch, and compares sampled masks with all four graders of patients that were
+not trained on. Writes to the output folder, for every model, checkpoint.pt, history.nc and
+posterior-<split>.zarr, and for all of them
+
+    table.md, table.nc   GED² by number of samples, its unbiased form and its floor, and overlaps
+    report.html          pictures: graders beside samples, areas, uncertainty, the latent plane
+
+Finished models are kept with --resume, so a study can be stopped and models added.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+import xarray as xr
+from ambiguous_masks.programs import ModelOptions, build
+from ambiguous_masks.training import (
+    LATENT_PLANE,
+    Run,
+    cell,
+    check_same,
+    decode_plane,
+    ged_of_subsets,
+    markdown,
+    over_cases,
+    run,
+    sampled_masks,
+)
+
+from ppl_med import storage
+from ppl_med.analysis import segmentation
+from ppl_med.data import (
+    Batches,
+    RotateAndScale,
+    flips_and_turns_with_mask,
+    load_lidc,
+    random_grader,
+    standardization,
+)
+from ppl_med.data.lidc import CLASS_NAMES
+from ppl_med.plots import segmentation as figures
+from ppl_med.plots.page import Section, paragraph, picture, table
+from ppl_med.plots.report import report
+from ppl_med.runs import open_run
+
+SAMPLES = (1, 4, 8, 16)
+SHOWN, VALIDATION = 5, 64  # cases in the pictures, and in the validation curve
+PUBLISHED = {
+    "dropout_unet": (1.17, 0.61, 0.52, 0.47),
+    "ensemble": (0.69, 0.53, 0.50, 0.49),
+    "m_heads": (0.88, 0.41, 0.39, 0.34),
+    "image_to_image_vae": (1.03, 0.53, 0.45, 0.41),
+    "prob_unet": (0.81, 0.38, 0.32, 0.28),
+}
+SOURCE = "Kohl et al., NeurIPS 2018, Fig. 4a"
+COLUMNS = {
+    "unbiased": "unbiased", "hm_iou": "HM-IoU", "d_max": "D_max", "dice_max": "Dice_max",
+    "diversity": "diversity", "ci": "CI as released", "ci_harmonic": "CI harmonic",
+}  # fmt: skip
+
+
+@dataclass
+class Options(ModelOptions):
+    """Train models of ambiguous segmentation on lung nodules and compare them with the graders."""
+
+    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
+    """Folder that holds lidc/lidc_train.npz and the others; by default what PPL_MED_DATA names."""
+    out: Path = Path("runs/lung_nodules")
+    """Folder for the results; an earlier study in it is moved aside."""
+    split: Literal["val", "test"] = "val"
+    """Patients to compare on. Choose settings on val; use test once, at the end."""
+    size: Literal[64, 128] = 64
+    """Rows and columns; 64 are averages over blocks of 2 x 2 pixels."""
+
+
+class Nodules:
+    """Batches to train on, and the cases to compare on."""
+
+    def __init__(self, options: Options) -> None:
+        splits = load_lidc(options.data, size=options.size, resize="average")
+        loc, scale = standardization(splits["train"]["image"])
+        settings: dict[str, Any] = {"loc": loc, "scale": scale, "batch_size": options.batch_size}
+        motion = [random_grader, flips_and_turns_with_mask, RotateAndScale()]
+        keep = {
+            part: {name: arrays[name] for name in ("image", "mask", "id")}
+            for part, arrays in splits.items()
+        }
+        if options.split not in keep:
+            raise FileNotFoundError(f"--split {options.split}: the folder has {sorted(keep)}")
+        self.train = Batches(
+            keep["train"], shuffle=True, drop_last=True, transform=motion, **settings
+        )
+        self.test = Batches(keep[options.split], **settings)
+        self.curve = Batches(keep["val"], transform=random_grader, **settings).first(VALIDATION)
+        self.images = splits[options.split]["image"]
+        if options.smoke:
+            self.train, self.test = self.train.first(16), self.test.first(12)
+            self.curve, self.images = self.curve.first(4), self.images[:12]
+
+    @property
+    def shown(self) -> list[Any]:
+        """Ids of the cases in the pictures: evenly spaced, not chosen."""
+        ids = self.test.ids
+        return [ids[k] for k in np.linspace(0, len(ids) - 1, SHOWN).astype(int)]
+
+
+def score(masks: xr.DataArray, graders: xr.DataArray) -> xr.Dataset:
+    """Every figure of the table by case; ``ged`` and ``floor`` also by number of samples."""
+    given: dict[str, Any] = {"annotations": graders, "classes": [1]}
+    energy = segmentation.ged(masks, **given)
+    ged = ged_of_subsets(energy, [n for n in SAMPLES if n <= energy.attrs["num_samples"]])
+    insight = segmentation.collective_insight(masks, **given)
+    return xr.Dataset(
+        {
+            "ged": ged,
+            "floor": energy["grader_grader_unbiased"]
+            * (1 / ged["num_samples"] + 1 / energy["num_graders"]),
+            "unbiased": energy["unbiased"],
+            "hm_iou": segmentation.hungarian(masks, **given)["iou"],
+            "d_max": segmentation.d_max(masks, **given)["d_max"],
+            "dice_max": segmentation.dice_max(masks, **given)["dice_max"],
+            "diversity": segmentation.diversity(masks, classes=[1])["biased"],
+            "ci": insight["released"],
+            "ci_harmonic": insight["harmonic"],
+        }
+    )
+
+
+def rows(result: xr.Dataset) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table."""
+    counts = result["num_samples"].values.tolist()
+    head = ["model", *(f"GED² of {n}" for n in counts), *COLUMNS.values()]
+    lines = []
+    for model in result["model"].values:
+        part = result.sel(model=model)
+        by_number = [cell(part.sel(num_samples=n), "ged") for n in counts]
+        lines.append([str(model), *by_number, *(cell(part, name) for name in COLUMNS)])
+    floor = [f"{value:.3f}" for value in result["floor"].max("model").values]
+    lines.append(["a perfect model", *floor, "0", *[""] * (len(COLUMNS) - 1)])
+    return head, lines
+
+
+def tables(result: xr.Dataset) -> str:
+    """The table as HTML, its columns in two parts."""
+    head, lines = rows(result)
+    cut = result.sizes["num_samples"] + 2
+    both = [head, *([text.replace(" ± ", "\u00a0±\u00a0") for text in line] for line in lines)]
+    left, right = [line[:cut] for line in both], [[line[0], *line[cut:]] for line in both[:-1]]
+    return table(left[0], left[1:]) + table(right[0], right[1:])
+
+
+def pictures(options: Options, nodules: Nodules, name: str, one: Run) -> list[Section]:
+    """Parts of the report about one model."""
+    # The nodule lies near the middle of its crop; its half, in pixels, is shown.
+    side = nodules.images.shape[-1]
+    middle = slice(side // 4, side - side // 4)
+    close = one.tree.isel(row=middle, col=middle)
+    sizes = segmentation.sizes(
+        sampled_masks(one.tree), one.tree["observed_data/mask"].load(), classes=[1]
+    ).assign_coords({"class": [CLASS_NAMES[1]]})
+    place = [nodules.test.ids.index(case) for case in nodules.shown]
+    maps = segmentation.maps(one.tree["posterior/probs"].isel(case=place).load())
+    anchor = name.replace("_", "-")
+    found = [
+        Section(
+            f"samples-{anchor}",
+            f"{name}: graders and samples",
+            paragraph(
+                "Cases are evenly spaced over the list, not chosen; the middle half of the crop."
+            )
+            + picture(
+                figures.samples(close, nodules.images[..., middle, middle], nodules.shown),
+                f"Images, masks of four graders and of samples, mean and spread, of {name}.",
+                wide=True,
+            ),
+        ),
+        Section(
+            f"areas-{anchor}",
+            f"{name}: areas",
+            paragraph("Grey bars should hold nearly all graders and be no longer than that needs.")
+            + picture(figures.area_intervals(sizes), f"Credible intervals of areas of {name}."),
+        ),
+        Section(
+            f"maps-{anchor}",
+            f"{name}: where it is unsure",
+            paragraph("Orange is doubt inside each draw, blue is disagreement between draws.")
+            + picture(
+                figures.uncertainty_maps(maps, nodules.images[place]),
+                f"Maps of entropy of {name} and its two parts.",
+            ),
+        ),
+    ]
+    if name in LATENT_PLANE:
+        body = latent_figures(nodules, one, sizes, place[len(place) // 2])
+        found.append(Section(f"latent-{anchor}", f"{name}: the latent code", body))
+    return found
+
+
+def latent_figures(nodules: Nodules, one: Run, sizes: xr.Dataset, case: int) -> str:
+    """Masks over the latent plane of one case, and the codes of its draws and of others'."""
+    image = next(iter(nodules.test.subset([case])))["image"][0]
+    plane = decode_plane(one.model, image)
+    axes = [int(plane[name].attrs["long_name"][1:]) - 1 for name in ("first", "second")]
+    area = sizes["size"].isel({"class": 0}).rename("area")
+    drawn = figures.latent_draws(one.tree, area, nodules.shown[:4], latent=(axes[0], axes[1]))
+    return (
+        paragraph("Neighbouring codes should give similar masks, and empty ones a place of theirs.")
+        + picture(
+            figures.latent_plane(plane, CLASS_NAMES, nodules.images[case]),
+            f"Masks over two latent dimensions, case {nodules.test.ids[case]}.",
+        )
+        + picture(drawn, "Latent codes of the draws of four cases, coloured by area.")
+    )
+
+
+def show(
+    options: Options, folder: Path, nodules: Nodules, result: xr.Dataset, runs: dict[str, Run]
+) -> None:
+    """Write the report; its provenance and training curves are those of the first model."""
+    first = next(iter(runs.values()))
+    published = xr.Dataset(
+        {"ged": (("model", "num_samples"), list(PUBLISHED.values()))},
+        coords={"model": list(PUBLISHED), "num_samples": list(SAMPLES)},
+        attrs={"source": SOURCE},
+    )
+    values = result[["ged", "ged_se"]].assign(floor=result["floor"].max("model"))
+    sections = [
+        Section(
+            "table",
+            "Against the graders",
+            paragraph(
+                "GED² by number of samples: lower is better, and no model can beat the last line "
+                "on average; HM-IoU, D_max and Dice_max: higher is better; ± one standard error."
+            )
+            + tables(result),
+        ),
+        Section(
+            "ged",
+            "Energy distance and number of samples",
+            paragraph("A good model lies near the dashed line for every number of samples.")
+            + picture(figures.ged_by_samples(values, published), "GED² by number of samples."),
+        ),
+    ]
+    for name, one in runs.items():
+        sections += pictures(options, nodules, name, one)
+    report(
+        folder / "report.html",
+        title="Lung nodules: do samples disagree as radiologists do?",
+        tree=first.tree,
+        history=first.history if "chain" not in first.history.dims else first.history.isel(chain=0),
+        sections=sections,
+        notes=(
+            f"Split {options.split}, {len(nodules.test.ids)} images, {options.size} × "
+            f"{options.size} pixels, {options.steps} steps of {options.batch_size} images, "
+            f"{'the official sizes' if options.official else f'channels {options.channels}'}.",
+            f"Published figures are of {SOURCE}, read off to 0.01: 128 × 128 pixels, 240 thousand "
+            "steps, other crops of LIDC and another split. Here are one or two slices of every "
+            "nodule, so the figures can be compared in size, not in their last digits.",
+        ),
+    )
+
+
+def main(options: Options) -> None:
+    """Run the study, print and save its table, write the report."""
+    folder = open_run(options.out, resume=options.resume)
+    if options.smoke:
+        options.shrink()
+    check_same(options, folder, free=("data", "split"))
+    nodules = Nodules(options)
+    runs, found = {}, []
+    for name in options.model:
+        program = build(name, options, 1, list(CLASS_NAMES), (options.size, options.size))
+        runs[name] = run(
+            name,
+            program,
+            options,
+            folder / name,
+            train=nodules.train,
+            test=nodules.test,
+            part=options.split,
+            validation=nodules.curve,
+        )
+        tree = runs[name].tree
+        scores = over_cases(score(sampled_masks(tree), tree["observed_data/mask"].load()))
+        found.append(scores.expand_dims(model=[name]))
+        result = xr.concat(found, "model", join="outer")
+        storage.save(result, folder / "table.nc")
+        (folder / "table.md").write_text(markdown(*rows(result)) + "\n")
+    print(markdown(*rows(result)))
+    show(options, folder, nodules, result, runs)
+    print(f"Wrote {folder / 'table.md'} and {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
