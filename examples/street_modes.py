@@ -1,0 +1,312 @@
+"""Street scenes with 32 right answers of known probability: which model finds them, how often?
+
+Five classes flip to a second version of themselves, each over the whole image or not at all, by
+coins that the image does not show (Kohl et al., NeurIPS 2018, section 4.2). So every image has 2^5
+masks whose probabilities are known, and a model can be held to them: does it find every mode, as
+often as it should, and do all pixels of a class flip together?
+
+On CamVid, with --data, or on synthetic scenes, with --scenes: these need no data, are new in every
+step, and hold all five classes in every image. Writes to the output folder, for every model,
+checkpoint.pt, history.nc and posterior-<split>.zarr, and for all of them
+
+    table.md, table.nc   divergences of the frequencies from the truth, flip rates, GED²
+    report.html          pictures: sampled masks, the 32 modes, the latent plane
+
+Finished models are kept with --resume.
+"""
+
+import os
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+import xarray as xr
+from ambiguous_masks.programs import ModelOptions, build
+from ambiguous_masks.training import (
+    LATENT_PLANE,
+    Run,
+    cell,
+    check_same,
+    decode_plane,
+    ged_of_subsets,
+    markdown,
+    over_cases,
+    run,
+    sampled_masks,
+)
+
+from ppl_med import storage
+from ppl_med.analysis import segmentation
+from ppl_med.data import (
+    CAMVID_FLIPS,
+    SCENE_FLIPS,
+    Batches,
+    ClassFlips,
+    FreshBatches,
+    load_camvid,
+    mirror_with_mask,
+    scenes,
+    standardization,
+)
+from ppl_med.plots import segmentation as figures
+from ppl_med.plots.page import Section, paragraph, picture, table
+from ppl_med.plots.report import report
+from ppl_med.runs import open_run
+
+SAMPLES = (1, 4, 8, 16)
+SHOWN = 4  # cases in the pictures
+EPOCH = 100  # batches that count as an epoch of synthetic scenes
+CAMVID_SIZE = (96, 128)
+PUBLISHED = {
+    "dropout_unet": (1.02, 0.48, 0.39, 0.34),
+    "ensemble": (0.74, 0.45, 0.40, 0.38),
+    "m_heads": (0.77, 0.39, 0.33, 0.29),
+    "image_to_image_vae": (0.91, 0.40, 0.32, 0.27),
+    "prob_unet": (0.87, 0.33, 0.245, 0.20),
+}
+SOURCE = "Kohl et al., NeurIPS 2018, Fig. 4b (Cityscapes)"
+COLUMNS = {
+    "kl_empirical_true": "KL(sampled‖true)", "kl_true_empirical": "KL(true‖sampled)",
+    "total_variation": "total variation", "modes_found": "modes", "undecided": "undecided",
+    "consistency": "consistency", "accuracy": "class accuracy",
+}  # fmt: skip
+
+
+@dataclass
+class Options(ModelOptions):
+    """Train models of ambiguous segmentation on scenes with 32 modes of known probability."""
+
+    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
+    """Folder that holds camvid/; by default what PPL_MED_DATA names."""
+    scenes: bool = False
+    """Synthetic scenes of 32 x 32 pixels instead of CamVid."""
+    out: Path = Path("runs/street_modes")
+    """Folder for the results; an earlier study in it is moved aside."""
+    split: Literal["val", "test"] = "val"
+    """Images to compare on. Choose settings on val; use test once, at the end."""
+    size: tuple[int, int] | None = None
+    """Rows and columns; 96 128 of CamVid, 32 32 of synthetic scenes."""
+    cases: int = 200
+    """Synthetic scenes to compare on."""
+
+
+class Streets:
+    """Batches to train on, the images to compare on, and their 32 masks."""
+
+    flips: ClassFlips
+    train: Any
+
+    def __init__(self, options: Options) -> None:
+        self.size = options.size or ((32, 32) if options.scenes else CAMVID_SIZE)
+        arrays = self._scenes(options) if options.scenes else self._camvid(options)
+        self.images, self.ids = arrays["image"], arrays["id"].tolist()
+        ids = {"case": self.ids}
+        whole = xr.DataArray(arrays["unflipped_mask"], ids, ("case", "row", "col"))
+        masks = np.stack([self.flips.mode_masks(one) for one in whole.values])
+        self.regions = whole
+        self.modes = xr.DataArray(masks, ids, ("case", "grader", "row", "col"))
+        self.classes = [*self.flips.classes, *self.flips.new_classes]
+        names = self.flips.class_names
+        pairs = zip(self.flips.classes, self.flips.new_classes, strict=True)
+        self.switches = {names[old]: names[new] for old, new in pairs}
+
+    def _scenes(self, options: Options) -> dict[str, Any]:
+        if self.size[0] != self.size[1]:
+            raise ValueError(f"--size of synthetic scenes must be square, got {self.size}")
+        self.flips = SCENE_FLIPS
+        generate = partial(scenes, size=self.size[0])
+        number = options.steps if options.smoke else min(EPOCH, options.steps)
+        self.train = FreshBatches(
+            generate, batch_size=options.batch_size, num_batches=number, seed=options.seed,
+            keep=("image", "mask"),
+        )  # fmt: skip
+        # Seeds of the training scenes come from a hash; a small one is none of theirs.
+        number = 12 if options.smoke else options.cases
+        arrays = generate(number, seed=1 if options.split == "val" else 2)
+        self.test = Batches({name: arrays[name] for name in ("image", "mask", "id")}, batch_size=50)
+        return arrays
+
+    def _camvid(self, options: Options) -> dict[str, Any]:
+        self.flips = CAMVID_FLIPS
+        splits = load_camvid(options.data, size=self.size)
+        if options.split not in splits:
+            raise FileNotFoundError(f"--split {options.split}: the folder has {sorted(splits)}")
+        if options.smoke:
+            splits = {s: {n: v[:12] for n, v in part.items()} for s, part in splits.items()}
+        loc, scale = standardization(splits["train"]["image"])
+        settings: dict[str, Any] = {"loc": loc, "scale": scale, "batch_size": options.batch_size}
+        keep = {s: {n: part[n] for n in ("image", "mask", "id")} for s, part in splits.items()}
+        self.train = Batches(
+            keep["train"], shuffle=True, drop_last=True, seed=options.seed,
+            transform=[mirror_with_mask, self.flips], **settings,
+        )  # fmt: skip
+        self.test = Batches(keep[options.split], transform=self.flips, **settings)
+        arrays = splits[options.split]
+        return arrays | {"unflipped_mask": arrays["mask"]}
+
+    @property
+    def shown(self) -> list[Any]:
+        """Ids of the cases in the pictures: evenly spaced, not chosen."""
+        return [self.ids[k] for k in np.linspace(0, len(self.ids) - 1, SHOWN).astype(int)]
+
+
+def frequencies(streets: Streets, tree: xr.DataTree) -> xr.Dataset:
+    """Which classes every sample flipped, and how often, against the truth."""
+    rates, law = streets.flips.probabilities, streets.flips.mode_probabilities()
+    found = segmentation.flips(tree, streets.regions, streets.switches, rates)
+    # Where no sample shows a whole pattern there are no frequencies; the truth is known still.
+    return found.assign(rate=("switch", rates), probability=("mode", law))
+
+
+def score(streets: Streets, tree: xr.DataTree, flips: xr.Dataset) -> xr.Dataset:
+    """Every figure of the table; ``ged`` and ``floor`` by number of samples."""
+    law = streets.flips.mode_probabilities()
+    energy = segmentation.ged(
+        sampled_masks(tree), streets.modes, classes=streets.classes, empty=float("nan"),
+        grader_weights=law,
+    )  # fmt: skip
+    ged = ged_of_subsets(energy, [n for n in SAMPLES if n <= energy.attrs["num_samples"]])
+    floor = energy["grader_grader"] / ged["num_samples"]
+    by_case = over_cases(xr.Dataset({"ged": ged, "floor": floor, "unbiased": energy["unbiased"]}))
+    kept = [n for n in COLUMNS if n in flips and flips[n].ndim == 0]
+    kept += [f"{name}_se" for name in kept if f"{name}_se" in flips]
+    kept += ["flip_mean", "flip_se", "rate"]
+    found = by_case.merge(flips[kept])
+    for name in ("consistency", "accuracy"):
+        found[name] = flips[f"{name}_mean"].mean("switch")
+    return found.drop_attrs()
+
+
+def rows(result: xr.Dataset) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table."""
+    counts = result["num_samples"].values.tolist()
+    switches = [str(name) for name in result["switch"].values]
+    head = ["model", *(f"GED² of {n}" for n in counts), "unbiased", *COLUMNS.values()]
+    head += [f"flips of {name}" for name in switches]
+    lines = []
+    for model in result["model"].values:
+        part = result.sel(model=model)
+        line = [str(model), *(cell(part.sel(num_samples=n), "ged") for n in counts)]
+        line += [cell(part, name) for name in ("unbiased", *COLUMNS)]
+        rates = part[["flip_mean", "flip_se"]].rename(flip_mean="flip", flip_se="flip_se")
+        lines.append(line + [cell(rates.sel(switch=name), "flip") for name in switches])
+    floor = [f"{value:.3f}" for value in result["floor"].max("model").values]
+    truth = [f"{value:.3f}" for value in result["rate"].isel(model=0).values]
+    perfect = ["0", "0", "0", "0", "all", "0", "1", "1"]
+    return head, [*lines, ["the truth", *floor, *perfect, *truth]]
+
+
+def tables(result: xr.Dataset) -> str:
+    """The table as HTML, its columns in three parts."""
+    head, lines = rows(result)
+    both = [head, *([text.replace(" ± ", "\u00a0±\u00a0") for text in line] for line in lines)]
+    first = result.sizes["num_samples"] + 2
+    cuts = [slice(1, first), slice(first, first + len(COLUMNS)), slice(first + len(COLUMNS), None)]
+    parts = [[[line[0], *line[cut]] for line in both] for cut in cuts]
+    return "".join(table(part[0], part[1:]) for part in parts)
+
+
+def show(
+    options: Options,
+    folder: Path,
+    streets: Streets,
+    result: xr.Dataset,
+    runs: dict[str, Run],
+    flips: dict[str, xr.Dataset],
+) -> None:
+    """Write the report; its provenance and training curves are those of the first model."""
+    first = next(iter(runs.values()))
+    published = xr.Dataset(
+        {"ged": (("model", "num_samples"), list(PUBLISHED.values()))},
+        coords={"model": list(PUBLISHED), "num_samples": list(SAMPLES)},
+        attrs={"source": SOURCE},
+    )
+    values = result[["ged", "ged_se"]].assign(floor=result["floor"].max("model"))
+    sections = [
+        Section(
+            "table",
+            "Against the truth",
+            paragraph("Frequencies and rates should equal the last line; ± one standard error.")
+            + tables(result),
+        ),
+        Section(
+            "modes",
+            "The 32 modes",
+            paragraph("Coloured bars should end where the grey ones do, and rates on their line.")
+            + picture(figures.mode_bars(flips, flips), "Frequencies of modes and flip rates."),
+        ),
+        Section(
+            "ged",
+            "Energy distance and number of samples",
+            paragraph("A good model lies near the dashed line for every number of samples.")
+            + picture(figures.ged_by_samples(values, published), "GED² by number of samples."),
+        ),
+    ]
+    for name, one in runs.items():
+        sections += pictures(streets, name, one)
+    report(
+        folder / "report.html",
+        title="Street scenes: 32 right answers, each with its probability",
+        tree=first.tree,
+        history=first.history if "chain" not in first.history.dims else first.history.isel(chain=0),
+        sections=sections,
+        notes=(
+            f"{'Synthetic scenes' if options.scenes else 'CamVid'}, split {options.split}, "
+            f"{len(streets.ids)} images of {streets.size[0]} × {streets.size[1]} pixels, "
+            f"{options.steps} steps of {options.batch_size} images.",
+            f"Published figures are of {SOURCE}, read off to 0.01: images of 256 × 512 pixels, 19 "
+            "classes, 240 thousand steps. Only the flips are the same.",
+        ),
+    )
+
+
+def pictures(streets: Streets, name: str, one: Run) -> list[Section]:
+    """Parts of the report about one model."""
+    anchor = name.replace("_", "-")
+    drawn = figures.samples(one.tree, streets.images, streets.shown, num_samples=6)
+    found = [
+        Section(
+            f"samples-{anchor}",
+            f"{name}: samples",
+            paragraph("A class and what it flips to have a strong and a pale tone of one colour.")
+            + picture(drawn, f"Images, one annotation and samples of {name}.", wide=True),
+        )
+    ]
+    if name in LATENT_PLANE:
+        image = next(iter(streets.test.subset([0])))["image"][0]
+        plane = figures.latent_plane(decode_plane(one.model, image), streets.flips.class_names)
+        text = paragraph("Each flip should cut the plane in two, along a border of its own.")
+        body = text + picture(plane, "Masks over two latent dimensions.")
+        found.append(Section(f"latent-{anchor}", f"{name}: the latent code", body))
+    return found
+
+
+def main(options: Options) -> None:
+    """Run the study, print and save its table, write the report."""
+    folder = open_run(options.out, resume=options.resume)
+    if options.smoke:
+        options.shrink()
+    check_same(options, folder, free=("data", "split"))
+    streets = Streets(options)
+    runs, flips, found = {}, {}, []
+    for name in options.model:
+        classes, channels = list(streets.flips.class_names), streets.images.shape[1]
+        program = build(name, options, channels, classes, streets.size)
+        own = folder / name
+        runs[name] = run(name, program, options, own, streets.train, streets.test, options.split)
+        flips[name] = frequencies(streets, runs[name].tree)
+        scores = score(streets, runs[name].tree, flips[name])
+        found.append(scores.expand_dims(model=[name]))
+        result = xr.concat(found, "model", join="outer")
+        storage.save(result, folder / "table.nc")
+        (folder / "table.md").write_text(markdown(*rows(result)) + "\n")
+    print(markdown(*rows(result)))
+    show(options, folder, streets, result, runs, flips)
+    print(f"Wrote {folder / 'table.md'} and {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
