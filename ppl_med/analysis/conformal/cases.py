@@ -1,0 +1,105 @@
+"""Who the cases are: ids that tell calibration from test, groups, and weights, checked once."""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.posterior import Posterior, check_cases
+
+
+def case_ids(array: xr.DataArray, name: str = "probs") -> np.ndarray:
+    """Return the ids of the cases.
+
+    Raises:
+        ValueError: There are none, or one appears twice.
+    """
+    if "case" not in array.coords:
+        raise ValueError(
+            f"{name} has no case ids, so calibration and test cases cannot be told apart; give "
+            "the batches an 'id' per case, or assign_coords(case=...)."
+        )
+    ids = array["case"].values
+    names, counts = np.unique(ids.astype(str), return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"Case id {str(names[counts > 1][0])!r} appears {counts.max()} times; repeated "
+            "cases are not exchangeable. Keep one of each."
+        )
+    return ids
+
+
+def check_disjoint(calibration_ids: np.ndarray, test_ids: np.ndarray) -> None:
+    """Raise where calibration (or training) and test share a case."""
+    shared = np.intersect1d(test_ids.astype(str), calibration_ids.astype(str))
+    if shared.size:
+        raise ValueError(
+            f"Calibration and test share {shared.size} case(s), e.g. {str(shared[0])!r}; coverage "
+            "would not hold. Split the cases first, and give each its own id."
+        )
+
+
+def metadata_groups(
+    tree: Posterior, by: str | xr.DataArray, array: xr.DataArray, argument: str
+) -> xr.DataArray:
+    """Return the group of every case as text.
+
+    Args:
+        tree: A tree whose constant_data holds the column, where ``by`` is a name.
+        by: Name of a column of constant_data, or the groups themselves (case).
+        array: What the cases must agree with.
+        argument: Name of ``by`` in the caller's signature.
+
+    Returns:
+        Names (case).
+
+    Raises:
+        TypeError, ValueError: No such column, other cases, or a missing value.
+    """
+    groups = _column(tree, by, argument) if isinstance(by, str) else by
+    if not isinstance(groups, xr.DataArray):
+        raise TypeError(
+            f"{argument} must name a column of constant_data or be a DataArray over case, not "
+            f"{type(groups).__name__}."
+        )
+    if groups.dims != ("case",):
+        raise ValueError(f"{argument} has dimensions {groups.dims}; expected ('case',).")
+    check_cases(groups, array, argument)
+    values = groups.values
+    missing = [value is None or value != value or str(value) == "" for value in values.tolist()]
+    if any(missing):
+        raise ValueError(
+            f"{argument} is missing for {sum(missing)} case(s); drop them or give them a group."
+        )
+    return xr.DataArray(np.array([str(value) for value in values.tolist()]), dims="case")
+
+
+def case_weights(weights: xr.DataArray, array: xr.DataArray) -> np.ndarray:
+    """Return the weights of the cases, checked.
+
+    Raises:
+        TypeError: No DataArray.
+        ValueError: Other cases, or weights that are negative, not finite or all zero.
+    """
+    if not isinstance(weights, xr.DataArray):
+        raise TypeError(f"weights must be a DataArray over case, not {type(weights).__name__}.")
+    if weights.dims != ("case",):
+        raise ValueError(f"weights has dimensions {weights.dims}; expected ('case',).")
+    check_cases(weights, array, "weights")
+    values = weights.values.astype(np.float64)
+    if not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        raise ValueError("weights must be finite, not negative, and not all zero.")
+    return values
+
+
+def _column(tree: Posterior, name: str, argument: str) -> xr.DataArray:
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(
+            f"{argument}={name!r} names a column of constant_data, which only a DataTree has; "
+            "pass the tree, or the groups as a DataArray over case."
+        )
+    group = tree["constant_data"].to_dataset() if "constant_data" in tree.children else {}
+    if name not in group:
+        raise ValueError(
+            f"{argument}={name!r} is no column of constant_data; it has "
+            f"{sorted(map(str, group))}. Give the batches that metadata."
+        )
+    return group[name].load()

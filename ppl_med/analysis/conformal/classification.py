@@ -1,0 +1,238 @@
+"""Prediction sets that hold the true class with a stated probability (split conformal).
+
+Scores of n labelled calibration cases give a threshold (see `order_statistics`); the set of a case
+holds every class whose score is not above it (see `nonconformity` for the scores). If calibration
+and test cases are exchangeable, a set covers with probability at least 1 - alpha, whatever the
+model. The draws need not be good: a poor posterior gives valid, large sets.
+
+Thresholds `within` groups hold that promise in every group (Mondrian): by a column of metadata,
+e.g. the hospital, or by the true class.
+
+Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, section 4.5.
+"""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis import monte_carlo
+from ppl_med.analysis.conformal import order_statistics, shift, thresholds
+from ppl_med.analysis.conformal.cases import case_ids, check_disjoint, metadata_groups
+from ppl_med.analysis.conformal.nonconformity import Score, case_scores
+from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+
+
+def calibrate(
+    tree: xr.DataTree,
+    alpha: float = 0.1,
+    *,
+    method: str | Score = "lac",
+    within: str | xr.DataArray | None = None,
+    weights: xr.DataArray | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Learn the threshold from labelled cases that the model was not trained on.
+
+    Args:
+        tree: The tree of `predict` on the calibration cases, one label per case.
+        alpha: Allowed share of sets that miss the true class, in (0, 1).
+        method: "lac" (smallest sets), "aps", "raps", "saps", or a `Score` with settings.
+        within: A threshold per group: "class" for the true class, the name of a column of
+            constant_data, or the groups (case).
+        weights: Likelihood ratio test / calibration of every case, for a covariate shift; e.g.
+            from `density_ratio`. Then `predict_sets` needs those of its cases.
+        seed: Of the uniform numbers of randomised scores.
+
+    Returns:
+        Dataset with ``threshold`` (in units of the score; infinite when n is too small for alpha,
+        which gives full sets), ``n``, ``k`` (over ``group`` with ``within``), ``alpha``, ``score``
+        (case) with the ids of the calibration cases and the names ``class`` as coordinates, and
+        ``features`` (case, feature), the mixture probabilities. With ``weights`` no threshold or k,
+        but ``weight`` (case) and ``effective_n``. It saves, loads and applies to any other tree.
+
+    Raises:
+        TypeError, ValueError: ``alpha`` out of range; ``probs``, labels, groups or weights
+            malformed; a class or group without cases; one case id twice; labels per pixel (pixels
+            of one case are not exchangeable).
+    """
+    order_statistics.check_alpha(alpha)
+    settings = method if isinstance(method, Score) else Score(method)
+    probs = probabilities(tree)
+    label = _labels(tree, probs)
+    case_ids(probs)
+    scores = case_scores(probs, settings, seed)
+    groups, names = None, None
+    if within is not None:
+        groups = _groups(tree, within, probs, label)
+        names = class_names(probs) if _by_class(within) else None
+    result = thresholds.learn(
+        _of_label(scores, label), alpha, groups=groups, names=names, weights=weights
+    )
+    result["features"] = _features(probs)
+    result = result.assign_coords({"class": class_names(probs)})
+    if "threshold" in result:
+        result["threshold"].attrs["units"] = "probability"
+    result.attrs = {
+        "method": settings.method, "draws": settings.draws, "penalty": float(settings.penalty),
+        "free_ranks": int(settings.free_ranks), "randomised": int(settings.randomised),
+        "seed": int(seed), "within": _name(within),
+        "mixture": "mean of probs over chain and draw",
+    }  # fmt: skip
+    return result
+
+
+def predict_sets(
+    calibration: xr.Dataset,
+    tree: Posterior,
+    *,
+    within: xr.DataArray | None = None,
+    weights: xr.DataArray | None = None,
+    shift_alarm: float = shift.FALSE_ALARM,
+) -> xr.Dataset:
+    """Return the prediction set of every case and, with labels, how often it covers.
+
+    Args:
+        calibration: What `calibrate` returned.
+        tree: The tree of `predict` on other cases, or its ``probs``.
+        within: Groups (case), where `calibrate` was given an array of groups.
+        weights: Likelihood ratios of these cases, where `calibrate` had some.
+        shift_alarm: Warn when a two-sample test of shift has a p-value below this; the rate of
+            false alarms is at most this. 0 never warns.
+
+    Returns:
+        Dataset with ``prediction_set`` (case, class) bool and ``set_size`` (case); ``n``, ``k``,
+        ``threshold`` of the calibration; ``shift_pvalue`` of the tests on mixture probabilities
+        and, with labels, on the scores (NaN: not tested). With observed labels also ``covered``
+        (case), ``coverage``, the share of covered cases; ``coverage_expected`` = k / (n + 1) and
+        ``coverage_lower``, ``coverage_upper``, the 99 % band of the Beta-binomial law: coverage
+        outside says that calibration and test cases are not exchangeable (below) or that scores
+        are tied (above). With weights there is no such law and no band.
+
+    Raises:
+        TypeError, ValueError: ``calibration`` is not from `calibrate`, the classes differ,
+            calibration and test share cases, a case id appears twice, a group has no threshold, or
+            ``probs`` malformed.
+
+    Warns:
+        RuntimeWarning: Calibration and test cases look different.
+    """
+    settings = _check_calibration(calibration)
+    shift.check_false_alarm(shift_alarm)
+    probs = probabilities(tree)
+    if probs.ndim > 4:
+        raise ValueError(f"probs has further dimensions {probs.dims[4:]}; sets are per case.")
+    _check_classes(calibration, probs)
+    check_disjoint(calibration["case"].values, case_ids(probs))
+    labelled = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
+    label = _labels(tree, probs) if labelled else None
+    groups = _test_groups(calibration, tree, within, probs, label)
+    scores = case_scores(probs, settings, int(calibration.attrs["seed"]))
+    if calibration.attrs["within"] == "class":
+        limit = calibration["threshold"].rename(group="class").assign_coords(scores["class"].coords)
+    else:
+        limit = thresholds.per_case(calibration, probs, groups=groups, weights=weights)
+    member = scores <= limit
+    result = xr.Dataset({"prediction_set": member, "set_size": member.sum("class")})
+    result["set_size"].attrs["units"] = "classes"
+    result = result.merge(thresholds.carried(calibration))
+    if groups is not None:
+        result["case_group"] = ("case", groups.values)
+    reached = None
+    if label is not None:
+        reached = _of_label(scores, label)
+        covered = _of_label(member, label)
+        result = result.merge(thresholds.coverage_figures(covered, calibration, groups))
+    result["shift_pvalue"] = thresholds.shift_check(
+        calibration, _features(probs), reached, groups, shift_alarm
+    )
+    result.attrs.update({key: calibration.attrs[key] for key in ("method", "within")})
+    result.attrs["alpha"] = float(calibration["alpha"])
+    if calibration.get("threshold", xr.DataArray([0.0])).ndim == 0:
+        result.attrs["threshold"] = float(calibration["threshold"])
+    return result
+
+
+def _labels(tree: Posterior, probs: xr.DataArray) -> xr.DataArray:
+    label = observed(tree, probs)
+    if label.ndim > 1:
+        raise ValueError(
+            f"The observation has dimensions {label.dims}: pixels of one case are not "
+            "exchangeable and no coverage would hold. Use one label per case."
+        )
+    return label
+
+
+def _of_label(scores: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
+    chosen = np.take_along_axis(scores.transpose("case", "class").values, label.values[:, None], 1)
+    return xr.DataArray(chosen[:, 0], {"case": scores["case"]}, ("case",))
+
+
+def _features(probs: xr.DataArray) -> xr.DataArray:
+    mixture = monte_carlo.mean(probs).transpose("case", "class")
+    # Two classes are one number; their two tests would be the same.
+    values = mixture.values if mixture.sizes["class"] > 2 else mixture.values[:, 1:]
+    return xr.DataArray(values, dims=("case", "feature"))
+
+
+def _by_class(within: str | xr.DataArray) -> bool:
+    return isinstance(within, str) and within == "class"
+
+
+def _name(within: str | xr.DataArray | None) -> str:
+    if within is None:
+        return ""
+    return within if isinstance(within, str) else "array"
+
+
+def _groups(
+    tree: Posterior, within: str | xr.DataArray, probs: xr.DataArray, label: xr.DataArray
+) -> xr.DataArray:
+    if _by_class(within):
+        return xr.DataArray(np.array(class_names(probs))[label.values], dims="case")
+    return metadata_groups(tree, within, probs, "within")
+
+
+def _test_groups(
+    calibration: xr.Dataset,
+    tree: Posterior,
+    within: xr.DataArray | None,
+    probs: xr.DataArray,
+    label: xr.DataArray | None,
+) -> xr.DataArray | None:
+    kind = calibration.attrs["within"]
+    if (kind == "array") != (within is not None):
+        raise ValueError(
+            "within must be given here exactly where calibrate was given an array of groups; it "
+            f"was given {kind or None!r}."
+        )
+    if not kind or (kind == "class" and label is None):
+        return None
+    source = within if within is not None else kind
+    groups = metadata_groups(tree, source, probs, "within") if kind != "class" else None
+    if groups is None:
+        assert label is not None
+        return _groups(tree, "class", probs, label)
+    thresholds.check_groups(calibration, groups)
+    return groups
+
+
+def _check_calibration(calibration: xr.Dataset) -> Score:
+    needed = {"alpha", "n", "score", "features"}
+    if not isinstance(calibration, xr.Dataset) or not needed <= set(calibration):
+        raise TypeError("calibration must be the Dataset that conformal.calibrate returned.")
+    attrs = calibration.attrs
+    try:
+        return Score(
+            attrs["method"], bool(attrs["randomised"]), float(attrs["penalty"]),
+            int(attrs["free_ranks"]), attrs["draws"],
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"calibration has method {attrs.get('method')!r} and is no calibration for classes: "
+            f"{error}"
+        ) from error
+
+
+def _check_classes(calibration: xr.Dataset, probs: xr.DataArray) -> None:
+    old, new = [str(name) for name in calibration["class"].values], class_names(probs)
+    if old != new:
+        raise ValueError(f"The calibration knows the classes {old}; the tree has {new}.")

@@ -1,0 +1,205 @@
+"""Learning a threshold from calibration scores and applying it: groups, weights, coverage.
+
+A calibration is a Dataset: ``threshold``, ``n``, ``k`` (scalars, or over ``group``), ``alpha``,
+``score`` (case), ``features`` (case, feature) for the test of shift, and, where they were asked for,
+``case_group`` (case) and ``weight`` (case).
+"""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.conformal import order_statistics, shift
+from ppl_med.analysis.conformal.cases import case_weights
+
+
+def learn(
+    score: xr.DataArray,
+    alpha: float,
+    *,
+    groups: xr.DataArray | None = None,
+    names: list[str] | None = None,
+    weights: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Return the thresholds of calibration scores.
+
+    Args:
+        score: Of the observed outcome (case), with ids.
+        alpha: Miss rate, in (0, 1).
+        groups: Group of every case (case); one threshold each.
+        names: The groups there must be; by default those that occur.
+        weights: Likelihood ratio test / calibration of every case (case).
+
+    Returns:
+        Dataset as the module describes it, without ``features``.
+
+    Raises:
+        TypeError, ValueError: Scores or weights that are not finite, a group without cases, or
+            groups and weights together.
+    """
+    if not np.isfinite(score.values).all():
+        raise ValueError("Some calibration scores are NaN or infinite; drop those cases.")
+    score = score.drop_vars([name for name in score.coords if name != "case"])
+    result = xr.Dataset({"score": score, "alpha": float(alpha)})
+    if weights is not None:
+        if groups is not None:
+            raise ValueError("Give within or weights, not both.")
+        return _weighted(result, weights)
+    if groups is None:
+        num_cases = score.sizes["case"]
+        rank = order_statistics.coverage_rank(num_cases, alpha)
+        threshold = float(order_statistics.kth_smallest(score.values, rank))
+        return result.assign({"threshold": threshold, "n": num_cases, "k": rank})
+    return _grouped(result, groups, names)
+
+
+def _weighted(result: xr.Dataset, weights: xr.DataArray) -> xr.Dataset:
+    values = case_weights(weights, result["score"])
+    size = values.sum() ** 2 / (values**2).sum()
+    result = result.assign(weight=("case", values), n=len(values), effective_n=float(size))
+    result["effective_n"].attrs["note"] = "Kish's effective size of the weighted calibration cases"
+    return result
+
+
+def _grouped(result: xr.Dataset, groups: xr.DataArray, names: list[str] | None) -> xr.Dataset:
+    names = sorted(set(groups.values.tolist())) if names is None else names
+    parts = [result["score"].values[groups.values == name] for name in names]
+    empty = [name for name, part in zip(names, parts, strict=True) if not part.size]
+    if empty:
+        raise ValueError(
+            f"No calibration case in the group(s) {empty}: there is no threshold for them. Add "
+            "cases, merge groups, or calibrate without within."
+        )
+    alpha = float(result["alpha"])
+    sizes = [part.size for part in parts]
+    ranks = [order_statistics.coverage_rank(size, alpha) for size in sizes]
+    found = [
+        float(order_statistics.kth_smallest(part, rank))
+        for part, rank in zip(parts, ranks, strict=True)
+    ]
+    return result.assign(
+        threshold=("group", found), n=("group", sizes), k=("group", ranks),
+        case_group=("case", groups.values),
+    ).assign_coords(group=names)  # fmt: skip
+
+
+def per_case(
+    calibration: xr.Dataset,
+    test: xr.DataArray,
+    *,
+    groups: xr.DataArray | None = None,
+    weights: xr.DataArray | None = None,
+) -> xr.DataArray:
+    """Return the threshold of every test case (case), or a scalar where all share it.
+
+    Args:
+        calibration: From `learn`.
+        test: Any array over the test cases.
+        groups: Group of every test case, where the calibration has groups.
+        weights: Likelihood ratios of the test cases, where the calibration has weights.
+
+    Raises:
+        TypeError, ValueError: Weights missing or malformed, or a group without a threshold.
+    """
+    if ("weight" in calibration) != (weights is not None):
+        raise ValueError(
+            "weights must be given to both the calibration and the prediction, or to neither."
+        )
+    if weights is not None:
+        values = order_statistics.weighted_threshold(
+            calibration["score"].values,
+            calibration["weight"].values,
+            case_weights(weights, test),
+            float(calibration["alpha"]),
+        )
+        return xr.DataArray(values, dims="case")
+    if groups is None:
+        return calibration["threshold"].reset_coords(drop=True)
+    check_groups(calibration, groups)
+    return calibration["threshold"].sel(group=groups).drop_vars("group")
+
+
+def check_groups(calibration: xr.Dataset, groups: xr.DataArray) -> None:
+    """Raise where a test case is of a group without a threshold."""
+    unknown = sorted(set(groups.values.tolist()) - set(calibration["group"].values.tolist()))
+    if unknown:
+        raise ValueError(
+            f"The test cases have the group(s) {unknown}, the calibration only "
+            f"{calibration['group'].values.tolist()}: no threshold holds for them. Calibrate "
+            "with cases of every group."
+        )
+
+
+def coverage_figures(
+    covered: xr.DataArray, calibration: xr.Dataset, groups: xr.DataArray | None
+) -> xr.Dataset:
+    """Return the share of covered cases with what it should be.
+
+    Args:
+        covered: bool (case).
+        calibration: Anything with ``n`` and ``k``.
+        groups: Group of every test case, where ``n`` and ``k`` have groups.
+
+    Returns:
+        ``covered``, ``coverage`` and, unless weights were used, ``coverage_expected``,
+        ``coverage_lower`` and ``coverage_upper``.
+    """
+    figures = {"coverage": float(covered.mean())}
+    if "k" in calibration:
+        parts = group_counts(calibration, covered.sizes["case"], groups)
+        figures["coverage_expected"] = order_statistics.expected_coverage(parts)
+        lower, upper = order_statistics.joint_band(parts)
+        figures |= {"coverage_lower": lower, "coverage_upper": upper}
+    result = xr.Dataset({"covered": covered, **figures})
+    for name in figures:
+        result[name].attrs["units"] = "probability"
+    for name in {"coverage_lower", "coverage_upper"} & set(figures):
+        result[name].attrs["note"] = "99 % band of the Beta-binomial law given n, k"
+    return result
+
+
+def group_counts(
+    calibration: xr.Dataset, num_test: int, groups: xr.DataArray | None
+) -> list[tuple[int, int, int]]:
+    """Return test cases, n and k of every group that has test cases."""
+    if "group" not in calibration["n"].dims:
+        return [(num_test, int(calibration["n"]), int(calibration["k"]))]
+    assert groups is not None
+    names, counts = np.unique(groups.values, return_counts=True)
+    chosen = calibration[["n", "k"]].sel(group=names)
+    triples = zip(counts, chosen["n"].values, chosen["k"].values, strict=True)
+    return [(int(m), int(n), int(k)) for m, n, k in triples]
+
+
+def carried(calibration: xr.Dataset) -> xr.Dataset:
+    """Return what every result repeats of its calibration: n, k, thresholds, attributes."""
+    names = [name for name in ("n", "k", "effective_n", "threshold") if name in calibration]
+    kept = calibration[names]
+    return kept.drop_vars([name for name in kept.coords if name != "group"])
+
+
+def shift_check(
+    calibration: xr.Dataset,
+    feature: xr.DataArray,
+    score: xr.DataArray | None,
+    groups: xr.DataArray | None,
+    false_alarm: float,
+) -> xr.DataArray:
+    """Return the p-value of the test of shift; NaN where shift is allowed for.
+
+    Args:
+        calibration: With ``features`` and ``score``.
+        feature: The same of the test cases (case, feature).
+        score: Scores of the observed outcomes of the test cases (case), where known.
+        groups: Group of every test case, where the calibration has groups.
+        false_alarm: Warn below this.
+    """
+    allowed = "weight" in calibration or ("case_group" in calibration and groups is None)
+    if allowed:
+        note = "not tested: weights allow for shift, or the groups of the test cases are unknown"
+        return xr.DataArray(np.nan, attrs={"units": "probability", "test": note})
+    first, second = calibration["features"].values, feature.values
+    if score is not None:
+        first = np.column_stack([first, calibration["score"].values])
+        second = np.column_stack([second, score.values])
+    pair = None if groups is None else (calibration["case_group"].values, groups.values)
+    return shift.compare(first, second, pair, false_alarm)
