@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-NEEDS_DATA = {"malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"]}
+NEEDS_DATA = {
+    "lung_nodules.py": ["--model", "prob_unet", "ensemble"],
+    "malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"],
+}
+OPTIONS = {"street_modes.py": ["--scenes", "--model", "prob_unet", "m_heads"]}
+SEGMENTERS = (
+    "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
+)  # fmt: skip
 
 
 def run(*arguments: str | Path, cwd: Path = ROOT) -> str:
@@ -37,17 +44,55 @@ def test_help_lists_the_options(name):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_and_resumes(name, tmp_path, request):
-    extra = list(NEEDS_DATA.get(name, []))
+    extra = [*NEEDS_DATA.get(name, []), *OPTIONS.get(name, [])]
     if name in NEEDS_DATA:
         extra += ["--data", str(request.getfixturevalue("data_folder"))]
     out = tmp_path / "run"
     first = run(ROOT / "examples" / name, "--smoke", "--out", out, *extra)
     results = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
-    assert any(path.name == "posterior.nc" for path in results), first
+    assert any(part.startswith("posterior") for path in results for part in path.parts), first
     again = run(ROOT / "examples" / name, "--smoke", "--out", out, "--resume", *extra)
     assert {path.relative_to(out) for path in out.rglob("*") if path.is_file()} == results
     assert again.splitlines()[-1] == first.splitlines()[-1]
     assert not out.with_name("run.1").exists()
+
+
+@pytest.mark.slow
+def test_every_segmenter_runs_on_scenes(tmp_path):
+    out = tmp_path / "run"
+    script = ROOT / "examples" / "street_modes.py"
+    text = run(script, "--smoke", "--scenes", "--out", out, "--model", *SEGMENTERS)
+    rows = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "model", "---", *SEGMENTERS, "a perfect model",
+    ], text  # fmt: skip
+    report = (out / "report.html").read_text()
+    assert all(f'id="samples-{name.replace("_", "-")}"' in report for name in SEGMENTERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["iwae", "geco"])
+def test_a_latent_model_takes_every_objective(tmp_path, objective):
+    out = tmp_path / "run"
+    models = ["--model", "image_to_image_vae", "hierarchical"]
+    script = ROOT / "examples" / "street_modes.py"
+    run(script, "--smoke", "--scenes", "--out", out, *models, "--objective", objective)
+    wrong = subprocess.run(
+        [sys.executable, script, "--smoke", "--scenes", "--out", out, "--resume", "--beta", "2"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert wrong.returncode == 1 and "was begun with" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_every_segmenter_runs_on_camvid(tmp_path, data_folder):
+    out = tmp_path / "run"
+    script = ROOT / "examples" / "street_modes.py"
+    data = ["--data", str(data_folder), "--size", "32", "48"]
+    run(script, "--smoke", *data, "--out", out, "--model", *SEGMENTERS)
+    assert (out / "report.html").exists()
 
 
 def test_a_second_run_moves_the_first_aside(tmp_path):

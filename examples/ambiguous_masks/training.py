@@ -85,7 +85,7 @@ def run(
         model,
         guide,
         train,
-        epochs=max(1, math.ceil(options.steps / len(train))),
+        epochs=max(1, round(options.steps / len(train))),
         optimizer=lambda weights: torch.optim.Adam(weights, options.rate, weight_decay=decay),
         schedule="cosine",
         device=options.device,
@@ -170,7 +170,7 @@ def ged_of_subsets(energy: xr.Dataset, num_samples: list[int]) -> xr.DataArray:
     """
     n = xr.DataArray(num_samples, coords={"num_samples": num_samples}, dims="num_samples")
     # Of all pairs of n samples, one in n is a sample with itself, at distance 0.
-    pairs = (1 - 1 / n) * energy["sample_sample_unbiased"].fillna(0)
+    pairs = xr.where(n > 1, (1 - 1 / n) * energy["sample_sample_unbiased"], 0)
     return 2 * energy["sample_grader"] - pairs - energy["grader_grader"]
 
 
@@ -179,6 +179,8 @@ def cell(part: xr.Dataset, name: str) -> str:
     value = float(part[name]) if name in part else math.nan
     if not math.isfinite(value):
         return "∞" if math.isinf(value) else "–"
+    if name == "modes_found":
+        return f"{value:.0f}"
     error = float(part[f"{name}_se"]) if f"{name}_se" in part else math.nan
     return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 

@@ -41,13 +41,14 @@ def class_colors(names: Sequence[str], chosen: Mapping[str, str] | None = None) 
     if unknown:
         raise ValueError(f"colors names {unknown}, which are none of the classes {list(names)}")
     found: dict[str, str] = {}
+    hues = 0
     for name in names:
         base = name.removesuffix(" 2")
         if base != name and base in found:
-            found[name] = _paler(found[base])
+            own = _paler(found[base])
         else:
-            found[name] = _hue(len([n for n in found if n.removesuffix(" 2") == n]))
-        found[name] = (chosen or {}).get(name, found[name])
+            own, hues = _hue(hues), hues + 1
+        found[name] = (chosen or {}).get(name, own)
     return [found[name] for name in names]
 
 
