@@ -23,7 +23,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ppl_med.inference.programs import argument_names, is_local, sample_sites
 from ppl_med.laws import LazyWeights
-from ppl_med.proposals import is_fixed, left_to_prior
+from ppl_med.proposals import follows_prior, is_fixed, left_to_prior
 
 Terms = dict[str, Tensor]
 
@@ -84,7 +84,7 @@ def check_sites(
     for name, site in sites.items():
         if site["is_observed"] or name in proposed:
             continue
-        if name not in left_to_prior(guide):
+        if not follows_prior(site, name, left_to_prior(guide)):
             raise ValueError(_unproposed(name, model))
         if not is_local(site):
             raise ValueError(

@@ -152,11 +152,13 @@ class Limits:
         arguments: Names of the model's arguments.
         num_classes: Classes, None where it does not say.
         in_channels: Image channels, None where it does not say.
+        partial: The argument that may hold NaN for what was not observed, if there is one.
     """
 
     arguments: frozenset[str]
     num_classes: int | None
     in_channels: int | None
+    partial: str | None = None
 
     def check(self, batch: Any, num_cases: int | None = None) -> None:
         """Raise if a batch does not fit; reads tensors that are on the CPU only.
@@ -180,7 +182,7 @@ class Limits:
             check_batch(known, num_classes=self.num_classes, in_channels=self.in_channels)
             self._check_mask(batch)
         for name in self.arguments & batch.keys() - {"image"}:
-            _check_argument(name, batch[name], size)
+            _check_argument(name, batch[name], size, may_be_nan=name == self.partial)
 
     def _check_mask(self, batch: Mapping[str, Any]) -> None:
         """Classes in range and the image's size; an argument of another kind is left alone."""
@@ -191,11 +193,16 @@ class Limits:
             check_masks(batch["image"], mask.cpu(), num_classes=self.num_classes, ids=names)
 
 
-def _check_argument(name: str, value: Any, size: int) -> None:
+def _check_argument(name: str, value: Any, size: int, *, may_be_nan: bool = False) -> None:
     if not isinstance(value, Tensor) or value.dim() == 0 or value.device.type != "cpu":
         return
     if len(value) != size:
         raise ValueError(f"{name} has {len(value)} entries but the batch has {size} cases")
+    if may_be_nan and value.is_floating_point():
+        missing = value.isnan()
+        if bool(missing.reshape(size, -1).all(1).any()):
+            raise ValueError(f"{name} is NaN everywhere in a case; drop the case before training")
+        value = torch.where(missing, torch.zeros_like(value), value)
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise ValueError(
             f"{name} holds NaN or infinite values; replace them or drop the cases before training"
@@ -206,10 +213,12 @@ def model_limits(model: Any) -> Limits:
     """Read off a model what it says it accepts."""
     classes = getattr(model, "coords", {}).get("class")
     channels = getattr(model, "in_channels", None)
+    likelihood = getattr(model, "likelihood", None)
     return Limits(
         frozenset(argument_names(model)),
         len(classes) if classes else None,
         channels if isinstance(channels, int) else None,
+        str(getattr(likelihood, "site", "")) if getattr(likelihood, "partial", False) else None,
     )
 
 

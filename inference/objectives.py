@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ppl_med.inference.elbo import Terms, check_sites, elbo_terms, total
 from ppl_med.inference.loader import is_finite
 from ppl_med.inference.programs import Program, is_local, sample_sites
-from ppl_med.proposals import left_to_prior
 
 
 @dataclass
@@ -113,8 +112,8 @@ class ImportanceWeighted(nn.Module):
         kl: Terms = {}
         scale = 1.0
         for name, site in sites.items():
-            if name in left_to_prior(guide) and not site["is_observed"]:
-                continue
+            if not site["is_observed"] and name not in proposed:
+                continue  # drawn from the prior: prior and proposal cancel
             term = self._log_prob(site)
             if site["is_observed"]:
                 scale = site["scale"]

@@ -75,7 +75,8 @@ def rehearse(
         with torch.no_grad(), pyro.validation_enabled(True), names:
             sites = sample_sites(poutine.trace(model).get_trace(**options))
             _check_observed(model, sites, batch_size(values), num_cases)
-            elbo_terms(model, guide, **options)
+            with torch.enable_grad():  # whether a proposal learns shows only here
+                elbo_terms(model, guide, **options)
     except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
         raise not_running(error, values) from error
     remember_store_names((model, guide), names.names)

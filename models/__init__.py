@@ -1,17 +1,21 @@
 """One Pyro program per file: what is believed before data."""
 
 from ppl_med.models.classifier import BayesianClassifier
+from ppl_med.models.dense_regressor import DenseRegressor
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
 from ppl_med.models.multi_head_unet import MultiHeadUNet
 from ppl_med.models.probabilistic_unet import ProbabilisticUNet
+from ppl_med.models.regressor import BayesianRegressor
 from ppl_med.models.segmenter import BayesianSegmenter
 from ppl_med.models.stochastic_segmentation import StochasticSegmentationNetwork
 
 __all__ = [
     "BayesianClassifier",
+    "BayesianRegressor",
     "BayesianSegmenter",
+    "DenseRegressor",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",
     "LatentClassifier",

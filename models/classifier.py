@@ -20,7 +20,7 @@ from typing import Literal
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.likelihoods import Bernoulli, Categorical
+from ppl_med.likelihoods import Bernoulli, Categorical, LogitNormal
 from ppl_med.priors import Prior
 from ppl_med.weights import RandomWeights, Where
 
@@ -34,7 +34,9 @@ class BayesianClassifier(nn.Module):
         classes: Class names, in the order of the labels.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
-        likelihood: ``"categorical"`` (one logit a class) or ``"bernoulli"`` (one logit in all).
+        likelihood: ``"categorical"`` (one logit a class), ``"bernoulli"`` (one logit in all),
+            ``"logit_normal"`` (a mean and a log-variance of every logit: noise that the network
+            learns), or a ``LogitNormal(classes, samples)``.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
@@ -47,20 +49,21 @@ class BayesianClassifier(nn.Module):
         classes: Sequence[str],
         prior: Prior | None = None,
         where: Where = None,
-        likelihood: str = "categorical",
+        likelihood: str | LogitNormal = "categorical",
         batch_norm: Literal["update", "frozen"] = "update",
     ) -> None:
         super().__init__()
         if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
             raise ValueError(f"classes must be two or more different names, got {classes!r}")
-        kinds: dict[str, type[Categorical] | type[Bernoulli]] = {
+        kinds: dict[str, type[Categorical] | type[Bernoulli] | type[LogitNormal]] = {
             "categorical": Categorical,
             "bernoulli": Bernoulli,
+            "logit_normal": LogitNormal,
         }
-        if likelihood not in kinds:
+        if isinstance(likelihood, str) and likelihood not in kinds:
             raise ValueError(f"likelihood must be one of {sorted(kinds)}, got {likelihood!r}")
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
-        self.likelihood = kinds[likelihood](classes)
+        self.likelihood = kinds[likelihood](classes) if isinstance(likelihood, str) else likelihood
         self.coords = {"class": list(classes)}
 
     def forward(

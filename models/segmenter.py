@@ -21,7 +21,7 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.dims import SPACE
-from ppl_med.likelihoods import Categorical
+from ppl_med.likelihoods import Categorical, LogitNormal
 from ppl_med.priors import Prior
 from ppl_med.weights import RandomWeights, Where
 
@@ -36,9 +36,13 @@ class BayesianSegmenter(nn.Module):
         where: Which parameters are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
+        likelihood: ``"categorical"`` (one logit a class), ``"logit_normal"`` (a mean and a
+            log-variance of every logit: noise that the network learns), or a ``LogitNormal`` of
+            the site "mask" with the spatial axes.
 
     Raises:
-        ValueError: If there are fewer than two classes or two share a name.
+        ValueError: If the likelihood is unknown, if there are fewer than two classes or two share a
+            name.
     """
 
     def __init__(
@@ -49,12 +53,13 @@ class BayesianSegmenter(nn.Module):
         where: Where = None,
         spatial_dims: int = 2,
         batch_norm: Literal["update", "frozen"] = "update",
+        likelihood: str | LogitNormal = "categorical",
     ) -> None:
         super().__init__()
         if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
             raise ValueError(f"classes must be two or more different names, got {classes!r}")
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
-        self.likelihood = Categorical(classes, SPACE[spatial_dims], site="mask", partial=True)
+        self.likelihood = _likelihood(likelihood, classes, SPACE[spatial_dims])
         self.coords = {"class": list(classes)}
 
     def forward(
@@ -83,3 +88,18 @@ class BayesianSegmenter(nn.Module):
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(output, mask)
         return output
+
+
+def _likelihood(
+    chosen: str | LogitNormal, classes: Sequence[str], space: tuple[str, ...]
+) -> Categorical | LogitNormal:
+    if chosen == "categorical":
+        return Categorical(classes, space, site="mask", partial=True)
+    if chosen == "logit_normal":
+        return LogitNormal(classes, event=space, site="mask", partial=True)
+    if not (isinstance(chosen, LogitNormal) and (chosen.site, chosen.event) == ("mask", space)):
+        raise ValueError(
+            f"likelihood must be 'categorical', 'logit_normal' or LogitNormal(classes, event="
+            f"{space}, site='mask'), got {chosen!r}"
+        )
+    return chosen

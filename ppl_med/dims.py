@@ -26,13 +26,15 @@ SPACE = {2: ("row", "col"), 3: ("depth", "row", "col")}
 """Names of the spatial axes of images and of volumes."""
 
 
-def dims(*names: str, stored: bool = True) -> InferDict:
+def dims(*names: str, stored: bool = True, proposed: bool = True) -> InferDict:
     """Name a site's event axes: ``pyro.sample("z", ..., infer=dims("latent"))``.
 
     Args:
         names: One name an event axis, outermost first. The usual ones are in ``AXES``.
         stored: Whether ``predict`` keeps the values of a latent site per case; False for noise
             that nobody reads.
+        proposed: Whether a guide must propose a latent site; False for noise of a likelihood, which
+            then follows the model's prior under every guide.
 
     Returns:
         What ``pyro.sample`` takes as ``infer``.
@@ -40,6 +42,8 @@ def dims(*names: str, stored: bool = True) -> InferDict:
     infer: dict[str, Any] = {"event_dims": list(names)}
     if not stored:
         infer["stored"] = False
+    if not proposed:
+        infer["proposed"] = False
     return cast(InferDict, infer)
 
 

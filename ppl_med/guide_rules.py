@@ -34,7 +34,7 @@ from ppl_med.program_runs import (
     set_mode,
     sites,
 )
-from ppl_med.proposals import is_fixed, left_to_prior
+from ppl_med.proposals import follows_prior, is_fixed, left_to_prior
 
 
 def guide_violations(model: Program, guide: Program, call: Call, modules: Modules) -> list[str]:
@@ -61,7 +61,7 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
         *_latents(traces, left_to_prior(guide)),
         *_shapes_and_plates(traces, call.num_cases),
         *_support(traces),
-        *_unreparametrised(traces),
+        *_unreparametrised(guide, call, traces),
     ]
     dropout = active_dropout(guide, modules)
     found = [
@@ -117,14 +117,14 @@ def _latents(traces: Mapping[str, Trace], left: frozenset[str]) -> list[str]:
     found = [
         f"it proposes no {name!r}, a latent of the model; sample it, or leave it to the prior by "
         f"FromPrior({name!r})"
-        for name in wanted
-        if name not in proposed and name not in left
+        for name, site in wanted.items()
+        if name not in proposed and not follows_prior(site, name, left)
     ]
     found += [
         f"it leaves {name!r} to the prior, but that is shared by all cases; propose it, or nothing "
         "is learned of it"
         for name, site in wanted.items()
-        if name in left and name not in proposed and "case" not in plates(site)
+        if name not in proposed and follows_prior(site, name, left) and "case" not in plates(site)
     ]
     found += [
         f"it proposes {name!r}, which is no latent of the model ({sorted(wanted)}); rename or "
@@ -196,11 +196,15 @@ def _support(traces: Mapping[str, Trace]) -> list[str]:
     return found
 
 
-def _unreparametrised(traces: Mapping[str, Trace]) -> list[str]:
+def _unreparametrised(guide: Program, call: Call, traces: Mapping[str, Trace]) -> list[str]:
+    if all(site["fn"].has_rsample for _, site in sites(traces["guide"], observed=False)):
+        return []
+    with torch.enable_grad():  # which parameters learn shows only here
+        trace = run(guide, call)
     return [
         f"it proposes {name!r} from {type(site['fn']).__name__}, which has no rsample, so no "
         "gradient passes; propose a continuous relaxation, or sum the latent out in the model"
-        for name, site in sites(traces["guide"], observed=False)
+        for name, site in sites(trace, observed=False)
         if not (site["fn"].has_rsample or is_fixed(site["fn"]))
     ]
 

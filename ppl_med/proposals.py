@@ -1,6 +1,6 @@
 """What a guide's proposals promise: latents left to the prior on purpose, laws that never learn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +17,17 @@ def left_to_prior(guide: Callable[..., Any]) -> frozenset[str]:
     modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
     names: list[frozenset[str]] = [getattr(one, "left_to_prior", frozenset()) for one in modules]
     return frozenset().union(*names)
+
+
+def follows_prior(site: Mapping[str, Any], name: str, left: frozenset[str]) -> bool:
+    """Whether a latent site of a model follows its prior on purpose.
+
+    Args:
+        site: The site.
+        name: Its name.
+        left: What the guide leaves to the prior, see ``left_to_prior``.
+    """
+    return name in left or not (site["infer"] or {}).get("proposed", True)
 
 
 def is_fixed(fn: Any) -> bool:

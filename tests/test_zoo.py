@@ -33,10 +33,12 @@ from ppl_med.inference import (
     save,
 )
 from ppl_med.inference.programs import is_local, sample_sites
-from ppl_med.likelihoods import Categorical
+from ppl_med.likelihoods import Categorical, Gaussian, LaplaceNoise, Quantiles, StudentT
 from ppl_med.models import (
     BayesianClassifier,
+    BayesianRegressor,
     BayesianSegmenter,
+    DenseRegressor,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
     LatentClassifier,
@@ -46,7 +48,7 @@ from ppl_med.models import (
 )
 from ppl_med.networks import AlexNet, CompactCNN, GaussianEncoder, LeNet, UNet
 from ppl_med.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
-from ppl_med.proposals import left_to_prior
+from ppl_med.proposals import follows_prior, left_to_prior
 from ppl_med.testing import check_guide, check_program
 from ppl_med.weights import RandomWeights
 
@@ -289,6 +291,12 @@ def hierarchical() -> Pair:
     return model, ConditionalHierarchy(model.posterior_net())
 
 
+def logit_normal_segmenter() -> Pair:
+    net = nn.Sequential(UNet(CHANNELS, **SMALL), nn.Conv2d(4, 4, 1))
+    model = BayesianSegmenter(net, CLASSES, likelihood="logit_normal")
+    return model, MeanFieldNormal(model)
+
+
 SEGMENTERS: dict[str, Callable[[], Pair]] = {
     **{f"segmenter-{name}": partial(segmenter, guide) for name, guide in ESTIMATORS.items()},
     "segmenter-point": partial(segmenter, PointEstimate),
@@ -304,6 +312,40 @@ SEGMENTERS: dict[str, Callable[[], Pair]] = {
     "stochastic-segmentation": partial(stochastic_segmentation, 3),
     "diagonal-segmentation": partial(stochastic_segmentation, 0),
     "hierarchical-probabilistic-unet": hierarchical,
+    "logit-normal-segmenter": logit_normal_segmenter,
+}
+
+
+def regressor(likelihood: Any, guide: Callable[[Any], nn.Module] = MeanFieldNormal) -> Pair:
+    model = BayesianRegressor(small_net(likelihood.num_outputs), likelihood)
+    return model, guide(model)
+
+
+def dense_regressor(likelihood: Any = None) -> Pair:
+    num_outputs = 2 if likelihood is None else likelihood.num_outputs
+    net = nn.Sequential(UNet(CHANNELS, **SMALL), nn.Conv2d(4, num_outputs, 1))
+    model = DenseRegressor(net, likelihood)
+    return model, MeanFieldNormal(model)
+
+
+def logit_normal_classifier() -> Pair:
+    model = BayesianClassifier(small_net(4), CLASSES, likelihood="logit_normal")
+    return model, BernoulliDropout(model)
+
+
+REGRESSORS: dict[str, Callable[[], Pair]] = {
+    "gaussian": lambda: regressor(Gaussian()),
+    "gaussian-dropout": lambda: regressor(Gaussian(), BernoulliDropout),
+    "gaussian-homoscedastic": lambda: regressor(Gaussian(heteroscedastic=False)),
+    "gaussian-beta": lambda: regressor(Gaussian(beta=0.5)),
+    "laplace-noise": lambda: regressor(LaplaceNoise()),
+    "student-t": lambda: regressor(StudentT()),
+    "quantiles": lambda: regressor(Quantiles((0.1, 0.5, 0.9))),
+}
+DENSE_REGRESSORS: dict[str, Callable[[], Pair]] = {
+    "dense-laplace": dense_regressor,
+    "dense-gaussian": lambda: dense_regressor(Gaussian(PIXEL, site="depth", partial=True)),
+    "dense-quantiles": lambda: dense_regressor(Quantiles((0.1, 0.9), PIXEL, site="depth")),
 }
 MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
 PROGRAMS: dict[str, Callable[[], Pair]] = {
@@ -327,7 +369,10 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "mixture-dropout": partial(classifier, BernoulliDropout, ScaleMixture()),
     "laplace-point": partial(classifier, PointEstimate, Laplace(0.3)),
     "latent": latent_classifier,
+    "logit-normal": logit_normal_classifier,
     **SEGMENTERS,
+    **REGRESSORS,
+    **DENSE_REGRESSORS,
 }
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 
@@ -339,11 +384,23 @@ def data(name: str) -> dict[str, Any]:
     image = torch.randn(NUM_CASES, CHANNELS, SIZE, SIZE, generator=generator)
     image[..., : SIZE // 2] += 2.0 * label[:, None, None, None] - 1
     ids = [f"case {index}" for index in range(NUM_CASES)]
-    if name not in SEGMENTERS:
-        return {"image": image, "label": label, "id": ids}
     mask = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.int64)
     mask[..., : SIZE // 2] = label[:, None, None]
-    return {"image": image, "mask": mask, "id": ids}
+    noise = 0.1 * torch.randn(NUM_CASES, SIZE, SIZE, generator=generator)
+    observations = {
+        "label": label,
+        "mask": mask,
+        "value": 2.0 * label - 1 + noise[:, 0, 0],
+        "depth": 2.0 * mask - 1 + noise,
+    }
+    site = observation(name)
+    return {"image": image, site: observations[site], "id": ids}
+
+
+def observation(name: str) -> str:
+    """Name of a program's observed site."""
+    groups = {"mask": SEGMENTERS, "value": REGRESSORS, "depth": DENSE_REGRESSORS}
+    return next((site for site, group in groups.items() if name in group), "label")
 
 
 def mini_batch(name: str) -> dict[str, Tensor]:
@@ -376,9 +433,10 @@ def test_the_guide_proposes_exactly_the_latents(name: str) -> None:
     batch = mini_batch(name)
     sites = sample_sites(poutine.trace(model).get_trace(**batch))
     latents = {n for n, site in sites.items() if not site["is_observed"]}
-    assert latents and set(sites) - latents == {"mask" if name in SEGMENTERS else "label"}
+    assert latents and set(sites) - latents == {observation(name)}
     proposed = set(sample_sites(poutine.trace(guide).get_trace(**batch)))
-    assert proposed == latents - left_to_prior(guide)
+    left = {n for n in latents if follows_prior(sites[n], n, left_to_prior(guide))}
+    assert proposed == latents - left
 
 
 @every_program
@@ -432,13 +490,18 @@ def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Pat
     fit(model, guide, batches, epochs=1, validation=batches, progress=False)
     tree = predict(model, guide, batches, draws=3, seed=4, progress=False)
     dims = {str(dim) for group in tree.subtree for dim in group.dims}
-    space = ("row", "col") if name in SEGMENTERS else ()
+    space = ("row", "col") if observation(name) in ("mask", "depth") else ()
     posterior: Any = tree["posterior"]
-    assert dims >= {"chain", "draw", "case", "class", *space}
+    assert dims >= {"chain", "draw", "case", *space}
     assert {dim for dim in dims if "_dim_" in dim} == set(), "an axis without a name"
     assert ("layer" in dims) == ("weight_norm" in posterior)
-    assert posterior["probs"].dims == ("chain", "draw", "case", "class", *space)
-    assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
+    if observation(name) in ("label", "mask"):
+        assert posterior["probs"].dims == ("chain", "draw", "case", "class", *space)
+        assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
+    else:
+        parameter = "quantile" if "quantiles" in name else "loc"
+        last = ("level",) if "quantiles" in name else ()
+        assert posterior[parameter].dims == ("chain", "draw", "case", *space, *last)
     assert posterior.coords["case"].to_numpy().tolist() == data(name)["id"]
     save(tmp_path / "trained.pt", model, guide)
     torch.manual_seed(1)

@@ -1,0 +1,100 @@
+"""Bayesian regressor: any network to a number a case, with its weights drawn from a prior.
+
+Program:
+
+    weights          ~  prior                                     one vector for all cases
+    value | image    ~  likelihood(net(image; weights))           one number per case
+
+Sites and their dimensions: weights (weight), no unit; value (case), in the units of the data.
+
+Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised;
+``value`` is best standardised too, since priors over weights are about outputs near 1.
+
+Reference: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer
+vision?", NeurIPS 2017: ``Gaussian()`` learns the noise of every input (aleatoric), and the
+guide's draws disagree where data are few (epistemic).
+"""
+
+from typing import Literal
+
+import pyro
+from torch import Tensor, nn
+
+from ppl_med.likelihoods import Gaussian, LaplaceNoise, Quantiles, StudentT
+from ppl_med.priors import Prior
+from ppl_med.weights import RandomWeights, Where
+
+Likelihood = Gaussian | LaplaceNoise | StudentT | Quantiles
+
+
+class BayesianRegressor(nn.Module):
+    """The joint p(value, weights | image) of a network.
+
+    Args:
+        net: Any network from images to (case, output), with as many outputs as the likelihood
+            needs (``likelihood.num_outputs``: 2 for ``Gaussian()``).
+        likelihood: ``Gaussian()`` by default, with noise that depends on the image; or
+            ``LaplaceNoise``, ``StudentT``, ``Quantiles``, or ``Gaussian(heteroscedastic=False)``.
+        prior: Prior over the random weights; He-scaled normals by default.
+        where: Which parameters are random; see ``RandomWeights``.
+        batch_norm: Whether running statistics follow training; see ``RandomWeights``.
+
+    Raises:
+        ValueError: If the likelihood is one of maps.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
+        where: Where = None,
+        batch_norm: Literal["update", "frozen"] = "update",
+    ) -> None:
+        super().__init__()
+        self.likelihood = Gaussian() if likelihood is None else likelihood
+        if self.likelihood.event or self.likelihood.site != "value":
+            raise ValueError(
+                f"likelihood has site {self.likelihood.site!r} and axes {self.likelihood.event}; "
+                "build it without them, or use DenseRegressor for one number a pixel"
+            )
+        self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
+        self.coords = coords_of(self.likelihood)
+
+    def forward(
+        self, image: Tensor, value: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        """Run the program once, conditioned on ``value`` if it is given.
+
+        Args:
+            image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
+            value: Observed numbers, dims (case,), floating; None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Returns:
+            The network's output, dims (case, output).
+
+        Raises:
+            ValueError: If the network's output does not fit the likelihood.
+        """
+        output = self.network(image)
+        check_output(output, (len(image), self.likelihood.num_outputs))
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            self.likelihood(output, value)
+        return output
+
+
+def coords_of(likelihood: Likelihood) -> dict[str, list[float]]:
+    """Coordinates that a likelihood's stored parameters have."""
+    if isinstance(likelihood, Quantiles):
+        return {"level": likelihood.levels.tolist()}  # type: ignore[operator]
+    return {}
+
+
+def check_output(output: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise where a network's output does not fit a likelihood of numbers."""
+    if tuple(output.shape) != expected:
+        raise ValueError(
+            f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: the "
+            f"likelihood takes {expected[1]} output(s) a value"
+        )

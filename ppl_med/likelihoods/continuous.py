@@ -1,0 +1,243 @@
+"""Likelihoods of numbers: one a case (a count, a volume), or one a pixel (depth).
+
+The network gives the location and, where the noise depends on the input (heteroscedastic), the
+logarithm of its variance or scale: no output can then ask for a scale of 0, and an outlier is
+attenuated by a large one (Kendall and Gal, "What uncertainties do we need in Bayesian deep
+learning for computer vision?", NeurIPS 2017, eq. 5 and 8).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_med.likelihoods.laws import (
+    BetaNormal,
+    PartialLaplace,
+    PartialNormal,
+    PartialStudentT,
+    QuantileLaw,
+)
+from ppl_med.likelihoods.statement import precision, state
+
+LOG_SCALE_RANGE = (-10.0, 10.0)
+
+
+class _LocationScale(nn.Module):
+    """Location and scale, of the input or learned as one number.
+
+    Args:
+        event: Names of the axes after the case, such as ("row", "col") for one value a pixel.
+        heteroscedastic: Whether the network gives the scale; False learns one for all.
+        site: Name of the observed site.
+        partial: Whether a value of NaN says that an entry was not observed; it then has no
+            influence.
+        init_scale: Where the one scale starts, in units of the value; of no effect where the
+            network gives it.
+    """
+
+    def __init__(
+        self,
+        event: Sequence[str] = (),
+        *,
+        heteroscedastic: bool = True,
+        site: str = "value",
+        partial: bool = False,
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(init_scale) and init_scale > 0):
+            raise ValueError(f"init_scale must be a finite number above 0, got {init_scale!r}")
+        self.event, self.site, self.partial = tuple(event), site, partial
+        self.heteroscedastic = heteroscedastic
+        if not heteroscedastic:
+            self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels the network must have on its channel axis."""
+        return 2 if self.heteroscedastic else 1
+
+    def forward(self, output: Tensor, value: Tensor | None) -> None:
+        """State the site.
+
+        Args:
+            output: Location, and logarithm of the squared scale where heteroscedastic, dims
+                (case, output, *event).
+            value: Observed numbers, dims (case, *event), or None.
+        """
+        output = output.to(precision(output, training=self.training))
+        loc, *rest = output.unbind(-1 - len(self.event))
+        log_scale = 0.5 * rest[0] if self.heteroscedastic else self.log_scale.to(loc)
+        scale = log_scale.clamp(*LOG_SCALE_RANGE).exp()
+        state(self.site, self.law(loc, scale.expand(loc.shape)), self.event, value)
+
+    def law(self, loc: Tensor, scale: Tensor) -> Any:
+        """The distribution of one entry."""
+        raise NotImplementedError
+
+
+class Gaussian(_LocationScale):
+    """``value ~ Normal(loc, scale^2)``: the loss attenuation of Kendall and Gal.
+
+    Plain heteroscedastic training can stop fitting the mean where it has made the variance large.
+    ``beta`` weighs every entry's gradient by ``scale^(2 beta)``, held fixed (Seitzer et al., "On
+    the pitfalls of heteroscedastic uncertainty estimation", ICLR 2022; they advise 0.5). With
+    ``beta`` above 0, what is trained is a loss, no density: the ELBO of the history is not one, and
+    under a prior over weights the result is no posterior of the stated model. Prediction and
+    log-likelihoods are those of the normal.
+
+    Args:
+        event: Names of the axes after the case.
+        heteroscedastic: Whether the network gives the logarithm of the variance.
+        site: Name of the observed site.
+        partial: Whether NaN says that an entry was not observed.
+        init_scale: Where one learned scale starts.
+        beta: In [0, 1]; 0 is the likelihood.
+    """
+
+    def __init__(
+        self,
+        event: Sequence[str] = (),
+        *,
+        heteroscedastic: bool = True,
+        site: str = "value",
+        partial: bool = False,
+        init_scale: float = 1.0,
+        beta: float = 0.0,
+    ) -> None:
+        super().__init__(
+            event,
+            heteroscedastic=heteroscedastic,
+            site=site,
+            partial=partial,
+            init_scale=init_scale,
+        )
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in [0, 1], got {beta!r}")
+        self.beta = beta
+
+    def law(self, loc: Tensor, scale: Tensor) -> Any:
+        """Normal; in training, weighted by ``beta``."""
+        if self.beta and self.training:
+            return BetaNormal(loc, scale, self.beta)
+        return PartialNormal(loc, scale) if self.partial else dist.Normal(loc, scale)
+
+
+class LaplaceNoise(_LocationScale):
+    """``value ~ Laplace(loc, scale)``: an absolute error, which outliers move less than a square.
+
+    Kendall and Gal use it for depth (their section 5.1). Arguments as of ``Gaussian`` but ``beta``.
+    """
+
+    def law(self, loc: Tensor, scale: Tensor) -> Any:
+        """Laplace."""
+        return PartialLaplace(loc, scale) if self.partial else dist.Laplace(loc, scale)
+
+
+class StudentT(_LocationScale):
+    """``value ~ StudentT(df, loc, scale)``: heavy tails whose weight is learned.
+
+    Args:
+        event: Names of the axes after the case.
+        heteroscedastic: Whether the network gives the logarithm of the squared scale.
+        site: Name of the observed site.
+        partial: Whether NaN says that an entry was not observed.
+        init_scale: Where one learned scale starts.
+        df: Degrees of freedom above 2, so that there is a variance; None learns them, from 5 on.
+    """
+
+    def __init__(
+        self,
+        event: Sequence[str] = (),
+        *,
+        heteroscedastic: bool = True,
+        site: str = "value",
+        partial: bool = False,
+        init_scale: float = 1.0,
+        df: float | None = None,
+    ) -> None:
+        super().__init__(
+            event,
+            heteroscedastic=heteroscedastic,
+            site=site,
+            partial=partial,
+            init_scale=init_scale,
+        )
+        if df is not None and not df > 2:
+            raise ValueError(f"df must be above 2, so that there is a variance, got {df!r}")
+        start = torch.tensor(math.log(math.expm1((5.0 if df is None else df) - 2)))
+        if df is None:
+            self.raw_df = nn.Parameter(start)
+        else:
+            self.register_buffer("raw_df", start)
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom."""
+        return 2 + softplus(self.raw_df)
+
+    def law(self, loc: Tensor, scale: Tensor) -> Any:
+        """Student's t."""
+        kind = PartialStudentT if self.partial else dist.StudentT
+        return kind(self.df.to(loc).expand(loc.shape), loc, scale)
+
+
+class Quantiles(nn.Module):
+    """Several quantiles at once, which never cross.
+
+    The network gives the lowest and the logarithms-like distances to the next ones (softplus). What
+    is trained is the mean over levels of asymmetric Laplace log-densities, that is the pinball loss
+    over a learned scale (Yu and Moyeed, Statistics and Probability Letters 2001). For one level it
+    is a density of the value; for several it is a composite one, whose weight against a prior is
+    that of one observation but whose ELBO is no evidence bound. ``predict`` stores ``quantile``
+    (…, level) and draws from the piecewise linear law through the quantiles.
+
+    Args:
+        levels: Probabilities of the quantiles, rising, inside (0, 1).
+        event: Names of the axes after the case.
+        site: Name of the observed site.
+        init_scale: Where the learned scale starts, in units of the value.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
+        event: Sequence[str] = (),
+        *,
+        site: str = "value",
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        rising = all(a < b for a, b in itertools.pairwise(levels))
+        if not levels or not rising or not (0 < levels[0] and levels[-1] < 1):
+            raise ValueError(f"levels must rise inside (0, 1), got {tuple(levels)}")
+        if not (math.isfinite(init_scale) and init_scale > 0):
+            raise ValueError(f"init_scale must be a finite number above 0, got {init_scale!r}")
+        self.event, self.site, self.partial = tuple(event), site, False
+        self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels the network must have on its channel axis."""
+        return len(self.levels)  # type: ignore[arg-type]
+
+    def forward(self, output: Tensor, value: Tensor | None) -> None:
+        """State the site.
+
+        Args:
+            output: Lowest quantile and raw distances, dims (case, level, *event).
+            value: Observed numbers, dims (case, *event), or None.
+        """
+        output = output.movedim(-1 - len(self.event), -1)
+        output = output.to(precision(output, training=self.training))
+        quantiles = torch.cat([output[..., :1], softplus(output[..., 1:])], -1).cumsum(-1)
+        scale = self.log_scale.to(output).exp().expand(quantiles.shape[:-1])
+        levels: Any = self.levels
+        state(self.site, QuantileLaw(quantiles, scale, levels.to(output)), self.event, value)

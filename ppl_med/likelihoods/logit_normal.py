@@ -1,0 +1,77 @@
+"""Classes under logits with noise of their own, which the network learns.
+
+    noise_t  ~  Normal(0, I),  t = 1..T                     not stored, left to the prior
+    label    ~  mean over t of Categorical(softmax(logits + scale(x) * noise_t))
+
+Kendall and Gal, NeurIPS 2017, eq. 10 and 12: the likelihood is the mean over T noise samples, whose
+logarithm is a log-mean-exp. A larger scale flattens the probabilities of an ambiguous input, and
+attenuates its loss.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_med.dims import dims
+from ppl_med.likelihoods.classes import PartialCategorical
+from ppl_med.likelihoods.statement import precision, state
+
+LOG_VARIANCE_RANGE = (-20.0, 10.0)
+
+
+class LogitNormal(nn.Module):
+    """One of K classes, from a mean and a log-variance of every logit.
+
+    The noise is a local latent of the model, named ``<site>_noise``; guides need not propose it.
+    One run uses T samples, so ``probs`` of one draw have a Monte Carlo error of their own.
+
+    Args:
+        classes: Class names, K >= 2 of them.
+        samples: T.
+        event: Names of the axes after the class axis.
+        site: Name of the observed site.
+        partial: Whether a value of -1 says that an entry was not observed.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        samples: int = 16,
+        event: Sequence[str] = (),
+        site: str = "label",
+        *,
+        partial: bool = False,
+    ) -> None:
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples must be 1 or more, got {samples!r}")
+        self.classes, self.samples, self.event = tuple(classes), samples, tuple(event)
+        self.site, self.partial = site, partial
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels the network must have on axis 1: means, then log-variances."""
+        return 2 * len(self.classes)
+
+    def forward(self, output: Tensor, label: Tensor | None) -> None:
+        """State the noise and the site; both belong inside the plate of cases.
+
+        Args:
+            output: Means and log-variances of the logits, dims (case, 2 * class, *event).
+            label: Observed classes, dims (case, *event), or None.
+        """
+        output = output.movedim(1, -1).to(precision(output, training=self.training))
+        mean, log_variance = output.chunk(2, -1)
+        scale = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
+        shape = (len(mean), self.samples, *mean.shape[1:])
+        law = dist.Normal(mean.new_zeros(()), 1.0).expand(shape).to_event(len(shape) - 1)
+        infer = dims("step", *self.event, "class", stored=False, proposed=False)
+        noise = pyro.sample(f"{self.site}_noise", law, infer=infer)
+        log_probs = (mean.unsqueeze(1) + scale.unsqueeze(1) * noise).log_softmax(-1)
+        logits = log_probs.logsumexp(1) - math.log(self.samples)
+        kind: Any = PartialCategorical if self.partial else dist.Categorical
+        state(self.site, kind(logits=logits), self.event, label)
