@@ -19,8 +19,14 @@ def check_bins(bins: int) -> None:
 
 def membership(confidence: xr.DataArray, bins: int) -> xr.DataArray:
     """Return 1 where a case falls in a bin, else 0: the dimensions of confidence and bin."""
-    index = confidence.copy(data=_index(confidence.values, bins))
+    index = confidence.copy(data=equal_width(confidence.values, bins))
     return (index == xr.DataArray(np.arange(bins), dims="bin")).astype(np.float64)
+
+
+def equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return the index of the bin of every value, 0..bins-1, in the shape of ``confidence``."""
+    edges = np.linspace(0, 1, bins + 1)
+    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
 
 
 def calibration_error(correct: xr.DataArray, confidence: xr.DataArray, bins: int) -> xr.DataArray:
@@ -75,11 +81,6 @@ def _align(correct: xr.DataArray, confidence: xr.DataArray) -> tuple[xr.DataArra
     return correct, confidence.transpose(*correct.dims)
 
 
-def _index(confidence: np.ndarray, bins: int) -> np.ndarray:
-    edges = np.linspace(0, 1, bins + 1)
-    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-
-
 def _gaps(
     correct: xr.DataArray, confidence: xr.DataArray, bins: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +88,6 @@ def _gaps(
     num_samples = sum(dim in _SAMPLES for dim in correct.dims)
     gap = (correct - confidence).values
     rows = int(np.prod(gap.shape[:num_samples], dtype=int))
-    index = _index(confidence.values, bins).reshape(rows, -1)
+    index = equal_width(confidence.values, bins).reshape(rows, -1)
     flat = index + bins * np.arange(rows)[:, None]
     return np.bincount(flat.ravel(), gap.ravel(), minlength=rows * bins), flat

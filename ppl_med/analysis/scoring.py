@@ -12,6 +12,10 @@ NLL and the Brier score of the mixture are never above the mean over draws.
 Calibration bins are of equal width, closed on the right, and the first also on the left: a
 confidence of exactly 1 belongs to the last bin.
 
+Scores of numbers (``crps``, ``energy``, ``quantile_score``, ``interval_score``) and the parts of
+the Brier score (``brier_decomposition``) come from neighbouring files. More measures of calibration
+stand in `ppl_med.analysis.calibration`.
+
 Sources: Brier, Monthly Weather Review 78, 1950; Guo et al., ICML 2017, arXiv:1706.04599 (ECE).
 """
 
@@ -23,6 +27,8 @@ import xarray as xr
 from scipy.special import logsumexp
 
 from ppl_med.analysis import binning, monte_carlo
+from ppl_med.analysis.decomposition import brier_decomposition
+from ppl_med.analysis.draw_scores import crps, energy
 from ppl_med.analysis.posterior import (
     Posterior,
     check_cases,
@@ -31,6 +37,18 @@ from ppl_med.analysis.posterior import (
     observed,
     probabilities,
 )
+from ppl_med.analysis.quantile_scores import interval_score, quantile_score
+
+__all__ = [
+    "brier_decomposition",
+    "crps",
+    "elpd_heldout",
+    "energy",
+    "interval_score",
+    "quantile_score",
+    "reliability",
+    "score",
+]
 
 _SAMPLES = ("chain", "draw")
 _UNITS = {"accuracy": "probability", "nll": "nats", "brier": "1", "ece": "probability"}

@@ -1,0 +1,100 @@
+"""Scores of predicted quantiles and central intervals of numbers, both read from the draws.
+
+The prediction scored is the mixture: all draws of all chains. With y the observation, in the
+unit of y; lower is better, and the true law is best on average:
+
+    quantile_score    (y - q) (level - 1[y < q]), q the quantile of that level
+    interval_score    width + (2 / alpha) distance of y outside, alpha = 1 - level
+
+Source: Gneiting and Raftery, JASA 102, 2007, sections 6.1 and 6.2.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.number_draws import (
+    add_mean,
+    case_means,
+    describe,
+    observed_and_drawn,
+    over_cases,
+)
+
+
+def quantile_score(
+    tree: xr.DataTree, site: str | None = None, *, levels: Sequence[float] = (0.05, 0.5, 0.95)
+) -> xr.Dataset:
+    """Pinball loss of the quantiles of the draws.
+
+    Args:
+        tree: The tree of `predict` on cases with observed numbers.
+        site: Name of the observed site; None takes the only one.
+        levels: Probabilities of the quantiles, in (0, 1).
+
+    Returns:
+        Dataset over level: ``quantile`` (level, case, ...), the smallest draw with a share of
+        ``level`` of all draws at or below it; ``quantile_score`` of the same dims, its mean
+        ``quantile_score_mean`` (level) and ``_mean_se`` over cases; ``below`` (level), the share
+        of observations at or below the quantile, which should be the level.
+
+    Raises:
+        TypeError, ValueError: As for `crps`; a level out of range.
+    """
+    value, drawn = observed_and_drawn(tree, site)
+    quantile = _quantiles(drawn, levels)
+    gap = -(quantile - value)  # level first
+    score = gap * (quantile["level"] - (gap < 0))
+    result = xr.Dataset({"quantile": quantile, "quantile_score": score})
+    add_mean(result, "quantile_score")
+    result["below"] = case_means((gap <= 0).where(np.isfinite(gap))).mean("case")
+    return describe(result, drawn, units={"below": "probability"})
+
+
+def interval_score(
+    tree: xr.DataTree, site: str | None = None, *, levels: Sequence[float] = (0.5, 0.9)
+) -> xr.Dataset:
+    """Score of central intervals: their width, plus a price for observations outside.
+
+    Args:
+        tree: The tree of `predict` on cases with observed numbers.
+        site: Name of the observed site; None takes the only one.
+        levels: Probabilities of the intervals, in (0, 1); alpha is 1 - level.
+
+    Returns:
+        Dataset over level: ``lower``, ``upper``, ``interval_score`` (level, case, ...), the mean
+        ``interval_score_mean`` (level) with ``_mean_se`` over cases, ``width_mean``, and
+        ``coverage`` (level), which should be the level, with ``coverage_se``.
+
+    Raises:
+        TypeError, ValueError: As for `crps`; a level out of range.
+    """
+    value, drawn = observed_and_drawn(tree, site)
+    _check_levels(levels)
+    level = xr.DataArray(np.array(levels, float), dims="level", coords={"level": list(levels)})
+    ends = [_quantiles(drawn, (1 + sign * level.values) / 2) for sign in (-1, 1)]
+    lower, upper = (end.assign_coords(level=level) for end in ends)
+    outside = (lower - value).clip(min=0) + (value - upper).clip(min=0)
+    result = xr.Dataset({"lower": lower, "upper": upper})
+    result["interval_score"] = upper - lower + 2 / (1 - level) * outside
+    add_mean(result, "interval_score")
+    result["width_mean"] = case_means(upper - lower).mean("case")
+    inside = case_means((outside == 0).where(np.isfinite(outside)))
+    result["coverage"], result["coverage_se"] = inside.mean("case"), over_cases(inside)
+    return describe(result, drawn, dict.fromkeys(("coverage", "coverage_se"), "probability"))
+
+
+def _quantiles(drawn: xr.DataArray, levels: Sequence[float] | np.ndarray) -> xr.DataArray:
+    _check_levels(levels)
+    values = np.quantile(
+        drawn.values.reshape(-1, *drawn.shape[2:]), levels, axis=0, method="inverted_cdf"
+    )
+    template = drawn.isel(chain=0, draw=0, drop=True)
+    return template.expand_dims(level=np.array(levels, float)).copy(data=values)
+
+
+def _check_levels(levels: Sequence[float] | np.ndarray) -> None:
+    array = np.asarray(levels, dtype=np.float64)
+    if array.ndim != 1 or not array.size or not ((array > 0) & (array < 1)).all():
+        raise ValueError(f"levels must be a list of probabilities in (0, 1), not {levels!r}.")

@@ -1,0 +1,219 @@
+"""Scores of numbers against scoringrules, closed forms, exact laws; the truth scores best."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import xarray as xr
+from number_trees import number_tree
+from posterior_trees import array, classification_tree
+from scipy import stats
+
+from ppl_med.analysis import scoring
+
+Z = stats.norm.isf(1e-6 / 2)
+
+
+def random_tree(chains: int = 2, draws: int = 15, cases: int = 12) -> xr.DataTree:
+    rng = np.random.default_rng(5)
+    value = rng.normal(3, 2, (cases, 4, 3))
+    drawn = rng.normal(3, 1.5, (chains, draws, cases, 4, 3))
+    return number_tree(value, drawn, extra=("row", "col"))
+
+
+def values_of(tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray]:
+    value, drawn = array(tree, "observed_data/value"), array(tree, "posterior_predictive/value")
+    return value.values, drawn.values.reshape(-1, *drawn.shape[2:])
+
+
+@pytest.mark.parametrize(("estimator", "name"), [("fair", "fair"), ("empirical", "nrg")])
+def test_crps_and_energy_match_scoringrules(estimator: str, name: str) -> None:
+    oracle = pytest.importorskip("scoringrules", reason="oracle")
+    tree = random_tree()
+    value, drawn = values_of(tree)
+    expected = oracle.crps_ensemble(value, drawn, m_axis=0, estimator=name)
+    np.testing.assert_allclose(scoring.crps(tree, estimator=estimator)["crps"], expected, atol=1e-9)
+    whole = scoring.energy(tree, over=("row", "col"), estimator=estimator)["energy"]
+    flat = value.reshape(12, -1), drawn.reshape(30, 12, -1)
+    expected = oracle.es_ensemble(*flat, m_axis=0, v_axis=-1, estimator=name)
+    np.testing.assert_allclose(whole, expected, atol=1e-9)
+    assert whole.dims == ("case",)
+    rows = scoring.energy(tree, over=("col",), estimator=estimator)["energy"]
+    assert rows.dims == ("case", "row")
+    expected = oracle.es_ensemble(value, drawn, m_axis=0, v_axis=-1, estimator=name)
+    np.testing.assert_allclose(rows, expected, atol=1e-9)
+
+
+def test_quantile_and_interval_scores_match_scoringrules() -> None:
+    oracle = pytest.importorskip("scoringrules", reason="oracle")
+    tree = random_tree()
+    value, drawn = values_of(tree)
+    result = scoring.quantile_score(tree, levels=[0.1, 0.8])
+    for index, level in enumerate((0.1, 0.8)):
+        quantile = np.quantile(drawn, level, axis=0, method="inverted_cdf")
+        np.testing.assert_array_equal(result["quantile"][index], quantile)
+        expected = oracle.quantile_score(value, quantile, level)
+        np.testing.assert_allclose(result["quantile_score"][index], expected, atol=1e-12)
+        assert float(result["quantile_score_mean"][index]) == pytest.approx(expected.mean())
+        case_means = expected.mean((1, 2))
+        error = result["quantile_score_mean_se"][index]
+        assert float(error) == pytest.approx(stats.sem(case_means))
+        assert float(result["below"][index]) == pytest.approx((value <= quantile).mean())
+    result = scoring.interval_score(tree, levels=[0.8])
+    ends = np.quantile(drawn, [0.1, 0.9], axis=0, method="inverted_cdf")
+    expected = oracle.interval_score(value, *ends, 0.2)
+    np.testing.assert_allclose(result["interval_score"][0], expected, atol=1e-9)
+    inside = (value >= ends[0]) & (value <= ends[1])
+    assert float(result["coverage"][0]) == pytest.approx(inside.mean())
+    assert float(result["coverage_se"][0]) == pytest.approx(stats.sem(inside.mean((1, 2))))
+    assert float(result["width_mean"][0]) == pytest.approx((ends[1] - ends[0]).mean())
+
+
+def test_empirical_crps_of_one_draw_is_the_absolute_error() -> None:
+    tree = random_tree(chains=1, draws=1)
+    value, drawn = values_of(tree)
+    result = scoring.crps(tree, estimator="empirical")
+    np.testing.assert_allclose(result["crps"], np.abs(value - drawn[0]))
+    assert "crps_mcse" not in result
+    for score in (scoring.crps, lambda t: scoring.energy(t, over=("row",))):
+        with pytest.raises(ValueError, match="fair estimator needs two draws"):
+            score(tree)
+
+
+@pytest.mark.parametrize("law", ["normal", "laplace"])
+def test_crps_per_draw_is_the_closed_form(law: str) -> None:
+    """Against the integral of (F - 1[y <= x])^2 over x."""
+    rng = np.random.default_rng(2)
+    shape = (2, 3, 4)
+    loc, scale = rng.normal(size=shape), rng.uniform(0.5, 2, shape)
+    value = rng.normal(size=4)
+    tree = number_tree(value, loc, {"loc": loc, "scale": scale})
+    result = scoring.crps(tree, law=law)["crps_per_draw"]
+    x = np.linspace(-60, 60, 400_001)
+    frozen = {"normal": stats.norm, "laplace": stats.laplace}[law](loc[1, 2], scale[1, 2])
+    gap = frozen.cdf(x[:, None]) - (value <= x[:, None])
+    expected = (gap**2).sum(0).mean() * (x[1] - x[0])
+    assert float(result[1, 2]) == pytest.approx(expected, abs=1e-3)
+    z = (value - loc) / scale
+    if law == "normal":
+        exact = scale * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - np.pi**-0.5)
+        np.testing.assert_allclose(result, exact.mean(-1), rtol=1e-12)
+    with pytest.raises(ValueError, match="law must be"):
+        scoring.crps(tree, law="cauchy")
+    with pytest.raises(ValueError, match="needs loc and scale"):
+        scoring.crps(random_tree(), law=law)
+
+
+def test_the_fair_estimator_is_unbiased_at_few_draws_and_the_other_is_not() -> None:
+    """4000 cases, 3 draws of the law; the truth is the closed form at each observation."""
+    rng = np.random.default_rng(0)
+    value = rng.normal(size=4000)
+    tree = number_tree(value, rng.normal(size=(1, 3, 4000)))
+    exact = value * (2 * stats.norm.cdf(value) - 1) + 2 * stats.norm.pdf(value) - np.pi**-0.5
+    gap = {
+        name: scoring.crps(tree, estimator=name)["crps"] - exact for name in ("fair", "empirical")
+    }
+    error = float(gap["fair"].std(ddof=1)) / 4000**0.5
+    assert abs(float(gap["fair"].mean())) < Z * error
+    bias = np.pi**-0.5 / 3  # E|X - X'| / (2 draws)
+    assert abs(float(gap["empirical"].mean()) - bias) < Z * error
+    assert bias > 2 * Z * error
+
+
+def test_mcse_is_the_spread_over_replicated_draws() -> None:
+    rng = np.random.default_rng(1)
+    value = rng.normal(size=(3, 2))
+    for score in (scoring.crps, lambda tree: scoring.energy(tree, over=("row",))):
+        figures, squares = [], []
+        for _ in range(300):
+            shift = rng.normal(size=(1, 40, 1, 1))  # draws shared by the cases
+            drawn = shift + rng.normal(size=(1, 40, 3, 2))
+            result = score(number_tree(value, drawn, extra=("row",)))
+            name = next(iter(result.data_vars))
+            figures.append(float(result[f"{name}_mean"]))
+            squares.append(float(result[f"{name}_mean_mcse"]) ** 2)
+        spread = np.var(figures, ddof=1)
+        noise = np.hypot(np.std(squares), spread * (stats.kurtosis(figures) + 2) ** 0.5) / 300**0.5
+        assert abs(np.mean(squares) - spread) < Z * noise + 0.05 * spread
+
+
+SCORES: dict[str, Callable[[xr.DataTree], xr.DataArray]] = {
+    "crps": lambda tree: scoring.crps(tree)["crps"],
+    "energy": lambda tree: scoring.energy(tree, over=("row",))["energy"],
+    "quantile": lambda tree: scoring.quantile_score(tree)["quantile_score"].mean("level"),
+    "interval": lambda tree: scoring.interval_score(tree)["interval_score"].mean("level"),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(("loc", "scale"), [(0.4, 1.0), (0.0, 0.6), (0.0, 1.6)])
+def test_the_true_law_scores_best(name: str, loc: float, scale: float) -> None:
+    """Paired over 1500 observations: the wrong law is worse by more than the z limit."""
+    rng = np.random.default_rng(7)
+    value, noise = rng.normal(size=(1500, 2)), rng.normal(size=(1, 60, 1500, 2))
+    scores = [
+        SCORES[name](number_tree(value, shift + width * noise, extra=("row",)))
+        for shift, width in ((0.0, 1.0), (loc, scale))
+    ]
+    difference = (scores[1] - scores[0]).mean([d for d in scores[0].dims if d != "case"]).values
+    assert difference.mean() / stats.sem(difference) > Z
+
+
+def test_the_energy_score_sees_correlation() -> None:
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(1, 60, 3000, 2))
+    mixing = np.linalg.cholesky([[1, 0.8], [0.8, 1]])
+    value = rng.normal(size=(3000, 2)) @ mixing.T
+    right = SCORES["energy"](number_tree(value, noise @ mixing.T, extra=("row",)))
+    wrong = SCORES["energy"](number_tree(value, noise, extra=("row",)))
+    difference = (wrong - right).values
+    assert difference.mean() / stats.sem(difference) > Z
+
+
+def test_missing_observations_are_left_out() -> None:
+    tree = random_tree()
+    value, drawn = values_of(tree)
+    holes = value.copy()
+    holes[0, 0, 0] = holes[5] = np.nan
+    partial = number_tree(holes, drawn.reshape(2, 15, *drawn.shape[1:]), extra=("row", "col"))
+    result, whole = scoring.crps(partial), scoring.crps(tree)
+    kept = whole["crps"].where(np.isfinite(holes))
+    np.testing.assert_allclose(result["crps"], kept)
+    per_case = kept.mean(("row", "col"))
+    assert float(result["crps_mean"]) == pytest.approx(float(per_case.mean()))
+    error = stats.sem(per_case.dropna("case"))
+    assert float(result["crps_mean_se"]) == pytest.approx(error)
+    for table in (scoring.quantile_score(partial), scoring.interval_score(partial)):
+        assert bool(np.isfinite(table.drop_dims("row").to_array()).all())
+    with pytest.raises(ValueError, match="whole vectors"):
+        scoring.energy(partial, over=("row",))
+
+
+def test_misuse_is_refused() -> None:
+    tree = random_tree()
+    value, drawn = values_of(tree)
+    with pytest.raises(TypeError, match="holds classes"):
+        scoring.crps(classification_tree())
+    with pytest.raises(TypeError):
+        scoring.crps(array(tree, "observed_data/value"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name one"):
+        scoring.crps(tree, "dose")
+    with pytest.raises(ValueError, match="no posterior_predictive"):
+        scoring.crps(tree.filter(lambda node: node.name != "posterior_predictive"))
+    with pytest.raises(ValueError, match="estimator must be"):
+        scoring.crps(tree, estimator="nrg")
+    with pytest.raises(ValueError, match="over must name"):
+        scoring.energy(tree, over=("depth",))
+    for levels in ([], [0.0], [1.2]):
+        with pytest.raises(ValueError, match="levels must be"):
+            scoring.quantile_score(tree, levels=levels)
+        with pytest.raises(ValueError, match="levels must be"):
+            scoring.interval_score(tree, levels=levels)
+    bad = drawn.reshape(2, 15, *drawn.shape[1:]).copy()
+    bad[0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="bad draw"):
+        scoring.crps(number_tree(value, bad, extra=("row", "col")))
+    other = tree.copy()
+    other["observed_data"] = tree["observed_data"].dataset.isel(case=slice(None, None, -1))
+    with pytest.raises(ValueError, match="same cases in the same order"):
+        scoring.crps(other)
