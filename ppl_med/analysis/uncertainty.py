@@ -19,6 +19,7 @@ import xarray as xr
 from scipy.special import xlogy
 
 from ppl_med.analysis import monte_carlo
+from ppl_med.analysis.number_variance import variance_figures
 from ppl_med.analysis.posterior import Posterior, probabilities
 
 _SAMPLES = ("chain", "draw")
@@ -61,22 +62,32 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
 
 def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
-    """Split the variance of the predicted class indicator, class by class.
+    """Split the variance of the predicted class indicator, class by class, or of a number.
 
     Args:
-        tree: The tree of `predict`, or its ``probs`` (chain, draw, case, class, ...).
+        tree: The tree of `predict`, its posterior group, or ``probs`` (chain, draw, case, class,
+            ...). A group without ``probs`` is one of numbers: ``loc`` and ``scale`` or
+            ``variance`` (chain, draw, case, ...).
         mcse: Add standard errors. A single draw has none: pass False for a point estimate.
 
     Returns:
         Dataset over (case, class, ...): ``aleatoric``, ``epistemic`` and their sum ``total``,
-        squared probabilities in 0..1/4, and ``<name>_mcse`` for each.
+        squared probabilities in 0..1/4, and ``<name>_mcse`` for each. For numbers over
+        (case, ...), in the unit of the value, squared.
 
     Raises:
         ValueError: ``probs`` is malformed, or one draw with ``mcse=True``.
 
-    Source: Kwon, Won, Kim and Paik, Uncertainty quantification using Bayesian neural networks
+    Sources: Kwon, Won, Kim and Paik, Uncertainty quantification using Bayesian neural networks
     in classification, CSDA 142, 2020: the diagonal of their equation for the two covariances.
+    Numbers: Kendall and Gal, NeurIPS 2017, eq. 9.
     """
+    group = _numbers(tree)
+    if group is not None:
+        figures, location = variance_figures(group)
+        if mcse:
+            monte_carlo.require_draws(location)
+        return _dataset(figures, location, mcse)
     probs = _read(tree, mcse)
     return _dataset(_variance_figures(probs), probs, mcse)
 
@@ -124,6 +135,16 @@ def _variance_figures(
         "epistemic": (epistemic.mean(_SAMPLES), epistemic, unit),
         "total": (mean * (1 - mean), (1 - 2 * mean) * probs, unit),
     }
+
+
+def _numbers(tree: Posterior) -> xr.Dataset | None:
+    """The posterior group of a model of numbers; None of anything else."""
+    if isinstance(tree, xr.DataTree) and "posterior" in tree.children:
+        tree = tree["posterior"].to_dataset()
+    if not isinstance(tree, xr.Dataset) or "probs" in tree:
+        return None
+    names = set(map(str, tree))
+    return tree if {"loc", "mean"} & names and {"scale", "variance"} & names else None
 
 
 def _read(tree: Posterior, mcse: bool) -> xr.DataArray:

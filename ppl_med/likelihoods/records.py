@@ -79,8 +79,8 @@ def stored_parameters(
 
     Returns:
         ``probs`` with a ``class`` axis after the first for Categorical and Bernoulli; ``loc`` and
-        ``scale`` for Normal and Laplace, with ``variance`` for Student's t; ``quantile`` with a
-        last axis ``level``; ``mean`` and ``variance`` for others that have them.
+        ``scale`` for Normal, Laplace and Student's t, with ``variance`` for the latter two;
+        ``quantile`` with a last axis ``level``; ``mean`` and ``variance`` for others that have them.
     """
     while isinstance(fn, Independent):
         fn = fn.base_dist
@@ -91,11 +91,11 @@ def stored_parameters(
     if isinstance(fn, torch.distributions.Bernoulli):
         both = torch.stack([torch.sigmoid(-fn.logits), torch.sigmoid(fn.logits)], 1 if names else 0)
         return {"probs": (with_class, both)}
-    if isinstance(fn, torch.distributions.Normal | torch.distributions.Laplace):
+    if isinstance(fn, torch.distributions.Normal):
         return {"loc": (names, fn.loc), "scale": (names, fn.scale)}
-    if isinstance(fn, torch.distributions.StudentT):
+    if isinstance(fn, torch.distributions.Laplace | torch.distributions.StudentT):
         parameters = {"loc": (names, fn.loc), "scale": (names, fn.scale)}
-        return {**parameters, "variance": (names, fn.variance)}
+        return {**parameters, "variance": (names, fn.variance)}  # not the squared scale
     if isinstance(fn, QuantileLaw):
         return {"quantile": ([*names, "level"], fn.quantiles)}
     try:
