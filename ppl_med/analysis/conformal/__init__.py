@@ -1,16 +1,44 @@
 """Prediction sets, intervals and masks with a coverage guarantee, and their checks.
 
-classification     calibrate, predict_sets              classes: LAC, APS, RAPS, SAPS, Mondrian
+calibrate, predict_sets                       classes: LAC, APS, RAPS, SAPS; Mondrian; weighted
+calibrate_intervals, predict_intervals        real outcomes: absolute, normalised, CQR; the same
+calibrate_masks, predict_masks                segmentation: bounded false-negative rate
+density_ratio                                 weights for a covariate shift
+leave_one_out_sets, leave_one_out_intervals   jackknife+ from training cases, by PSIS
+bayes_sets, bayes_intervals                   conformal Bayes from training cases
+coverage, set_sizes                           by group, with exact bands; how large sets are
+
+Calibration cases must be cases the model was not trained on, and no test cases: shared ids raise.
+Settings (the score, its penalty, the groups, alpha) are chosen before the calibration cases are
+looked at. What is promised is an average over cases and calibration sets, no probability that a
+single set is right.
 """
 
 from ppl_med.analysis.conformal.classification import calibrate, predict_sets
+from ppl_med.analysis.conformal.conformal_bayes import bayes_intervals, bayes_sets
+from ppl_med.analysis.conformal.covariate_shift import density_ratio
+from ppl_med.analysis.conformal.group_coverage import coverage, set_sizes
+from ppl_med.analysis.conformal.leave_one_out import leave_one_out_intervals, leave_one_out_sets
 from ppl_med.analysis.conformal.nonconformity import Score
 from ppl_med.analysis.conformal.order_statistics import coverage_band, coverage_rank
+from ppl_med.analysis.conformal.regression import calibrate_intervals, predict_intervals
+from ppl_med.analysis.conformal.risk_control import calibrate_masks, predict_masks
 
 __all__ = [
     "Score",
+    "bayes_intervals",
+    "bayes_sets",
     "calibrate",
+    "calibrate_intervals",
+    "calibrate_masks",
+    "coverage",
     "coverage_band",
     "coverage_rank",
+    "density_ratio",
+    "leave_one_out_intervals",
+    "leave_one_out_sets",
+    "predict_intervals",
+    "predict_masks",
     "predict_sets",
+    "set_sizes",
 ]

@@ -1,8 +1,8 @@
 """Learning a threshold from calibration scores and applying it: groups, weights, coverage.
 
 A calibration is a Dataset: ``threshold``, ``n``, ``k`` (scalars, or over ``group``), ``alpha``,
-``score`` (case), ``features`` (case, feature) for the test of shift, and, where they were asked for,
-``case_group`` (case) and ``weight`` (case).
+``score`` (case), ``features`` (case, feature) for the test of shift, and, where
+asked for, ``case_group`` (case) and ``weight`` (case).
 """
 
 import numpy as np

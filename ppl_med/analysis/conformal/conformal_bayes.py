@@ -1,0 +1,221 @@
+"""Full conformal prediction with the posterior predictive density as the score.
+
+Every training case stays in use. An outcome y of test case x is tried by adding (x, y) to the
+training data: the posterior with one case more comes from the draws with weights
+w_s = p(y | x, draw s), and every case is scored by its predictive density under it,
+
+    q_i = sum_s w_s p(y_i | x_i, draw s) / sum_s w_s,   and q for (x, y) itself
+    set = {y : 1 + #{i : q_i <= q} > alpha (n + 1)}
+
+For exact posteriors the score treats all n + 1 cases alike, so the set covers with probability at
+least 1 - alpha, also if the model is wrong. It needs draws enough: ``effective_draws`` says how
+many carry the weights.
+
+Source: Fong and Holmes, NeurIPS 2021, arXiv:2106.06137, section 3.
+"""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.conformal import importance, order_statistics, outcomes
+from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
+from ppl_med.analysis.posterior import class_names, observed, probabilities
+
+_BLOCK = 2**22  # numbers held at once
+_FEWEST = 10.0  # effective draws
+_GRID = 201
+_REACH = 8.0  # predictive sd on either side of the mean
+
+
+def bayes_sets(
+    training: xr.DataTree,
+    tree: xr.DataTree | xr.DataArray,
+    alpha: float = 0.1,
+    *,
+    min_effective_draws: float = _FEWEST,
+) -> xr.Dataset:
+    """Return conformal Bayes prediction sets of classes.
+
+    Args:
+        training: The tree of `predict` on the training cases, with labels.
+        tree: The tree of `predict` on other cases, the same draws and seed.
+        alpha: Miss rate, in (0, 1).
+        min_effective_draws: Refuse where fewer draws carry the weights of a class.
+
+    Returns:
+        Dataset with ``prediction_set`` (case, class), ``set_size`` (case), ``pvalue`` (case, class)
+        = (1 + #{q_i <= q}) / (n + 1), ``n``, ``k``, ``effective_draws`` (case, class); with labels
+        ``covered`` (case) and ``coverage``.
+
+    Raises:
+        TypeError, ValueError: Trees malformed, of different draws, not of training cases, or with
+            shared cases; too few effective draws.
+    """
+    order_statistics.check_alpha(alpha)
+    old, new = probabilities(training), probabilities(tree)
+    if old.ndim > 4 or new.ndim > 4:
+        raise ValueError("Sets are per case; the trees have further dimensions.")
+    _check_pair(training, tree, old, new)
+    if class_names(old) != class_names(new):
+        raise ValueError(f"training has the classes {class_names(old)}, not {class_names(new)}.")
+    label = observed(training, old).values
+    likelihood = importance.samples(old)[:, np.arange(label.size), label]
+    probs = importance.samples(new)
+    count, effective = _ranks(likelihood, probs.reshape(len(probs), -1))
+    shape = probs.shape[1:]
+    _check_effective(effective, min_effective_draws)
+    template = new.isel(chain=0, draw=0, drop=True)
+    rank = order_statistics.coverage_rank(label.size, alpha)
+    member = template.copy(data=_inside(count, label.size, rank).reshape(shape))
+    result = xr.Dataset({"prediction_set": member, "set_size": member.sum("class")})
+    result["pvalue"] = template.copy(data=(count / (label.size + 1)).reshape(shape))
+    result["effective_draws"] = template.copy(data=effective.reshape(shape))
+    result["set_size"].attrs["units"] = "classes"
+    if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
+        hit = np.take_along_axis(member.values, observed(tree, new).values[:, None], 1)[:, 0]
+        result["covered"] = ("case", hit)
+    result.attrs.update(method="posterior predictive", within="")
+    return _finish(result, alpha, label.size, rank)
+
+
+def bayes_intervals(
+    training: xr.DataTree,
+    tree: xr.DataTree,
+    alpha: float = 0.1,
+    *,
+    outcome: str | None = None,
+    num_points: int = _GRID,
+    min_effective_draws: float = _FEWEST,
+) -> xr.Dataset:
+    """Return conformal Bayes intervals of an outcome that is Normal(loc, scale) under every draw.
+
+    Outcomes are tried on a grid around the predictive mean, 8 predictive sd to either side; the
+    interval is the hull of those that stay (of the best one if none does), widened by one step of
+    the grid.
+
+    Args:
+        training: The tree of `predict` on the training cases, with posterior/loc and scale.
+        tree: The tree of `predict` on other cases, the same draws and seed.
+        alpha: Miss rate, in (0, 1).
+        outcome: Name of the observed variable.
+        num_points: Of the grid.
+        min_effective_draws: Refuse where fewer draws carry the weights of an outcome that stays.
+
+    Returns:
+        Dataset with ``interval`` (case, bound), infinite where the end of the grid stays inside,
+        ``width``, ``effective_draws`` (case), the fewest over the outcomes that stay, ``n``, ``k``;
+        with outcomes ``covered`` and ``coverage``.
+
+    Raises:
+        TypeError, ValueError: As `bayes_sets`, or no ``loc`` and ``scale``.
+    """
+    order_statistics.check_alpha(alpha)
+    if num_points < 3:
+        raise ValueError(f"num_points must be at least 3, not {num_points}.")
+    name = outcomes.outcome_name(training, outcome)
+    old, new = (outcomes.required(part, "loc", "this") for part in (training, tree))
+    scales = [outcomes.required(part, "scale", "this") for part in (training, tree)]
+    if any(float(scale.min()) <= 0 for scale in scales):
+        raise ValueError("posterior/scale must be positive.")
+    _check_pair(training, tree, old, new)
+    seen = outcomes.outcome_values(training, name, old)
+    if seen is None:
+        raise ValueError(f"training has no observed_data/{name}.")
+    likelihood = _density(seen.values, importance.samples(old), importance.samples(scales[0]))
+    rank = order_statistics.coverage_rank(seen.size, alpha)
+    parts = [
+        _case_interval(likelihood, loc, scale, rank, num_points)
+        for loc, scale in zip(
+            importance.samples(new).T, importance.samples(scales[1]).T, strict=True
+        )
+    ]
+    bounds, effective = (np.array(column) for column in zip(*parts, strict=True))
+    _check_effective(effective, min_effective_draws)
+    interval = xr.DataArray(bounds, {"case": new["case"].values}, ("case", "bound"))
+    result = xr.Dataset({"interval": interval.assign_coords(bound=["lower", "upper"])})
+    result["width"] = ("case", bounds[:, 1] - bounds[:, 0])
+    result["effective_draws"] = ("case", effective)
+    found = outcomes.outcome_values(tree, name, new)
+    if found is not None:
+        result["covered"] = (bounds[:, 0] <= found) & (found <= bounds[:, 1])
+    result.attrs.update(method="posterior predictive", outcome=name, within="")
+    return _finish(result, alpha, seen.size, rank)
+
+
+def _check_pair(
+    training: xr.DataTree,
+    tree: xr.DataTree | xr.DataArray,
+    old: xr.DataArray,
+    new: xr.DataArray,
+) -> None:
+    kind = training.attrs.get("log_likelihood_of") if isinstance(training, xr.DataTree) else None
+    if kind != "training":
+        raise ValueError(
+            f"training.attrs['log_likelihood_of'] is {kind!r}; conformal Bayes needs the cases the "
+            "model was trained on, all of them. Set it to 'training' if they are."
+        )
+    importance.check_same_draws(training, tree, old, new)
+    check_disjoint(case_ids(old, "training"), case_ids(new, "tree"))
+
+
+def _ranks(likelihood: np.ndarray, tried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return 1 + #{q_i <= q} and the effective draws of every outcome tried.
+
+    Args:
+        likelihood: Of the training cases (sample, training case).
+        tried: Density of the outcome tried (sample, outcome).
+    """
+    count = np.empty(tried.shape[1], int)
+    effective = np.empty(tried.shape[1])
+    step = max(1, _BLOCK // likelihood.shape[1])
+    for start in range(0, tried.shape[1], step):
+        part = tried[:, start : start + step]
+        total = part.sum(0)
+        safe = np.where(total > 0, part / np.where(total > 0, total, 1), 1 / len(part))
+        scores = likelihood.T @ safe  # (training case, outcome)
+        count[start : start + step] = 1 + (scores <= (safe * part).sum(0)).sum(0)
+        effective[start : start + step] = 1 / (safe**2).sum(0)
+    return count, effective
+
+
+def _inside(count: np.ndarray, num_cases: int, rank: int) -> np.ndarray:
+    """Whether the p-value count / (n + 1) is above alpha, in exact arithmetic."""
+    return count > num_cases + 1 - rank
+
+
+def _case_interval(
+    likelihood: np.ndarray, loc: np.ndarray, scale: np.ndarray, rank: int, num_points: int
+) -> tuple[tuple[float, float], float]:
+    reach = _REACH * float((np.mean(scale**2) + loc.var()) ** 0.5)
+    grid, step = np.linspace(loc.mean() - reach, loc.mean() + reach, num_points, retstep=True)
+    tried = _density(grid, loc[:, None], scale[:, None])
+    count, effective = _ranks(likelihood, tried)
+    inside = np.flatnonzero(_inside(count, likelihood.shape[1], rank))
+    if not inside.size:  # narrower than the grid, or empty: keep the outcome that fits best
+        inside = np.array([count.argmax()])
+    first, last = int(inside[0]), int(inside[-1])
+    lower = -np.inf if first == 0 else grid[first] - step
+    upper = np.inf if last == num_points - 1 else grid[last] + step
+    return (float(lower), float(upper)), float(effective[inside].min())
+
+
+def _density(value: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * ((value - loc) / scale) ** 2) / (scale * (2 * np.pi) ** 0.5)
+
+
+def _check_effective(effective: np.ndarray, fewest: float) -> None:
+    if effective.min() < fewest:
+        raise ValueError(
+            f"Only {effective.min():.1f} effective draws carry the weights of some outcome, fewer "
+            f"than {fewest:g}: predict more draws, lower min_effective_draws, or use split "
+            "conformal."
+        )
+
+
+def _finish(result: xr.Dataset, alpha: float, num_cases: int, rank: int) -> xr.Dataset:
+    result = result.assign(n=num_cases, k=rank)
+    if "covered" in result:
+        result["coverage"] = float(result["covered"].mean())
+        result["coverage"].attrs["units"] = "probability"
+    result.attrs.update(alpha=float(alpha), procedure="conformal Bayes")
+    return result

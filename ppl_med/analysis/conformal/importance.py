@@ -1,0 +1,104 @@
+"""The posterior without one training case, or with one more, from the draws that there are.
+
+Leaving case i out multiplies the weight of draw s by 1 / p(y_i | draw s); these ratios have a heavy
+tail, which Pareto smoothing tames (PSIS) and whose shape k says whether they can be trusted: the
+reweighted mean is reliable below min(1 - 1 / log10 S, 0.7) for S draws. Above it, refuse.
+
+Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646.
+"""
+
+import numpy as np
+import xarray as xr
+from arviz_stats.base import array_stats
+
+from ppl_med.analysis.posterior import Posterior, log_likelihood
+
+
+def leave_one_out_weights(
+    training: xr.DataTree, limit: float | None
+) -> tuple[np.ndarray, xr.DataArray]:
+    """Return the weights of the draws of the posterior without each training case.
+
+    Args:
+        training: The tree of `predict` on the training cases.
+        limit: Largest Pareto k to accept; None for the limit above.
+
+    Returns:
+        Weights (case, sample), sums of one, samples chain by chain; and Pareto k (case).
+
+    Raises:
+        ValueError: No log-likelihood, one of held-out cases, draws that all agree, or k too large.
+    """
+    likelihood = log_likelihood(training)
+    if likelihood is None:
+        raise ValueError(
+            "training has no log_likelihood; call predict on the training cases with labels."
+        )
+    kind = training.attrs.get("log_likelihood_of")
+    if kind != "training":
+        raise ValueError(
+            f"training.attrs['log_likelihood_of'] is {kind!r}; leaving cases out needs the "
+            "log-likelihood of the cases the model was trained on. Set it to 'training' if it is."
+        )
+    if likelihood.ndim > 3:
+        raise ValueError(f"log_likelihood has dimensions {likelihood.dims}; expected one per case.")
+    values = likelihood.values.reshape(-1, likelihood.sizes["case"]).T
+    if not np.isfinite(values).all():
+        raise ValueError("A training case has likelihood 0 under a draw; predict in float64.")
+    if (np.ptp(values, axis=1) == 0).any():
+        raise ValueError(
+            "All draws give some training case the same likelihood; a point estimate says nothing "
+            "about leaving a case out. Use a guide with a posterior, or split conformal."
+        )
+    log_weights, shape = array_stats.psislw(values, axis=-1)
+    log_weights = log_weights - log_weights.max(1, keepdims=True)
+    weights = np.exp(log_weights)
+    pareto_k = xr.DataArray(np.asarray(shape, np.float64), dims="training_case")
+    _check_shape(pareto_k.values, len(values[0]), limit)
+    return weights / weights.sum(1, keepdims=True), pareto_k
+
+
+def good_shape(num_draws: int) -> float:
+    """Return the largest reliable Pareto k for a number of draws."""
+    return min(1 - 1 / np.log10(num_draws), 0.7) if num_draws > 1 else -np.inf
+
+
+def check_same_draws(
+    training: Posterior, test: Posterior, first: xr.DataArray, second: xr.DataArray
+) -> None:
+    """Raise unless two trees hold predictions of the same draws, as far as they tell."""
+    for dim in ("chain", "draw"):
+        same = first.sizes[dim] == second.sizes[dim]
+        if same and dim in first.coords and dim in second.coords:
+            same = bool((first[dim].values == second[dim].values).all())
+        if not same:
+            raise ValueError(
+                f"The training tree and the test tree do not hold the same draws ({dim}); predict "
+                "both with the same draws and seed."
+            )
+    if isinstance(training, xr.DataTree) and isinstance(test, xr.DataTree):
+        for key in ("model", "guide", "seed"):
+            old, new = training.attrs.get(key), test.attrs.get(key)
+            if old is not None and new is not None and old != new:
+                raise ValueError(
+                    f"The training tree has {key} {old!r}, the test tree {new!r}; draw s must be "
+                    "the same function in both. Predict both with the same seed."
+                )
+
+
+def samples(array: xr.DataArray) -> np.ndarray:
+    """Return values (sample, ...) with chains one after the other."""
+    values = array.transpose("chain", "draw", ...).values
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _check_shape(shape: np.ndarray, num_draws: int, limit: float | None) -> None:
+    limit = good_shape(num_draws) if limit is None else limit
+    bad = ~(shape <= limit)  # also NaN, from ties in float32
+    if bad.any():
+        worst = np.nan if np.isnan(shape).any() else shape.max()
+        raise ValueError(
+            f"Pareto k is above {limit:.2f} for {bad.sum()} of {shape.size} training cases "
+            f"(largest {worst:.2f}): with {num_draws} draws the posterior without them is not "
+            "known. Predict more draws in float64, or use split conformal."
+        )
