@@ -1,10 +1,13 @@
 """Every example runs, resumes, and lists its options; the README code runs as it stands."""
 
+import importlib
+import itertools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +96,58 @@ def test_every_segmenter_runs_on_camvid(tmp_path, data_folder):
     data = ["--data", str(data_folder), "--size", "32", "48"]
     run(script, "--smoke", *data, "--out", out, "--model", *SEGMENTERS)
     assert (out / "report.html").exists()
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """What the studies of ambiguous masks share."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("ambiguous_masks.training")
+
+
+def test_ged_of_fewer_samples_is_the_mean_over_their_subsets(study):
+    import numpy as np
+    import xarray as xr
+
+    from ppl_med.analysis import segmentation
+
+    rng = np.random.default_rng(0)
+    dims = ("chain", "draw", "case", "row", "col")
+    masks = xr.DataArray(rng.integers(0, 2, (1, 5, 3, 4, 4)), dims=dims)
+    graders = xr.DataArray(rng.integers(0, 2, (3, 4, 4, 4)), dims=("case", "grader", "row", "col"))
+    energy = segmentation.ged(masks, graders, classes=[1])
+    own = study.ged_of_subsets(energy, [1, 3, 5])
+    for number in (1, 3, 5):
+        parts = [
+            segmentation.ged(masks.isel(draw=list(chosen)), graders, classes=[1])["biased"]
+            for chosen in itertools.combinations(range(5), number)
+        ]
+        mean = xr.concat(parts, "subset").mean("subset")
+        np.testing.assert_allclose(own.sel(num_samples=number), mean, atol=1e-12)
+
+
+def test_the_latent_plane_holds_what_its_codes_decode_to(study):
+    import pyro.poutine as poutine
+    import torch
+
+    from ppl_med.models import ProbabilisticUNet
+
+    model: Any = ProbabilisticUNet(1, ("a", "b", "c"), (4, 6), 1, latent_dim=4).eval()
+    with torch.no_grad():
+        model.prior.parameters_of_z.bias[4:] = 1.5  # a scale that cannot be left out unseen
+    image = torch.randn(1, 8, 8)
+    plane = study.decode_plane(model, image)
+    axes = [int(plane[name].attrs["long_name"][1:]) - 1 for name in ("first", "second")]
+    law = model.prior(image[None]).base_dist
+    assert len(set(axes)) == 2 and (plane.values != plane.values[0, 0]).any()
+    for first, second in itertools.product(plane["first"].values, plane["second"].values):
+        steps = torch.zeros(1, 4)
+        steps[0, axes] = torch.tensor([first, second], dtype=torch.float32)
+        z = (law.loc + law.scale * steps).detach()
+        with torch.no_grad():
+            logits = poutine.condition(model, data={"z": z})(image[None])
+        expected = logits[0].argmax(0).numpy()
+        assert (plane.sel(first=first, second=second).values == expected).all()
 
 
 def test_a_second_run_moves_the_first_aside(tmp_path):

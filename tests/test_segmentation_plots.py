@@ -257,6 +257,10 @@ def test_latent_draws_show_codes_and_figures() -> None:
         shown = np.asarray(ax.collections[0].get_array())
         np.testing.assert_array_equal(shown, area.sel(case=case).to_numpy().ravel())
     assert "area [mm²]" in texts(figure)
+    flat = latent_draws(tree, xr.zeros_like(area), ["P1", "P4"])
+    flat.draw_without_rendering()
+    colors = [ax.collections[0].get_facecolor()[0].tolist() for ax in flat.axes[:2]]  # type: ignore[index]
+    assert colors[0] == colors[1]
     named = xr.where(area > 40, "large", "small").rename("kind")
     legend = latent_draws(tree, named).legends[0]
     assert {t.get_text() for t in legend.get_texts()} == set(np.unique(named))

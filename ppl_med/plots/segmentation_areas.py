@@ -100,16 +100,21 @@ def _graders(ax: Axes, place: NDArray, areas: NDArray, low: NDArray, high: NDArr
 def _axes(ax: Axes, unit: str, number: int, largest: float) -> None:
     ax.set(xlabel=f"Case, sorted by median ({number} shown)", ylabel=f"Size [{unit}]")
     # The root spreads small structures and keeps 0, which a logarithm cannot show.
-    ax.set_yscale("function", functions=(_root, np.square))
+    ax.set_yscale("function", functions=(_root, _square))
     ticks = largest * np.array([0, 0.01, 0.05, 0.2, 0.5, 1.0])
     ax.set_yticks(np.unique([_round(tick) for tick in ticks]))
-    ax.set_ylim(0, max(1.08 * largest, 1.0))
+    top = max(1.08 * largest, 1.0)
+    ax.set_ylim(-0.001 * top, top)
     ax.set_xlim(-1, number)
     clean(ax)
 
 
 def _root(values: NDArray) -> NDArray:
-    return np.sqrt(np.clip(values, 0, None))
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _square(values: NDArray) -> NDArray:
+    return np.sign(values) * np.square(values)
 
 
 def _round(value: float) -> float:

@@ -150,6 +150,7 @@ def _scatter(ax: Axes, points: NDArray, values: NDArray, every: NDArray) -> None
     style: dict[str, Any] = {"s": 34, "edgecolors": "white", "linewidths": 0.5}
     if values.dtype.kind in "iuf":
         low, high = float(every.min()), float(every.max())
+        high = high if high > low else low + 1  # equal values get one colour in every panel
         ax.scatter(
             points[:, 0], points[:, 1], c=values, cmap="viridis", vmin=low, vmax=high, **style
         )
