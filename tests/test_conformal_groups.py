@@ -145,7 +145,7 @@ def test_the_band_over_groups_is_the_convolution() -> None:
         rng.binomial(m, rng.beta(k, n + 1 - k, 20_000)) if k <= n else np.full(20_000, m)
         for m, n, k in groups
     ]
-    share = sum(parts) / 47
+    share = np.sum(parts, 0) / 47
     lower, upper = order_statistics.joint_band(groups)
     outside = int(((share < lower - 1e-9) | (share > upper + 1e-9)).sum())
     assert stats.binomtest(outside, share.size, 0.01, alternative="greater").pvalue > 1e-6

@@ -55,9 +55,9 @@ def brute_threshold(foreground: np.ndarray, masks: np.ndarray, alpha: float, tru
 
 
 def brute_risk(mask: np.ndarray, graders: np.ndarray, truth: str) -> float:
-    graders = graders[(graders >= 0).any((1, 2))] == 1
-    graders = graders.any(0)[None] if truth == "union" else graders
-    return float(np.mean([(g & ~mask).sum() / g.sum() if g.any() else 0.0 for g in graders]))
+    marked = [grader == 1 for grader in graders if (grader >= 0).any()]
+    marked = [np.logical_or.reduce(marked)] if truth == "union" else marked
+    return float(np.mean([(m & ~mask).sum() / m.sum() if m.any() else 0.0 for m in marked]))
 
 
 @pytest.mark.parametrize(("num_cases", "alpha"), [(9, 0.1), (20, 0.2), (60, 0.1)])

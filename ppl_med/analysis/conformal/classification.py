@@ -46,8 +46,9 @@ def calibrate(
         Dataset with ``threshold`` (in units of the score; infinite when n is too small for alpha,
         which gives full sets), ``n``, ``k`` (over ``group`` with ``within``), ``alpha``, ``score``
         (case) with the ids of the calibration cases and the names ``class`` as coordinates, and
-        ``features`` (case, feature), the mixture probabilities. With ``weights`` no threshold or k,
-        but ``weight`` (case) and ``effective_n``. It saves, loads and applies to any other tree.
+        ``features`` (case, feature), the mixture probabilities and the largest of them. With
+        ``weights`` no threshold or k, but ``weight`` (case) and ``effective_n``. It saves, loads
+        and applies to any other tree.
 
     Raises:
         TypeError, ValueError: ``alpha`` out of range; ``probs``, labels, groups or weights
@@ -170,6 +171,7 @@ def _features(probs: xr.DataArray) -> xr.DataArray:
     mixture = monte_carlo.mean(probs).transpose("case", "class")
     # Two classes are one number; their two tests would be the same.
     values = mixture.values if mixture.sizes["class"] > 2 else mixture.values[:, 1:]
+    values = np.column_stack([values, mixture.values.max(1)])
     return xr.DataArray(values, dims=("case", "feature"))
 
 
