@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 import xarray as xr
+from ambiguous_masks.pages import ged_section, tables, training_section
 from ambiguous_masks.programs import ModelOptions, build
 from ambiguous_masks.training import (
     LATENT_PLANE,
@@ -45,7 +46,7 @@ from ppl_med.data import (
 )
 from ppl_med.data.lidc import CLASS_NAMES
 from ppl_med.plots import segmentation as figures
-from ppl_med.plots.page import Section, paragraph, picture, table
+from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
 from ppl_med.runs import open_run
 
@@ -146,15 +147,6 @@ def rows(result: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def tables(result: xr.Dataset) -> str:
-    """The table as HTML, its columns in two parts."""
-    head, lines = rows(result)
-    cut = result.sizes["num_samples"] + 2
-    both = [head, *([text.replace(" ± ", "\u00a0±\u00a0") for text in line] for line in lines)]
-    left, right = [line[:cut] for line in both], [[line[0], *line[cut:]] for line in both[:-1]]
-    return table(left[0], left[1:]) + table(right[0], right[1:])
-
-
 def pictures(options: Options, nodules: Nodules, name: str, one: Run) -> list[Section]:
     """Parts of the report about one model."""
     # The nodule lies near the middle of its crop; its half, in pixels, is shown.
@@ -199,7 +191,7 @@ def pictures(options: Options, nodules: Nodules, name: str, one: Run) -> list[Se
     if name in LATENT_PLANE:
         body = latent_figures(nodules, one, sizes, place[len(place) // 2])
         found.append(Section(f"latent-{anchor}", f"{name}: the latent code", body))
-    return found
+    return [*found, training_section(name, one)]
 
 
 def latent_figures(nodules: Nodules, one: Run, sizes: xr.Dataset, case: int) -> str:
@@ -222,14 +214,9 @@ def latent_figures(nodules: Nodules, one: Run, sizes: xr.Dataset, case: int) -> 
 def show(
     options: Options, folder: Path, nodules: Nodules, result: xr.Dataset, runs: dict[str, Run]
 ) -> None:
-    """Write the report; its provenance and training curves are those of the first model."""
+    """Write the report; its provenance is that of the first model."""
     first = next(iter(runs.values()))
-    published = xr.Dataset(
-        {"ged": (("model", "num_samples"), list(PUBLISHED.values()))},
-        coords={"model": list(PUBLISHED), "num_samples": list(SAMPLES)},
-        attrs={"source": SOURCE},
-    )
-    values = result[["ged", "ged_se"]].assign(floor=result["floor"].max("model"))
+    cut = result.sizes["num_samples"] + 2  # the columns of GED² and the others
     sections = [
         Section(
             "table",
@@ -238,14 +225,9 @@ def show(
                 "GED² by number of samples: lower is better, and no model can beat the last line "
                 "on average; HM-IoU, D_max and Dice_max: higher is better; ± one standard error."
             )
-            + tables(result),
+            + tables(*rows(result), [slice(1, cut), slice(cut, None)]),
         ),
-        Section(
-            "ged",
-            "Energy distance and number of samples",
-            paragraph("A good model lies near the dashed line for every number of samples.")
-            + picture(figures.ged_by_samples(values, published), "GED² by number of samples."),
-        ),
+        ged_section(result, PUBLISHED, SOURCE),
     ]
     for name, one in runs.items():
         sections += pictures(options, nodules, name, one)
@@ -253,7 +235,6 @@ def show(
         folder / "report.html",
         title="Lung nodules: do samples disagree as radiologists do?",
         tree=first.tree,
-        history=first.history if "chain" not in first.history.dims else first.history.isel(chain=0),
         sections=sections,
         notes=(
             f"Split {options.split}, {len(nodules.test.ids)} images, {options.size} × "

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 import xarray as xr
+from ambiguous_masks.pages import ged_section, tables, training_section
 from ambiguous_masks.programs import ModelOptions, build
 from ambiguous_masks.training import (
     LATENT_PLANE,
@@ -52,7 +53,7 @@ from ppl_med.data import (
     standardization,
 )
 from ppl_med.plots import segmentation as figures
-from ppl_med.plots.page import Section, paragraph, picture, table
+from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
 from ppl_med.runs import open_run
 
@@ -201,16 +202,6 @@ def rows(result: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     return head, [*lines, ["a perfect model", *floor, *perfect, *truth]]
 
 
-def tables(result: xr.Dataset) -> str:
-    """The table as HTML, its columns in three parts."""
-    head, lines = rows(result)
-    both = [head, *([text.replace(" ± ", "\u00a0±\u00a0") for text in line] for line in lines)]
-    first = result.sizes["num_samples"] + 2
-    cuts = [slice(1, first), slice(first, first + len(COLUMNS)), slice(first + len(COLUMNS), None)]
-    parts = [[[line[0], *line[cut]] for line in both] for cut in cuts]
-    return "".join(table(part[0], part[1:]) for part in parts)
-
-
 def show(
     options: Options,
     folder: Path,
@@ -219,20 +210,17 @@ def show(
     runs: dict[str, Run],
     flips: dict[str, xr.Dataset],
 ) -> None:
-    """Write the report; its provenance and training curves are those of the first model."""
+    """Write the report; its provenance is that of the first model."""
     first = next(iter(runs.values()))
-    published = xr.Dataset(
-        {"ged": (("model", "num_samples"), list(PUBLISHED.values()))},
-        coords={"model": list(PUBLISHED), "num_samples": list(SAMPLES)},
-        attrs={"source": SOURCE},
-    )
-    values = result[["ged", "ged_se"]].assign(floor=result["floor"].max("model"))
+    start = result.sizes["num_samples"] + 2
+    stop = start + len(COLUMNS)
+    cuts = [slice(1, start), slice(start, stop), slice(stop, None)]
     sections = [
         Section(
             "table",
             "Against the truth",
             paragraph("Frequencies and rates should equal the last line; ± one standard error.")
-            + tables(result),
+            + tables(*rows(result), cuts),
         ),
         Section(
             "modes",
@@ -240,12 +228,7 @@ def show(
             paragraph("Coloured bars should end where the grey ones do, and rates on their line.")
             + picture(figures.mode_bars(flips, flips), "Frequencies of modes and flip rates."),
         ),
-        Section(
-            "ged",
-            "Energy distance and number of samples",
-            paragraph("A good model lies near the dashed line for every number of samples.")
-            + picture(figures.ged_by_samples(values, published), "GED² by number of samples."),
-        ),
+        ged_section(result, PUBLISHED, SOURCE),
     ]
     for name, one in runs.items():
         sections += pictures(streets, name, one)
@@ -253,7 +236,6 @@ def show(
         folder / "report.html",
         title="Street scenes: 32 right answers, each with its probability",
         tree=first.tree,
-        history=first.history if "chain" not in first.history.dims else first.history.isel(chain=0),
         sections=sections,
         notes=(
             f"{'Synthetic scenes' if options.scenes else 'CamVid'}, split {options.split}, "
@@ -283,7 +265,7 @@ def pictures(streets: Streets, name: str, one: Run) -> list[Section]:
         text = paragraph("Each flip should cut the plane in two, along a border of its own.")
         body = text + picture(plane, "Masks over two latent dimensions.")
         found.append(Section(f"latent-{anchor}", f"{name}: the latent code", body))
-    return found
+    return [*found, training_section(name, one)]
 
 
 def main(options: Options) -> None:

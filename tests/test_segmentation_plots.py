@@ -259,8 +259,8 @@ def test_latent_draws_show_codes_and_figures() -> None:
     assert "area [mm²]" in texts(figure)
     flat = latent_draws(tree, xr.zeros_like(area), ["P1", "P4"])
     flat.draw_without_rendering()
-    colors = [ax.collections[0].get_facecolor()[0].tolist() for ax in flat.axes[:2]]  # type: ignore[index]
-    assert colors[0] == colors[1]
+    first, second = (np.asarray(ax.collections[0].get_facecolor()) for ax in flat.axes[:2])
+    np.testing.assert_array_equal(first, second)
     named = xr.where(area > 40, "large", "small").rename("kind")
     legend = latent_draws(tree, named).legends[0]
     assert {t.get_text() for t in legend.get_texts()} == set(np.unique(named))

@@ -126,5 +126,5 @@ def _rates(ax: Axes, named: Mapping[str, xr.Dataset]) -> None:
     handles = [Line2D([], [], color=MUTED, linewidth=2.2), *handles[1:]]
     ax.legend(
         handles, [plain(one, 24) for one in labels], ncols=min(4, len(labels)), frameon=False,
-        fontsize=9, labelcolor=INK, loc="upper right",
+        fontsize=9, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 0.98),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from ppl_med.plots.theme import INK, MUTED, heading, new_figure, plain
 
 GRADER, SAMPLE = "#009E73", "#CC79A7"
 _SIDE = 1.08  # inches of a panel
-_LINE = 12  # characters of a case's name in a line
+_LINE = 12  # characters of a case's name along a square panel
 _DIMS = ("chain", "draw", "case", "class", "row", "col")
 
 
@@ -128,8 +128,9 @@ def _names(probs: xr.DataArray) -> list[str]:
 
 def _label(probs: xr.DataArray, index: int) -> str:
     value = str(probs["case"].values[index] if "case" in probs.coords else index)
-    lines = [value[:_LINE], value[_LINE:]] if len(value) > _LINE else [value]
-    return "\n".join(plain(line, _LINE) for line in lines)
+    length = max(4, round(_LINE * probs.sizes["row"] / probs.sizes["col"]))
+    lines = [value[:length], value[length:]] if len(value) > length else [value]
+    return "\n".join(plain(line, length) for line in lines)
 
 
 def _graders(tree: xr.DataTree, chosen: list[int]) -> xr.DataArray | None:
