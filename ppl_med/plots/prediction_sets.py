@@ -1,0 +1,263 @@
+"""Prediction sets: how large they are, what they hold beside the picture, whom they cover."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike, NDArray
+
+from ppl_med.plots.checks import require_dims, require_images, require_variables
+from ppl_med.plots.theme import INK, MUTED, clean, heading, new_figure, plain
+
+_HIT, _MISS, _UNKNOWN, _BAND = "#009E73", "#D55E00", "#8fa1b3", "#d3dbe4"
+_SETS = "ppl_med.analysis.conformal.predict_sets"
+_COVERAGE = "ppl_med.analysis.conformal.coverage"
+_COLUMNS = 4
+_LINES = 5
+
+
+def set_sizes(sets: xr.Dataset) -> Figure:
+    """Draw the share of cases by the size of their prediction set.
+
+    Args:
+        sets: As ``ppl_med.analysis.conformal.predict_sets`` returns it; with labels the bars are
+            split into sets that hold the true class and sets that miss it, and the coverage is
+            stated with what it should be.
+
+    Returns:
+        One panel, a bar for every size from 0 to the largest.
+
+    Raises:
+        ValueError: ``sets`` holds no ``prediction_set``.
+    """
+    require_variables(sets, "sets", ("prediction_set",), _SETS)
+    member = require_dims(sets["prediction_set"], "sets['prediction_set']", ("case", "class"))
+    size = member.sum("class").to_numpy()
+    place = np.arange(size.max() + 1)
+    figure = new_figure(6.4, 4.0)
+    ax = figure.subplots()
+    known = "covered" in sets
+    covered = sets["covered"].to_numpy().astype(bool) if known else np.ones(len(size), bool)
+    hit, miss = (
+        np.bincount(size[part], minlength=len(place)) / len(size) for part in (covered, ~covered)
+    )
+    ax.bar(place, hit, 0.72, color=_HIT if known else _UNKNOWN, label="holds the true class")
+    if known:
+        ax.bar(place, miss, 0.72, bottom=hit, color=_MISS, label="misses it")
+    for x, share in enumerate(hit + miss):
+        text = f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "<1 %"
+        ax.text(x, share, text, ha="center", va="bottom", fontsize=8.5, color=INK)
+    ax.set(
+        xlabel="Classes in the set", ylabel="Share of cases", ylim=(0, 1.13 * (hit + miss).max())
+    )
+    ax.set_xticks(place)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    clean(ax)
+    if known:
+        figure.legend(
+            loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK
+        )
+    ax.set_title(_note(sets), fontsize=8.5, color=MUTED, loc="right", pad=6)
+    heading(figure, f"Size of the prediction sets, mean {size.mean():.2f}")
+    return figure
+
+
+def sets_over_images(
+    images: ArrayLike,
+    sets: xr.Dataset,
+    label: ArrayLike | None = None,
+    *,
+    num: int = 12,
+) -> Figure:
+    """Show pictures with the classes of their prediction set beneath, small sets first.
+
+    Args:
+        images: (case, channel, row, col), 1 or 3 channels, in the order of the cases of ``sets``.
+        sets: As ``ppl_med.analysis.conformal.predict_sets`` returns it. Where it holds ``covered``,
+            the frame tells whether the set holds the true class.
+        label: Observed class index of every case (case); it is written in bold.
+        num: Most pictures: evenly spaced in the order of set sizes.
+
+    Returns:
+        A grid of pictures, four in a row.
+
+    Raises:
+        ValueError: Images, sets and labels do not describe the same cases, or ``num`` below 1.
+    """
+    require_variables(sets, "sets", ("prediction_set",), _SETS)
+    member = require_dims(sets["prediction_set"], "sets['prediction_set']", ("case", "class"))
+    pictures = require_images(images, member.sizes["case"])
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    truth = None if label is None else _checked_label(label, member)
+    order = np.argsort(member.sum("class").to_numpy(), kind="stable")
+    if len(order) > num:
+        order = order[np.linspace(0, len(order) - 1, num).round().astype(int)]
+    names = [str(name) for name in member["class"].values] if "class" in member.coords else None
+    names = names or [str(index) for index in range(member.sizes["class"])]
+    columns = min(_COLUMNS, len(order))
+    rows = -(-len(order) // columns)
+    figure = new_figure(2.3 * columns + 0.3, 3.1 * rows + 0.9)
+    cards = figure.subplots(rows, columns, squeeze=False).ravel()
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(w_pad=0.09, h_pad=0.05)
+    known = "covered" in sets
+    for ax, index in zip(cards, order, strict=False):
+        color = _UNKNOWN
+        if known:
+            color = _HIT if bool(sets["covered"][index]) else _MISS
+        case = member["case"].values[index] if "case" in member.coords else index
+        _picture(ax, pictures[index], color, plain(case, 22))
+        _classes(ax, names, member.values[index], None if truth is None else int(truth[index]))
+    for ax in cards[len(order) :]:
+        ax.set_axis_off()
+    if known:
+        handles = [
+            Patch(facecolor="none", edgecolor=color, linewidth=2.5, label=text)
+            for color, text in ((_HIT, "holds the true class"), (_MISS, "misses it"))
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9,
+            labelcolor=INK,
+        )  # fmt: skip
+    bold = ", truth in bold" if truth is not None else ""
+    heading(figure, f"Prediction sets, small to large{bold}")
+    return figure
+
+
+def group_coverage(coverage: xr.Dataset) -> Figure:
+    """Draw the coverage of every group against the band it must lie in.
+
+    Args:
+        coverage: As ``ppl_med.analysis.conformal.coverage`` returns it.
+
+    Returns:
+        One line a group: the band of the exact law (bar), the share of covered cases (dot), its
+        95 % interval (whiskers) and the number of cases; a dot outside the band is orange.
+
+    Raises:
+        ValueError: ``coverage`` lacks a variable.
+    """
+    require_variables(
+        coverage, "coverage", ("coverage", "count", "interval_lower", "interval_upper"), _COVERAGE
+    )
+    names = [plain(name, 24) for name in coverage["group"].values]
+    share, low, high = (
+        coverage[name].to_numpy() for name in ("coverage", "interval_lower", "interval_upper")
+    )
+    count = coverage["count"].to_numpy()
+    has_band = "lower" in coverage
+    band = [coverage[name].to_numpy() for name in ("lower", "upper")] if has_band else []
+    outside = (share < band[0]) | (share > band[1]) if has_band else np.zeros(len(share), bool)
+    figure = new_figure(7.4, 0.46 * len(names) + 2.0)
+    ax = figure.subplots()
+    place = np.arange(len(names))
+    target = 1 - float(coverage.attrs["alpha"])
+    ax.axvline(target, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    if has_band:
+        ax.barh(place, band[1] - band[0], 0.56, left=band[0], color=_BAND)
+    ax.hlines(place, low, high, color=INK, linewidth=1.2)
+    for chosen, color in ((~outside, INK), (outside, _MISS)):
+        ax.plot(share[chosen], place[chosen], "o", color=color, markersize=6.5)
+    left = float(min([target, *low, *(band[0] if has_band else [])]))
+    ax.set(xlim=(max(-0.02, left - 0.05), 1.02), ylim=(len(names) - 0.4, -0.6))
+    for y, number in zip(place, count, strict=True):
+        ax.text(1.035, float(y), f"{number}", fontsize=8.5, color=MUTED, va="center", clip_on=False)
+    ax.text(1.035, -0.75, "cases", fontsize=8.5, color=MUTED, va="bottom", clip_on=False)
+    ax.set_yticks(place, names)
+    ax.set_xlabel("Share of cases whose set holds the truth")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    clean(ax, grid="x")
+    _legend(figure, coverage, has_band, bool(outside.any()), target)
+    heading(figure, _title(coverage))
+    return figure
+
+
+def _note(sets: xr.Dataset) -> str:
+    if "coverage" not in sets:
+        return ""
+    text = f"{100 * float(sets['coverage']):.1f} % hold the true class"
+    if "coverage_lower" in sets:
+        low, high = (100 * float(sets[f"coverage_{end}"]) for end in ("lower", "upper"))
+        text += f"; {low:.1f} to {high:.1f} % was to be expected (99 % band)"
+    return text
+
+
+def _checked_label(label: ArrayLike, member: xr.DataArray) -> NDArray[np.int64]:
+    values = np.asarray(label)
+    if values.shape != (member.sizes["case"],) or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"label must hold one class index per case, {member.sizes['case']} integers; got "
+            f"{values.dtype} of shape {values.shape}"
+        )
+    if values.min() < 0 or values.max() >= member.sizes["class"]:
+        raise ValueError(
+            f"label runs from {values.min()} to {values.max()}, outside 0 to "
+            f"{member.sizes['class'] - 1}; pass class indices"
+        )
+    return values.astype(np.int64)
+
+
+def _picture(ax: Axes, picture: NDArray[np.float64], color: str, title: str) -> None:
+    grey = picture.shape[-1] == 1
+    ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[], anchor="N")
+    ax.spines[:].set(color=color, linewidth=2.5)
+    ax.set_title(title, fontsize=8.5, color=MUTED, loc="left", pad=4)
+
+
+def _classes(ax: Axes, names: list[str], member: NDArray[np.bool_], truth: int | None) -> None:
+    """Write the set beneath the picture; a true class that is missing stands below, struck."""
+    inside = np.flatnonzero(member).tolist()
+    if truth in inside:  # a long list must not hide it
+        inside = [truth, *(k for k in inside if k != truth)]
+    lines = [(plain(names[k], 24), k == truth, INK) for k in inside[:_LINES]]
+    if len(inside) > _LINES:
+        lines[-1] = (f"and {len(inside) - _LINES + 1} more", False, MUTED)
+    if not inside:
+        lines = [("empty set", False, MUTED)]
+    if truth is not None and truth not in inside:
+        lines.append((f"not in it: {plain(names[truth], 16)}", True, _MISS))
+    for index, (text, bold, color) in enumerate(lines):
+        ax.annotate(
+            text, (0, 0), (1, -5 - 11.5 * index), xycoords="axes fraction",
+            textcoords="offset points", fontsize=8.5, color=color, va="top",
+            weight="bold" if bold else "normal",
+        )  # fmt: skip
+
+
+def _legend(
+    figure: Figure, coverage: xr.Dataset, has_band: bool, outside: bool, target: float
+) -> None:
+    level = 100 * float(coverage.attrs.get("level", 0.99))
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=INK, marker="o", markersize=6, linewidth=1.2,
+               label="coverage, 95 % interval"),
+        Line2D([], [], color=MUTED, linestyle=(0, (4, 3)), linewidth=1,
+               label=f"promised {100 * target:g} %"),
+    ]  # fmt: skip
+    if has_band:
+        own = bool(coverage.attrs.get("promised", 0))
+        text = "exact" if own else "if the groups did not differ"
+        handles.append(Patch(color=_BAND, label=f"{level:g} % band, {text}"))
+    if outside:
+        dot = Line2D([], [], color=_MISS, marker="o", markersize=6, linestyle="", label="outside")
+        handles.append(dot)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8,
+        labelcolor=INK, handletextpad=0.6, columnspacing=1.3,
+    )  # fmt: skip
+
+
+def _title(coverage: xr.Dataset) -> str:
+    by = str(coverage.attrs.get("by", "group"))
+    words = {"class": "true class", "set_size": "set size", "array": "group"}.get(by, by)
+    own = str(coverage.attrs.get("within", ""))
+    text = f"Coverage by {words.replace('_', ' ')}"
+    if own == by:
+        return f"{text}, a threshold for each"
+    return text
