@@ -1,0 +1,256 @@
+"""Recalibration: a map learnt on labelled cases that the model has not seen, applied to others.
+
+By default the draws are pooled first and the mixture, which is what is used, is calibrated: a
+mixture of calibrated members is under-confident. ``pool=False`` calibrates every draw by itself.
+
+    temperature   one number; decisions stay as they are
+    vector        scale and intercept of each class; Platt scaling for two classes
+    matrix        linear map of log-probabilities, penalised (Dirichlet calibration)
+    isotonic      a rising step-like function per class; needs many cases, can give 0
+    beta          two slopes and an intercept per class
+    histogram     share of a class in bins of its probability; can give 0
+
+Sources: Rahaman and Thiery, NeurIPS 2021, arXiv:2007.08792, and Wu and Gales, arXiv:2101.05397
+(pool, then calibrate); for the maps see `logit_maps` and `binary_maps`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis import binning, monte_carlo
+from ppl_med.analysis.calibration import binary_maps, logit_maps
+from ppl_med.analysis.calibration.calibrated_tree import calibrated_tree
+from ppl_med.analysis.calibration.cases import check_other_cases, check_same_classes, samples_of
+from ppl_med.analysis.conformal.cases import case_ids
+from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+
+
+class _Map(NamedTuple):
+    learn: Callable[..., logit_maps.Parameters]
+    apply: Callable[[logit_maps.Parameters, np.ndarray], np.ndarray]
+    dims: dict[str, tuple[str, ...]]
+    option: str | None = None
+
+
+_MAPS = {
+    "temperature": _Map(
+        logit_maps.learn_temperature,
+        logit_maps.apply_temperature,
+        {"temperature": (), "temperature_se": ()},
+    ),
+    "vector": _Map(
+        logit_maps.learn_vector,
+        logit_maps.apply_vector,
+        {"scale": ("class",), "intercept": ("class",)},
+        "penalty",
+    ),
+    "matrix": _Map(
+        logit_maps.learn_matrix,
+        logit_maps.apply_matrix,
+        {"weight": ("class", "input_class"), "intercept": ("class",)},
+        "penalty",
+    ),
+    "isotonic": _Map(
+        binary_maps.learn_isotonic,
+        binary_maps.apply_isotonic,
+        {"knot": ("class", "piece"), "value": ("class", "piece")},
+    ),
+    "beta": _Map(
+        binary_maps.learn_beta,
+        binary_maps.apply_beta,
+        {"a": ("class",), "b": ("class",), "c": ("class",)},
+    ),
+    "histogram": _Map(
+        binary_maps.learn_histogram,
+        binary_maps.apply_histogram,
+        {"edge": ("class", "inner_edge"), "bin_value": ("class", "bin")},
+        "bins",
+    ),
+}
+_PENALTY = {"vector": 0.0, "matrix": 1e-3}
+
+
+def fit(
+    tree: xr.DataTree,
+    method: str = "temperature",
+    *,
+    pool: bool = True,
+    penalty: float | None = None,
+    bins: int | None = None,
+) -> xr.Dataset:
+    """Learn a map from labelled cases that the model was not trained on.
+
+    Args:
+        tree: The tree of `predict` on the calibration cases, with labels; or masks, whose pixels
+            count one by one.
+        method: "temperature", "vector", "matrix", "isotonic", "beta" or "histogram".
+        pool: Calibrate the mixture of the draws; False learns one map for every draw.
+        penalty: Of "vector" (intercepts; 0 by default) and "matrix" (off-diagonal weights and
+            intercepts; 0.001), times their squares, in nats per case.
+        bins: Of "histogram"; 10 by default.
+
+    Returns:
+        Dataset of the parameters (with chain and draw unless pooled), with ``nll_before``,
+        ``nll_after`` (nats per case) and ``accuracy_before``, ``accuracy_after`` on the
+        calibration cases themselves; their ids as coordinate case, the classes as coordinate
+        class. It saves and loads as any Dataset. Temperature has ``temperature_se``, over cases.
+
+    Raises:
+        TypeError, ValueError: ``probs`` or labels malformed, a case id twice or absent, unknown
+            method or option, probabilities of 0 that the map cannot take, or no best parameters.
+    """
+    options = _options(method, penalty, bins)
+    probs = probabilities(tree)
+    ids = case_ids(probs)
+    label = observed(tree, probs).values.ravel()
+    learnt = [
+        [_learn(method, table, label, len(ids), options) for table in chain]
+        for chain in _tables(probs, pool)
+    ]
+    lead = () if pool else ("chain", "draw")
+    names = class_names(probs)
+    coords: dict[str, Any] = {"case": ids, "class": names}
+    result = xr.Dataset(coords=coords if pool else {**samples_of(probs), **coords})
+    figures = ("nll_before", "nll_after", "accuracy_before", "accuracy_after")
+    for name, dims in {**_MAPS[method].dims, **dict.fromkeys(figures, ())}.items():
+        values = _stack([[one[name] for one in chain] for chain in learnt])
+        result[name] = ((*lead, *dims), values[0, 0] if pool else values)
+        if name.startswith(("nll", "accuracy")):
+            result[name].attrs["units"] = "nats" if name.startswith("nll") else "probability"
+            result[name].attrs["note"] = "on the calibration cases"
+    result.attrs.update(method=method, pool=int(pool), num_cases=len(ids), **options)
+    return result
+
+
+def apply(parameters: xr.Dataset, tree: Posterior) -> xr.DataTree:
+    """Give other cases calibrated probabilities.
+
+    Args:
+        parameters: What `fit` returned.
+        tree: The tree of `predict` on other cases of the same classes, or its ``probs``. Unless
+            pooled, with the chains and draws of the calibration cases, in the same order.
+
+    Returns:
+        A tree with new ``probs``: those of the calibrated mixture as one chain and one draw where
+        the map was learnt on the mixture, else of every draw. Observations and metadata stay;
+        log_likelihood is that of the new probabilities. What no longer belongs to them is left
+        out: predictive draws, and other variables of the posterior. Attributes of the root
+        say what changed: ``calibration``, ``decisions_changed`` (cases or pixels whose most
+        probable class is another), ``undetermined`` (cases without information, see
+        `binary_maps`), and with labels ``accuracy_before``, ``accuracy_after``, of the mixture.
+
+    Raises:
+        TypeError, ValueError: ``parameters`` not from `fit`; a case was used to learn them; other
+            classes, chains or draws; a probability the map cannot take.
+    """
+    method, pool = _check_parameters(parameters)
+    probs = probabilities(tree)
+    check_same_classes(parameters, probs)
+    check_other_cases(parameters, probs)
+    if not pool:
+        _check_same_draws(parameters, probs)
+    logs = _transform(parameters, method, probs, pool)
+    return calibrated_tree(tree, probs, logs, method)
+
+
+def _options(method: str, penalty: float | None, bins: int | None) -> dict[str, Any]:
+    if method not in _MAPS:
+        raise ValueError(f"method must be one of {list(_MAPS)}, not {method!r}.")
+    given = {"penalty": penalty, "bins": bins}
+    wanted = _MAPS[method].option
+    for name, value in given.items():
+        if value is not None and name != wanted:
+            raise ValueError(f"method {method!r} has no option {name}; leave it out.")
+    if wanted == "bins":
+        bins = 10 if bins is None else bins
+        binning.check_bins(bins)
+        return {"bins": int(bins)}
+    if wanted == "penalty":
+        penalty = _PENALTY[method] if penalty is None else penalty
+        if isinstance(penalty, bool) or not 0 <= penalty < np.inf:
+            raise ValueError(f"penalty must be a finite number, 0 or more, not {penalty!r}.")
+        return {"penalty": float(penalty)}
+    return {}
+
+
+def _tables(probs: xr.DataArray, pool: bool) -> list[list[np.ndarray]]:
+    """Log-probabilities of every chain and draw, each (case and pixels, class)."""
+    array = monte_carlo.mean(probs).expand_dims(("chain", "draw")) if pool else probs
+    values = array.transpose("chain", "draw", "case", *probs.dims[4:], "class").values
+    values = values.reshape(*values.shape[:2], -1, values.shape[-1])
+    with np.errstate(divide="ignore"):
+        return [[np.log(table) for table in chain] for chain in values]
+
+
+def _learn(
+    method: str, logs: np.ndarray, label: np.ndarray, num_cases: int, options: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Parameters, and what they do to the cases they were learnt on."""
+    extra = {"num_cases": num_cases} if method == "temperature" else options
+    learnt = dict(_MAPS[method].learn(logs, label, **extra))
+    for name, table in (("before", logs), ("after", _MAPS[method].apply(learnt, logs))):
+        chosen = np.take_along_axis(table, label[:, None], 1)
+        learnt[f"nll_{name}"] = np.array(-chosen.mean())
+        learnt[f"accuracy_{name}"] = np.array((table.argmax(1) == label).mean())
+    return learnt
+
+
+def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Arrays of every chain and draw, the shorter ones (pieces) filled with NaN at the end."""
+    flat = [array for row in rows for array in row]
+    shape = np.max([array.shape for array in flat], axis=0).astype(int)
+    filled = np.full((len(flat), *shape), np.nan)
+    for index, array in enumerate(flat):
+        places: tuple[Any, ...] = (index, *(slice(size) for size in array.shape))
+        filled[places] = array
+    return filled.reshape(len(rows), len(rows[0]), *shape)
+
+
+def _check_parameters(parameters: xr.Dataset) -> tuple[str, bool]:
+    if not isinstance(parameters, xr.Dataset):
+        raise TypeError("parameters must be the Dataset that calibration.fit returned.")
+    method = str(parameters.attrs.get("method"))
+    known = method in _MAPS and {"case", "class"} <= set(parameters.coords)
+    if not known or not set(_MAPS[method].dims) <= set(parameters):
+        raise ValueError(
+            f"parameters (method {method!r}) is no result of calibration.fit: it needs the "
+            f"attribute method, one of {list(_MAPS)}, its variables, and coordinates case, class."
+        )
+    return method, bool(parameters.attrs["pool"])
+
+
+def _check_same_draws(parameters: xr.Dataset, probs: xr.DataArray) -> None:
+    for dim in ("chain", "draw"):
+        same = parameters.sizes[dim] == probs.sizes[dim]
+        if same and dim in parameters.coords and dim in probs.coords:
+            same = bool((parameters[dim].values == probs[dim].values).all())
+        if not same:
+            raise ValueError(
+                f"The maps were learnt for {parameters.sizes[dim]} {dim}(s), the tree has "
+                f"{probs.sizes[dim]} or others; predict both with the same draws and seed, or "
+                "fit with pool=True."
+            )
+
+
+def _transform(parameters: xr.Dataset, method: str, probs: xr.DataArray, pool: bool) -> np.ndarray:
+    """Calibrated log-probabilities (chain, draw, case and pixels, class)."""
+    lead = () if pool else ("chain", "draw")
+    arrays = {
+        name: parameters[name].transpose(*lead, *dims).values
+        for name, dims in _MAPS[method].dims.items()
+    }
+    return np.array(
+        [
+            [
+                _MAPS[method].apply(
+                    {n: a if pool else np.asarray(a[chain, draw]) for n, a in arrays.items()},
+                    table,
+                )
+                for draw, table in enumerate(row)
+            ]
+            for chain, row in enumerate(_tables(probs, pool))
+        ]
+    )
