@@ -202,3 +202,22 @@ def test_groups_that_cannot_hold_are_refused() -> None:
         conformal.coverage(sets.drop_vars("covered"), second)
     with pytest.raises(TypeError, match="which only a DataTree has"):
         conformal.predict_sets(learnt, array(second, "posterior/probs"))
+
+
+def test_other_shares_of_the_sites_are_no_shift_within_them() -> None:
+    """The model is surer at site A; more of A alarms one threshold, not one per site."""
+    rng = np.random.default_rng(6)
+
+    def sample(share: float, prefix: str) -> xr.DataTree:
+        site = np.where(rng.random(400) < share, "A", "B")
+        logits = rng.normal(size=(400, 3)) * np.where(site == "A", 4.0, 0.5)[:, None]
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        label = (probs.cumsum(1) < rng.random((400, 1))).sum(1).clip(max=2)
+        return with_column(probs_tree(probs, label, prefix=prefix), "site", site)
+
+    first, second = sample(0.2, "c"), sample(0.8, "t")
+    with pytest.warns(RuntimeWarning, match="look different"):
+        conformal.predict_sets(conformal.calibrate(first), second)
+    sets = conformal.predict_sets(conformal.calibrate(first, within="site"), second)
+    assert float(sets["shift_pvalue"]) > 1e-3
+    assert "within groups" in sets["shift_pvalue"].attrs["test"]
