@@ -110,7 +110,10 @@ def predict(
         attrs = _attributes(pairs, seed, draws, log_likelihood_of)
         sink = open_sink(store, attrs, resume=resume)
         if sink.complete:
-            return sink.open()
+            tree = sink.open()
+            done: Any = tree[f"{run.recorder.group}/case"]
+            run.check_ids(done.values.tolist())
+            return tree
         total = len(pairs) * draws * num_batches
         with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
             for chunk in run.chunks(bar, sink.ids_done()):
@@ -202,6 +205,17 @@ class _Run:
                     bar.update(len(group) * len(self.samplers) * self.draws)
                 continue
             yield self._chunk(start, group, bar)
+
+    def check_ids(self, ids_done: Sequence[Any]) -> None:
+        """Raise where the batches hold other cases than a complete result."""
+        ids: list[Any] = []
+        for batch in self.batches:
+            ids += case_ids(len(ids), [batch], [select_arguments(self.model, batch)])
+        if list(map(str, ids)) != list(map(str, ids_done)):
+            raise ValueError(
+                f"the store holds {len(ids_done)} cases, the batches {len(ids)}, and they differ; "
+                "pass the batches it was made with, or another store"
+            )
 
     def _groups(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         group: list[dict[str, Any]] = []

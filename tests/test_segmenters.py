@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ppl_med.inference import (
     BestHead,
+    ConditionalHierarchy,
     ConditionalNormal,
     Elbo,
     FromPrior,
@@ -22,6 +23,7 @@ from ppl_med.inference import (
     predict,
 )
 from ppl_med.models import (
+    HierarchicalProbabilisticUNet,
     ImageToImageVAE,
     MultiHeadUNet,
     ProbabilisticUNet,
@@ -339,3 +341,27 @@ def test_masks_that_do_not_fit_are_named_before_training(
 def test_arguments_that_make_no_sense_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_hierarchy_starts_close_to_standard_normals() -> None:
+    """At the published sizes; on features without norm, He weights gave a KL of 1e9 nats."""
+    model = HierarchicalProbabilisticUNet(1, CLASSES, channels=(24, 48, 96, 192, 192, 192))
+    guide = ConditionalHierarchy(model.posterior_net())
+    mask = torch.zeros(2, 32, 32, dtype=torch.int64)
+    with torch.no_grad():
+        _, kl = elbo_terms(model, guide, torch.randn(2, 1, 32, 32), mask)
+    assert all(value.item() < 5 for value in kl.values()), kl
+
+
+@pytest.mark.parametrize("kind", [ProbabilisticUNet, HierarchicalProbabilisticUNet])
+def test_reset_draws_the_start_values_anew(kind: Any) -> None:
+    """So that members of an ensemble differ, and start at the scale of the first."""
+    model = kind(1, CLASSES)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, value in model.named_parameters():
+        assert not torch.equal(value, before[name]), name
+        if value.numel() > 2000:
+            assert value.std().item() == pytest.approx(before[name].std().item(), rel=0.1), name

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ppl_med.networks.unet import he_truncated
+from ppl_med.networks.unet import HeLinear
 
 
 class Combine(nn.Module):
@@ -31,14 +31,11 @@ class Combine(nn.Module):
         num_layers: int = 3,
     ) -> None:
         super().__init__()
-        self.features = nn.Linear(num_features, width)
-        self.code = nn.Linear(latent_dim, width, bias=False)
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers - 1))
-        self.output = nn.Linear(width, num_outputs)
-        for layer in (self.features, self.code):
-            he_truncated(layer, num_features + latent_dim)
-        for layer in (*self.hidden, self.output):
-            he_truncated(layer, width)
+        joint = num_features + latent_dim
+        self.features = HeLinear(num_features, width, joint_fan_in=joint)
+        self.code = HeLinear(latent_dim, width, bias=False, joint_fan_in=joint)
+        self.hidden = nn.ModuleList(HeLinear(width, width) for _ in range(num_layers - 1))
+        self.output = HeLinear(width, num_outputs)
 
     def of_features(self, features: Tensor) -> Tensor:
         """What the first layer makes of the features, the same for every code.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppl_med.networks.unet import CHANNELS, Encoder
+from ppl_med.networks.unet import CHANNELS, Encoder, HeLinear
 
 LOG_SCALE_RANGE = (-7.0, 5.0)
 
@@ -107,9 +107,7 @@ class ConvGaussian(nn.Module):
         planes = (in_channels if sees_image else 0) + num_classes
         self.encoder = Encoder(planes, channels, num_convolutions, spatial_dims)
         numbers = 2 * latent_dim if components == 1 else components * (2 * latent_dim + 1)
-        self.parameters_of_z = nn.Linear(channels[-1], numbers)
-        nn.init.kaiming_normal_(self.parameters_of_z.weight, nonlinearity="linear")
-        nn.init.trunc_normal_(self.parameters_of_z.bias, std=1e-3, a=-2e-3, b=2e-3)
+        self.parameters_of_z = HeLinear(channels[-1], numbers, gain=0.5**0.5)
         if components > 1:  # apart from each other, or all would learn the same
             nn.init.normal_(self.parameters_of_z.bias[: components * latent_dim])
 

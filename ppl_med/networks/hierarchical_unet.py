@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pyro.distributions as dist
 import torch
@@ -33,14 +32,14 @@ class ResidualBlock(nn.Module):
         half = max(out_channels // 2, 1)
         widths = [in_channels, half, half, half]
         sizes = [convolution(spatial_dims, a, b, 3) for a, b in itertools.pairwise(widths)]
-        self.layers = nn.ModuleList([*sizes, convolution(spatial_dims, half, out_channels, 1)])
+        # Blocks start close to their skip; without normalisation a deep sum would explode.
+        last = convolution(spatial_dims, half, out_channels, 1, gain=0.1)
+        self.layers = nn.ModuleList([*sizes, last])
         self.skip = (
             nn.Identity()
             if in_channels == out_channels
             else convolution(spatial_dims, in_channels, out_channels, 1)
         )
-        # Blocks start close to their skip; without normalisation a deep sum would explode.
-        cast(Tensor, self.layers[-1].weight).data.mul_(0.1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features, dims (case, channel, *space)."""
@@ -100,8 +99,9 @@ class HierarchicalUNet(nn.Module):
             _blocks(spatial_dims, a, b, num_blocks) for a, b in itertools.pairwise(widths)
         )
         coarse_first = list(reversed(channels))
+        # Close to standard normals: on features without norm, He weights give a KL of 1e9 nats.
         self.codes = nn.ModuleList(
-            convolution(spatial_dims, width, 2 * latent_dim, 1)
+            convolution(spatial_dims, width, 2 * latent_dim, 1, gain=0.01)
             for width, latent_dim in zip(coarse_first, latent_dims, strict=False)
         )
         last = len(channels) if num_outputs else len(latent_dims)

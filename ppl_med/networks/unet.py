@@ -11,12 +11,71 @@ from torch.nn import functional
 from ppl_med.data.masks import check_divisible
 
 CHANNELS = (32, 64, 128, 192, 192, 192, 192)
-_CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _POOLS: dict[int, Any] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _UPSAMPLINGS = {2: "bilinear", 3: "trilinear"}
 
 
-def convolution(spatial_dims: int, in_channels: int, out_channels: int, size: int) -> nn.Module:
+class _TruncatedHe:
+    """Starts a layer: truncated normal weights of ``gain`` times the He scale, biases near 0.
+
+    It is the layer's own ``reset_parameters``, so that members of an ensemble start alike.
+    """
+
+    gain = 1.0
+    joint_fan_in = 0
+    weight: Any
+    bias: Any
+
+    def reset_parameters(self) -> None:
+        """Draw new start values."""
+        fan_in = self.joint_fan_in or self.weight[0].numel()
+        # A normal cut at 2 standard deviations has 0.8796 times its standard deviation.
+        for parameter, sd in (
+            (self.weight, self.gain * (2 / fan_in) ** 0.5 / 0.8796),
+            (self.bias, 1e-3),
+        ):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=sd, a=-2 * sd, b=2 * sd)
+
+
+class _HeConv2d(_TruncatedHe, nn.Conv2d):
+    pass
+
+
+class _HeConv3d(_TruncatedHe, nn.Conv3d):
+    pass
+
+
+class HeLinear(_TruncatedHe, nn.Linear):
+    """A linear layer that starts as the convolutions here do.
+
+    Args:
+        in_features: Inputs.
+        out_features: Outputs.
+        bias: Whether it has one.
+        joint_fan_in: Inputs of the layer that this one is a part of; 0 if it stands alone.
+        gain: Factor on the scale of the weights at the start.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        joint_fan_in: int = 0,
+        gain: float = 1.0,
+    ) -> None:
+        self.joint_fan_in, self.gain = joint_fan_in, gain
+        super().__init__(in_features, out_features, bias=bias)
+
+
+_CONVOLUTIONS: dict[int, type[_HeConv2d | _HeConv3d]] = {2: _HeConv2d, 3: _HeConv3d}
+
+
+def convolution(
+    spatial_dims: int, in_channels: int, out_channels: int, size: int, gain: float = 1.0
+) -> nn.Module:
     """A convolution that keeps the size; He-normal weights, biases near 0 (sd 0.001).
 
     Args:
@@ -24,20 +83,14 @@ def convolution(spatial_dims: int, in_channels: int, out_channels: int, size: in
         in_channels: Channels in.
         out_channels: Channels out.
         size: Odd width of the kernel.
+        gain: Factor on the scale of the weights at the start.
     """
     if spatial_dims not in _CONVOLUTIONS:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
     layer = _CONVOLUTIONS[spatial_dims](in_channels, out_channels, size, padding=size // 2)
-    he_truncated(layer, in_channels * size**spatial_dims)
+    layer.gain = gain
+    layer.reset_parameters()
     return layer
-
-
-def he_truncated(layer: nn.Module, fan_in: int) -> None:
-    """Start a layer: truncated normal weights of the He scale, biases near 0 (sd 0.001)."""
-    scale = (2 / fan_in) ** 0.5 / 0.8796  # a normal cut at 2 sd has 0.8796 times its sd
-    for name, parameter in layer.named_parameters():
-        sd = 1e-3 if name == "bias" else scale
-        nn.init.trunc_normal_(parameter, std=sd, a=-2 * sd, b=2 * sd)
 
 
 def block(
