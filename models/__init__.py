@@ -9,6 +9,7 @@ from ppl_med.models.multi_head_unet import MultiHeadUNet
 from ppl_med.models.probabilistic_unet import ProbabilisticUNet
 from ppl_med.models.regressor import BayesianRegressor
 from ppl_med.models.segmenter import BayesianSegmenter
+from ppl_med.models.site_temperature import SiteTemperature
 from ppl_med.models.stochastic_segmentation import StochasticSegmentationNetwork
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "LatentClassifier",
     "MultiHeadUNet",
     "ProbabilisticUNet",
+    "SiteTemperature",
     "StochasticSegmentationNetwork",
 ]

@@ -32,7 +32,7 @@ def exact_frequencies() -> tuple[np.ndarray, np.ndarray]:
     return probs, label
 
 
-def tempered(probs: np.ndarray, temperature: float) -> np.ndarray:
+def tempered(probs: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
     """Softmax of log p times the temperature: what dividing by it undoes."""
     power = probs**temperature
     return power / power.sum(-1, keepdims=True)

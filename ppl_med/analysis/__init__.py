@@ -1,7 +1,8 @@
 """Analyses of a posterior tree: xarray in, Dataset out; no torch, no Pyro.
 
 uncertainty   entropy and variance, split into data and model parts
-scoring       accuracy, NLL, Brier score, calibration error, held-out log density
+scoring       accuracy, NLL, Brier score and its parts, CRPS, energy, held-out log density
+calibration   calibration errors and curves, recalibration on held-out cases
 conformal     prediction sets with a coverage guarantee
 segmentation  sampled masks against several graders, uncertainty maps, sizes with intervals
 """

@@ -1,0 +1,93 @@
+"""Site temperature: hospitals share what is known of how over-confident a network is.
+
+A network is calibrated at each site by a temperature; the temperatures come from one law, so that
+a site with few labelled cases borrows from the others, and a new one starts from their law.
+
+Program, for a case of site s with log-probabilities l from a trained network:
+
+    log_temperature_mean    ~  Normal(0, 1)                the centre of the sites
+    log_temperature_scale   ~  HalfNormal(0.5)             how much they differ
+    log_temperature_s       ~  Normal(log_temperature_mean, log_temperature_scale^2)    one per site
+    label | l, s            ~  Categorical(softmax(l / exp(log_temperature_s)))
+
+Sites and their dimensions: log_temperature (site), no unit, 0 where the network is calibrated, its
+mean and scale; label (case), integer in 0..K-1.
+
+Input: ``image`` (case, channel, row, col) with one channel a class and one pixel: the
+log-probabilities of held-out cases stand where other models have an image; ``site`` (case), integer
+in 0..S-1; a site may have no case.
+
+Guide: a normal on the unconstrained scale, such as ``pyro.infer.autoguide.AutoNormal``. For one
+temperature without a law over sites: ``ppl_med.analysis.calibration.fit``.
+
+Reference: Guo et al., ICML 2017, arXiv:1706.04599 (temperature); Gelman, Bayesian Analysis 1, 2006
+(half-normal and half-t priors for the scale of a hierarchy). The joining of both is ours.
+"""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_med.likelihoods import Categorical
+
+
+class SiteTemperature(nn.Module):
+    """The joint p(label, temperatures | log-probabilities, site).
+
+    Args:
+        sites: Names of the sites.
+        classes: Class names.
+        centre_scale: Prior standard deviation of the centre of log temperature.
+        spread_scale: Scale of the half-normal prior on the spread of log temperatures.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        classes: Sequence[str],
+        centre_scale: float = 1.0,
+        spread_scale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not sites:
+            raise ValueError("sites is empty; name at least one.")
+        if not (centre_scale > 0 and spread_scale > 0):
+            raise ValueError(
+                f"centre_scale and spread_scale must be positive, not {centre_scale!r}, "
+                f"{spread_scale!r}."
+            )
+        self.num_sites, self.in_channels = len(sites), len(classes)
+        self.likelihood = Categorical(classes)
+        self.centre_scale, self.spread_scale = centre_scale, spread_scale
+        self.coords = {"site": list(sites), "class": list(classes)}
+
+    def forward(
+        self,
+        image: Tensor,
+        site: Tensor,
+        label: Tensor | None = None,
+        *,
+        num_cases: int | None = None,
+    ) -> Tensor:
+        """Run the program once, conditioned on ``label`` if it is given.
+
+        Args:
+            image: Log-probabilities, dims (case, channel, row, col), a channel for each class.
+            site: Index of the site, dims (case,).
+            label: Observed classes, dims (case,); None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Returns:
+            Calibrated logits, dims (case, class).
+        """
+        zero, width = image.new_zeros(()), image.new_full((), self.spread_scale)
+        centre = pyro.sample("log_temperature_mean", dist.Normal(zero, self.centre_scale))
+        spread = pyro.sample("log_temperature_scale", dist.HalfNormal(width))
+        with pyro.plate("site", self.num_sites):
+            log_temperature = pyro.sample("log_temperature", dist.Normal(centre, spread))
+        logits = image.flatten(1) / log_temperature.exp()[site, None]
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            self.likelihood(logits, label)
+        return logits
