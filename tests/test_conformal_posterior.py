@@ -157,6 +157,8 @@ def test_leave_one_out_sets_match_explicit_refits() -> None:
     np.testing.assert_array_equal(result["covered"], hit)
     assert float(result["coverage"]) == hit.mean()
     assert float(result["coverage_guaranteed"]) == pytest.approx(0.8)
+    by = conformal.coverage(result, second, "class")
+    assert not {"lower", "upper", "expected"} & set(by) and by.attrs["promised"] == 0
 
 
 def test_weights_are_those_of_the_posterior_without_the_case() -> None:

@@ -25,7 +25,8 @@ def coverage(
     """Return the coverage of every group of test cases.
 
     Args:
-        sets: What `predict_sets` or `predict_intervals` returned for labelled cases.
+        sets: What `predict_sets`, `predict_intervals` or a function for training cases returned
+            for labelled cases.
         tree: The tree the sets were made for; needed unless ``by`` is an array or "set_size".
         by: "class" (the true class), "set_size", a column of constant_data, or groups (case).
         level: Probability of the band of every single group.
@@ -38,7 +39,7 @@ def coverage(
         cases: for groups that had thresholds of their own (attribute ``promised`` is 1), whatever
         the model; for others it is no promise, and a group outside is one that the model treats
         worse or better. ``mean_size`` or ``mean_width`` where sets or intervals were made. With
-        weights there is no band.
+        weights, or from training cases, there is no such law and no band.
 
     Raises:
         TypeError, ValueError: ``sets`` holds no ``covered``, or the groups are malformed.
@@ -54,7 +55,7 @@ def coverage(
     hits = np.array([sets["covered"].values[part].sum() for part in member])
     low, high = binning.clopper_pearson(hits, count)
     figures = {"coverage": hits / count, "interval_lower": low, "interval_upper": high}
-    if "k" in sets:
+    if "threshold" in sets:  # the law is that of split calibration alone
         figures |= _bands(sets, member, level)
     result = xr.Dataset(
         {name: ("group", values, {"units": "probability"}) for name, values in figures.items()},
