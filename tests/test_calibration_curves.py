@@ -105,6 +105,17 @@ def test_the_band_holds_calibrated_curves() -> None:
     assert stats.binomtest(outside, 300, 0.06, alternative="less").pvalue > 1e-6
 
 
+def test_the_band_of_one_probability_is_binomial() -> None:
+    """The fit is then the share of 200 cases; each end within the z limit of its tail, 1e-6."""
+    tree = labelled_tree(np.tile([0.7, 0.3], (200, 1)), np.zeros(200, int))
+    result = calibration.pava(tree, replicates=3000, level=0.9).isel(rank=0)
+    law = stats.binom(200, 0.7)
+    slack = stats.norm.isf(1e-6 / 2) * (0.05 * 0.95 / 3000) ** 0.5
+    lower, upper = (round(200 * float(result[name])) for name in ("lower", "upper"))
+    assert law.cdf(lower - 1) - slack < 0.05 < law.cdf(lower) + slack
+    assert law.sf(upper) - slack < 0.05 < law.sf(upper - 1) + slack
+
+
 def test_over_confidence_leaves_the_band() -> None:
     probs = random_probs(chains=1, draws=1, cases=600).values[0, 0]
     label = calibrated_labels(probs, np.random.default_rng(6))
