@@ -32,7 +32,7 @@ def regression_tree(
     prefix: str = "c",
     seed: int = 0,
 ) -> xr.DataTree:
-    """A Normal posterior: loc, scale (draw, case); quantiles (draw, case, quantile)."""
+    """A Normal posterior: loc, scale (draw, case); quantile (draw, case, level)."""
     loc = np.atleast_2d(loc)
     case = [f"{prefix}{index}" for index in range(loc.shape[1])]
     dims = ("chain", "draw", "case")
@@ -41,8 +41,8 @@ def regression_tree(
     if scale is not None:
         posterior["scale"] = (dims, np.broadcast_to(scale, loc.shape)[None])
     if quantiles is not None:
-        posterior["quantiles"] = ((*dims, "quantile"), quantiles[0][None])
-        posterior = posterior.assign_coords(quantile=quantiles[1])
+        posterior["quantile"] = ((*dims, "level"), quantiles[0][None])
+        posterior = posterior.assign_coords(level=quantiles[1])
     drawn = np.random.default_rng(seed).normal(loc, width)
     likelihood = stats.norm.logpdf(outcome, loc, width)
     ids = {"case": case}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from conformal_trees import REPEATS, Z, check_beta_law, regression_tree, with_column
 from scipy import stats
@@ -9,6 +10,9 @@ from scipy import stats
 from ppl_med import storage
 from ppl_med.analysis import conformal
 from ppl_med.analysis.conformal import order_statistics, thresholds
+from ppl_med.inference import MeanFieldNormal, predict
+from ppl_med.likelihoods import Quantiles
+from ppl_med.models import BayesianRegressor
 
 LEVELS = [0.05, 0.95]
 
@@ -211,3 +215,20 @@ def tree_of_classes() -> xr.DataTree:
     from posterior_trees import classification_tree
 
     return classification_tree()
+
+
+def test_quantiles_of_a_trained_program_are_read() -> None:
+    """The names are those that ``predict`` writes."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    model = BayesianRegressor(net, Quantiles((0.05, 0.5, 0.95)))
+    guide = MeanFieldNormal(model)
+
+    def batches(prefix: str) -> list[dict[str, object]]:
+        ids = [f"{prefix}{index}" for index in range(40)]
+        return [{"image": torch.randn(40, 1, 2, 2), "value": torch.randn(40), "id": ids}]
+
+    trees = [predict(model, guide, batches(p), draws=3, progress=False) for p in "ab"]
+    calibration = conformal.calibrate_intervals(trees[0], 0.1, method="cqr")
+    found = conformal.predict_intervals(calibration, trees[1])
+    assert (found["interval"].sel(bound="upper") >= found["interval"].sel(bound="lower")).all()

@@ -1,7 +1,7 @@
 """Reading a regression tree: predicted means, spreads and quantiles, and the observed outcome.
 
     loc, scale    (chain, draw, case)            posterior, the law of the outcome under every draw
-    quantiles     (chain, draw, case, quantile)  posterior, of models that predict quantiles
+    quantile      (chain, draw, case, level)     posterior, of models that predict quantiles
     <outcome>     (chain, draw, case)            posterior_predictive, one draw of the outcome each
     <outcome>     (case)                         observed_data
 
@@ -120,20 +120,21 @@ def predictive_quantiles(tree: Posterior, name: str, levels: np.ndarray) -> xr.D
     Raises:
         ValueError: Neither is there, or the model predicts other levels.
     """
-    own = variable(tree, "posterior", "quantiles", ("quantile",))
+    own = variable(tree, "posterior", "quantile", ("level",))
     if own is not None:
+        own = own.rename(level="quantile")
         known = own["quantile"].values if "quantile" in own.coords else np.array([])
         place = [np.flatnonzero(np.isclose(known, level, rtol=0, atol=1e-9)) for level in levels]
         if any(len(index) != 1 for index in place):
             raise ValueError(
-                f"posterior/quantiles has the levels {known.tolist()}; alpha needs "
+                f"posterior/quantile has the levels {known.tolist()}; alpha needs "
                 f"{levels.tolist()}. Choose alpha to match."
             )
         return own.isel(quantile=[int(index[0]) for index in place])
     draws = variable(tree, "posterior_predictive", name)
     if draws is None:
         raise ValueError(
-            f"tree has neither posterior/quantiles nor posterior_predictive/{name}; "
+            f"tree has neither posterior/quantile nor posterior_predictive/{name}; "
             "quantile intervals need one of them. Use method='absolute' or 'normalised'."
         )
     if draws.sizes["chain"] * draws.sizes["draw"] < 2:
