@@ -80,7 +80,8 @@ def stored_parameters(
     Returns:
         ``probs`` with a ``class`` axis after the first for Categorical and Bernoulli; ``loc`` and
         ``scale`` for Normal, Laplace and Student's t, with ``variance`` for the latter two;
-        ``quantile`` with a last axis ``level``; ``mean`` and ``variance`` for others that have them.
+        ``quantile`` with a last axis ``level``; ``mean`` and ``variance`` for others that have
+        them.
     """
     while isinstance(fn, Independent):
         fn = fn.base_dist
