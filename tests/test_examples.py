@@ -133,7 +133,7 @@ def test_the_latent_plane_holds_what_its_codes_decode_to(study):
     from ppl_med.models import ProbabilisticUNet
 
     torch.manual_seed(0)
-    model: Any = ProbabilisticUNet(1, ("a", "b", "c"), (4, 6), 1, latent_dim=4).eval()
+    model: Any = ProbabilisticUNet(1, ("a", "b", "c"), (32, 8), 1, latent_dim=4).eval()
     with torch.no_grad():
         model.combine.code.weight.mul_(10)  # so that codes decide, in a net that knows nothing
         model.prior.parameters_of_z.bias[4:] = 1.5  # a scale that cannot be left out unseen
