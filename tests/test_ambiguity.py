@@ -44,7 +44,9 @@ def regions(arrays: dict[str, Any]) -> xr.DataArray:
 def test_a_mean_over_pixels_with_beta_10_collapses_and_is_flagged() -> None:
     """The most copied mistake: it is a KL weight of 10 times the number of pixels."""
     with pytest.warns(UserWarning, match="posterior collapse: the latent 'z'"):
-        train(scene_model(TINY, 0), scenes, 100, 0, kl_weight=10.0 * SIZE**2)
+        train(
+            scene_model(TINY, 0), scenes, 100, 0, kl_weight=10.0 * SIZE**2, learning_rate=5e-3
+        )
 
 
 @pytest.mark.slow

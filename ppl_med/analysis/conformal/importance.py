@@ -9,7 +9,6 @@ Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646
 
 import numpy as np
 import xarray as xr
-from arviz_stats.base import array_stats
 
 from ppl_med.analysis.posterior import Posterior, log_likelihood
 
@@ -50,6 +49,8 @@ def leave_one_out_weights(
             "All draws give some training case the same likelihood; a point estimate says nothing "
             "about leaving a case out. Use a guide with a posterior, or split conformal."
         )
+    from arviz_stats.base import array_stats  # it imports matplotlib
+
     log_weights, shape = array_stats.psislw(values, axis=-1)
     log_weights = log_weights - log_weights.max(1, keepdims=True)
     weights = np.exp(log_weights)
