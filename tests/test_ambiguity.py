@@ -20,6 +20,7 @@ from ppl_med.models import ProbabilisticUNet
 SIZES: dict[str, Any] = {"channels": (16, 32, 48, 48), "num_convolutions": 2}
 TINY: dict[str, Any] = {"channels": (8, 12), "num_convolutions": 1}
 BATCH, SIZE = 32, 32
+FAST: dict[str, Any] = {"schedule": "constant", "learning_rate": 3e-3}
 
 
 def scene_model(sizes: dict[str, Any], seed: int) -> tuple[Any, Any]:
@@ -44,9 +45,7 @@ def regions(arrays: dict[str, Any]) -> xr.DataArray:
 def test_a_mean_over_pixels_with_beta_10_collapses_and_is_flagged() -> None:
     """The most copied mistake: it is a KL weight of 10 times the number of pixels."""
     with pytest.warns(UserWarning, match="posterior collapse: the latent 'z'"):
-        train(
-            scene_model(TINY, 0), scenes, 100, 0, kl_weight=10.0 * SIZE**2, learning_rate=5e-3
-        )
+        train(scene_model(TINY, 0), scenes, 200, 0, kl_weight=10.0 * SIZE**2, **FAST)
 
 
 @pytest.mark.slow
