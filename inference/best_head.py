@@ -12,10 +12,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ppl_med.inference.conditional_guide import ConditionalGuide
 
 
-class BestHead(nn.Module):
+class BestHead(ConditionalGuide):
     """The fixed proposal q(head | image, observation).
 
     Args:
@@ -28,7 +30,7 @@ class BestHead(nn.Module):
     def __init__(
         self, model: Any, epsilon: float = 0.05, site: str = "head", observation: str = "mask"
     ) -> None:
-        super().__init__()
+        super().__init__(observation)
         if not hasattr(model, "all_heads"):
             raise TypeError(
                 f"model ({type(model).__name__}) has no all_heads(image); use MultiHeadUNet, or "
@@ -37,27 +39,14 @@ class BestHead(nn.Module):
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon must be in [0, 1), got {epsilon!r}")
         self._model = [model]  # in a list: its parameters are the model's, not the guide's
-        self.epsilon, self.site, self.observation = epsilon, site, observation
+        self.epsilon, self.site = epsilon, site
 
-    def forward(
-        self, image: Tensor, *observed: Any, num_cases: int | None = None, **observations: Any
-    ) -> None:
-        """Propose a head where the observation is given.
-
-        Args:
-            image: Dims (case, channel, *space).
-            observed: The observation, positionally.
-            num_cases: Size of the whole data set, as in the model.
-            observations: The observation by its name.
-        """
-        mask = observations.get(self.observation, observed[0] if observed else None)
-        if mask is None:
-            return
+    def propose(self, image: Tensor, value: Tensor) -> None:
+        """Sample a head from the fixed probabilities."""
         with torch.no_grad():
             log_probs = self._model[0].all_heads(image).log_softmax(2)
-            probs = self._probabilities(log_probs, mask)
-        with pyro.plate("case", num_cases or len(image), subsample=image):
-            pyro.sample(self.site, dist.Categorical(probs=probs))
+            probs = self._probabilities(log_probs, value)
+        pyro.sample(self.site, dist.Categorical(probs=probs))
 
     def _probabilities(self, log_probs: Tensor, mask: Tensor) -> Tensor:
         """Dims (case, head), from log-probabilities (case, head, class, *space)."""

@@ -13,8 +13,10 @@ import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from ppl_med.inference.conditional_guide import ConditionalGuide
 
-class ConditionalHierarchy(nn.Module):
+
+class ConditionalHierarchy(ConditionalGuide):
     """The variational family q(z0 | image, observation) q(z1 | z0, image, observation) ...
 
     Args:
@@ -25,26 +27,13 @@ class ConditionalHierarchy(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, site: str = "z", observation: str = "mask") -> None:
-        super().__init__()
-        self.encoder, self.site, self.observation = encoder, site, observation
+        super().__init__(observation)
+        self.encoder, self.site = encoder, site
 
-    def forward(
-        self, image: Tensor, *observed: Any, num_cases: int | None = None, **observations: Any
-    ) -> None:
-        """Propose every code where the observation is given.
-
-        Args:
-            image: Dims (case, channel, *space).
-            observed: The observation, positionally.
-            num_cases: Size of the whole data set, as in the model.
-            observations: The observation by its name.
-        """
-        value = observations.get(self.observation, observed[0] if observed else None)
-        if value is None:
-            return
+    def propose(self, image: Tensor, value: Any) -> None:
+        """Sample every code as the encoder asks for it."""
 
         def draw(level: int, law: TorchDistributionMixin) -> Tensor:
             return pyro.sample(f"{self.site}{level}", law)
 
-        with pyro.plate("case", num_cases or len(image), subsample=image):
-            self.encoder(image, draw, value)
+        self.encoder(image, draw, value)

@@ -14,9 +14,10 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.dims import dims
+from ppl_med.inference.conditional_guide import ConditionalGuide
 
 
-class ConditionalNormal(nn.Module):
+class ConditionalNormal(ConditionalGuide):
     """The variational family q(z | image, observation).
 
     Args:
@@ -27,26 +28,9 @@ class ConditionalNormal(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, site: str = "z", observation: str = "label") -> None:
-        super().__init__()
-        self.encoder, self.site, self.observation = encoder, site, observation
+        super().__init__(observation)
+        self.encoder, self.site = encoder, site
 
-    def forward(
-        self,
-        image: Tensor,
-        *observed: Any,
-        num_cases: int | None = None,
-        **observations: Any,
-    ) -> None:
-        """Propose z where the observation is given.
-
-        Args:
-            image: Dims (case, channel, row, col).
-            observed: The observation, positionally.
-            num_cases: Size of the whole data set, as in the model.
-            observations: The observation by its name.
-        """
-        value = observations.get(self.observation, observed[0] if observed else None)
-        if value is None:
-            return
-        with pyro.plate("case", num_cases or len(image), subsample=image):
-            pyro.sample(self.site, self.encoder(image, value), infer=dims("latent"))
+    def propose(self, image: Tensor, value: Any) -> None:
+        """Sample z from the encoder's distribution."""
+        pyro.sample(self.site, self.encoder(image, value), infer=dims("latent"))

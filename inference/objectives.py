@@ -120,7 +120,7 @@ class ImportanceWeighted(nn.Module):
                 nll[name] = -scale * term.sum() / self.particles
             else:
                 term = term - self._log_prob(proposed[name])
-                kl[name] = -scale_of(site) * term.sum() / self.particles
+                kl[name] = -site["scale"] * term.sum() / self.particles
             log_weight = log_weight + term
         assert isinstance(log_weight, Tensor)
         bound = scale * (log_weight.logsumexp(0) - math.log(self.particles)).sum()
@@ -144,11 +144,6 @@ def _check_local(proposed: Mapping[str, Any]) -> None:
                 f"ImportanceWeighted: the latent {name!r} is shared by all cases; use "
                 "objective=Elbo(), or make the network deterministic"
             )
-
-
-def scale_of(site: Mapping[str, Any]) -> float:
-    """Factor of a mini-batch's log-densities."""
-    return float(site["scale"])
 
 
 class Geco(nn.Module):

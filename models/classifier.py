@@ -21,6 +21,7 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.likelihoods import Bernoulli, Categorical, LogitNormal
+from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.priors import Prior
 from ppl_med.weights import RandomWeights, Where
 
@@ -53,8 +54,7 @@ class BayesianClassifier(nn.Module):
         batch_norm: Literal["update", "frozen"] = "update",
     ) -> None:
         super().__init__()
-        if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
-            raise ValueError(f"classes must be two or more different names, got {classes!r}")
+        check_class_names(classes)
         kinds: dict[str, type[Categorical] | type[Bernoulli] | type[LogitNormal]] = {
             "categorical": Categorical,
             "bernoulli": Bernoulli,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ppl_med.dims import SPACE
 from ppl_med.likelihoods import Categorical, LogitNormal
+from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.priors import Prior
 from ppl_med.weights import RandomWeights, Where
 
@@ -56,8 +57,7 @@ class BayesianSegmenter(nn.Module):
         likelihood: str | LogitNormal = "categorical",
     ) -> None:
         super().__init__()
-        if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
-            raise ValueError(f"classes must be two or more different names, got {classes!r}")
+        check_class_names(classes)
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
         self.likelihood = _likelihood(likelihood, classes, SPACE[spatial_dims])
         self.coords = {"class": list(classes)}

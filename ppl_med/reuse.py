@@ -47,11 +47,13 @@ def once(net: Callable[..., Any], *inputs: Tensor) -> Any:
     if kept is None or torch.is_grad_enabled():
         return net(*inputs)
     owner: Any = getattr(net, "__self__", net)  # a bound method is made anew each time it is read
-    if owner.training or _draws(owner):
+    if owner.training:
         return net(*inputs)
     name = getattr(net, "__name__", "")
     key = (id(owner), name, *(n for value in inputs for n in (id(value), value._version)))
     if key not in kept:
+        if _draws(owner):
+            return net(*inputs)
         # The inputs are kept too: the id of a tensor that is gone may be given to another.
         kept[key] = (net(*inputs), net, inputs)
     return kept[key][0]

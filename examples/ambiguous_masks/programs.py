@@ -153,12 +153,8 @@ def _plain(
     name: str, options: ModelOptions, in_channels: int, classes: list[str], sizes: dict[str, Any]
 ) -> Program:
     """A U-Net without a latent code: under dropout, or several."""
-
-    def network() -> nn.Module:
-        output = unet.convolution(2, sizes["channels"][0], len(classes), 1)
-        return nn.Sequential(UNet(in_channels, **sizes), output)
-
-    model = BayesianSegmenter(network(), classes)
+    output = unet.convolution(2, sizes["channels"][0], len(classes), 1)
+    model = BayesianSegmenter(nn.Sequential(UNet(in_channels, **sizes), output), classes)
     if name == "dropout_unet":
         # Half the inputs of the three innermost blocks on either side, as in Kohl et al.
         scales = len(sizes["channels"])
@@ -166,11 +162,8 @@ def _plain(
         inner += [f"0.decoder.{k}.0.weight" for k in range(min(3, scales - 1))]
         return model, BernoulliDropout(model, dict.fromkeys(inner, 0.5)), {}
 
-    def restart(member: Any) -> None:
-        member.network.net.load_state_dict(network().state_dict())
-
     def guide(member: Any) -> PointEstimate:
         return PointEstimate(member, use_prior=False)
 
-    ensemble = Ensemble(model, guide, options.members, start=restart, seed=options.seed)
+    ensemble = Ensemble(model, guide, options.members, seed=options.seed)
     return model, ensemble, {}

@@ -9,36 +9,30 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 
-def _seen(log_prob: Any, value: Tensor, anywhere: Tensor) -> Tensor:
-    """Log-density where a value was observed, 0 where it is NaN."""
-    missing = value.isnan()
-    # NaN must not enter: its gradient would be NaN even where it is masked.
-    found = log_prob(torch.where(missing, anywhere.detach().to(value), value))
-    return torch.where(missing, torch.zeros_like(found), found)
+class _Partial:
+    """A law whose value NaN means "not observed" and has log-density 0."""
+
+    loc: Tensor
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats."""
+        missing = value.isnan()
+        # NaN must not enter: its gradient would be NaN even where it is masked.
+        filled = torch.where(missing, self.loc.detach().to(value), value)
+        found: Tensor = super().log_prob(filled)  # type: ignore[misc]
+        return torch.where(missing, torch.zeros_like(found), found)
 
 
-class PartialNormal(dist.Normal):
+class PartialNormal(_Partial, dist.Normal):
     """Normal whose value NaN means "not observed" and has log-density 0."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats."""
-        return _seen(super().log_prob, value, self.loc)
 
-
-class PartialLaplace(dist.Laplace):
+class PartialLaplace(_Partial, dist.Laplace):
     """Laplace whose value NaN means "not observed" and has log-density 0."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats."""
-        return _seen(super().log_prob, value, self.loc)
 
-
-class PartialStudentT(dist.StudentT):
+class PartialStudentT(_Partial, dist.StudentT):
     """Student's t whose value NaN means "not observed" and has log-density 0."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats."""
-        return _seen(super().log_prob, value, self.loc)
 
 
 class BetaNormal(TorchDistribution):

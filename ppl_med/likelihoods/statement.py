@@ -1,5 +1,6 @@
 """The sample statement that all likelihoods share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -25,3 +26,13 @@ def state(site: str, fn: Any, event: tuple[str, ...], value: Tensor | None) -> N
     """
     fn = fn.to_event(len(event)) if event else fn
     pyro.sample(site, fn, obs=value, infer=dims(*event) if event else None)
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """Raise unless there are two or more different class names.
+
+    Raises:
+        ValueError: If there are fewer than two, two share a name, or they are one string.
+    """
+    if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be two or more different names, got {classes!r}")
