@@ -46,7 +46,7 @@ from ppl_med.models import (
     ProbabilisticUNet,
     StochasticSegmentationNetwork,
 )
-from ppl_med.networks import AlexNet, CompactCNN, GaussianEncoder, LeNet, UNet
+from ppl_med.networks import AlexNet, CompactCNN, FCDenseNet, GaussianEncoder, LeNet, UNet
 from ppl_med.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
 from ppl_med.proposals import follows_prior, left_to_prior
 from ppl_med.testing import check_guide, check_program
@@ -63,6 +63,7 @@ PIXEL = ("row", "col")
 VOXEL = ("depth", "row", "col")
 SMALL_VIT = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
 SMALL_DENSE = {"init_features": 4, "growth_rate": 2, "block_config": (2, 2)}
+SMALL_TIRAMISU: dict[str, Any] = {"num_layers": (2, 1, 2), "growth_rate": 3, "first_features": 4}
 Line = tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]
 
 
@@ -94,6 +95,12 @@ NETS: dict[str, Line] = {
     "alexnet": (lambda: AlexNet(1, 2), (1, 32, 32), IMAGE),
     "lenet": (lambda: LeNet(1, 2, size=16), (1, 16, 16), IMAGE),
     "compact": (lambda: CompactCNN(1, 2, width=3), (1, 16, 16), IMAGE),
+    "fc-densenet-2d": (partial(FCDenseNet, 1, 2, **SMALL_TIRAMISU), (1, 9, 10), PIXEL),
+    "fc-densenet-3d": (
+        partial(FCDenseNet, 1, 2, **SMALL_TIRAMISU, spatial_dims=3),
+        (1, 6, 7, 8),
+        VOXEL,
+    ),
     "torchvision-densenet": (
         lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=2),
         (3, 32, 32),
@@ -271,6 +278,11 @@ def segmenter(guide: Callable[[Any], nn.Module]) -> Pair:
     return model, guide(model)
 
 
+def tiramisu_segmenter() -> Pair:
+    model = BayesianSegmenter(FCDenseNet(CHANNELS, 2, **SMALL_TIRAMISU), CLASSES)
+    return model, BernoulliDropout(model)
+
+
 def with_posterior_net(kind: Callable[..., Any], **settings: Any) -> Pair:
     model = kind(CHANNELS, CLASSES, latent_dim=2, **SMALL, **settings)
     return model, ConditionalNormal(model.posterior_net(), observation="mask")
@@ -300,6 +312,7 @@ def logit_normal_segmenter() -> Pair:
 SEGMENTERS: dict[str, Callable[[], Pair]] = {
     **{f"segmenter-{name}": partial(segmenter, guide) for name, guide in ESTIMATORS.items()},
     "segmenter-point": partial(segmenter, PointEstimate),
+    "segmenter-tiramisu": tiramisu_segmenter,
     "probabilistic-unet": partial(with_posterior_net, ProbabilisticUNet),
     "probabilistic-unet-backbone": partial(
         with_posterior_net, ProbabilisticUNet, backbone=UNet(CHANNELS, (5, 4), 1)
@@ -333,6 +346,11 @@ def logit_normal_classifier() -> Pair:
     return model, BernoulliDropout(model)
 
 
+def tiramisu_dense_regressor() -> Pair:
+    model = DenseRegressor(FCDenseNet(CHANNELS, 2, **SMALL_TIRAMISU))
+    return model, MeanFieldNormal(model)
+
+
 REGRESSORS: dict[str, Callable[[], Pair]] = {
     "gaussian": lambda: regressor(Gaussian()),
     "gaussian-dropout": lambda: regressor(Gaussian(), BernoulliDropout),
@@ -344,6 +362,7 @@ REGRESSORS: dict[str, Callable[[], Pair]] = {
 }
 DENSE_REGRESSORS: dict[str, Callable[[], Pair]] = {
     "dense-laplace": dense_regressor,
+    "dense-tiramisu": tiramisu_dense_regressor,
     "dense-gaussian": lambda: dense_regressor(Gaussian(PIXEL, site="depth", partial=True)),
     "dense-quantiles": lambda: dense_regressor(Quantiles((0.1, 0.9), PIXEL, site="depth")),
 }

@@ -4,6 +4,7 @@ from ppl_med.networks.alexnet import AlexNet
 from ppl_med.networks.combine import Combine
 from ppl_med.networks.compact import CompactCNN
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
+from ppl_med.networks.fc_densenet import FCDenseNet
 from ppl_med.networks.hierarchical_unet import HierarchicalUNet
 from ppl_med.networks.lenet import LeNet
 from ppl_med.networks.unet import UNet
@@ -13,6 +14,7 @@ __all__ = [
     "Combine",
     "CompactCNN",
     "ConvGaussian",
+    "FCDenseNet",
     "GaussianEncoder",
     "HierarchicalUNet",
     "LeNet",
