@@ -78,7 +78,8 @@ def predict(
             while predicting, with bounded memory, and gives a lazy tree.
         resume: Go on with an interrupted ``store="*.zarr"``; a complete one is opened.
         log_likelihood_of: What the cases are. Of training cases, ``log_likelihood`` may go to
-            ``loo``; of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
+            ``loo``, unless the model was trained by a loss, which the tree's attributes then say;
+            of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
         prior_draws: Draws from the prior for the groups ``prior`` and ``prior_predictive``.
         device: Where to run; a GPU where there is one, by default.
         progress: Show a bar with ETA.
@@ -259,6 +260,9 @@ def _attributes(
         f"{name.replace('-', '_')}_version": importlib.metadata.version(name)
         for name in ("torch", "pyro-ppl", "xarray")
     }
+    losses = _training_losses(model)
+    if losses and origin == "training":
+        origin = f"training cases, but not what was trained, which is {losses['training_loss']}"
     return {
         "model": full_name(model),
         "guide": "prior" if guide is None else full_name(guide),
@@ -269,8 +273,16 @@ def _attributes(
         "chains": len(pairs),
         "log_likelihood_of": origin,
         "inference_library": "ppl_med",
+        **losses,
         **versions,
     }
+
+
+def _training_losses(model: Any) -> dict[str, str]:
+    """What likelihoods of the model train in the place of their log-density, if any do."""
+    parts = model.modules() if isinstance(model, torch.nn.Module) else ()
+    named = [part.training_loss for part in parts if hasattr(part, "training_loss")]
+    return {"training_loss": "; ".join(map(str, named))} if named else {}
 
 
 def _network_name(model: Any) -> str:

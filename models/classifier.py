@@ -20,7 +20,7 @@ from typing import Literal
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.likelihoods import Bernoulli, Categorical, LogitNormal
+from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.priors import Prior
 from ppl_med.weights import RandomWeights, Where
@@ -37,11 +37,14 @@ class BayesianClassifier(nn.Module):
         where: Which parameters are random; see ``RandomWeights``.
         likelihood: ``"categorical"`` (one logit a class), ``"bernoulli"`` (one logit in all),
             ``"logit_normal"`` (a mean and a log-variance of every logit: noise that the network
-            learns), or a ``LogitNormal(classes, samples)``.
+            learns), ``"label_noise"`` (labels that may be wrong); or training by a loss, which
+            gives a generalised posterior: ``"label_smoothing"``, ``"margin_smoothing"``,
+            ``"focal"``. Or a likelihood with settings, such as ``FocalLoss(classes, gamma=3.0)``.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If there are fewer than two classes or two share a name.
+        ValueError: If there are fewer than two classes or two share a name, or if the likelihood
+            is unknown or of something else.
     """
 
     def __init__(
@@ -50,20 +53,13 @@ class BayesianClassifier(nn.Module):
         classes: Sequence[str],
         prior: Prior | None = None,
         where: Where = None,
-        likelihood: str | LogitNormal = "categorical",
+        likelihood: str | ClassLikelihood = "categorical",
         batch_norm: Literal["update", "frozen"] = "update",
     ) -> None:
         super().__init__()
         check_class_names(classes)
-        kinds: dict[str, type[Categorical] | type[Bernoulli] | type[LogitNormal]] = {
-            "categorical": Categorical,
-            "bernoulli": Bernoulli,
-            "logit_normal": LogitNormal,
-        }
-        if isinstance(likelihood, str) and likelihood not in kinds:
-            raise ValueError(f"likelihood must be one of {sorted(kinds)}, got {likelihood!r}")
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
-        self.likelihood = kinds[likelihood](classes) if isinstance(likelihood, str) else likelihood
+        self.likelihood = class_likelihood(likelihood, classes, (), "label")
         self.coords = {"class": list(classes)}
 
     def forward(

@@ -21,7 +21,7 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.dims import SPACE
-from ppl_med.likelihoods import Categorical, LogitNormal
+from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.priors import Prior
 from ppl_med.weights import RandomWeights, Where
@@ -38,12 +38,15 @@ class BayesianSegmenter(nn.Module):
         spatial_dims: 2 for images, 3 for volumes.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
         likelihood: ``"categorical"`` (one logit a class), ``"logit_normal"`` (a mean and a
-            log-variance of every logit: noise that the network learns), or a ``LogitNormal`` of
-            the site "mask" with the spatial axes.
+            log-variance of every logit: noise that the network learns), ``"label_noise"`` (pixels
+            that may be wrong); or training by a loss, which gives a generalised posterior:
+            ``"label_smoothing"``, ``"margin_smoothing"``, ``"focal"``, ``"spatial_smoothing"``
+            (SVLS), ``"neighbour_aware"`` (NACL). Or a likelihood with settings, of the site "mask"
+            with the spatial axes.
 
     Raises:
-        ValueError: If the likelihood is unknown, if there are fewer than two classes or two share a
-            name.
+        ValueError: If the likelihood is unknown or of something else, if there are fewer than two
+            classes or two share a name.
     """
 
     def __init__(
@@ -54,12 +57,12 @@ class BayesianSegmenter(nn.Module):
         where: Where = None,
         spatial_dims: int = 2,
         batch_norm: Literal["update", "frozen"] = "update",
-        likelihood: str | LogitNormal = "categorical",
+        likelihood: str | ClassLikelihood = "categorical",
     ) -> None:
         super().__init__()
         check_class_names(classes)
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
-        self.likelihood = _likelihood(likelihood, classes, SPACE[spatial_dims])
+        self.likelihood = class_likelihood(likelihood, classes, SPACE[spatial_dims], "mask")
         self.coords = {"class": list(classes)}
 
     def forward(
@@ -88,18 +91,3 @@ class BayesianSegmenter(nn.Module):
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(output, mask)
         return output
-
-
-def _likelihood(
-    chosen: str | LogitNormal, classes: Sequence[str], space: tuple[str, ...]
-) -> Categorical | LogitNormal:
-    if chosen == "categorical":
-        return Categorical(classes, space, site="mask", partial=True)
-    if chosen == "logit_normal":
-        return LogitNormal(classes, event=space, site="mask", partial=True)
-    if not (isinstance(chosen, LogitNormal) and (chosen.site, chosen.event) == ("mask", space)):
-        raise ValueError(
-            f"likelihood must be 'categorical', 'logit_normal' or LogitNormal(classes, event="
-            f"{space}, site='mask'), got {chosen!r}"
-        )
-    return chosen

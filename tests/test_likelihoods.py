@@ -285,7 +285,7 @@ def test_depth_may_have_holes() -> None:
         (lambda: DenseRegressor(constant(2), Gaussian()), "site='depth'"),
         (
             lambda: BayesianSegmenter(constant(2), ("a", "b"), likelihood="gaussian"),
-            "likelihood must be 'categorical'",
+            "likelihood must be one of",
         ),
         (
             lambda: BayesianClassifier(constant(2), ("a", "b"), likelihood="gaussian"),

@@ -3,27 +3,51 @@
 A likelihood owns three things together: the sample statement, the log-likelihood (in float64 at
 prediction, because float32 log-probabilities tie and break PSIS), and what ``predict`` stores
 (``stored_parameters``).
+
+Most are densities. What is trained by a loss in a density's place, and gives a generalised
+posterior, says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several levels, and of the classes
+
+    density   Categorical, Bernoulli, LogitNormal, LabelNoise
+    loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware
 """
 
+from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, ClassLikelihood, class_likelihood
+from ppl_med.likelihoods.class_loss import ClassLoss, LossOfClasses
 from ppl_med.likelihoods.classes import Bernoulli, Categorical, PartialCategorical
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, Quantiles, StudentT
+from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
 from ppl_med.likelihoods.logit_normal import LogitNormal
+from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
 from ppl_med.likelihoods.records import (
     class_probs,
     in_double,
     log_prob_in_double,
     stored_parameters,
 )
+from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
 
 __all__ = [
+    "FLSD_53",
+    "OF_CASES",
+    "OF_PIXELS",
     "Bernoulli",
     "Categorical",
+    "ClassLikelihood",
+    "ClassLoss",
+    "FocalLoss",
     "Gaussian",
+    "LabelNoise",
+    "LabelSmoothing",
     "LaplaceNoise",
     "LogitNormal",
+    "LossOfClasses",
+    "MarginSmoothing",
+    "NeighbourAware",
     "PartialCategorical",
     "Quantiles",
+    "SpatialSmoothing",
     "StudentT",
+    "class_likelihood",
     "class_probs",
     "in_double",
     "log_prob_in_double",

@@ -1,0 +1,59 @@
+"""Likelihoods of classes by name, and what is asked of one that is passed as an object."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ppl_med.likelihoods.classes import Bernoulli, Categorical
+from ppl_med.likelihoods.focal import FocalLoss
+from ppl_med.likelihoods.logit_normal import LogitNormal
+from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
+from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
+
+ClassLikelihood = Categorical | Bernoulli | LogitNormal
+
+OF_CASES: Mapping[str, Callable[..., ClassLikelihood]] = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "logit_normal": LogitNormal,
+    "label_noise": LabelNoise,
+    "label_smoothing": LabelSmoothing,
+    "margin_smoothing": MarginSmoothing,
+    "focal": FocalLoss,
+}
+OF_PIXELS: Mapping[str, Callable[..., ClassLikelihood]] = {
+    **{name: kind for name, kind in OF_CASES.items() if name != "bernoulli"},
+    "spatial_smoothing": SpatialSmoothing,
+    "neighbour_aware": NeighbourAware,
+}
+
+
+def class_likelihood(
+    chosen: str | ClassLikelihood, classes: Sequence[str], event: tuple[str, ...], site: str
+) -> ClassLikelihood:
+    """Return the likelihood of a name with its default settings, or the one that was passed.
+
+    Args:
+        chosen: A name in ``OF_CASES``, or with an event in ``OF_PIXELS``; or a likelihood.
+        classes: Class names of the model.
+        event: Names of the axes after the class axis.
+        site: Name of the observed site.
+
+    Raises:
+        ValueError: If the name is unknown, or the object is of other classes, axes or another site.
+    """
+    kinds = OF_PIXELS if event else OF_CASES
+    if isinstance(chosen, str) and chosen in kinds:
+        settings: dict[str, Any] = {"event": event, "site": site}
+        return kinds[chosen](classes, **settings, **({"partial": True} if event else {}))
+    own = (tuple(classes), event, site)
+    if isinstance(chosen, ClassLikelihood):
+        if (chosen.classes, chosen.event, chosen.site) == own:
+            return chosen
+        raise ValueError(
+            f"likelihood is of classes {chosen.classes}, event {chosen.event} and site "
+            f"{chosen.site!r}; the model needs {own[0]}, {event} and {site!r}"
+        )
+    raise ValueError(
+        f"likelihood must be one of {sorted(kinds)} or a likelihood of classes such as "
+        f"Categorical({list(classes)}, event={event}, site={site!r}), got {chosen!r}"
+    )
