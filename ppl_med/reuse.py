@@ -36,15 +36,16 @@ def reuse() -> Iterator[None]:
 def once(net: Callable[..., Any], *inputs: Tensor) -> Any:
     """``net(*inputs)``, run once for the same tensors inside a ``reuse`` block.
 
-    A network is run every time while it trains, while gradients are recorded, and if it draws
-    random numbers of a program itself (``RandomWeights``, ``PyroModule``).
+    A network is run every time while it trains, while gradients are recorded, in torch's inference
+    mode, which does not tell whether a tensor was changed in place, and if it draws random numbers
+    of a program itself (``RandomWeights``, ``PyroModule``).
 
     Args:
         net: A deterministic network, or a method of one.
         inputs: Its inputs; the same tensor objects mean the same call.
     """
     kept = _kept.get()
-    if kept is None or torch.is_grad_enabled():
+    if kept is None or torch.is_grad_enabled() or any(value.is_inference() for value in inputs):
         return net(*inputs)
     owner: Any = getattr(net, "__self__", net)  # a bound method is made anew each time it is read
     if owner.training:

@@ -15,15 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = "ppl_med"
 
 
-def run(script: str, folder: Path) -> dict[str, Any]:
-    """Run a script's smoke run on LeNet and read what it wrote."""
+def run(script: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Run a script's smoke run and read what it wrote."""
     out = folder / "table.json"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [
             sys.executable,
             str(ROOT / "tests" / "benchmarks" / script),
-            *("--smoke", "--nets", "lenet", "--out", str(out)),
+            *("--smoke", *options, "--out", str(out)),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
@@ -37,7 +37,9 @@ def run(script: str, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The rows of the step table."""
-    return run("step.py", tmp_path_factory.mktemp("step"))["nets"]["lenet"]["rows"]
+    return run("step.py", tmp_path_factory.mktemp("step"), "--nets", "lenet")["nets"]["lenet"][
+        "rows"
+    ]
 
 
 def test_step_table(rows: dict[str, Any]) -> None:
@@ -62,10 +64,18 @@ def test_our_steps_never_wait_for_the_device(rows: dict[str, Any]) -> None:
 
 
 def test_predict_table(tmp_path: Path) -> None:
-    result = run("predict.py", tmp_path)
+    result = run("predict.py", tmp_path, "--nets", "lenet")
     for low, median, high in result["nets"]["lenet"][0]["ratios"].values():
         assert 0 < low <= median <= high
     assert {(row["sink"], row["cases"]) for row in result["memory"]} == {
         ("zarr", 100),
         ("memory", 100),
     }
+
+
+def test_sampling_table(tmp_path: Path) -> None:
+    result = run("sampling.py", tmp_path)
+    assert [row["images"] for row in result["rows"]] == [1, 8]
+    for row in result["rows"]:
+        low, median, high = row["ratio"]
+        assert 0 < low <= median <= high

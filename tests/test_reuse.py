@@ -61,6 +61,15 @@ def test_training_and_gradients_run_every_time(net: Counting) -> None:
     assert net.calls == 4
 
 
+@torch.inference_mode()
+def test_inference_mode_runs_every_time(net: Counting) -> None:
+    image = torch.zeros(2)
+    with reuse():
+        first = once(net, image)
+        image.add_(1)
+        assert not torch.equal(once(net, image), first)
+
+
 @torch.no_grad()
 def test_random_weights_are_drawn_every_time() -> None:
     net = RandomWeights(nn.Linear(2, 2)).eval()

@@ -93,7 +93,8 @@ def test_the_official_sizes_are_the_default() -> None:
     assert millions(model.backbone) == pytest.approx(9.23, abs=0.03)
 
 
-def test_combine_is_the_convolution_of_features_and_tiled_code() -> None:
+@pytest.mark.parametrize("training", [True, False])  # whole batches, or case by case
+def test_combine_is_the_convolution_of_features_and_tiled_code(training: bool) -> None:
     combine = Combine(4, 3, 2, width=5, num_layers=3)
     features, z = torch.randn(2, 4, 6, 7), torch.randn(2, 3)
     weight = torch.cat([combine.features.weight, combine.code.weight], 1)
@@ -104,9 +105,10 @@ def test_combine_is_the_convolution_of_features_and_tiled_code() -> None:
         hidden = functional.conv2d(hidden, weights[..., None, None], bias).relu()
     last = combine.output
     expected = functional.conv2d(hidden, last.weight[..., None, None], last.bias)
-    own = combine(combine.of_features(features), z)
+    with torch.set_grad_enabled(training):
+        own = combine(combine.of_features(features), z)
+        several = combine(combine.of_features(features), torch.stack([z, -z]))
     torch.testing.assert_close(own, expected)
-    several = combine(combine.of_features(features), torch.stack([z, -z]))
     assert several.shape == (2, 2, 2, 6, 7)
     torch.testing.assert_close(several[0], own)
 

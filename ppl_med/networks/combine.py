@@ -1,5 +1,7 @@
 """Joins a map of features with a latent code: the 1x1 convolutions of the Probabilistic U-Net."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -55,9 +57,18 @@ class Combine(nn.Module):
             of_features: What ``of_features`` gave, dims (case, *space, width).
             z: Codes, dims (..., case, latent).
         """
-        num_axes = of_features.dim() - 2
-        code = self.code(z)
-        hidden = torch.relu(of_features + code.view(*code.shape[:-1], *[1] * num_axes, -1))
+        space = of_features.shape[1:-1]
+        pixels, code = of_features.flatten(1, -2), self.code(z)
+        if torch.is_grad_enabled() or pixels.is_cuda:
+            logits = self._logits(pixels, code.unsqueeze(-2))
+        else:  # case by case, so that the hidden layers stay in a CPU's cache
+            pairs = zip(code.flatten(0, -2), itertools.cycle(pixels), strict=False)
+            logits = torch.stack([self._logits(one, of_case) for of_case, one in pairs])
+        return logits.view(*code.shape[:-1], self.output.out_features, *space)
+
+    def _logits(self, pixels: Tensor, code: Tensor) -> Tensor:
+        """Dims (..., output, pixel), of (..., pixel, width) and (..., width)."""
+        hidden = torch.relu_(pixels + code)
         for layer in self.hidden:
             hidden = torch.relu_(layer(hidden))
-        return self.output(hidden).movedim(-1, -1 - num_axes)
+        return self.output.weight @ hidden.mT + self.output.bias[:, None]
