@@ -44,14 +44,16 @@ class DrawMoments:
             index: Position of each draw among the updates, an integer DataArray (chain, draw).
 
         Returns:
-            ``mean``, ``sd`` (S - 1 in the denominator), ``probability_positive`` and
-            ``probability_negative`` with ``dims``; with kept draws also ``attribution`` (chain,
-            draw, *dims). With a single draw all but the mean are NaN.
+            ``mean``, ``sd`` (S - 1 in the denominator), ``mcse`` of the mean for independent draws,
+            ``probability_positive`` and ``probability_negative`` with ``dims``; with kept draws
+            also ``attribution`` (chain, draw, *dims). With a single draw all but the mean are NaN.
         """
         single = self.count < 2
+        sd = np.sqrt(self.squares / max(self.count - 1, 1))
         variables = {
             "mean": self.mean,
-            "sd": np.sqrt(self.squares / max(self.count - 1, 1)),
+            "sd": sd,
+            "mcse": sd / np.sqrt(self.count),
             "probability_positive": self.positive / self.count,
             "probability_negative": self.negative / self.count,
         }
@@ -66,7 +68,7 @@ class DrawMoments:
         result.attrs["num_draws"] = self.count
         if single:
             result.attrs["note"] = (
-                "one function: sd and sign probabilities need two or more posterior draws"
+                "one function: sd, mcse and sign probabilities need two or more posterior draws"
             )
         else:
             result.attrs["probability_mcse_max"] = 0.5 / np.sqrt(self.count)

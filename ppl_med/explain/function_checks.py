@@ -102,7 +102,7 @@ def check_functions(
     functions: Sequence[Callable[[Tensor], Tensor]],
     image: Tensor,
     baseline: Tensor,
-    target: Tensor,
+    check: Callable[[str, Callable[[Tensor], Tensor], Any], None],
 ) -> xr.DataArray:
     """Try every function once; return the position of each, an integer array (chain, draw).
 
@@ -111,10 +111,11 @@ def check_functions(
             may be made anew whenever the sequence is read.
         image: Images (case, channel, ...); the functions are tried on the first.
         baseline: Where a path to the image starts, of the same shape.
-        target: The classes to explain (case).
+        check: Takes a function's name, the function and its output, with its graph, for an image
+            and its baseline; raises if the output is not what is needed.
 
     Raises:
-        ValueError: If one is no differentiable function of one image, does not know a class, or
+        ValueError: If one is no function of one image, its output is not what is needed, or
             the labels leave a (chain, draw) out.
     """
     if not isinstance(functions, Sequence):
@@ -124,11 +125,28 @@ def check_functions(
     labels = []
     for position, function in enumerate(functions):
         labels.append((getattr(function, "chain", None), getattr(function, "draw", None)))
-        pair = torch.cat([image[:1], baseline[:1]]).detach()
-        _check_classes(_check_function(function, f"functions[{position}]", pair), target)
+        name, pair = f"functions[{position}]", torch.cat([image[:1], baseline[:1]]).detach()
+        with torch.enable_grad():
+            output = function(pair.clone().requires_grad_().clone())
+        check(name, function, output)
+        _check_function(function, name, pair, output.detach())
     if all(label == (None, None) for label in labels):
         labels = [(0, position) for position in range(len(functions))]
     return _chain_draw_index(labels)
+
+
+def check_gradient(name: str, output: Tensor) -> None:
+    """Raise unless an output is finite and carries a gradient."""
+    if not output.is_floating_point():
+        raise ValueError(
+            f"{name} returned {output.dtype}, which has no gradient; return logits, not classes, "
+            "or use method='occlusion'"
+        )
+    if not output.requires_grad:
+        raise ValueError(
+            f"{name} returned logits that carry no gradient; remove torch.no_grad or detach in it, "
+            "or use method='occlusion'"
+        )
 
 
 def _chain_draw_index(labels: list[tuple[Any, Any]]) -> xr.DataArray:
@@ -148,22 +166,15 @@ def _chain_draw_index(labels: list[tuple[Any, Any]]) -> xr.DataArray:
     return xr.DataArray(index, dims=("chain", "draw"), coords={"chain": chains, "draw": draws})
 
 
-def _check_function(function: Callable[[Tensor], Tensor], name: str, pair: Tensor) -> Tensor:
-    """Return the logits of two images; raise unless they are a function of each image alone."""
-    with torch.enable_grad():
-        first = function(pair.clone().requires_grad_().clone())
-    if not isinstance(first, Tensor) or first.ndim != 2 or len(first) != 2:
-        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-        raise ValueError(f"{name} returned {got} for 2 images; it must return logits (case, class)")
+def _check_function(
+    function: Callable[[Tensor], Tensor], name: str, pair: Tensor, first: Tensor
+) -> None:
+    """Raise unless the output of two images is a finite function of each image alone."""
     if not torch.isfinite(first).all():
         raise ValueError(f"{name} returned NaN or infinite logits for an image or its baseline")
-    if not first.requires_grad:
-        raise ValueError(
-            f"{name} returned logits that carry no gradient; remove torch.no_grad or detach in it"
-        )
     with torch.no_grad():
         again, swapped, alone = (function(x.clone()) for x in (pair, pair.flip(0), pair[:1]))
-    size = first.detach().abs().max()
+    size = first.abs().max()
     if (again - first).abs().max() > RANDOMNESS * size:
         raise ValueError(
             f"{name} gave two outputs for one input: it draws random numbers inside. Use "
@@ -174,15 +185,4 @@ def _check_function(function: Callable[[Tensor], Tensor], name: str, pair: Tenso
         raise ValueError(
             f"{name} gave one image another output in another batch: it mixes the cases, or "
             "numbers them. Put BatchNorm in eval() mode, and give a draw one noise for all cases"
-        )
-    return first.detach()
-
-
-def _check_classes(logits: Tensor, target: Tensor) -> None:
-    """Raise unless the targets are classes of the logits; one logit means two classes."""
-    num_classes = max(2, logits.shape[1])
-    low, high = int(target.min()), int(target.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"target runs from {low} to {high}; the functions know classes 0 to {num_classes - 1}"
         )

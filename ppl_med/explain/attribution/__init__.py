@@ -1,0 +1,30 @@
+"""Attribution of a Bayesian network: which pixels speak for an output, and how surely they do.
+
+``attribute`` explains a class, a region of a segmentation or a number, one map per posterior draw;
+``attribute_uncertainty`` explains the entropies and the mutual information of the draws' mixture.
+A method is named by a string with its options as keywords, or given as one of the classes below.
+"""
+
+from ppl_med.explain.attribution.gradients import (
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+    VarGrad,
+)
+from ppl_med.explain.attribution.method import Method
+from ppl_med.explain.attribution.posterior_maps import attribute
+from ppl_med.explain.attribution.score import Output
+from ppl_med.explain.attribution.uncertainty_maps import attribute_uncertainty
+
+__all__ = [
+    "InputXGradient",
+    "IntegratedGradients",
+    "Method",
+    "Output",
+    "Saliency",
+    "SmoothGrad",
+    "VarGrad",
+    "attribute",
+    "attribute_uncertainty",
+]

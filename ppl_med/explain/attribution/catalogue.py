@@ -1,0 +1,39 @@
+"""The methods by name, and their options from keywords."""
+
+from dataclasses import fields
+from typing import Any
+
+from ppl_med.explain.attribution.gradients import (
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+    VarGrad,
+)
+from ppl_med.explain.attribution.method import Method
+
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Saliency, InputXGradient, IntegratedGradients, SmoothGrad, VarGrad)
+}
+
+
+def as_method(method: str | Method, options: dict[str, Any]) -> Method:
+    """Return the method that a name and its options describe.
+
+    Args:
+        method: A name, or a method with its options set.
+        options: Options by keyword, of a method given by name.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise TypeError(
+                f"method is a {type(method).__name__} already; give {sorted(options)} to it"
+            )
+        return method
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; use {' or '.join(map(repr, METHODS))}")
+    known = [option.name for option in fields(METHODS[method])]  # type: ignore[arg-type]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(f"{method} has no option {unknown[0]!r}; it has {known or 'none'}")
+    return METHODS[method](**options)
