@@ -1,0 +1,41 @@
+"""Depth maps as measured: in metres, with NaN where there is no number to learn from."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppl_med.data.image_files import nearest
+
+
+def measured(
+    depth: NDArray[Any], size: tuple[int, int] | None = None, max_depth: float | None = None
+) -> tuple[NDArray[np.float32], int]:
+    """Keep what was measured, and count what was not.
+
+    Args:
+        depth: Metres, dims (row, col).
+        size: Rows and columns wanted; no average is taken, lest a pixel at an edge get a depth
+            that is nowhere in the scene.
+        max_depth: Metres from which a depth counts as not measured; None for no limit.
+
+    Returns:
+        The map, float32, with NaN where the depth is not finite, 0 or less, or too large, and how
+        many pixels these are.
+    """
+    values = nearest(np.asarray(depth), size).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        kept = np.isfinite(values) & (values > 0)
+        if max_depth is not None:
+            kept &= values < max_depth
+    return np.where(kept, values, np.float32(np.nan)), int((~kept).sum())
+
+
+def check_max_depth(max_depth: float | None) -> None:
+    """Raise unless the limit is a positive number or None.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if max_depth is not None and not 0 < max_depth < np.inf:
+        raise ValueError(f"max_depth is {max_depth}; it is a number of metres above 0, or None")

@@ -1,0 +1,141 @@
+"""Pictures and masks from image files, and how they are brought to one size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def check_size(size: Sequence[int], axes: tuple[str, ...]) -> None:
+    """Raise unless a size names one positive number for each axis.
+
+    Args:
+        size: Given by the user.
+        axes: What they are called.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if len(size) != len(axes) or min(size) < 1:
+        raise ValueError(f"size is {tuple(size)}; expected ({', '.join(axes)}), all at least 1")
+
+
+def read_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A picture, dims (channel=3, row, col), red, green, blue.
+
+    Args:
+        path: Of the file.
+        size: Rows and columns wanted, by a linear filter that averages where it shrinks; None for
+            those of the file.
+
+    Raises:
+        ValueError: The file is no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no picture that can be read") from error
+    if size is not None:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def read_classes(
+    path: Path, num_classes: int, size: tuple[int, int] | None = None
+) -> NDArray[np.int8]:
+    """A mask of class ids from 0, dims (row, col).
+
+    Args:
+        path: Of an 8-bit image of ids.
+        num_classes: Ids lie in 0..num_classes-1.
+        size: Rows and columns wanted, each taken at the middle of the new pixel.
+
+    Raises:
+        ValueError: The image is not one of 8-bit numbers, or an id is out of range.
+    """
+    from PIL import Image
+
+    with Image.open(path) as file:
+        if file.mode not in ("L", "P"):
+            raise ValueError(f"{path} has mode {file.mode}; expected 8-bit class numbers")
+        mask = np.asarray(file)
+    if mask.max() >= num_classes:
+        raise ValueError(f"{path} holds {mask.max()}; expected 0..{num_classes - 1}")
+    return nearest(mask, size).astype(np.int8)
+
+
+def nearest(values: NDArray[Any], size: tuple[int, int] | None) -> NDArray[Any]:
+    """Values at the middles of new pixels, dims (..., row, col); all of them without a size."""
+    if size is None:
+        return values
+    row, col = (
+        ((2 * np.arange(new) + 1) * old) // (2 * new)
+        for new, old in zip(size, values.shape[-2:], strict=True)
+    )
+    return values[..., row[:, None], col]
+
+
+def centred(
+    values: NDArray[Any], size: Sequence[int], *, fill: float | None = None
+) -> NDArray[Any]:
+    """The middle of an array at another size: cropped where it is larger, else padded.
+
+    Args:
+        values: Dims (..., *space).
+        size: Wanted, of the last axes.
+        fill: What pads; None repeats the value at the border.
+    """
+    pads, parts = [], []
+    for old, new in zip(values.shape[-len(size) :], size, strict=True):
+        start, extra = max(old - new, 0) // 2, max(new - old, 0)
+        parts.append(slice(start, start + new))
+        pads.append((extra // 2, extra - extra // 2))
+    cropped = values[(..., *parts)]
+    widths = [(0, 0)] * (values.ndim - len(size)) + pads
+    if fill is None:
+        return np.pad(cropped, widths, mode="edge")
+    return np.pad(cropped, widths, constant_values=fill)
+
+
+def check_nothing_cut(
+    masks: Sequence[NDArray[Any]], names: Sequence[str], size: Sequence[int]
+) -> None:
+    """Raise if bringing masks to a size, with the middle kept, would cut off any of a class.
+
+    Args:
+        masks: One a case, dims (*space), 0 is the background.
+        names: Of the cases.
+        size: Wanted.
+
+    Raises:
+        ValueError: It would; the message counts the cases and says what size would do.
+    """
+    cut, enough = [], np.array(size)
+    for mask, name in zip(masks, names, strict=True):
+        lost = int((mask > 0).sum() - (centred(mask, size, fill=0) > 0).sum())
+        if lost:
+            cut.append(f"{name} ({lost} pixels)")
+            enough = np.maximum(enough, _least_size(mask))
+    if cut:
+        raise ValueError(
+            f"size is {tuple(size)}, which would cut labelled pixels of {len(cut)} case(s): "
+            f"{', '.join(cut[:5])}; {tuple(enough.tolist())} or more loses none"
+        )
+
+
+def _least_size(mask: NDArray[Any]) -> list[int]:
+    """Smallest lengths whose centred window holds every labelled pixel."""
+    least = []
+    for places, old in zip(np.nonzero(mask), mask.shape, strict=True):
+        fits = [
+            new
+            for new in range(1, old + 1)
+            if (old - new) // 2 <= places.min() and places.max() < (old - new) // 2 + new
+        ]
+        least.append(fits[0])
+    return least
