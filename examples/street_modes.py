@@ -156,10 +156,8 @@ class Streets:
 
 def frequencies(streets: Streets, tree: xr.DataTree) -> xr.Dataset:
     """Which classes every sample flipped, and how often, against the truth."""
-    rates, law = streets.flips.probabilities, streets.flips.mode_probabilities()
-    found = segmentation.flips(tree, streets.regions, streets.switches, rates)
-    # Where no sample shows a whole pattern there are no frequencies; the truth is known still.
-    return found.assign(rate=("switch", rates), probability=("mode", law))
+    rates = streets.flips.probabilities
+    return segmentation.flips(tree, streets.regions, streets.switches, rates)
 
 
 def score(streets: Streets, tree: xr.DataTree, flips: xr.Dataset) -> xr.Dataset:

@@ -322,6 +322,19 @@ def test_fractions_of_a_region_by_hand() -> None:
     np.testing.assert_allclose(result["flip"][0], [1 / 2, 1 / 2, np.nan])
     assert float(result["undecided"]) == 1
     assert np.isnan(result["frequency"]).all()
+    rated = segmentation.flips(
+        sampled(masks), regions_array(regions), switches, rates=(0.5, 0.5, 0.25)
+    )  # the truth is known even so
+    np.testing.assert_allclose(rated["rate"], [0.5, 0.5, 0.25])
+    np.testing.assert_allclose(rated["probability"], [0.1875] * 4 + [0.0625] * 4)
+
+
+def test_one_perfect_sample_is_off_by_the_chance_of_the_other_modes() -> None:
+    """With one sample the total variation is 1 - p of the mode that was drawn."""
+    law = np.array([0.5, 0.3, 0.2])
+    result = frequencies.compare(np.array([[0, 1, 0]]), law[None])
+    assert float(result["total_variation"]) == pytest.approx(0.7)
+    assert float(result["total_variation_perfect"]) == pytest.approx((law * (1 - law)).sum())
 
 
 @pytest.mark.parametrize(

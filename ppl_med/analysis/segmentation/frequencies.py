@@ -68,10 +68,12 @@ def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
         "total_variation": float(np.abs(f - p).sum() / 2),
     }
     spread = (number * law * (1 - law)).sum(0) / total**2  # variance of a perfect sampler's f
+    binomial = p * (1 - p) / total
+    # Laws that differ from case to case spread less than the binomial law of their mean.
+    narrower = np.sqrt(np.divide(spread, binomial, out=np.zeros_like(p), where=binomial > 0))
     perfect = {
         "kl_empirical_true": float((spread[possible] / p[possible]).sum() / 2),
-        # a normal variable of variance v has mean absolute value sqrt(2 v / pi)
-        "total_variation": float(np.sqrt(2 * spread / np.pi).sum() / 2),
+        "total_variation": float((_deviation(p, total) * narrower).sum() / 2),
     }
     result = xr.Dataset()
     for name, value in values.items():
@@ -124,6 +126,13 @@ def ratio_error(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         residual = part - whole * (part.sum(0) / total)
         square = (residual**2).sum(0) * used / np.where(used > 1, used - 1, np.nan)
         return np.sqrt(square) / total
+
+
+def _deviation(p: np.ndarray, number: float) -> np.ndarray:
+    """Return E |f - p| of the share f of as many samples (de Moivre)."""
+    size = max(round(number), 1)
+    above = np.floor(size * p) + 1
+    return 2 * above * (1 - p) * binom.pmf(above, size, p) / size
 
 
 def _error(influence: np.ndarray, total: float) -> float:

@@ -59,8 +59,8 @@ def flips(
         ``frequency`` (mode) of the patterns of flips, named "01..." in the order of ``switches``
         and numbered as in `ppl_med.data.class_flips`, over samples in which every region is
         decided, ``frequency_se`` over cases, ``modes_found`` and ``undecided``, the share of
-        samples left out. With ``rates`` also ``rate`` (switch), ``probability`` (mode), and the
-        divergences of the pooled frequencies as in
+        samples left out. With ``rates`` also ``rate`` (switch), ``probability`` (mode), and, unless
+        every sample was left out, the divergences of the pooled frequencies as in
         `ppl_med.analysis.segmentation.modes`.
 
     Raises:
@@ -171,11 +171,13 @@ def _patterns(flipped: np.ndarray, rates: np.ndarray | None) -> xr.Dataset:
         },
         coords={"mode": names},
     )
-    if rates is None or not total.sum():
+    if rates is None:
         return result
     truth = np.where(bits == 1, rates, 1 - rates).prod(1)
     result["rate"] = ("switch", rates, unit)
     result["probability"] = ("mode", truth, unit)
+    if not total.sum():
+        return result
     return result.merge(compare(counts, np.broadcast_to(truth, counts.shape)))
 
 
