@@ -5,6 +5,7 @@
 A method is named by a string with its options as keywords, or given as one of the classes below.
 """
 
+from ppl_med.explain.attribution.activation_maps import Cam, GradCam, GradCamPlusPlus, ScoreCam
 from ppl_med.explain.attribution.gradients import (
     InputXGradient,
     IntegratedGradients,
@@ -13,16 +14,22 @@ from ppl_med.explain.attribution.gradients import (
     VarGrad,
 )
 from ppl_med.explain.attribution.method import Method
+from ppl_med.explain.attribution.occlusion import Occlusion
 from ppl_med.explain.attribution.posterior_maps import attribute
 from ppl_med.explain.attribution.score import Output
 from ppl_med.explain.attribution.uncertainty_maps import attribute_uncertainty
 
 __all__ = [
+    "Cam",
+    "GradCam",
+    "GradCamPlusPlus",
     "InputXGradient",
     "IntegratedGradients",
     "Method",
+    "Occlusion",
     "Output",
     "Saliency",
+    "ScoreCam",
     "SmoothGrad",
     "VarGrad",
     "attribute",

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from ppl_med.explain.attribution.activation_maps import Cam, GradCam, GradCamPlusPlus, ScoreCam
 from ppl_med.explain.attribution.gradients import (
     InputXGradient,
     IntegratedGradients,
@@ -11,10 +12,21 @@ from ppl_med.explain.attribution.gradients import (
     VarGrad,
 )
 from ppl_med.explain.attribution.method import Method
+from ppl_med.explain.attribution.occlusion import Occlusion
 
-METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Saliency, InputXGradient, IntegratedGradients, SmoothGrad, VarGrad)
-}
+_ALL: tuple[type[Method], ...] = (
+    Saliency,
+    InputXGradient,
+    IntegratedGradients,
+    SmoothGrad,
+    VarGrad,
+    Occlusion,
+    Cam,
+    GradCam,
+    GradCamPlusPlus,
+    ScoreCam,
+)
+METHODS = {kind.name: kind for kind in _ALL}
 
 
 def as_method(method: str | Method, options: dict[str, Any]) -> Method:
