@@ -309,6 +309,12 @@ def logit_normal_segmenter() -> Pair:
     return model, MeanFieldNormal(model)
 
 
+def calibrated_segmenter(likelihood: str, guide: Callable[[Any], nn.Module]) -> Pair:
+    net = nn.Sequential(UNet(CHANNELS, **SMALL), nn.Conv2d(4, 2, 1))
+    model = BayesianSegmenter(net, CLASSES, likelihood=likelihood)
+    return model, guide(model)
+
+
 SEGMENTERS: dict[str, Callable[[], Pair]] = {
     **{f"segmenter-{name}": partial(segmenter, guide) for name, guide in ESTIMATORS.items()},
     "segmenter-point": partial(segmenter, PointEstimate),
@@ -326,6 +332,10 @@ SEGMENTERS: dict[str, Callable[[], Pair]] = {
     "diagonal-segmentation": partial(stochastic_segmentation, 0),
     "hierarchical-probabilistic-unet": hierarchical,
     "logit-normal-segmenter": logit_normal_segmenter,
+    "label-noise-segmenter": partial(calibrated_segmenter, "label_noise", MeanFieldNormal),
+    "label-smoothing-segmenter": partial(calibrated_segmenter, "label_smoothing", BernoulliDropout),
+    "spatial-smoothing": partial(calibrated_segmenter, "spatial_smoothing", MeanFieldNormal),
+    "neighbour-aware": partial(calibrated_segmenter, "neighbour_aware", BernoulliDropout),
 }
 
 
@@ -389,6 +399,10 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "laplace-point": partial(classifier, PointEstimate, Laplace(0.3)),
     "latent": latent_classifier,
     "logit-normal": logit_normal_classifier,
+    "label-noise": partial(classifier, MeanFieldNormal, likelihood="label_noise"),
+    "label-smoothing": partial(classifier, BernoulliDropout, likelihood="label_smoothing"),
+    "margin-smoothing": partial(classifier, MeanFieldNormal, likelihood="margin_smoothing"),
+    "focal": partial(classifier, BernoulliDropout, likelihood="focal"),
     **SEGMENTERS,
     **REGRESSORS,
     **DENSE_REGRESSORS,
