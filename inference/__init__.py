@@ -14,7 +14,7 @@ from ppl_med.inference.mean_field import MeanFieldNormal
 from ppl_med.inference.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.point_estimate import PointEstimate
 from ppl_med.inference.predictive import predict
-from ppl_med.inference.svi import fit, warm_up
+from ppl_med.inference.svi import cooldown, fit, warm_up
 
 __all__ = [
     "BernoulliDropout",
@@ -29,6 +29,7 @@ __all__ = [
     "ImportanceWeighted",
     "MeanFieldNormal",
     "PointEstimate",
+    "cooldown",
     "elbo_terms",
     "fit",
     "functions",

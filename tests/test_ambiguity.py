@@ -14,7 +14,7 @@ import xarray as xr
 
 from ppl_med.analysis import segmentation
 from ppl_med.data import SCENE_FLIPS, Batches, FreshBatches, lesions, scenes
-from ppl_med.inference import ConditionalNormal, fit, predict
+from ppl_med.inference import ConditionalNormal, cooldown, fit, predict
 from ppl_med.models import ProbabilisticUNet
 
 SIZES: dict[str, Any] = {"channels": (16, 32, 48, 48), "num_convolutions": 2}
@@ -32,7 +32,7 @@ def scene_model(sizes: dict[str, Any], seed: int) -> tuple[Any, Any]:
 def train(pair: tuple[Any, Any], generate: Any, steps: int, seed: int, **settings: Any) -> Any:
     keep = ("image", "mask")
     batches = FreshBatches(generate, batch_size=BATCH, num_batches=50, seed=seed, keep=keep)
-    chosen: dict[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine", "progress": False}
+    chosen: dict[str, Any] = {"learning_rate": 1e-3, "schedule": cooldown(), "progress": False}
     return fit(*pair, batches, epochs=max(1, steps // 50), seed=seed, **(chosen | settings))
 
 

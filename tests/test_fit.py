@@ -28,6 +28,7 @@ from ppl_med.inference import (
     Guides,
     MeanFieldNormal,
     PointEstimate,
+    cooldown,
     fit,
     predict,
     training,
@@ -206,6 +207,14 @@ def test_learning_rate_is_of_adam() -> None:
     train(model, guide, [next(iter(batches()))], learning_rate=0.003)
     moved = (part.value.detach() - before).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.003), rtol=1e-3, atol=0)
+
+
+def test_cooldown() -> None:
+    factor = cooldown(0.5)
+    np.testing.assert_allclose([factor(done) for done in (0.0, 0.5, 0.75, 1.0)], [1, 1, 0.5, 0])
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match="fraction must be in"):
+            cooldown(wrong)
 
 
 def test_warm_up() -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ambiguous_masks.programs import ModelOptions, Program
 from ppl_med import storage
-from ppl_med.inference import fit, predict
+from ppl_med.inference import cooldown, fit, predict
 
 WEIGHT_DECAY = 1e-5
 LATENT_PLANE = ("prob_unet", "image_to_image_vae")  # models with one code a case
@@ -87,7 +87,8 @@ def run(
         train,
         epochs=max(1, round(options.steps / len(train))),
         optimizer=lambda weights: torch.optim.Adam(weights, options.rate, weight_decay=decay),
-        schedule="cosine",
+        schedule=cooldown(),
+        precision=options.precision,
         device=options.device,
         seed=options.seed,
         checkpoint=folder / "checkpoint.pt",
