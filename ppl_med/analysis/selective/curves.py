@@ -50,6 +50,7 @@ from ppl_med.analysis.selective.replicates import Replicates
 
 Grid: TypeAlias = Sequence[float] | np.ndarray
 GRID = tuple(np.arange(1, 101) / 100)
+REMOVED = tuple(np.arange(100) / 100)
 _MOST = 2**26  # entries whose levels are kept apart
 _TIES = "expectation over a random order of entries of equal uncertainty"
 
@@ -138,7 +139,7 @@ def sparsification(
     score: Chosen,
     error: Chosen | None = None,
     *,
-    removed: Grid = tuple(np.arange(100) / 100),
+    removed: Grid = REMOVED,
     site: str | None = None,
     ignore: int | None = None,
     mantissa_bits: int | None = None,
