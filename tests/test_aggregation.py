@@ -91,7 +91,7 @@ def test_pixels_left_out_and_cases_without_a_score() -> None:
     array[2] = np.nan
     kept = array.values[0][:, 3:]
     for how, expected in (("mean", kept.mean()), ("max", kept.max())):
-        found = aggregate(array, how)  # type: ignore[arg-type]
+        found = aggregate(array, how)
         assert float(found[0]) == pytest.approx(expected)
         assert np.isnan(found[2])
     patch = aggregate(array, "patch_max", patch=3)
@@ -124,9 +124,9 @@ def test_draws_are_kept_datasets_go_through_and_lazy_maps_stay_lazy() -> None:
         "foreground": {"mask": mask.chunk({"row": 2})},
     }
     for how, options in choices.items():
-        lazy = aggregate(array.chunk({"case": 1, "row": 2}), how, **options)  # type: ignore[arg-type]
+        lazy = aggregate(array.chunk({"case": 1, "row": 2}), how, **options)
         assert lazy.chunks is not None
-        np.testing.assert_allclose(lazy, aggregate(array, how, **options))  # type: ignore[arg-type]
+        np.testing.assert_allclose(lazy, aggregate(array, how, **options))
 
 
 def test_the_predicted_mask_is_the_mode_of_the_mean() -> None:
@@ -140,6 +140,8 @@ def test_the_predicted_mask_is_the_mode_of_the_mean() -> None:
 
 def test_bad_input_is_named() -> None:
     array = maps(2, 5, 5)
+    with pytest.raises(ValueError, match="how must be one of"):
+        aggregate(array, "median")
     with pytest.raises(ValueError, match="needs mask"):
         aggregate(array, "foreground")
     with pytest.raises(ValueError, match="mask must hold class indices"):

@@ -19,7 +19,7 @@ patch level with windows of 10 pixels a side).
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -29,7 +29,6 @@ from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation.draws import open_probabilities
 from ppl_med.analysis.segmentation.pixel_maps import mean_probabilities
 
-How = Literal["mean", "max", "quantile", "patch_max", "boundary", "foreground"]
 Maps = TypeVar("Maps", xr.DataArray, xr.Dataset)
 METHODS = ("mean", "max", "quantile", "patch_max", "boundary", "foreground")
 SPACE = ("depth", "row", "col")
@@ -38,7 +37,7 @@ _WITH_MASK = ("boundary", "foreground")
 
 def aggregate(
     maps: Maps,
-    how: How,
+    how: str,
     *,
     level: float = 0.95,
     patch: int = 10,
@@ -129,7 +128,7 @@ def predicted_mask(tree: Posterior) -> xr.DataArray:
 
 
 def _reduction(
-    how: How,
+    how: str,
     level: float,
     patch: int,
     width: float,

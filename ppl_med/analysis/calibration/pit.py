@@ -1,0 +1,134 @@
+"""Probability integral transforms: where in the predicted law of a number what came fell.
+
+With F the distribution function of the mixture of the draws, u = F(y) is uniform on 0..1 if the
+predictions are calibrated. F is read
+
+    the law      mean over draws of F_s(y), in closed form from ``loc`` and ``scale``
+    the draws    (number below y + V (1 + number equal to y)) / (draws + 1), V ~ U(0, 1)
+
+Both are exactly uniform if y comes from the mixture; the second for any number of draws, as y is
+then one more draw of the same law. A hump says that predictions are too wide, a bowl too narrow, a
+slope that they are off to one side.
+
+Sources: Dawid, JRSS A 147, 1984; Gneiting, Balabdaoui and Raftery, JRSS B 69, 2007, section 3.1;
+Czado, Gneiting and Held, Biometrics 65, 2009 (randomised).
+"""
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+from scipy.special import ndtr, stdtr
+
+from ppl_med.analysis.tree_blocks import Block, Numbers, open_numbers
+
+LAWS = ("normal", "laplace", "student_t", "samples")
+_SAMPLES = ("chain", "draw")
+_TOLERANCE = 1e-3  # of the ratio of variance to squared scale, stored in float32
+
+
+def pit(
+    tree: xr.DataTree, site: str | None = None, *, law: str | None = None, seed: int = 0
+) -> xr.Dataset:
+    """Transform every observed number by its predicted distribution function.
+
+    Args:
+        tree: The tree of `predict` on cases with observed numbers; lazy ones are read in parts.
+        site: Name of the observed site; None takes the only one.
+        law: Likelihood that ``loc`` and ``scale`` of the posterior group belong to, or "samples".
+            None is "normal" where the group has ``loc`` and ``scale`` and no ``variance``, as
+            `predict` stores a normal and nothing else; "samples" otherwise.
+        seed: Of the randomisation, and of the pixels that are tested.
+
+    Returns:
+        Dataset with ``pit`` (case, ...), probability, NaN where nothing was observed; and a
+        Kolmogorov-Smirnov check that it is uniform, ``ks`` and ``ks_pvalue``. Pixels of a case
+        depend on each other, so of maps one observed pixel a case, drawn at random, is tested;
+        attributes say how many numbers.
+
+    Raises:
+        TypeError, ValueError: A site is missing or holds classes; values are malformed; an unknown
+            law, or one that contradicts the variance of the tree.
+    """
+    numbers = open_numbers(tree, site)
+    chosen = _chosen(numbers, law)
+    rng = np.random.default_rng(seed)
+    values = np.empty(numbers.observed.shape)
+    for block in numbers.blocks():
+        where = tuple(block.get(dim, slice(None)) for dim in numbers.sizes)
+        values[where] = _block(numbers, block, chosen, rng)
+    if np.isnan(values).all():
+        raise ValueError("The observation is NaN everywhere: there is nothing to compare with.")
+    coords = {dim: numbers.observed.coords[dim] for dim in numbers.sizes
+              if dim in numbers.observed.coords}  # fmt: skip
+    result = xr.Dataset({"pit": (tuple(numbers.sizes), values)}, coords)
+    tested = one_per_case(values, rng)
+    test = stats.kstest(tested, "uniform")
+    result["ks"], result["ks_pvalue"] = ((), test.statistic), ((), test.pvalue)
+    for name, long_name in (
+        ("pit", "predicted probability of a number at or below the observed one"),
+        ("ks", "largest distance of the distribution of the transforms to the uniform one"),
+        ("ks_pvalue", "probability of such a distance if the predictions are calibrated"),
+    ):
+        result[name].attrs.update(units="probability", long_name=long_name)
+    observed = int((~np.isnan(values)).sum())
+    result.attrs.update(law=chosen, num_observed=observed, num_tested=len(tested))
+    result.attrs.update(num_draws=numbers.num_draws, num_cases=numbers.sizes["case"])
+    return result
+
+
+def one_per_case(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return one known entry of each case that has any, drawn at random."""
+    flat = values.reshape(len(values), -1)
+    known = [row[~np.isnan(row)] for row in flat]
+    return np.array([row[rng.integers(len(row))] for row in known if len(row)])
+
+
+def _chosen(numbers: Numbers, law: str | None) -> str:
+    if law is not None and law not in LAWS:
+        raise ValueError(f"law must be one of {LAWS}, not {law!r}.")
+    names = set(map(str, numbers.posterior))
+    if law is None:
+        return "normal" if {"loc", "scale"} <= names and "variance" not in names else "samples"
+    needed = {"loc", "scale", "variance"} if law == "student_t" else {"loc", "scale"}
+    missing = needed - names
+    if missing and law != "samples":
+        raise ValueError(f"law={law!r} needs {sorted(missing)} in the posterior group of the tree.")
+    return law
+
+
+def _block(numbers: Numbers, block: Block, law: str, rng: np.random.Generator) -> np.ndarray:
+    """Transforms of a block, NaN where nothing was observed."""
+    value = numbers.observations(block)
+    if law == "samples":
+        drawn = numbers.draws(block).values
+        below = (drawn < value.values).sum((0, 1))
+        equal = (drawn == value.values).sum((0, 1))
+        found = (below + rng.random(value.shape) * (1 + equal)) / (numbers.num_draws + 1)
+        return np.where(np.isnan(value.values), np.nan, found)
+    group = numbers.parameters(block).astype(np.float64).load()
+    scale = group["scale"].values
+    if not (scale > 0).all() or not np.isfinite(group["loc"].values).all():
+        raise ValueError("scale must be positive and loc finite; find the draw that diverged.")
+    z = (value.values - group["loc"].values) / scale
+    ratio = group["variance"].values / scale**2 if "variance" in group else None
+    result: np.ndarray = _cdf(z, law, ratio).mean((0, 1))
+    return result
+
+
+def _cdf(z: np.ndarray, law: str, ratio: np.ndarray | None) -> np.ndarray:
+    """Distribution function of the standardised law; ``ratio`` is variance / scale^2."""
+    if law == "student_t":
+        assert ratio is not None
+        if not (ratio > 1).all():
+            raise ValueError("law='student_t' contradicts a variance not above the squared scale.")
+        return np.asarray(stdtr(2 * ratio / (ratio - 1), z))
+    expected = {"normal": 1.0, "laplace": 2.0}[law]
+    if ratio is not None and not (np.abs(ratio - expected) < _TOLERANCE * expected).all():
+        raise ValueError(
+            f"law={law!r} contradicts the variance of the tree: it is {ratio.flat[0]:.4g} times "
+            f"the squared scale, not {expected:g}."
+        )
+    if law == "normal":
+        return np.asarray(ndtr(z))
+    half = 0.5 * np.exp(-np.abs(z))
+    return np.where(z < 0, half, 1 - half)
