@@ -19,6 +19,7 @@ from ppl_med.inference import (
     Geco,
     ImportanceWeighted,
     PointEstimate,
+    warm_up,
 )
 from ppl_med.models import (
     BayesianSegmenter,
@@ -64,6 +65,8 @@ class ModelOptions:
     """For models with a latent code: geco is the default of hierarchical, elbo of the others."""
     beta: float = 1.0
     """Weight of the KL under elbo, for models with a latent code; 1 is the ELBO itself."""
+    warm_up: float = 0.0
+    """Part of the steps over which the weight of the KL rises from 0 to beta; against collapse."""
     geco_target: float = 0.01
     """Negative log-likelihood to reach under geco, nats per pixel."""
     particles: int = 8
@@ -130,7 +133,8 @@ def build(
 def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> dict[str, Any]:
     chosen = options.objective or default
     if chosen == "elbo":
-        return {"objective": Elbo(), "kl_weight": options.beta}
+        rising = warm_up(options.warm_up, options.beta) if options.warm_up else options.beta
+        return {"objective": Elbo(), "kl_weight": rising}
     if chosen == "iwae":
         return {"objective": ImportanceWeighted(options.particles)}
     return {"objective": Geco(options.geco_target * math.prod(size))}
