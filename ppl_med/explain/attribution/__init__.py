@@ -6,6 +6,8 @@ A method is named by a string with its options as keywords, or given as one of t
 """
 
 from ppl_med.explain.attribution.activation_maps import Cam, GradCam, GradCamPlusPlus, ScoreCam
+from ppl_med.explain.attribution.deep_lift import DeepLift
+from ppl_med.explain.attribution.full_gradient import FullGradient
 from ppl_med.explain.attribution.gradients import (
     InputXGradient,
     IntegratedGradients,
@@ -13,21 +15,28 @@ from ppl_med.explain.attribution.gradients import (
     SmoothGrad,
     VarGrad,
 )
+from ppl_med.explain.attribution.guided import GuidedBackprop, GuidedGradCam
 from ppl_med.explain.attribution.method import Method
 from ppl_med.explain.attribution.occlusion import Occlusion
 from ppl_med.explain.attribution.posterior_maps import attribute
+from ppl_med.explain.attribution.relevance import RelevancePropagation
 from ppl_med.explain.attribution.score import Output
 from ppl_med.explain.attribution.uncertainty_maps import attribute_uncertainty
 
 __all__ = [
     "Cam",
+    "DeepLift",
+    "FullGradient",
     "GradCam",
     "GradCamPlusPlus",
+    "GuidedBackprop",
+    "GuidedGradCam",
     "InputXGradient",
     "IntegratedGradients",
     "Method",
     "Occlusion",
     "Output",
+    "RelevancePropagation",
     "Saliency",
     "ScoreCam",
     "SmoothGrad",

@@ -4,6 +4,8 @@ from dataclasses import fields
 from typing import Any
 
 from ppl_med.explain.attribution.activation_maps import Cam, GradCam, GradCamPlusPlus, ScoreCam
+from ppl_med.explain.attribution.deep_lift import DeepLift
+from ppl_med.explain.attribution.full_gradient import FullGradient
 from ppl_med.explain.attribution.gradients import (
     InputXGradient,
     IntegratedGradients,
@@ -11,8 +13,10 @@ from ppl_med.explain.attribution.gradients import (
     SmoothGrad,
     VarGrad,
 )
+from ppl_med.explain.attribution.guided import GuidedBackprop, GuidedGradCam
 from ppl_med.explain.attribution.method import Method
 from ppl_med.explain.attribution.occlusion import Occlusion
+from ppl_med.explain.attribution.relevance import RelevancePropagation
 
 _ALL: tuple[type[Method], ...] = (
     Saliency,
@@ -25,6 +29,11 @@ _ALL: tuple[type[Method], ...] = (
     GradCam,
     GradCamPlusPlus,
     ScoreCam,
+    GuidedBackprop,
+    GuidedGradCam,
+    RelevancePropagation,
+    DeepLift,
+    FullGradient,
 )
 METHODS = {kind.name: kind for kind in _ALL}
 

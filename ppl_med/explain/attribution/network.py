@@ -16,6 +16,42 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ppl_med.explain.attribution.draws import Function
 
+# Operations that are not linear in what depends on the image, by the start of their name in the
+# graph; pooling by the maximum, which is linear where it is smooth, is not among them.
+BENDS = (
+    "Relu",
+    "Prelu",
+    "LeakyRelu",
+    "Elu",
+    "Celu",
+    "Gelu",
+    "Silu",
+    "Mish",
+    "Tanh",
+    "Sigmoid",
+    "Softplus",
+    "Hardtanh",
+    "Hardswish",
+    "Hardsigmoid",
+    "LogSigmoid",
+    "Clamp",
+    "Softmax",
+    "ScaledDotProduct",
+    "Pow",
+    "ExpBackward",
+    "Log",
+    "Sqrt",
+    "Rsqrt",
+    "Abs",
+    "Maximum",
+    "Minimum",
+    "NativeGroupNorm",
+    "NativeLayerNorm",
+    "FusedRmsNorm",
+    "product",
+    "batch statistics",
+)
+
 
 @dataclass
 class Call:
@@ -96,6 +132,13 @@ def operations(output: Tensor) -> Counter[str]:
         counts[name] += 1
         stack.extend(parents)
     return counts
+
+
+def bent(counts: Counter[str]) -> Counter[str]:
+    """Those operations that are not linear, such as ``"Relu"``."""
+    return Counter(
+        {k.removesuffix("Backward0"): n for k, n in counts.items() if k.startswith(BENDS)}
+    )
 
 
 def _is_parameter(node: Any) -> bool:

@@ -1,0 +1,100 @@
+"""DeepLIFT with the rescale rule, by captum: differences from the baseline, layer by layer.
+
+The multiplier of an activation is Δout / Δin instead of its slope, and Σ a(x) = f(x) - f(baseline)
+exactly. captum's implementation holds for nets of ReLU-like modules that are each called once; with
+norms, functional or repeated activations its sum is off, often silently. So the sum is checked
+on every function before any work, and a net that fails it is refused.
+
+Reference: Shrikumar, Greenside and Kundaje, "Learning important features through propagating
+activation differences", ICML 2017.
+"""
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import captum.attr
+import torch
+from torch import Tensor, nn
+
+from ppl_med.explain.attribution.draws import Draw
+from ppl_med.explain.attribution.method import Maps, Method, Task
+from ppl_med.explain.attribution.network import watch
+
+# Beyond this share of the change the sum is not rounding; right nets have 1e-6.
+ALLOWED = 1e-3
+
+
+@dataclass(frozen=True)
+class DeepLift(Method):
+    """DeepLIFT, rescale rule."""
+
+    name = "deep_lift"
+    is_complete = True
+    uses_baseline = True
+    outputs = ("logit", "value")
+    advice = "use method='integrated_gradients'"
+
+    def check_function(self, draw: Draw, name: str, task: Task) -> None:
+        """Raise unless the attributions of the first case sum to the change of the output."""
+        advice = "use method='integrated_gradients', which is complete for any differentiable net"
+        calls, _ = watch(draw.function, task.image)
+        if not calls:
+            raise ValueError(f"deep_lift: {name} calls no torch module; {advice}")
+        bends = tuple(captum.attr._core.deep_lift.SUPPORTED_NON_LINEAR)
+        count = Counter(c.module for c in calls if isinstance(c.module, bends))
+        twice = [type(module).__name__ for module, num in count.items() if num > 1]
+        if twice:
+            raise ValueError(f"deep_lift: {name} calls one {twice[0]} module twice; {advice}")
+        try:
+            maps = self.maps(draw, task)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"deep_lift does not hold for {name} ({error}); {advice}") from error
+        assert maps.total is not None
+        values = maps.values.double().flatten(2)
+        gap = (values.sum(2) - maps.total).abs()
+        scale = torch.maximum(maps.total.abs(), values.abs().sum(2) / 10)
+        if bool((gap > ALLOWED * scale).any()):
+            raise ValueError(
+                f"deep_lift does not hold for {name}: its sum misses {float((gap / scale).max()):.2g}"
+                f" of f(image) - f(baseline); {advice}"
+            )
+
+    def maps(self, draws: Draw, task: Task) -> Maps:
+        """Captum's map; image and baseline go through the net together."""
+        wrapped = _Network(draws, task.image[:1])
+        size = max(1, task.batch_size // 2)
+        parts = (x.split(size) for x in (task.image, task.baseline, task.rows))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Setting forward, backward hooks", UserWarning)
+            method = captum.attr.DeepLift(wrapped)
+            values = [
+                method.attribute(
+                    image.clone().requires_grad_(),
+                    baseline,
+                    target=0,
+                    additional_forward_args=(rows,),
+                ).detach()
+                for image, baseline, rows in zip(*parts, strict=True)
+            ]
+        ends = (draws.value(x, task.rows).double() for x in (task.image, task.baseline))
+        return Maps(torch.cat(values)[None], total=next(ends) - next(ends))
+
+
+class _Network(nn.Module):
+    """A function draw as a module that owns the modules it calls, so that captum finds them.
+
+    Args:
+        draw: The function and what is explained of it.
+        image: One image.
+    """
+
+    def __init__(self, draw: Draw, image: Tensor) -> None:
+        super().__init__()
+        self._draw = draw
+        calls, _ = watch(draw.function, image)
+        self.called = nn.ModuleList(dict.fromkeys(call.module for call in calls))
+
+    def forward(self, points: Tensor, rows: Tensor) -> Tensor:
+        """The explained number, (point, 1)."""
+        return self._draw.forward(points, rows)[:, None]
