@@ -1,0 +1,158 @@
+"""Calibration of predicted numbers: transforms, coverage of intervals, predicted spread."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ppl_med.plots.checks import require_dims, require_variables
+from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
+
+_BAND = "#d5d9de"
+_SOURCE = "ppl_med.analysis.calibration"
+
+
+def pit(dataset: xr.Dataset, *, bins: int = 20, level: float = 0.95) -> Figure:
+    """Draw the histogram of probability integral transforms, flat if calibrated.
+
+    A hump says that predictions are too wide, a bowl that they are too narrow, a slope that they
+    are off to one side. For one number a case, a bar outside the grey band is off by more than
+    chance: the band holds each bar of calibrated predictions with the given probability, by the
+    binomial law. Pixels of a case depend on each other, so maps have no band.
+
+    Args:
+        dataset: As ``ppl_med.analysis.calibration.pit`` returns it.
+        bins: Number of bars.
+        level: Probability of the band.
+
+    Returns:
+        One panel; the title gives the Kolmogorov-Smirnov check.
+
+    Raises:
+        TypeError, ValueError: No Dataset, a variable is missing, or bins or level out of range.
+    """
+    require_variables(dataset, "dataset", ("pit", "ks", "ks_pvalue"), f"{_SOURCE}.pit")
+    if bins < 2 or not 0 < level < 1:
+        raise ValueError(f"bins must be 2 or more and level in (0, 1), not {bins!r}, {level!r}")
+    values = dataset["pit"].to_numpy()
+    known = values[~np.isnan(values)]
+    figure = new_figure(6.4, 4.2)
+    ax = figure.subplots()
+    clean(ax)
+    count, edges = np.histogram(known, np.linspace(0, 1, bins + 1))
+    scale = bins / known.size
+    ax.bar(edges[:-1], count * scale, 1 / bins, align="edge", color=SERIES[5], alpha=0.75,
+           edgecolor="white", linewidth=0.8, zorder=2)  # fmt: skip
+    note = ""
+    if values.ndim == 1:
+        low, high = stats.binom.interval(level, known.size, 1 / bins)
+        ax.axhspan(low * scale, high * scale, color=_BAND, alpha=0.7, linewidth=0, zorder=1)
+        note = f" · grey: {100 * level:g} % of bars if calibrated"
+    ax.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+    ax.set(xlim=(0, 1), xlabel="Predicted probability of a number at or below what came")
+    ax.set_ylabel("Density [1 if calibrated]")
+    tested = dataset.attrs.get("num_tested", known.size)
+    summary = f"KS {float(dataset['ks']):.3f}, p = {float(dataset['ks_pvalue']):.2g}"
+    number = f"n = {tested}" if values.ndim == 1 else f"of a pixel of each of {tested} cases"
+    ax.set_title(f"{summary}, {number}{note}", fontsize=9.5, color=INK, loc="left")
+    heading(figure, "Probability integral transform")
+    return figure
+
+
+def coverage(datasets: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
+    """Draw the share of numbers inside central intervals against their nominal level.
+
+    Below the diagonal intervals are too narrow. Bars are the intervals of the Dataset: exact
+    binomial ones for one number a case, over cases for maps.
+
+    Args:
+        datasets: As ``ppl_med.analysis.calibration.coverage`` returns it; a mapping from name to
+            Dataset overlays several.
+
+    Returns:
+        One square panel; the legend gives the mean distance to the diagonal.
+
+    Raises:
+        TypeError, ValueError: No Dataset, or a variable or dimension is missing.
+    """
+    needed = ("coverage", "lower", "upper", "interval_error")
+    several = not isinstance(datasets, xr.Dataset)
+    named = {"": datasets} if isinstance(datasets, xr.Dataset) else dict(datasets)
+    if not named:
+        raise ValueError(f"datasets is empty; give at least one result of {_SOURCE}.coverage")
+    for name, dataset in named.items():
+        argument = f"datasets[{name!r}]" if several else "datasets"
+        require_variables(dataset, argument, needed, f"{_SOURCE}.coverage")
+        require_dims(dataset["coverage"], f"{argument}['coverage']", ("level",))
+    figure = new_figure(5.4, 6.1)
+    ax = figure.subplots()
+    _diagonal(ax, 0.0, 1.0)
+    for index, (name, dataset) in enumerate(named.items()):
+        _with_bars(ax, dataset, name, index)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.set_xlabel("Nominal level of the central interval [probability]")
+    ax.set_ylabel("Coverage [proportion]")
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False, labelcolor=INK)
+    first = next(iter(named.values()))
+    kind = first.attrs.get("interval", "")
+    number = f"{100 * first.attrs['confidence']:g} %, " if "confidence" in first.attrs else ""
+    ax.set_title(f"bars: {number}{kind}" if kind else "", fontsize=9.5, color=INK, loc="left")
+    heading(figure, "Coverage of predicted intervals")
+    return figure
+
+
+def dispersion(dataset: xr.Dataset) -> Figure:
+    """Draw the error that came against the one that was predicted, bin by bin.
+
+    Above the diagonal errors are larger than predicted.
+
+    Args:
+        dataset: As ``ppl_med.analysis.calibration.dispersion`` returns it.
+
+    Returns:
+        One square panel; horizontal bars span the predicted standard deviations of a bin.
+
+    Raises:
+        TypeError, ValueError: No Dataset, or a variable is missing.
+    """
+    needed = ("predicted_sd", "rmse", "lower", "upper", "ence")
+    require_variables(dataset, "dataset", needed, f"{_SOURCE}.dispersion")
+    figure = new_figure(5.4, 5.4)
+    ax = figure.subplots()
+    predicted, error = dataset["predicted_sd"].to_numpy(), dataset["rmse"].to_numpy()
+    reach = np.stack([predicted - dataset["lower"], dataset["upper"] - predicted]).clip(0)
+    top = 1.06 * max(float(dataset["upper"].max()), float(error.max()))
+    _diagonal(ax, 0.0, top)
+    ax.errorbar(predicted, error, xerr=reach, color=SERIES[0], marker="o", markersize=5,
+                linewidth=1.2, elinewidth=1, ecolor=MUTED, zorder=3)  # fmt: skip
+    unit = plain(str(dataset["rmse"].attrs.get("units", "1")))
+    ax.set(xlim=(0, top), ylim=(0, top), xlabel=f"Predicted standard deviation [{unit}]")
+    ax.set_ylabel(f"Root mean squared error [{unit}]")
+    title = f"ENCE {float(dataset['ence']):.3f}"
+    if "ence_null" in dataset:
+        title += f", {float(dataset['ence_null']):.3f} if calibrated"
+    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+    heading(figure, "Predicted and actual error")
+    return figure
+
+
+def _diagonal(ax: Axes, low: float, high: float) -> None:
+    ax.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
+    ax.set_aspect("equal")
+    clean(ax, grid="both")
+
+
+def _with_bars(ax: Axes, dataset: xr.Dataset, name: str, index: int) -> None:
+    share = dataset["coverage"].to_numpy()
+    bars = np.stack([share - dataset["lower"], dataset["upper"] - share]).clip(0)
+    gap = f"mean gap {float(dataset['interval_error']):.3f}"
+    if "interval_error_null" in dataset:
+        gap += f" ({float(dataset['interval_error_null']):.3f} if calibrated)"
+    ax.errorbar(
+        dataset["level"], share, yerr=bars, color=SERIES[index % len(SERIES)], elinewidth=1.2,
+        marker=MARKERS[index % len(MARKERS)], markersize=4.5, linewidth=1, zorder=3,
+        label=f"{plain(name, 28)} · {gap}" if name else gap,
+    )  # fmt: skip
