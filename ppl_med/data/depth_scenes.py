@@ -101,7 +101,7 @@ def depth_scenes(
     }
 
 
-def law(image: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def law(image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean and standard deviation of the depth, metres, dims (case, row, col).
 
     Args:
@@ -133,7 +133,7 @@ def _random(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
-def _blur(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+def _blur(maps: NDArray[Any]) -> NDArray[Any]:
     """Binomial blur of 5 x 5 pixels, dims (case, row, col), the border repeated."""
     weights = np.array([1, 4, 6, 4, 1], np.float32) / 16
     rows, cols = maps.shape[1:]
@@ -144,7 +144,7 @@ def _blur(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _maps(
     random: np.random.Generator, num_cases: int, size: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Haze in 0.15..0.85 and brightness in 0.2..0.8, dims (case, row, col)."""
     far = 1 - (np.arange(size, dtype=np.float32) + 0.5) / size
     low, high = random.uniform(0.0, 0.3, (num_cases, 1)), random.uniform(0.6, 1.0, (num_cases, 1))
@@ -164,7 +164,7 @@ def _maps(
     return 0.15 + 0.7 * haze.clip(0, 1), 0.2 + 0.6 * brightness.clip(0, 1)
 
 
-def _waves(random: np.random.Generator, num_cases: int, size: int) -> NDArray[np.float32]:
+def _waves(random: np.random.Generator, num_cases: int, size: int) -> NDArray[Any]:
     """A sum of slow waves in random directions, within -1..1, dims (case, row, col)."""
     place = np.arange(size, dtype=np.float32) / size
     total = np.zeros((num_cases, size, size), np.float32)
@@ -177,7 +177,7 @@ def _waves(random: np.random.Generator, num_cases: int, size: int) -> NDArray[np
     return total / NUM_WAVES
 
 
-def _hue(random: np.random.Generator, num_cases: int, shift: str) -> NDArray[np.float32]:
+def _hue(random: np.random.Generator, num_cases: int, shift: str) -> NDArray[Any]:
     """Half of red minus green, one a scene, dims (case, 1, 1)."""
     share = random.random((num_cases, 1, 1), np.float32)
     if shift == "colour":
@@ -186,7 +186,7 @@ def _hue(random: np.random.Generator, num_cases: int, shift: str) -> NDArray[np.
     return 0.025 * (2 * share - 1)
 
 
-def _texture(random: np.random.Generator, num_cases: int, size: int) -> NDArray[np.float32]:
+def _texture(random: np.random.Generator, num_cases: int, size: int) -> NDArray[Any]:
     """Stripes along rows or columns, or a chessboard, dims (case, 1, row, col)."""
     alternating = (1 - 2 * (np.arange(size) % 2)).astype(np.float32)
     kinds = np.stack(
@@ -199,9 +199,7 @@ def _texture(random: np.random.Generator, num_cases: int, size: int) -> NDArray[
     return 0.15 * kinds[random.integers(len(kinds), size=num_cases)][:, None]
 
 
-def _standard(
-    random: np.random.Generator, shape: tuple[int, ...], noise: str
-) -> NDArray[np.float32]:
+def _standard(random: np.random.Generator, shape: tuple[int, ...], noise: str) -> NDArray[Any]:
     """Noise of mean 0 and standard deviation 1."""
     if noise == "gaussian":
         return random.standard_normal(shape, np.float32)

@@ -90,12 +90,12 @@ def centred(
         size: Wanted, of the last axes.
         fill: What pads; None repeats the value at the border.
     """
-    pads, parts = [], []
+    pads, parts = [], list[Any]([...])
     for old, new in zip(values.shape[-len(size) :], size, strict=True):
         start, extra = max(old - new, 0) // 2, max(new - old, 0)
         parts.append(slice(start, start + new))
         pads.append((extra // 2, extra - extra // 2))
-    cropped = values[(..., *parts)]
+    cropped = values[tuple(parts)]
     widths = [(0, 0)] * (values.ndim - len(size)) + pads
     if fill is None:
         return np.pad(cropped, widths, mode="edge")
