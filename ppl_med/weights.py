@@ -24,6 +24,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ppl_med.laws import LazyWeights
+from ppl_med.patches import in_patches
 from ppl_med.priors import FanInNormal, Prior
 
 DETERMINISTIC = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
@@ -201,6 +202,8 @@ class RandomWeights(nn.Module):
         self.net = copy.deepcopy(net)
         self.prior = prior or FanInNormal()
         self.layout = Layout(self.net, where)
+        names = [len(list(net.named_parameters(remove_duplicate=once))) for once in (False, True)]
+        self._tied = names[0] > names[1]  # looking for ties at every pass costs more than a layer
         self.site, self.batch_norm = site, batch_norm
         self.dropout_rates = _switch_off_dropout(self.net)
         chosen = set(self.layout.names)
@@ -239,9 +242,14 @@ class RandomWeights(nn.Module):
         """
         weights = pyro.sample(self.site, self.prior_distribution())
         if not isinstance(weights, LazyWeights):
-            return functional_call(self.net, self.layout.views(weights), inputs, options)
+            views = self.layout.views(weights)
+            return in_patches(
+                lambda *given, **named: self._run(views, given, named),
+                *inputs,
+                **options,
+            )
         weights.num_examples = len(next(iter((*inputs, *options.values()))))
-        output = functional_call(self.net, weights.params, inputs, options)
+        output = self._run(weights.params, inputs, options)
         twice = [n for n in weights.per_example or () if weights.uses[n] > 1]
         if twice:
             raise RuntimeError(
@@ -249,6 +257,9 @@ class RandomWeights(nn.Module):
                 "build the guide with estimator='shared', which is exact for such nets"
             )
         return output
+
+    def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
+        return functional_call(self.net, weights, inputs, options, tie_weights=self._tied)
 
 
 def _switch_off_dropout(net: nn.Module) -> dict[str, float]:
