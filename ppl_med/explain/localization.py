@@ -35,9 +35,9 @@ def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> x
     Raises:
         ValueError: If axes, cases or values do not fit, or all masks are empty.
     """
-    maps = _maps(attribution)
+    maps = as_maps(attribution)
     space = tuple(dim for dim in SPACE if dim in maps.dims)
-    _check_mask(mask, maps, space)
+    check_mask(mask, maps, space)
     inside = mask.astype(bool)
 
     positive = maps.clip(min=0).sum("channel")
@@ -65,7 +65,7 @@ def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> x
     return result
 
 
-def _maps(attribution: xr.DataArray | xr.Dataset) -> xr.DataArray:
+def as_maps(attribution: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """Take the maps out of a Dataset and check their axes and values."""
     if isinstance(attribution, xr.Dataset):
         names = [name for name in ("attribution", "mean") if name in attribution]
@@ -85,7 +85,7 @@ def _maps(attribution: xr.DataArray | xr.Dataset) -> xr.DataArray:
     return attribution
 
 
-def _check_mask(mask: xr.DataArray, maps: xr.DataArray, space: tuple[str, ...]) -> None:
+def check_mask(mask: xr.DataArray, maps: xr.DataArray, space: tuple[str, ...]) -> None:
     """Raise unless the mask is binary and lies on the maps' cases and pixels."""
     if not isinstance(mask, xr.DataArray):
         raise TypeError(

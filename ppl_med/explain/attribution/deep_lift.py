@@ -1,9 +1,10 @@
 """DeepLIFT with the rescale rule, by captum: differences from the baseline, layer by layer.
 
 The multiplier of an activation is Δout / Δin instead of its slope, and Σ a(x) = f(x) - f(baseline)
-exactly. captum's implementation holds for nets of ReLU-like modules that are each called once; with
-norms, functional or repeated activations its sum is off, often silently. So the sum is checked
-on every function before any work, and a net that fails it is refused.
+exactly. captum's implementation holds for nets of activation modules that are each called once;
+with norms, functional or repeated activations, and with max pools away from a constant baseline,
+its sum is off, silently. So operations and the sum are checked on every function before any work,
+and a net that fails is refused.
 
 Reference: Shrikumar, Greenside and Kundaje, "Learning important features through propagating
 activation differences", ICML 2017.
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from ppl_med.explain.attribution.draws import Draw
 from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.network import watch
+from ppl_med.explain.attribution.network import bent, operations, watch
 
+POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 # Beyond this share of the change the sum is not rounding; right nets have 1e-6.
 ALLOWED = 1e-3
 
@@ -38,14 +40,19 @@ class DeepLift(Method):
     def check_function(self, draw: Draw, name: str, task: Task) -> None:
         """Raise unless the attributions of the first case sum to the change of the output."""
         advice = "use method='integrated_gradients', which is complete for any differentiable net"
-        calls, _ = watch(draw.function, task.image)
+        calls, output = watch(draw.function, task.image)
         if not calls:
             raise ValueError(f"deep_lift: {name} calls no torch module; {advice}")
-        bends = tuple(captum.attr._core.deep_lift.SUPPORTED_NON_LINEAR)
-        count = Counter(c.module for c in calls if isinstance(c.module, bends))
+        kinds = tuple(captum.attr._core.deep_lift.SUPPORTED_NON_LINEAR)
+        count = Counter(call.module for call in calls if isinstance(call.module, kinds))
         twice = [type(module).__name__ for module, num in count.items() if num > 1]
         if twice:
             raise ValueError(f"deep_lift: {name} calls one {twice[0]} module twice; {advice}")
+        bends = bent(operations(output))
+        if bends.total() > sum(not isinstance(module, POOLS) for module in count):
+            raise ValueError(
+                f"deep_lift: {name} has operations without a rule among {sorted(bends)}; {advice}"
+            )
         try:
             maps = self.maps(draw, task)
         except (RuntimeError, AssertionError) as error:
@@ -56,8 +63,8 @@ class DeepLift(Method):
         scale = torch.maximum(maps.total.abs(), values.abs().sum(2) / 10)
         if bool((gap > ALLOWED * scale).any()):
             raise ValueError(
-                f"deep_lift does not hold for {name}: its sum misses {float((gap / scale).max()):.2g}"
-                f" of f(image) - f(baseline); {advice}"
+                f"deep_lift does not hold for {name}: its sum misses "
+                f"{float((gap / scale).max()):.2g} of f(image) - f(baseline); {advice}"
             )
 
     def maps(self, draws: Draw, task: Task) -> Maps:
@@ -93,7 +100,9 @@ class _Network(nn.Module):
         super().__init__()
         self._draw = draw
         calls, _ = watch(draw.function, image)
-        self.called = nn.ModuleList(dict.fromkeys(call.module for call in calls))
+        modules = list(dict.fromkeys(call.module for call in calls))
+        inner = {part for module in modules for part in module.modules() if part is not module}
+        self.outermost = nn.ModuleList(module for module in modules if module not in inner)
 
     def forward(self, points: Tensor, rows: Tensor) -> Tensor:
         """The explained number, (point, 1)."""
