@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from number_trees import number_tree
+from posterior_trees import array
 from scipy import stats
 
 from ppl_med.analysis import calibration, scoring
@@ -55,7 +56,7 @@ def map_tree(cases: int = 5, rows: int = 6, cols: int = 7, draws: int = 4) -> xr
 
 
 def observed(tree: xr.DataTree) -> np.ndarray:
-    return tree["observed_data/value"].values
+    return array(tree, "observed_data/value").values
 
 
 @pytest.mark.parametrize("law", ["normal", "laplace", "student_t", "samples"])
@@ -74,7 +75,7 @@ def test_transforms_of_calibrated_predictions_are_uniform(law: str) -> None:
 @pytest.mark.parametrize("law", ["normal", "laplace", "student_t"])
 def test_transforms_are_the_mean_of_the_distribution_functions(law: str) -> None:
     tree = planted(law, cases=20)
-    loc, scale = (tree[f"posterior/{name}"].values for name in ("loc", "scale"))
+    loc, scale = (array(tree, f"posterior/{name}").values for name in ("loc", "scale"))
     expected = LAWS[law][0].cdf((observed(tree) - loc) / scale).mean((0, 1))
     found = calibration.pit(tree, law=law)["pit"]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -108,7 +109,7 @@ def test_coverage_is_that_of_intervals_too_narrow_or_wide_by_a_known_factor(widt
     tree = planted(cases=number, draws=1, width=width)
     found = calibration.coverage(tree)
     z = stats.norm.isf((1 - found["level"]) / 2)
-    loc, scale = (tree[f"posterior/{name}"].values[0, 0] for name in ("loc", "scale"))
+    loc, scale = (array(tree, f"posterior/{name}").values[0, 0] for name in ("loc", "scale"))
     inside = np.abs(observed(tree) - loc) <= z[:, None] * scale
     np.testing.assert_array_equal(found["coverage"], inside.mean(1))
     np.testing.assert_allclose(found["coverage_se"], stats.sem(inside, axis=1))
@@ -154,7 +155,7 @@ def brute_dispersion(variance: np.ndarray, square: np.ndarray, bins: int) -> tup
 
 def test_dispersion_is_the_sum_over_sorted_parts() -> None:
     tree = planted(cases=500)
-    loc, scale = (tree[f"posterior/{name}"].values[0] for name in ("loc", "scale"))
+    loc, scale = (array(tree, f"posterior/{name}").values[0] for name in ("loc", "scale"))
     variance = (scale**2).mean(0) + loc.var(0)
     square = (observed(tree) - loc.mean(0)) ** 2
     found = calibration.dispersion(tree, bins=5)
@@ -165,7 +166,7 @@ def test_dispersion_is_the_sum_over_sorted_parts() -> None:
     assert float(found["rmse_total"]) == pytest.approx(square.mean() ** 0.5)
     assert list(found["count"].values) == [100] * 5
     assert (found["upper"][:-1].values <= found["lower"][1:].values).all()
-    drawn = tree["posterior_predictive/value"].values[0]
+    drawn = array(tree, "posterior_predictive/value").values[0]
     null = [brute_dispersion(variance, (row - loc.mean(0)) ** 2, 5) for row in drawn]
     assert float(found["ence_null"]) == pytest.approx(np.mean(null, 0)[0])
     assert float(found["uce_null"]) == pytest.approx(np.mean(null, 0)[1])
@@ -198,7 +199,7 @@ def test_one_variance_for_all_is_one_bin() -> None:
 def test_maps_count_cases_and_leave_out_what_was_not_observed() -> None:
     tree = map_tree()
     found = calibration.pit(tree)
-    loc, scale = (tree[f"posterior/{name}"].values for name in ("loc", "scale"))
+    loc, scale = (array(tree, f"posterior/{name}").values for name in ("loc", "scale"))
     expected = stats.norm.cdf((observed(tree) - loc) / scale).mean((0, 1))
     np.testing.assert_allclose(found["pit"], expected)
     assert found.attrs["num_tested"] == 5

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from ppl_med.analysis import selective, uncertainty
 from ppl_med.testing import assert_mean
 
 Z = 4.89  # a z-test at a false-alarm rate of 1e-6
-CURVES = (selective.risk_coverage, selective.sparsification, selective.precision_recall)
+CURVES: tuple[Callable, ...] = (
+    selective.risk_coverage,
+    selective.sparsification,
+    selective.precision_recall,
+)
 
 
 def given(values: np.ndarray) -> xr.DataArray:
@@ -207,7 +212,7 @@ def test_lazy_trees_read_in_parts_give_equal_results(
 ) -> None:
     """Parts are of some cases, and of some rows of one case."""
     tree = mask_tree()
-    options = {"ignore": 255, "mantissa_bits": bits, "replicates": 20}
+    options: dict[str, Any] = {"ignore": 255, "mantissa_bits": bits, "replicates": 20}
     whole = [curve(tree, "mutual_information", **options) for curve in CURVES]
     monkeypatch.setattr("ppl_med.analysis.tree_blocks.BLOCK_BYTES", limit)
     lazy = tree.chunk({"case": 2, "row": 4})
@@ -289,8 +294,8 @@ def test_standard_errors_are_those_of_repeated_data_sets() -> None:
     ratio = np.mean(np.square(bars), 0) / squares.mean(0)
     assert (np.abs(ratio - 1) < 0.35).all(), ratio
     pixels = clusters(rng, 60)
-    wide = run(*(values[..., None] for values in pixels), replicates=200)["aurc_se"]
-    single = run(*(values.ravel() for values in pixels), replicates=200)["aurc_se"]
+    wide = run(pixels[0][..., None], pixels[1][..., None], replicates=200)["aurc_se"]
+    single = run(pixels[0].ravel(), pixels[1].ravel(), replicates=200)["aurc_se"]
     assert float(wide) > 1.5 * float(single)  # pixels of one case are not independent
 
 

@@ -74,9 +74,9 @@ def aggregate(
         found = {name: array for name, array in maps.items() if _space(array)}
         if not found:
             raise ValueError(f"maps has no variable with axes of an image, only {list(maps)}.")
-        options = {"level": level, "patch": patch, "mask": mask, "width": width}
+        options: dict[str, Any] = {"level": level, "patch": patch, "mask": mask, "width": width}
         options |= {"spacing": spacing, "classes": classes}
-        results = {n: aggregate(a, how, **options) for n, a in found.items()}  # type: ignore[arg-type]
+        results = {n: aggregate(a, how, **options) for n, a in found.items()}
         return xr.Dataset(results, attrs=maps.attrs)
     if not isinstance(maps, xr.DataArray):
         raise TypeError(f"maps must be a DataArray or Dataset, not {type(maps).__name__}.")
@@ -97,7 +97,7 @@ def aggregate(
         output_dtypes=[np.float64],
     )
     attrs = {**maps.attrs, "aggregation": f"{how}{settings}"}
-    return result.rename(maps.name).assign_attrs(attrs)  # type: ignore[no-any-return]
+    return result.rename(maps.name).assign_attrs(attrs)
 
 
 def predicted_mask(tree: Posterior) -> xr.DataArray:

@@ -87,7 +87,7 @@ def coverage(datasets: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
         argument = f"datasets[{name!r}]" if several else "datasets"
         require_variables(dataset, argument, needed, f"{_SOURCE}.coverage")
         require_dims(dataset["coverage"], f"{argument}['coverage']", ("level",))
-    figure = new_figure(5.4, 6.1)
+    figure = new_figure(5.4, 5.9 + 0.2 * len(named))
     ax = figure.subplots()
     _diagonal(ax, 0.0, 1.0)
     for index, (name, dataset) in enumerate(named.items()):

@@ -84,8 +84,8 @@ def coverage(
     if single:
         result["interval_error_null"] = ((), _mean_deviation(number, array).mean())
         result["calibration_error_null"] = ((), (array * (1 - array)).mean() / number)
-    for name, variable in result.data_vars.items():
-        squared = str(name).startswith("calibration_error")
+    for key, variable in result.data_vars.items():
+        squared = str(key).startswith("calibration_error")
         variable.attrs["units"] = "probability^2" if squared else "probability"
     result.attrs.update(transformed.attrs, confidence=confidence)
     result.attrs["interval"] = "Clopper-Pearson" if single else "Student's t over cases"

@@ -271,17 +271,17 @@ def _gather(
         if resampled is not None:
             resampled.add(block)
     levels = _Orders(tables["score"].levels, tables["error"].levels)
-    if not levels.score.count.size:
+    if not levels.score.number.size:
         raise ValueError("error is NaN everywhere: nothing was observed.")
     again = None
     if resampled is not None:
         again = _Orders(resampled.levels("score"), resampled.levels("error"))
-    number = int(levels.score.count.sum())
+    number = int(levels.score.number.sum())
     attrs: dict[str, object] = {
         "num_entries": number,
         "num_left_out": left_out,
         "num_cases": source.sizes["case"],
-        "num_levels": levels.score.count.size,
+        "num_levels": levels.score.number.size,
         "mantissa_bits": "exact" if bits is None else bits,
         "ties": _TIES,
         "score": source.score if isinstance(source.score, str) else "given",
@@ -307,9 +307,9 @@ def _dataset(
         dims = (dim,) if value.ndim else ()
         result[name] = (dims, value, note)
         if again:
-            spread = _spread(again[name], gathered.attrs["num_cases"])
+            spread = _spread(np.asarray(again[name]), gathered.attrs["num_cases"])
             result[f"{name}_se"] = (dims, spread, {**note, "note": "bootstrap over cases"})
-    count = gathered.orders.score.count
+    count = gathered.orders.score.number
     result["largest_tie"] = ((), count.max() / count.sum(), {"units": "probability"})
     result.attrs = gathered.attrs
     return result

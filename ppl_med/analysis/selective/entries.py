@@ -198,11 +198,12 @@ class Source:
             number = cases.stop - cases.start
             flat = [array.values.reshape(number, -1) for array in (score, error)]
             kept = ~np.isnan(flat[1])
-            chosen = [values[kept] for values in flat]
-            if not all(np.isfinite(values).all() for values in chosen):
+            wanted, errors = (values[kept] for values in flat)
+            if not (np.isfinite(wanted).all() and np.isfinite(errors).all()):
                 raise ValueError("score or error holds NaN or infinite values; find those cases.")
-            where = np.nonzero(kept)[0]
-            yield Entries(*chosen, where, number, cases.start, int(kept.size - kept.sum()))
+            left_out = int(kept.size - kept.sum())
+            case = np.nonzero(kept)[0]
+            yield Entries(wanted, errors, case, number, cases.start, left_out)
 
     def blocks(self) -> Iterator[Block]:
         """Yield selections that fit the memory limit."""
@@ -339,6 +340,7 @@ def _check(kind: str, chosen: Chosen, source: Classes | NumberSource) -> Chosen:
     if isinstance(chosen, xr.DataArray):
         return chosen
     classes = isinstance(source, Classes)
+    known: tuple[str, ...]
     if kind == "score":
         known = CLASS_SCORES if classes else VARIANCES
     else:

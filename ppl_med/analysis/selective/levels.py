@@ -26,11 +26,11 @@ class Levels(NamedTuple):
     """Levels in rising order of the score; leading axes, such as replicates, are kept.
 
     Args:
-        count: Entries of each level (..., level).
+        number: Entries of each level (..., level).
         total: Sum of their errors (..., level).
     """
 
-    count: np.ndarray
+    number: np.ndarray
     total: np.ndarray
 
 
@@ -78,7 +78,7 @@ def round_off(score: np.ndarray, bits: int) -> np.ndarray:
 
 def size(levels: Levels) -> Figure:
     """Number of entries (...)."""
-    return levels.count.sum(-1)
+    return levels.number.sum(-1)
 
 
 def kept_error(levels: Levels, coverage: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ def kept_error(levels: Levels, coverage: np.ndarray) -> np.ndarray:
     Returns:
         Their total error over the number of all entries: the generalised risk.
     """
-    count, total = _from_zero(levels.count), _from_zero(levels.total)
+    count, total = _from_zero(levels.number), _from_zero(levels.total)
     rows = zip(count.reshape(-1, count.shape[-1]), total.reshape(-1, count.shape[-1]), strict=True)
     curves = [np.interp(coverage, n / n[-1], e / n[-1]) for n, e in rows]
     return np.array(curves).reshape(*count.shape[:-1], len(coverage))
@@ -106,7 +106,7 @@ def mean_generalised_risk(levels: Levels) -> Figure:
     """Area under the generalised risk, by the trapezoid rule between entries (...)."""
     below = _from_zero(levels.total)[..., :-1]
     number = size(levels)
-    return (levels.count * (below + levels.total / 2)).sum(-1) / number**2
+    return (levels.number * (below + levels.total / 2)).sum(-1) / number**2
 
 
 def average_precision(levels: Levels) -> Figure:
@@ -115,8 +115,8 @@ def average_precision(levels: Levels) -> Figure:
     Args:
         levels: In rising order of the score, errors 0 or 1.
     """
-    right = levels.count - levels.total
-    share = np.divide(right, levels.count, out=np.zeros_like(right), where=levels.count > 0)
+    right = levels.number - levels.total
+    share = np.divide(right, levels.number, out=np.zeros_like(right), where=levels.number > 0)
     return (_risk_sums(levels, right) * share).sum(-1) / right.sum(-1)
 
 
@@ -130,9 +130,9 @@ def kept_at_recall(levels: Levels, recall: np.ndarray) -> tuple[np.ndarray, np.n
     Returns:
         Precision and coverage (..., recall), NaN where no entry is without error.
     """
-    right = levels.count - levels.total
+    right = levels.number - levels.total
     shape = right.shape[:-1]
-    flat = zip(right.reshape(-1, right.shape[-1]), levels.count.reshape(-1, right.shape[-1]),
+    flat = zip(right.reshape(-1, right.shape[-1]), levels.number.reshape(-1, right.shape[-1]),
                strict=True)  # fmt: skip
     found = np.array([_at_recall(*row, recall) for row in flat])
     precision, coverage = found.transpose(1, 0, 2)
@@ -155,7 +155,7 @@ def _at_recall(
 
 def _risk_sums(levels: Levels, total: np.ndarray) -> np.ndarray:
     """Sum over the ranks of every level of the expected mean of ``total`` up to that rank."""
-    count = levels.count
+    count = levels.number
     share = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     before, below = _from_zero(count)[..., :-1], _from_zero(total)[..., :-1]
     harmonic = digamma(before + count + 1) - digamma(before + 1)

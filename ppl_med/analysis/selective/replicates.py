@@ -51,8 +51,8 @@ class Replicates:
         Replicates that no case has entered, as happens with a handful of cases, are left out.
         """
         levels = self._tables[name].levels
-        filled = levels.count.sum(1) > 0
-        return Levels(levels.count[filled], levels.total[filled])
+        filled = levels.number.sum(1) > 0
+        return Levels(levels.number[filled], levels.total[filled])
 
     def _coarse(self, name: str, values: np.ndarray) -> np.ndarray:
         """Round relative to the range of the first block, so that an offset does no harm."""
