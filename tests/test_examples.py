@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 NEEDS_DATA = {
+    "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
+    "hippocampus.py": [],
     "lung_nodules.py": ["--model", "prob_unet", "ensemble"],
     "malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"],
 }
