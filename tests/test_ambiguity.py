@@ -1,7 +1,8 @@
 """Does the Probabilistic U-Net recover a law of masks that is known? Generators A and B.
 
-The thresholds are those of the specification: a plain ELBO with a normal guide leans towards
-frequent modes even at its optimum (a mode KL of about 0.05), so zero is not the target.
+The thresholds are those of the specification. A plain ELBO with a normal guide leans towards
+frequent modes even at its optimum (a mode KL of about 0.05); the importance-weighted bound does so
+less, and is what is trained here.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ import xarray as xr
 
 from ppl_med.analysis import segmentation
 from ppl_med.data import SCENE_FLIPS, Batches, FreshBatches, lesions, scenes
-from ppl_med.inference import ConditionalNormal, cooldown, fit, predict
+from ppl_med.inference import ConditionalNormal, ImportanceWeighted, cooldown, fit, predict
 from ppl_med.models import ProbabilisticUNet
 
 SIZES: dict[str, Any] = {"channels": (16, 32, 48, 48), "num_convolutions": 2}
@@ -65,13 +66,13 @@ def test_a_collapsed_model_predicts_one_mode() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_all_modes_of_the_scenes_are_found_at_their_frequencies(seed: int) -> None:
     pair = scene_model(SIZES, seed)
-    history = train(pair, scenes, 2800, seed)
+    history = train(pair, scenes, 2800, seed, objective=ImportanceWeighted(4))
     arrays = scenes(200, seed=10**6)
     test = Batches({name: arrays[name] for name in ("image", "id")}, batch_size=100)
     tree = predict(*pair, test, draws=160, progress=False)
     switches = dict(zip(SCENE_FLIPS.classes, SCENE_FLIPS.new_classes, strict=True))
     found: Any = segmentation.flips(tree, regions(arrays), switches, SCENE_FLIPS.probabilities)
-    assert history["nll"].values[-100:].mean() <= 5
+    assert 3.17 <= -history["bound"].values[-100:].mean() <= 19  # the entropy of the modes, or more
     assert 3.17 <= history["kl"].values[-100:].mean() <= 14
     assert int(found["modes_found"]) == 32
     assert float(found["kl_empirical_true"]) <= 0.12
