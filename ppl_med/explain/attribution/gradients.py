@@ -37,6 +37,7 @@ class Saliency(Method):
 
     name = "saliency"
     unit = "{} per unit of intensity"
+    takes_groups = True
     is_linear = True
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
@@ -49,6 +50,7 @@ class InputXGradient(Method):
     """The gradient times the image, both at the image."""
 
     name = "input_x_gradient"
+    takes_groups = True
     is_linear = True
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
@@ -74,6 +76,7 @@ class IntegratedGradients(Method):
     name = "integrated_gradients"
     is_complete = True
     uses_baseline = True
+    takes_groups = True
     is_linear = True
     advice = "raise steps"
 
@@ -144,6 +147,7 @@ class SmoothGrad(Method):
     seed: int = 0
     name = "smooth_grad"
     unit = "{} per unit of intensity"
+    takes_groups = True
     is_linear = True
 
     def validate(self, image: Tensor) -> None:

@@ -53,6 +53,7 @@ class Method(ABC):
         advice: What to change where they do not.
         needs_gradient: Whether it differentiates the functions.
         uses_baseline: Whether the baseline matters.
+        takes_groups: Whether it asks for no more than values and gradients, of any group of draws.
         is_linear: Whether it is linear in the gradient at points that do not depend on the draw.
         outputs: The units of ``Output`` that it is valid for.
     """
@@ -63,6 +64,7 @@ class Method(ABC):
     advice: ClassVar[str] = ""
     needs_gradient: ClassVar[bool] = True
     uses_baseline: ClassVar[bool] = False
+    takes_groups: ClassVar[bool] = False
     is_linear: ClassVar[bool] = False
     outputs: ClassVar[tuple[str, ...]] = ("logit", "log_probability", "probability", "value")
 

@@ -12,7 +12,7 @@ in its file.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_med.explain.attribution.catalogue import as_method
-from ppl_med.explain.attribution.draws import Draw, Function
+from ppl_med.explain.attribution.draws import Draw, DrawGroup, Function
 from ppl_med.explain.attribution.method import Maps, Method, Task
 from ppl_med.explain.attribution.score import SPACE, Output, Score, as_region
+from ppl_med.explain.attribution.stacked_draws import StackedDraws
 from ppl_med.explain.draw_moments import DrawMoments
 from ppl_med.explain.function_checks import (
     as_baseline,
@@ -62,6 +63,7 @@ def attribute(
     region: Tensor | None = None,
     baseline: float | Tensor = 0.0,
     batch_size: int = 256,
+    draws_at_once: int | None = None,
     tolerance: float = 0.05,
     case: Sequence[str] | Sequence[int] | None = None,
     keep_draws: bool = False,
@@ -92,7 +94,11 @@ def attribute(
         baseline: An image without evidence: where the path of integrated gradients starts, what
             occlusion puts in. An intensity, or a tensor of the image's shape (a blurred image, a
             healthy reference). Not used by methods without a reference.
-        batch_size: Most images in one forward and backward pass (cases times steps).
+        batch_size: Most images in one forward and backward pass (cases times steps times draws).
+        draws_at_once: Draws whose gradients are taken in one pass by ``torch.func.vmap``, for
+            methods of the gradient family and LRP, and functions that are one network with
+            different parameters. By default 8 on a GPU, where that can be done, and 1 on a CPU,
+            where a loop is as fast.
         tolerance: Methods that should be complete: a delta beyond this share of the known total,
             such as ``|f(image) - f(baseline)|``, is counted and warned of. Where positive and
             negative pixels nearly cancel, a tenth of Σ |attribution| stands in for that total.
@@ -143,21 +149,28 @@ def attribute(
     if target is None and output != "value":
         raise ValueError("target is missing; give the class to explain")
     baseline, ids = as_baseline(baseline, image), as_case(case, image)
+    if draws_at_once is not None:
+        check_count("draws_at_once", draws_at_once)
+        if draws_at_once > 1 and not chosen.takes_groups:
+            raise ValueError(f"{chosen.name} visits draws one by one; leave draws_at_once out")
     image, target = image.detach(), as_target(0 if target is None else target, image)
     score = Score(output, target, as_region(region, image))
     parts = tasks(image, baseline, chosen, batch_size)
     index = check_functions(functions, image, baseline, _checker(chosen, score, parts[0]))
 
     moments, checks = None, Checks(len(functions), len(image))
-    bar = tqdm(functions, disable=not progress, desc="attribute", unit="draw")
-    for position, function in enumerate(bar):
-        draw = Draw(function, score)
-        maps = [chosen.maps(draw, part) for part in parts]
-        values = torch.cat([part.values for part in maps], 1)
+    bar = tqdm(total=len(functions), disable=not progress, desc="attribute", unit="draw")
+    for group in _groups(functions, score, image[:1], chosen, draws_at_once):
+        parts = tasks(image, baseline, chosen, max(1, batch_size // group.num_draws))
+        maps = [chosen.maps(group, part) for part in parts]
+        values = torch.cat([part.values for part in maps], 1).detach().double().cpu().numpy()
         if moments is None:
             moments = DrawMoments(tuple(values.shape[1:]), len(functions), keep_draws)
-        moments.update(values[0].detach().double().cpu().numpy())
-        checks.add(position, maps)
+        checks.add(moments.count, maps)
+        for value in values:
+            moments.update(value)
+        bar.update(group.num_draws)
+    bar.close()
     assert moments is not None
     result = moments.dataset(("case", "channel", *SPACE[image.ndim]), index)
     dims = ("chain", "draw", "case")
@@ -169,6 +182,31 @@ def attribute(
     unit = {"probability": "probability", "value": "1"}.get(output, "nats")
     result = described(result, chosen, unit, baseline)
     return result.assign_attrs(output=output)
+
+
+def _groups(
+    functions: Sequence[Function],
+    score: Score,
+    example: Tensor,
+    method: Method,
+    draws_at_once: int | None,
+) -> Iterator[DrawGroup]:
+    """Yield the draws one by one, or several stacked where that is asked for and can be done."""
+    size = draws_at_once or (8 if example.is_cuda and method.takes_groups else 1)
+    for start in range(0, len(functions), size):
+        part = [functions[place] for place in range(start, min(start + size, len(functions)))]
+        if len(part) > 1:
+            try:
+                yield StackedDraws(part, score, example)
+                continue
+            except (ValueError, RuntimeError) as error:
+                if draws_at_once:
+                    raise ValueError(
+                        f"draws_at_once is {draws_at_once}, and the functions cannot be stacked "
+                        f"({error}); leave it out"
+                    ) from error
+        for function in part:
+            yield Draw(function, score)
 
 
 def tasks(image: Tensor, baseline: Tensor, method: Method, batch_size: int) -> list[Task]:
@@ -204,17 +242,17 @@ class Checks:
         self.values: dict[str, np.ndarray] = {}
 
     def add(self, position: int, maps: Sequence[Maps]) -> None:
-        """Keep the figures of one draw.
+        """Keep the figures of a group of draws.
 
         Args:
-            position: Of the draw.
+            position: Of its first draw.
             maps: Its maps of all cases, in parts.
         """
         figures = [self._figures(part) for part in maps]
         for name in figures[0]:
-            values = torch.cat([part[name] for part in figures], 1)[0]
+            values = torch.cat([part[name] for part in figures], 1).detach().double().cpu().numpy()
             kept = self.values.setdefault(name, np.full(self.shape, np.nan))
-            kept[position] = values.detach().double().cpu().numpy()
+            kept[position : position + len(values)] = values
 
     @staticmethod
     def _figures(maps: Maps) -> dict[str, Tensor]:

@@ -71,6 +71,7 @@ class RelevancePropagation(Method):
 
     epsilon: float = 0.01
     name = "lrp"
+    takes_groups = True
     outputs = ("logit", "value")
 
     def validate(self, image: Tensor) -> None:
