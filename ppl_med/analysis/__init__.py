@@ -4,5 +4,7 @@ uncertainty   entropy and variance, split into data and model parts
 scoring       accuracy, NLL, Brier score and its parts, CRPS, energy, held-out log density
 calibration   calibration errors and curves, recalibration on held-out cases
 conformal     prediction sets with a coverage guarantee
+selective     what is gained by leaving out the uncertain
+aggregation   from a map of uncertainty to a score a case
 segmentation  sampled masks against several graders, uncertainty maps, sizes with intervals
 """
