@@ -10,7 +10,7 @@ def images(cases: int = 3, channels: int = 2, size: int = 8, space: int = 2) -> 
     return torch.randn(cases, channels, *[size] * space, dtype=torch.float64)
 
 
-def conv_net(space: int = 2, bias: bool = True, classes: int = 3, channels: int = 2) -> nn.Module:
+def conv_net(space: int = 2, bias: bool = True, classes: int = 3, channels: int = 2) -> Any:
     """Two convolutions, batch norm, max pool and a linear head, for sides of 8."""
     conv: Any = nn.Conv2d if space == 2 else nn.Conv3d
     norm: Any = nn.BatchNorm2d if space == 2 else nn.BatchNorm3d
@@ -32,6 +32,7 @@ def randomized(net: nn.Module) -> nn.Module:
     """In evaluation mode, without parameter gradients, norms off their start."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)

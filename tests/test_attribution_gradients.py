@@ -61,7 +61,7 @@ def test_noise_has_the_law_of_a_quadratic_function() -> None:
 
     x = images(2, 1, 20)
     sigma = 0.5 * (x.flatten(1).max(1).values - x.flatten(1).min(1).values)
-    options = {"samples": 50, "noise_scale": 0.5}
+    options: Any = {"samples": 50, "noise_scale": 0.5}
     smooth = attribute([half_square], x, 0, method="smooth_grad", **options)
     spread = attribute([half_square], x, 0, method="var_grad", **options)
     for case in range(2):
@@ -157,7 +157,7 @@ def test_implementation_invariance() -> None:
     x = images(size=4)
     torch.testing.assert_close(plain(x), other(x))
     maps = [attribute([net], x, 1, tolerance=1)["mean"] for net in (plain, other)]
-    np.testing.assert_allclose(*maps, atol=1e-12)
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-12)
 
 
 def test_linearity_and_symmetry() -> None:
@@ -204,13 +204,15 @@ def test_region_of_a_segmentation(space: int, output: Any) -> None:
     region = torch.rand(len(x), *x.shape[2:]) < 0.3
     target = torch.tensor([2, 0, 1])
     result = attribute([net], x, target, output=output, region=region, steps=60)
-    values = []
+    values: list[Any] = []
     for where in (x, torch.zeros_like(x)):
         logits = net(where)
         if output != "logit":
             logits = logits.log_softmax(1) if output == "log_probability" else logits.softmax(1)
         values.append([logits[i, target[i]][region[i]].mean() for i in range(3)])
-    np.testing.assert_allclose(total(result["mean"]), np.subtract(*values), atol=1e-6)
+    np.testing.assert_allclose(
+        total(result["mean"]), np.array(values[0]) - np.array(values[1]), atol=1e-6
+    )
     # Two 3-wide convolutions: nothing comes from more than two pixels away.
     single = torch.zeros_like(region)
     single.flatten(1)[:, 0] = True

@@ -60,7 +60,7 @@ def test_lrp_is_captums(epsilon: float) -> None:
     # captum knows no Flatten, so the rule is compared on the convolutional part.
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            module.rule = EpsilonRule(epsilon)  # type: ignore[assignment]
+            module.rule = EpsilonRule(epsilon)
     place = (1, 1, 2)
     exact = oracle.attribute(x.clone().requires_grad_(), place).detach()
     region = torch.zeros(3, 4, 4)
@@ -137,7 +137,7 @@ def test_norms_of_the_image_are_linear_with_their_spread_held(norm: nn.Module) -
         nn.Conv2d(2, 4, 3, padding=1, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)
     )
     net = net.double().requires_grad_(False)
-    net[-1].bias.zero_()
+    nn.init.zeros_(net.get_parameter("4.bias"))
     x = images()
     values = [net(x)]
     result = attribute([net], x, 1, method="lrp", epsilon=0.0)
@@ -206,6 +206,7 @@ def test_full_gradient_puts_the_bias_where_it_acts() -> None:
     net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head).double().requires_grad_(False)
     head.weight.zero_()
     head.weight[1, 19] = 2.0  # row 2, col 3
+    assert conv.bias is not None
     conv.bias.fill_(9.0)
     x = images()
     result = attribute([net], x, 1, method="full_gradient")["mean"][:, 0]
@@ -215,14 +216,15 @@ def test_full_gradient_puts_the_bias_where_it_acts() -> None:
 
 def test_one_answer_on_bias_free_relu_nets() -> None:
     net, x = conv_net(bias=False), images()
+    methods: Any = (
+        ("input_x_gradient", {}),
+        ("integrated_gradients", {}),
+        ("lrp", {"epsilon": 0.0}),
+        ("full_gradient", {}),
+    )
     maps = {
         method: attribute([net], x, 2, method=method, **options)["mean"].sum("channel")
-        for method, options in (
-            ("input_x_gradient", {}),
-            ("integrated_gradients", {}),
-            ("lrp", {"epsilon": 0.0}),
-            ("full_gradient", {}),
-        )
+        for method, options in methods
     }
     for found in maps.values():
         np.testing.assert_allclose(found, maps["input_x_gradient"], atol=1e-9)

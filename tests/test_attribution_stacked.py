@@ -11,7 +11,7 @@ from ppl_med.explain.attribution import attribute
 from ppl_med.inference import BernoulliDropout, Ensemble, MeanFieldNormal, functions
 from ppl_med.models import BayesianClassifier
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "saliency": {},
     "input_x_gradient": {},
     "integrated_gradients": {"steps": 7},
@@ -25,7 +25,8 @@ METHODS = {
 @pytest.mark.parametrize("space", [2, 3])
 def test_stacked_draws_equal_single_ones(method: str, space: int) -> None:
     nets, x, target = [conv_net(space) for _ in range(5)], images(space=space), [2, 0, 1]
-    settings: Any = {"method": method, "keep_draws": True, "tolerance": 10} | METHODS[method]
+    settings: dict[str, Any] = {"method": method, "keep_draws": True, "tolerance": 10}
+    settings |= METHODS[method]
     results = [
         attribute(nets, x, torch.tensor(target), draws_at_once=size, batch_size=batch, **settings)
         for size, batch in ((None, 256), (2, 4), (5, 256))

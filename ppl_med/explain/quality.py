@@ -347,7 +347,7 @@ def max_sensitivity(
     reach = reach.view(-1, *[1] * (image.ndim - 1))
     generator = torch.Generator().manual_seed(seed)
     changes = []
-    size = np.sqrt((maps.astype(float) ** 2).sum(inner))
+    size: xr.DataArray = (maps.astype(float) ** 2).sum(inner) ** 0.5
     for _ in range(samples):
         noise = 2 * torch.rand(image.shape, generator=generator, dtype=torch.float64) - 1
         moved = as_maps(explain(image + reach * noise.to(image)))
@@ -443,7 +443,7 @@ def parameter_randomisation(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for _, module in reversed(layers):
-            module.reset_parameters()  # type: ignore[operator]
+            module.reset_parameters()
             state = torch.random.get_rng_state()
             results.append(likeness(trained, explain(changed)))
             torch.random.set_rng_state(state)

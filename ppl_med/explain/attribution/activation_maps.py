@@ -50,13 +50,9 @@ class ActivationMap(Method):
     def maps(self, draws: Draw, task: Task) -> Maps:
         """Weights times activations, interpolated."""
         module = find_layer(draws, task.image[:1], self.layer, self.name)
-        parts = (x.split(task.batch_size) for x in (task.image, task.baseline, task.rows))
-        found = torch.cat(
-            [
-                self._map(draws, module, Task(*part, task.batch_size)).detach()
-                for part in zip(*parts, strict=True)
-            ]
-        )[:, None]
+        splits = (x.split(task.batch_size) for x in (task.image, task.baseline, task.rows))
+        parts = [Task(x, b, rows, task.batch_size) for x, b, rows in zip(*splits, strict=True)]
+        found = torch.cat([self._map(draws, module, part).detach() for part in parts])[:, None]
         return Maps(resized(found.relu() if self.relu else found, task.image)[None])
 
     @abstractmethod

@@ -292,7 +292,7 @@ def with_completeness(
         warnings.warn(
             f"{names}: Σ attribution misses more than {tolerance:g} of its total in {beyond} of "
             f"{delta.size} ({', '.join(str(dim) for dim in delta.dims[-2:])}) pairs, by "
-            f"{float(np.abs(delta).where(is_beyond).max()):.3g} at most; {method.advice}",
+            f"{float(abs(delta).where(is_beyond).max()):.3g} at most; {method.advice}",
             UserWarning,
             stacklevel=3,
         )
