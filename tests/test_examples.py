@@ -18,8 +18,12 @@ NEEDS_DATA = {
     "hippocampus.py": [],
     "lung_nodules.py": ["--model", "prob_unet", "ensemble"],
     "malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"],
+    "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
 }
-OPTIONS = {"street_modes.py": ["--scenes", "--model", "prob_unet", "m_heads"]}
+OPTIONS = {
+    "depth.py": ["--variant", "baseline", "both", "--fraction", "1", "0.5"],
+    "street_modes.py": ["--scenes", "--model", "prob_unet", "m_heads"],
+}
 SEGMENTERS = (
     "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
 )  # fmt: skip

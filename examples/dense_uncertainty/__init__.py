@@ -1,0 +1,1 @@
+"""What the studies of depths and of street scenes share: four variants of one net, and tables."""

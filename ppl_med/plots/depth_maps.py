@@ -1,0 +1,191 @@
+"""Predicted depths: maps of the two uncertainties, and learnt noise against known noise."""
+
+import textwrap
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from ppl_med.analysis import uncertainty
+from ppl_med.plots.checks import require_dims, require_images, require_variables
+from ppl_med.plots.segmentation_samples import positions
+from ppl_med.plots.theme import (
+    ALEATORIC,
+    EPISTEMIC,
+    INK,
+    MUTED,
+    SERIES,
+    clean,
+    heading,
+    new_figure,
+    plain,
+)
+
+_SIDE = 1.45  # inches of a panel
+_MAP = ("case", "row", "col")
+_DEPTH, _NOISE, _DOUBT = "viridis", "Oranges", "Blues"
+
+
+def depth_maps(
+    tree: xr.DataTree,
+    images: ArrayLike,
+    case: Hashable | Sequence[Hashable] | None = None,
+    *,
+    noise_sd: ArrayLike | None = None,
+    unit: str = "m",
+) -> Figure:
+    """Draw image, measured and predicted depth, and the standard deviation of either kind.
+
+    Noise is the root of the aleatoric variance, doubt that of the epistemic. Measured and predicted
+    depth share a scale, true and learnt noise another. What was not measured is grey.
+
+    Args:
+        tree: The tree of ``predict`` on maps of numbers.
+        images: (case, channel, row, col), 1 or 3 channels, any intensity unit; the tree's cases in
+            their order.
+        case: Ids of the cases to show; the first four by default.
+        noise_sd: True standard deviation of the noise (case, row, col), where it is known.
+        unit: Of the depths.
+
+    Returns:
+        One row of panels a case.
+
+    Raises:
+        TypeError, ValueError: No maps of numbers, unknown cases, or arrays that do not fit.
+    """
+    group = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+    require_variables(group, "tree", ("loc",), "ppl_med.inference.predict")
+    chosen = positions(group["loc"], case)
+    pictures = require_images(images, group.sizes["case"])
+    part = group[[name for name in ("loc", "scale", "variance") if name in group]]
+    part = part.isel(case=chosen)
+    parts = uncertainty.variance(part, mcse=False)
+    predicted = part["loc"].mean(("chain", "draw"))
+    panels: dict[str, tuple[NDArray, str]] = {}
+    if "observed_data" in tree.children and "depth" in tree["observed_data"]:
+        measured = tree["observed_data/depth"].isel(case=chosen)
+        panels["measured depth"] = (_maps(measured, "observed depth"), _DEPTH)
+    panels["predicted depth"] = (_maps(predicted, "loc"), _DEPTH)
+    if noise_sd is not None:
+        panels["true noise, sd"] = (_truth(noise_sd, group, chosen), _NOISE)
+    panels["learnt noise, sd"] = (np.sqrt(_maps(parts["aleatoric"], "aleatoric")), _NOISE)
+    panels["doubt, sd"] = (np.sqrt(_maps(parts["epistemic"], "epistemic")), _DOUBT)
+    ids = group["case"].to_numpy()[chosen] if "case" in group.coords else np.array(chosen)
+    return _draw([pictures[index] for index in chosen], ids.tolist(), panels, unit)
+
+
+def noise_recovery(tables: xr.Dataset | Mapping[str, xr.Dataset], *, unit: str = "m") -> Figure:
+    """Draw the learnt standard deviation of the noise against the true one.
+
+    Args:
+        tables: ``learnt`` and ``true`` (bin), in each the root of the mean variance of the entries
+            of a bin, and scalars ``correlation`` and ``sd_error``; a mapping from name to Dataset
+            overlays several.
+        unit: Of the numbers.
+
+    Returns:
+        One square panel; below the diagonal the noise is underrated.
+
+    Raises:
+        TypeError, ValueError: No Dataset, or a variable or dimension is missing.
+    """
+    named = {"": tables} if isinstance(tables, xr.Dataset) else dict(tables)
+    if not named:
+        raise ValueError("tables is empty; give at least one")
+    for name, one in named.items():
+        argument = f"tables[{name!r}]" if name else "tables"
+        needed = ("learnt", "true", "correlation", "sd_error")
+        require_variables(one, argument, needed, "the study")
+        for variable in needed[:2]:
+            require_dims(one[variable], f"{argument}[{variable!r}]", ("bin",))
+    figure = new_figure(5.4, 6.0)
+    ax = figure.subplots()
+    top = 1.08 * max(float(np.maximum(one["learnt"], one["true"]).max()) for one in named.values())
+    ax.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for index, (name, one) in enumerate(named.items()):
+        text = f"correlation {float(one['correlation']):.3f}, off by {float(one['sd_error']):.3f}"
+        label = f"{plain(name, 24)} · {text} {unit}" if name else f"{text} {unit}"
+        ax.plot(one["true"], one["learnt"], color=SERIES[index % len(SERIES)], marker="o",
+                markersize=5, linewidth=1.4, label=label, zorder=3)  # fmt: skip
+    ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    ax.set_xlabel(f"True standard deviation of the noise [{unit}]")
+    ax.set_ylabel(f"Learnt standard deviation [{unit}]")
+    clean(ax, grid="both")
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False, labelcolor=INK)
+    heading(figure, "Noise, learnt and true")
+    return figure
+
+
+def _maps(array: xr.DataArray, name: str) -> NDArray[np.float64]:
+    return require_dims(array, name, _MAP).to_numpy().astype(np.float64)
+
+
+def _truth(noise_sd: ArrayLike, group: xr.Dataset, chosen: list[int]) -> NDArray[np.float64]:
+    truth = np.asarray(noise_sd, np.float64)
+    shape = tuple(group.sizes[dim] for dim in _MAP)
+    if truth.shape != shape:
+        raise ValueError(
+            f"noise_sd has shape {truth.shape}, the tree's maps {shape}; pass the scenes that were "
+            "predicted, in their order"
+        )
+    return truth[chosen]
+
+
+def _draw(
+    pictures: list[NDArray], ids: list[Hashable], panels: dict[str, tuple[NDArray, str]], unit: str
+) -> Figure:
+    aspect = pictures[0].shape[0] / pictures[0].shape[1]
+    columns = 1 + len(panels)
+    figure = new_figure(_SIDE * columns + 0.8, _SIDE * aspect * len(ids) + 1.2)
+    axes = figure.subplots(len(ids), columns, squeeze=False, gridspec_kw={"hspace": 0.02})
+    limits = _limits(panels)
+    for row, (name, picture) in enumerate(zip(ids, pictures, strict=True)):
+        grey = picture.shape[-1] == 1
+        axes[row, 0].imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
+        label = "\n".join(plain(line) for line in textwrap.wrap(str(name), 14)[:3])
+        axes[row, 0].set_ylabel(label, fontsize=7.5, color=INK)
+        for ax, (title, (values, colors)) in zip(axes[row, 1:], panels.items(), strict=True):
+            low, high = limits[title]
+            ax.set_facecolor("#d0d4d9")
+            ax.imshow(values[row], cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(color=MUTED, linewidth=0.5)
+    for ax, title in zip(axes[0], ("image", *panels), strict=True):
+        ax.set_title(title, fontsize=9, color=_color(title), pad=4)
+    for column in range(columns):
+        _bar(figure, axes[:, column], unit)
+    figure.axes[-columns].set_visible(False)  # of the images; it keeps all panels of one height
+    heading(figure, "Depth, its noise and the model's doubt")
+    return figure
+
+
+def _limits(panels: dict[str, tuple[NDArray, str]]) -> dict[str, tuple[float, float]]:
+    """One scale for all maps of a colour map; doubt and noise start at 0."""
+    found = {}
+    for title, (_, colors) in panels.items():
+        values = [other for other, name in panels.values() if name == colors]
+        joined = np.concatenate([one[np.isfinite(one)].ravel() for one in values])
+        low, high = np.quantile(joined, [0.002, 0.998]) if joined.size else (0.0, 1.0)
+        found[title] = (float(low) if colors == _DEPTH else 0.0, float(high) or 1.0)
+    return found
+
+
+def _color(title: str) -> str:
+    return {"learnt noise, sd": ALEATORIC, "doubt, sd": EPISTEMIC}.get(title, INK)
+
+
+def _bar(figure: Figure, axes: NDArray, unit: str) -> None:
+    ax: Axes = axes[0]
+    shown = ax.images[0]
+    low, high = shown.get_clim()
+    bar = figure.colorbar(
+        shown, ax=axes.tolist(), location="bottom", shrink=0.85, pad=0.02, aspect=16
+    )
+    bar.set_ticks([low, high], labels=[f"{low:.2g}", f"{high:.2g}"])
+    bar.ax.tick_params(labelsize=8, colors=MUTED, length=2)
+    bar.set_label(f"[{unit}]", fontsize=8.5, color=INK, labelpad=-4)
+    bar.outline.set(edgecolor=MUTED, linewidth=0.5)  # type: ignore[operator]
