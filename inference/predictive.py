@@ -5,6 +5,7 @@ draw is reproducible by (seed, chain, draw), whatever the batch size; what is dr
 (a latent code, a predicted label) belongs to the case's position in the data set.
 """
 
+import functools
 import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from ppl_med.inference.programs import (
 from ppl_med.inference.records import Chunk, Recorder, case_ids
 from ppl_med.inference.rehearsal import not_running
 from ppl_med.inference.sinks import open_sink
+from ppl_med.patches import Blend, Patches, by_patches
 from ppl_med.reuse import reuse
 
 CHUNK_CASES, CHUNK_NUMBERS = 512, 2**26
@@ -57,6 +59,9 @@ def predict(
     resume: bool = False,
     log_likelihood_of: Literal["held-out", "training"] = "held-out",
     prior_draws: int = 0,
+    window: Sequence[int] | None = None,
+    overlap: float = 0.25,
+    blend: Blend = "gaussian",
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
@@ -81,6 +86,17 @@ def predict(
             ``loo``, unless the model was trained by a loss, which the tree's attributes then say;
             of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
         prior_draws: Draws from the prior for the groups ``prior`` and ``prior_predictive``.
+        window: For images and volumes whose features do not fit into memory: pixels of a patch
+            along every spatial axis, such as (64, 64, 32). Networks with random weights run by
+            overlapping patches, one weight draw a draw for all patches of all cases; their outputs
+            are blended to the map of the whole image, which the program goes on with. See
+            ``ppl_med.patches``. In memory are features of one patch a case of the batch, maps of
+            one draw of the batch and, without a Zarr store, the result; a ``store="run.zarr"``
+            keeps draws of a large case on the disk on the way, so batches of one volume need
+            little memory whatever the number of draws.
+        overlap: Share of a patch that it has in common with the next one, in [0, 1).
+        blend: Weights of overlapping patches, "gaussian" (less towards the border of a patch) or
+            "constant".
         device: Where to run; a GPU where there is one, by default.
         progress: Show a bar with ETA.
 
@@ -92,8 +108,9 @@ def predict(
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
-        ValueError: On arguments or batches that do not fit; on a store to resume that was made
-            with other arguments, other parameters or other cases.
+        ValueError: On arguments or batches that do not fit; on a window for a model that runs no
+            network of one image with random weights (``RandomWeights``); on a store to resume that
+            was made with other arguments, other parameters or other cases.
         FileExistsError: If ``store`` exists.
         OSError: If ``store`` cannot be written; what a Zarr store holds so far can be resumed.
 
@@ -102,13 +119,17 @@ def predict(
     """
     started = time.time()
     _check(draws, prior_draws, log_likelihood_of, seed)
+    patches = None if window is None else Patches(window, overlap, blend)
     num_batches = check_iterable(batches)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
-    with torch_restored():
+    with torch_restored(), by_patches(patches):
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, draws, seed)
+        _check_used(patches, model)
         attrs = _attributes(pairs, seed, draws, log_likelihood_of)
+        if patches is not None:
+            attrs["window"] = str(patches)
         sink = open_sink(store, attrs, resume=resume)
         if sink.complete:
             tree = sink.open()
@@ -117,11 +138,13 @@ def predict(
             return tree
         total = len(pairs) * draws * num_batches
         with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
+            run.recorder.scratch = sink.scratch
             for chunk in run.chunks(bar, sink.ids_done()):
                 sink.append(chunk)
         if prior_draws and guide is not None:
             sink.start_prior()
             prior = _Run([(pairs[0][0], None)], batches, chosen, prior_draws, seed, len(pairs))
+            prior.recorder.scratch = sink.scratch
             for chunk in prior.chunks(None, []):
                 sink.append_prior(chunk)
     return sink.finish(wall_time=time.time() - started)
@@ -135,6 +158,14 @@ def _check(draws: int, prior_draws: int, log_likelihood_of: str, seed: int) -> N
             f"log_likelihood_of must be 'held-out' or 'training', got {log_likelihood_of!r}"
         )
     check_seed(seed)
+
+
+def _check_used(patches: Patches | None, model: Program) -> None:
+    if patches is not None and not patches.used:
+        raise ValueError(
+            f"window: {full_name(model)} runs no network with random weights (RandomWeights), the "
+            "only ones that run by patches; leave window out, and predict smaller images"
+        )
 
 
 class _Run:
@@ -252,14 +283,18 @@ class _Run:
         return chunk
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {
+        f"{name.replace('-', '_')}_version": importlib.metadata.version(name)
+        for name in ("torch", "pyro-ppl", "xarray")
+    }
+
+
 def _attributes(
     pairs: Sequence[tuple[Program, Program | None]], seed: int, draws: int, origin: str
 ) -> dict[str, Any]:
     model, guide = pairs[0]
-    versions = {
-        f"{name.replace('-', '_')}_version": importlib.metadata.version(name)
-        for name in ("torch", "pyro-ppl", "xarray")
-    }
     losses = _training_losses(model)
     if losses and origin == "training":
         origin = f"training cases, but not what was trained, which is {losses['training_loss']}"
@@ -274,7 +309,7 @@ def _attributes(
         "log_likelihood_of": origin,
         "inference_library": "ppl_med",
         **losses,
-        **versions,
+        **_versions(),
     }
 
 

@@ -1,8 +1,12 @@
 """Filling the arrays of a result, one (chain, draw, batch) at a time."""
 
+import math
+import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.weights import RandomWeights, random_weights
 
 SMALL_SITE = 1000
+LARGE_ARRAY = 2**29  # bytes from which on an array is filled on the disk, where there is a store
 Key = tuple[str, str]  # group, variable
 
 
@@ -32,6 +37,7 @@ class Chunk:
         arrays: Values by (group, variable).
         dims: Dims by (group, variable).
         coords: Coordinates shared by all groups.
+        scratch: Folder whose disk holds large arrays while they are filled; None for memory.
     """
 
     start: int
@@ -40,6 +46,22 @@ class Chunk:
     arrays: dict[Key, np.ndarray] = field(default_factory=dict)
     dims: dict[Key, tuple[str, ...]] = field(default_factory=dict)
     coords: dict[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None
+
+    def make(self, key: Key, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Make an array that is to be filled.
+
+        Raises:
+            OSError: If the disk cannot hold it.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if self.scratch is None or size < LARGE_ARRAY:
+            self.arrays[key] = np.empty(shape, dtype)
+            return
+        with tempfile.TemporaryFile(dir=self.scratch) as file:  # it lives as long as the array
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, a crash later
+                os.posix_fallocate(file.fileno(), 0, size)
+            self.arrays[key] = np.memmap(file, dtype, "w+", shape=shape)
 
     def datasets(self) -> dict[str, xr.Dataset]:
         """One Dataset a group."""
@@ -65,6 +87,9 @@ class Recorder:
         chains: Number of chains.
         draws: Draws per chain.
 
+    Attributes:
+        scratch: Folder for large arrays while they are filled, or None.
+
     Warns:
         UserWarning: On entries of the batch that no array can hold; they are left out.
     """
@@ -79,6 +104,7 @@ class Recorder:
         draws: int,
     ) -> None:
         self.chains, self.draws = chains, draws
+        self.scratch: Path | None = None
         self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
         self.given = [name for name in self.observed if name in inputs]
         self.coords = dict(getattr(model, "coords", {}))
@@ -105,7 +131,8 @@ class Recorder:
         Raises:
             ValueError: If batches differ in what they hold.
         """
-        chunk = Chunk(start, sum(map(batch_size, inputs)), case_ids(start, group, inputs))
+        ids = case_ids(start, group, inputs)
+        chunk = Chunk(start, sum(map(batch_size, inputs)), ids, scratch=self.scratch)
         chunk.coords = {
             "chain": range(self.chains),
             "draw": range(self.draws),
@@ -195,7 +222,7 @@ class Recorder:
         values = value.detach().movedim(axis, 0).cpu().numpy()
         if key not in chunk.arrays:
             shape = (self.chains, self.draws, chunk.num_cases, *values.shape[1:])
-            chunk.arrays[key] = np.empty(shape, dtype=values.dtype)
+            chunk.make(key, shape, values.dtype)
             chunk.dims[key] = ("chain", "draw", *ordered)
         chunk.arrays[key][chain, draw, offset : offset + len(values)] = values
 

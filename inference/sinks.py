@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import storage
+from ppl_med.inference import records
 from ppl_med.inference.records import Chunk
 
 PRIOR_GROUPS = ("prior", "prior_predictive")
@@ -50,6 +51,7 @@ class MemorySink:
     """
 
     complete = False
+    scratch: Path | None = None
 
     def __init__(self, path: Path | None, attrs: dict[str, Any]) -> None:
         self.path, self.attrs = path, attrs
@@ -105,6 +107,19 @@ def _growable(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign(text)
 
 
+def _is_large(variable: xr.Variable) -> bool:
+    return variable.dims[:2] == ("chain", "draw") and variable.nbytes >= records.LARGE_ARRAY
+
+
+def _chunks(variable: xr.Variable) -> tuple[int, ...]:
+    """One Zarr chunk for one chunk of cases, so that an append rewrites no earlier one.
+
+    Of large arrays, one for each draw of them.
+    """
+    shape = variable.shape
+    return (1, 1, *shape[2:]) if _is_large(variable) else shape
+
+
 class ZarrSink:
     """Appends chunks to a store beside the target and renames it when it is complete.
 
@@ -120,6 +135,7 @@ class ZarrSink:
 
     def __init__(self, path: Path, attrs: dict[str, Any], resume: bool) -> None:
         self.path, self.attrs = path, attrs
+        self.scratch = path.parent
         self.partial = path.with_name(f"{path.name}.partial")
         self.progress = path.with_name(f"{path.name}.partial.json")
         self.cases_done = 0
@@ -141,12 +157,13 @@ class ZarrSink:
             self._cut(self.cases_done)
 
     def _check_attrs(self, path: Path, found: dict[Any, Any]) -> None:
-        differing = [name for name, value in self.attrs.items() if found.get(name) != value]
+        names = (*self.attrs, "window")  # which is there only where one was given
+        differing = [name for name in names if found.get(name) != self.attrs.get(name)]
         if differing:
             name = differing[0]
             raise ValueError(
                 f"{path} was made with another {name}: {found.get(name)!r}, now "
-                f"{self.attrs[name]!r}; resume with the same arguments, or delete it"
+                f"{self.attrs.get(name)!r}; resume with the same arguments, or delete it"
             )
 
     def _cut(self, num_cases: int) -> None:
@@ -210,18 +227,22 @@ class ZarrSink:
                     self._write(group, dataset, chunk.start)
 
     def _write(self, group: str, dataset: xr.Dataset, start: int) -> None:
+        import zarr
+
         dataset = _growable(dataset)
+        options: dict[str, Any] = {"group": group, "mode": "a", "consolidated": False}
         if start == 0:
-            # A Zarr chunk holds one chunk of cases, so that an append rewrites no earlier one.
-            encoding = {n: {"chunks": v.shape} for n, v in dataset.variables.items()}
-            dataset.to_zarr(
-                self.partial, group=group, mode="a", encoding=encoding, consolidated=False
-            )
-            return
-        by_case = [name for name in dataset.data_vars if "case" in dataset[name].dims]
-        fixed = [name for name in dataset.coords if "case" not in dataset[name].dims]
-        part = dataset[by_case].drop_vars(fixed, errors="ignore")
-        part.to_zarr(self.partial, group=group, mode="a", append_dim="case", consolidated=False)
+            encoding = {n: {"chunks": _chunks(v)} for n, v in dataset.variables.items()}
+            options["encoding"] = encoding
+        else:
+            by_case = [name for name in dataset.data_vars if "case" in dataset[name].dims]
+            fixed = [name for name in dataset.coords if "case" not in dataset[name].dims]
+            dataset = dataset[by_case].drop_vars(fixed, errors="ignore")
+            options["append_dim"] = "case"
+        large = any(_is_large(variable) for variable in dataset.variables.values())
+        # Zarr copies the chunks that it writes at a time, ten by default.
+        with zarr.config.set({"async.concurrency": 1} if large else {}):
+            dataset.to_zarr(self.partial, **options)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
