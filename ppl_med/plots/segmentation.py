@@ -7,6 +7,7 @@ latent_draws     latent codes of the draws, coloured by what they show
 mode_bars        true against sampled frequency of known modes, and flip rates
 ged_by_samples   generalised energy distance against the number of samples
 area_intervals   credible intervals of areas against the graders'
+size_intervals   intervals over the true size, of several methods side by side
 """
 
 from ppl_med.plots.segmentation_areas import area_intervals
@@ -15,6 +16,7 @@ from ppl_med.plots.segmentation_latent import latent_draws, latent_plane
 from ppl_med.plots.segmentation_maps import uncertainty_maps
 from ppl_med.plots.segmentation_modes import mode_bars
 from ppl_med.plots.segmentation_samples import samples
+from ppl_med.plots.segmentation_volumes import size_intervals
 
 __all__ = [
     "area_intervals",
@@ -23,5 +25,6 @@ __all__ = [
     "latent_plane",
     "mode_bars",
     "samples",
+    "size_intervals",
     "uncertainty_maps",
 ]
