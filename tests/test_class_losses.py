@@ -212,6 +212,17 @@ def test_without_its_effect_a_loss_is_the_categorical(likelihood: Any) -> None:
     torch.testing.assert_close(found, loss_of(plain, output, label), atol=1e-14, rtol=1e-14)
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_in_evaluation_a_loss_is_the_categorical_with_and_without_labels(kind: Any) -> None:
+    output, mask = maps(4, 4)
+    for label in (mask, None):
+        with pyro.plate("case", 3):
+            trace = poutine.trace(of_maps(kind).eval()).get_trace(output, label)
+        fn: Any = trace.nodes["mask"]["fn"]
+        expected = -cross_entropy(output, mask, reduction="none").sum((1, 2))
+        torch.testing.assert_close(fn.log_prob(mask), expected)
+
+
 def of_maps(kind: Any, **settings: Any) -> Any:
     return kind(CLASSES, event=PIXEL, site="mask", partial=True, **settings)
 
