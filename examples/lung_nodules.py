@@ -6,6 +6,7 @@ not trained on. Writes to the output folder, for every model, checkpoint.pt, his
 posterior-<split>.zarr, and for all of them
 
     table.md, table.nc   GED² by number of samples, its unbiased form and its floor, and overlaps
+    missed.md            masks that may miss a stated share of the nodule: what they missed
     report.html          pictures: graders beside samples, areas, uncertainty, the latent plane
 
 Finished models are kept with --resume, so a study can be stopped and models added.
@@ -35,7 +36,7 @@ from ambiguous_masks.training import (
 )
 
 from ppl_med import storage
-from ppl_med.analysis import segmentation
+from ppl_med.analysis import conformal, segmentation
 from ppl_med.data import (
     Batches,
     RotateAndScale,
@@ -51,6 +52,7 @@ from ppl_med.plots.report import report
 from ppl_med.runs import open_run
 
 SAMPLES = (1, 4, 8, 16)
+MISSED, HALVES = (0.05, 0.1, 0.2), 40  # shares that may be missed; divisions of the patients
 SHOWN, VALIDATION = 5, 64  # cases in the pictures, and in the validation curve
 PUBLISHED = {
     "dropout_unet": (1.17, 0.61, 0.52, 0.47),
@@ -100,9 +102,11 @@ class Nodules:
         self.test = Batches(keep[options.split], **settings)
         self.curve = Batches(keep["val"], transform=random_grader, **settings).first(VALIDATION)
         self.images = splits[options.split]["image"]
+        self.patients = splits[options.split]["patient"]
         if options.smoke:
             self.train, self.test = self.train.first(16), self.test.first(12)
             self.curve, self.images = self.curve.first(4), self.images[:12]
+            self.patients = self.patients[:12]
 
     @property
     def shown(self) -> list[Any]:
@@ -131,6 +135,48 @@ def score(masks: xr.DataArray, graders: xr.DataArray) -> xr.Dataset:
             "ci_harmonic": insight["harmonic"],
         }
     )
+
+
+def missed(tree: xr.DataTree, patients: np.ndarray, seed: int) -> xr.Dataset:
+    """What masks miss whose threshold other patients set, over divisions of the patients in halves.
+
+    Args:
+        tree: Of all cases, with every grader's mask.
+        patients: Of every case.
+        seed: Of the divisions.
+
+    Returns:
+        ``risk`` (alpha, division), mean share of the nodule that graders saw and the masks of half
+        the patients left out; ``area`` (alpha, division), mean number of pixels of the masks.
+    """
+    mean = tree["posterior/probs"].mean(("chain", "draw")).load()
+    truth = tree["observed_data"].to_dataset().load()
+    probs = mean.expand_dims(chain=1, draw=1).to_dataset(name="probs")
+    cases = xr.DataTree.from_dict({"/posterior": probs, "/observed_data": truth})
+    names, random = np.unique(patients), np.random.default_rng(seed)
+    shape = (len(MISSED), HALVES)
+    risk, area = np.empty(shape), np.empty(shape)
+    for division in range(HALVES):
+        first = np.isin(patients, random.permutation(names)[: len(names) // 2])
+        halves = [cases.isel(case=np.flatnonzero(part)) for part in (first, ~first)]
+        for index, alpha in enumerate(MISSED):
+            threshold = conformal.calibrate_masks(halves[0], alpha)
+            masks = conformal.predict_masks(threshold, halves[1], shift_alarm=0)
+            risk[index, division] = masks["risk_mean"]
+            area[index, division] = masks["area"].mean()
+    dims = ("alpha", "division")
+    return xr.Dataset({"risk": (dims, risk), "area": (dims, area)}, {"alpha": list(MISSED)})
+
+
+def missed_rows(found: dict[str, xr.Dataset]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table of what was missed, percent."""
+    head = ["model", *(f"missed at most {100 * alpha:g} %" for alpha in MISSED)]
+    lines = []
+    for model, part in found.items():
+        mean, sd, area = part["risk"].mean("division"), part["risk"].std("division"), part["area"]
+        figures = zip(100 * mean.values, 100 * sd.values, area.mean("division").values, strict=True)
+        lines.append([model, *(f"{m:.1f} ± {s:.1f}, {a:.0f} pixels" for m, s, a in figures)])
+    return head, lines
 
 
 def rows(result: xr.Dataset) -> tuple[list[str], list[list[str]]]:
@@ -212,7 +258,12 @@ def latent_figures(nodules: Nodules, one: Run, sizes: xr.Dataset, case: int) -> 
 
 
 def show(
-    options: Options, folder: Path, nodules: Nodules, result: xr.Dataset, runs: dict[str, Run]
+    options: Options,
+    folder: Path,
+    nodules: Nodules,
+    result: xr.Dataset,
+    runs: dict[str, Run],
+    left_out: dict[str, xr.Dataset],
 ) -> None:
     """Write the report; its provenance is that of the first model."""
     first = next(iter(runs.values()))
@@ -228,6 +279,17 @@ def show(
             + tables(*rows(result), [slice(1, cut), slice(cut, None)]),
         ),
         ged_section(result, PUBLISHED, SOURCE),
+        Section(
+            "missed",
+            "Masks that miss no more than was asked",
+            paragraph(
+                "Conformal risk control: a threshold on the probability, set on half the patients, "
+                "and the share of the nodule missed in the other half, in percent; mean ± standard "
+                f"deviation over {HALVES} divisions, and the mask's mean size. The mean should not "
+                "exceed the head of its column, whatever the model; good ones need fewer pixels."
+            )
+            + tables(*missed_rows(left_out), [slice(1, None)]),
+        ),
     ]
     for name, one in runs.items():
         sections += pictures(options, nodules, name, one)
@@ -254,7 +316,7 @@ def main(options: Options) -> None:
         options.shrink()
     check_same(options, folder, free=("data", "split"))
     nodules = Nodules(options)
-    runs, found = {}, []
+    runs, found, left_out = {}, [], {}
     for name in options.model:
         program = build(name, options, 1, list(CLASS_NAMES), (options.size, options.size))
         runs[name] = run(
@@ -273,8 +335,11 @@ def main(options: Options) -> None:
         result = xr.concat(found, "model", join="outer")
         storage.save(result, folder / "table.nc")
         (folder / "table.md").write_text(markdown(*rows(result)) + "\n")
+        left_out[name] = missed(tree, nodules.patients, options.seed)
+        (folder / "missed.md").write_text(markdown(*missed_rows(left_out)) + "\n")
     print(markdown(*rows(result)))
-    show(options, folder, nodules, result, runs)
+    print(markdown(*missed_rows(left_out)))
+    show(options, folder, nodules, result, runs, left_out)
     print(f"Wrote {folder / 'table.md'} and {folder / 'report.html'}")
 
 
