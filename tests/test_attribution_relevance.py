@@ -254,10 +254,13 @@ VALID: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("densenet121", "alexnet"))) for n in NETS],
-)
+LARGE = ("densenet121", "alexnet", "resnet18")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LARGE]
+    pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "alexnet", "resnet18")
+]
+
+
+@pytest.mark.parametrize("name", [*SLOW, "unet", "segresnet", "vit"])
 def test_valid_pairs_run_and_invalid_ones_name_the_alternative(name: str) -> None:
     net = randomized(NETS[name]())
     x = torch.randn(1, 3, 64, 64)

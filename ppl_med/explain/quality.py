@@ -351,9 +351,8 @@ def max_sensitivity(
     for _ in range(samples):
         noise = 2 * torch.rand(image.shape, generator=generator, dtype=torch.float64) - 1
         moved = as_maps(explain(image + reach * noise.to(image)))
-        changes.append(
-            np.sqrt(((moved - maps).astype(float) ** 2).sum(inner)) / size.where(size > 0)
-        )
+        change: xr.DataArray = ((moved - maps).astype(float) ** 2).sum(inner) ** 0.5
+        changes.append(change / size.where(size > 0))
     sensitivity = xr.concat(changes, "sample")
     result = xr.Dataset(
         {
