@@ -256,8 +256,6 @@ VALID: dict[str, set[str]] = {
 
 LARGE = ("densenet121", "alexnet", "resnet18")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LARGE]
-    pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "alexnet", "resnet18")
-]
 
 
 @pytest.mark.parametrize("name", [*SLOW, "unet", "segresnet", "vit"])
