@@ -43,6 +43,7 @@ from ppl_med.runs import open_run
 Guide = Literal["frequentist", "mean_field", "dropout", "ensemble", "last_layer"]
 Likelihood = Literal["categorical", "label_noise", "label_smoothing", "margin_smoothing", "focal"]
 MAPS = ("none", "temperature", "vector", "isotonic", "beta", "histogram")
+ELIGIBLE = ("temperature", "vector", "beta")  # the others can give 0, and an infinite NLL
 SETS = ("lac", "aps", "raps")
 PARTS = ("recalibration", "conformal", "test")
 FIGURES = ("accuracy", "nll", "brier", "ece")
@@ -241,14 +242,20 @@ def some_cases(tree: xr.DataTree, chosen: np.ndarray) -> xr.DataTree:
 
 
 def cross_validated_nll(name: str, tree: xr.DataTree) -> float:
-    """NLL of a map on cases it was not learnt on, all from the recalibration half; nats a case."""
+    """NLL of a map on cases it was not learnt on, all from the recalibration half; nats a case.
+
+    Infinite where some fold has no best parameters.
+    """
     fold = np.random.default_rng(0).permutation(tree["posterior"].sizes["case"]) % FOLDS
     total = 0.0
     for held_out in range(FOLDS):
         rest, own = (
             some_cases(tree, np.flatnonzero(part)) for part in (fold != held_out, fold == held_out)
         )
-        total += float(per_case(recalibrated(name, rest, own))["nll"].sum())
+        try:
+            total += float(per_case(recalibrated(name, rest, own))["nll"].sum())
+        except ValueError:
+            return np.inf
     return total / len(fold)
 
 
@@ -270,7 +277,10 @@ def per_case(tree: xr.DataTree) -> xr.Dataset:
 
 
 def choose(study: Study) -> dict[str, str]:
-    """The map of every guide with the smallest cross-validated NLL, and the best Bayesian guide."""
+    """The map of every guide with the smallest cross-validated NLL, and the best Bayesian guide.
+
+    Among maps that never give a class 0.
+    """
     options = study.options
     scores = {
         guide: {
@@ -282,7 +292,7 @@ def choose(study: Study) -> dict[str, str]:
                     ]
                 )
             )
-            for name in MAPS[1:]
+            for name in ELIGIBLE
         }
         for guide in options.guide
     }
@@ -329,9 +339,13 @@ def interval_ends(name: str, values: np.ndarray) -> tuple[float, float]:
 
 
 def figures(study: Study, guide: str, name: str, seed: int) -> xr.Dataset:
-    """The table's figures of one guide, map and seed."""
+    """The table's figures of one guide, map and seed; NaN where the map has no best parameters."""
     learnt_on, *others = (study.tree(guide, seed, part) for part in PARTS)
-    held, test = (recalibrated(name, learnt_on, tree) for tree in others)
+    try:
+        held, test = (recalibrated(name, learnt_on, tree) for tree in others)
+    except ValueError as error:
+        print(f"{guide}, seed {seed}: no {name} map. {error}")
+        return missing()
     found: dict[str, Any] = {}
     for figure, values in resampled(test, samples(study)).items():
         low, high = interval_ends(figure, values)
@@ -347,6 +361,15 @@ def figures(study: Study, guide: str, name: str, seed: int) -> xr.Dataset:
         found[figure] = ("sets", [float(one[figure]) for one in sets])
     found["set_size"] = ("sets", [float(one["set_size"].mean()) for one in sets])
     return xr.Dataset(found, coords={"sets": list(SETS)})
+
+
+def missing() -> xr.Dataset:
+    """Figures that could not be had."""
+    ends = ("", "_lower", "_upper")
+    scalars = {f"{figure}{end}": np.nan for figure in FIGURES for end in ends}
+    names = ("coverage", "coverage_lower", "coverage_upper", "set_size")
+    per_set = {name: ("sets", [np.nan] * len(SETS)) for name in names}
+    return xr.Dataset({**scalars, **per_set}, coords={"sets": list(SETS)})
 
 
 def differences(study: Study, chosen: dict[str, str]) -> xr.Dataset:
@@ -401,7 +424,10 @@ HEAD = ("guide", "recalibration", "accuracy %", "NLL", "Brier", "ECE",
 
 
 def rows(result: xr.Dataset) -> list[list[str]]:
-    """The table: means over seeds of figures and of the ends of their intervals."""
+    """The table: means over seeds of figures and of the ends of their intervals.
+
+    Over the seeds that have them: see ``figures``.
+    """
     mean = result.mean("seed")
     lines = []
     for guide, name in itertools.product(result["guide"].values, result["map"].values):
@@ -481,10 +507,8 @@ def show(study: Study, result: xr.Dataset, gaps: xr.Dataset, chosen: dict[str, s
     sets = conformal.predict_sets(
         conformal.calibrate(held_after, study.options.alpha), after, shift_alarm=0
     )
-    curves = {
-        "before": calibration.pava(test),
-        **{name: calibration.pava(recalibrated(name, learnt_on, test)) for name in MAPS[1:4]},
-    }
+    names = dict.fromkeys(("none", *ELIGIBLE, "isotonic"))
+    curves = {name: calibration.pava(recalibrated(name, learnt_on, test)) for name in names}
     sections = [
         Section(
             "recalibration",
@@ -495,7 +519,7 @@ def show(study: Study, result: xr.Dataset, gaps: xr.Dataset, chosen: dict[str, s
             )
             + picture(
                 calibration_curves.recalibration(curves),
-                "Isotonic reliability curves before and after three recalibrations.",
+                "Isotonic reliability curves before and after recalibration.",
                 wide=True,
             ),
         ),
