@@ -87,9 +87,9 @@ def test_lrp_is_zennits_on_a_residual_net() -> None:
     net, x = randomized(resnet18(num_classes=3)).double(), torch.randn(2, 3, 32, 32).double()
     result = attribute([net], x, 1, method="lrp", epsilon=0.1)
     rules = composites.EpsilonPlus  # noqa: F841  imported to fail early where zennit changed
-    from zennit.core import Composite  # type: ignore[import-not-found]
-    from zennit.rules import Epsilon, Norm, Pass  # type: ignore[import-not-found]
-    from zennit.types import (  # type: ignore[import-not-found]
+    from zennit.core import Composite
+    from zennit.rules import Epsilon, Norm, Pass
+    from zennit.types import (
         Activation,
         AvgPool,
         BatchNorm,

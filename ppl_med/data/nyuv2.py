@@ -92,7 +92,7 @@ def _read(
     name: str,
     max_depth: float | None,
 ) -> dict[str, dict[str, Any]]:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     if not h5py.is_hdf5(path):
         raise ValueError(

@@ -120,7 +120,7 @@ class Occlusion(Method):
 
 def _superpixels(image: Tensor, num: int) -> Tensor:
     """SLIC labels of one image (channel, ...)."""
-    from skimage.segmentation import slic  # type: ignore[import-not-found]
+    from skimage.segmentation import slic
 
     values = image.detach().double().cpu().numpy()
     span = values.max() - values.min()
