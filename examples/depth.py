@@ -101,7 +101,7 @@ class Options(StudyOptions):
     """Law of the noise in the scenes; that of the likelihood by default."""
     outliers: float = 0.0
     """Share of the training pixels whose depth is an echo from elsewhere."""
-    scenes: int = 400
+    scenes: int = 160
     """Training scenes."""
     size: int = 32
     """Rows and columns, pixels."""
@@ -180,6 +180,9 @@ class Study:
         channels = self.options.channels
         last = unet.convolution(2, channels[0], likelihood.num_outputs, 1)
         net = nn.Sequential(UNet(3, channels, 2), last, _Centre(middle))
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d):  # as the scenes' law does; zeros would be another law
+                layer.padding_mode = "replicate"
         model = DenseRegressor(net, likelihood)
         return model, guide_of(model, cell.variant, self.options, cell.seed)
 

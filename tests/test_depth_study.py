@@ -73,7 +73,8 @@ def test_noise_is_compared_bin_by_bin(depth):
 @pytest.mark.parametrize(("law", "family"), [("normal", stats.norm), ("laplace", stats.laplace)])
 def test_the_nll_is_of_the_mixture_at_every_pixel(depth, law, family):
     tree = number_tree()
-    group, observed = tree["posterior"], tree["observed_data/depth"].values
+    group: Any = tree["posterior"].to_dataset()
+    observed = tree["observed_data"].to_dataset()["depth"].values
     density = np.mean(
         [
             family(group["loc"].values[0, s], group["scale"].values[0, s]).pdf(observed)
@@ -160,7 +161,8 @@ def test_maps_of_depth_are_drawn(depth):
         "image", "measured depth", "predicted depth", "true noise, sd", "learnt noise, sd",
         "doubt, sd",
     ]  # fmt: skip
-    learnt = np.sqrt((tree["posterior/scale"].values[0, :, 0] ** 2).mean(0))
+    scale = tree["posterior"].to_dataset()["scale"].values
+    learnt = np.sqrt((scale[0, :, 0] ** 2).mean(0))
     shown: Any = figure.axes[4].images[0].get_array()
     np.testing.assert_allclose(shown, learnt)
     with pytest.raises(ValueError, match="noise_sd has shape"):

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -66,7 +67,7 @@ def depth_maps(
     predicted = part["loc"].mean(("chain", "draw"))
     panels: dict[str, tuple[NDArray, str]] = {}
     if "observed_data" in tree.children and "depth" in tree["observed_data"]:
-        measured = tree["observed_data/depth"].isel(case=chosen)
+        measured: Any = tree["observed_data/depth"].isel(case=chosen)
         panels["measured depth"] = (_maps(measured, "observed depth"), _DEPTH)
     panels["predicted depth"] = (_maps(predicted, "loc"), _DEPTH)
     if noise_sd is not None:
