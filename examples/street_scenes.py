@@ -422,8 +422,8 @@ def show(study: Study, result: xr.Dataset) -> None:
             PUBLISHED,
             "What differs here: the size of images and net, the length of training, and the split; "
             "frames of one drive are in training and in validation.",
-            f"Where logits have noise, every draw averages {options.noise_samples} samples of it, so "
-            "the mutual information holds their Monte Carlo error too; the logit variance does not.",
+            f"Where logits have noise, every draw averages {options.noise_samples} samples of it: "
+            "mutual information holds their Monte Carlo error too, logit variance does not.",
         ),
     )
 
