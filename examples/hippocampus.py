@@ -29,6 +29,7 @@ import torch
 import tyro
 import xarray as xr
 from ambiguous_masks.training import check_same, markdown
+from monai.networks.nets.unet import UNet
 from scipy.stats import binom
 
 from ppl_med import storage
@@ -36,7 +37,6 @@ from ppl_med.analysis import binning, conformal, segmentation
 from ppl_med.data import Batches, hippocampus, load_hippocampus
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.models import BayesianSegmenter
-from ppl_med.networks.unet import UNet, convolution
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture, table
 from ppl_med.plots.report import report
@@ -71,15 +71,15 @@ class Options:
     """Seed of start values, training and draws."""
     device: str | None = None
     """Where to train, such as cpu or cuda; a GPU where there is one."""
-    steps: int = 300
+    steps: int = 900
     """Training steps."""
     batch_size: int = 2
     """Volumes a step."""
     rate: float = 3e-3
     """Learning rate of Adam; falls to 0 along a cosine."""
     dropout: float = 0.1
-    """Probability that the guide dropout drops a channel."""
-    channels: tuple[int, ...] = (8, 16, 32)
+    """Probability that the guide dropout drops a channel of a wide layer."""
+    channels: tuple[int, ...] = (16, 32, 64)
     """Channels of the U-Net by scale."""
     draws: int = 32
     """Posterior draws."""
@@ -92,18 +92,23 @@ class Options:
 
     def shrink(self) -> None:
         """Make everything small."""
-        self.steps, self.draws, self.channels = 3, 4, (2, 4)
+        self.steps, self.draws, self.channels = 3, 4, (4, 8)
 
 
 def build(options: Options) -> tuple[BayesianSegmenter, Any]:
     """Model and guide."""
     torch.manual_seed(options.seed)
-    width = options.channels[0]
-    unet = UNet(1, options.channels, num_convolutions=2, spatial_dims=3)
-    net = torch.nn.Sequential(unet, convolution(3, width, len(hippocampus.CLASS_NAMES), 1))
+    net = UNet(
+        spatial_dims=3, in_channels=1, out_channels=len(hippocampus.CLASS_NAMES),
+        channels=options.channels, strides=(2,) * (len(options.channels) - 1), num_res_units=1,
+    )  # fmt: skip
     model = BayesianSegmenter(net, hippocampus.CLASS_NAMES, spatial_dims=3)
     if options.guide == "dropout":
-        return model, BernoulliDropout(model, options.dropout)
+        # Not the narrow layers at the ends: a mask there drops a whole class.
+        entries = [e for e in model.network.layout.entries if e.is_layer_weight]
+        wide = [e for e in entries if e.shape[0 if e.transposed else 1] >= options.channels[0]]
+        rates = {entry.name: options.dropout for entry in wide}
+        return model, BernoulliDropout(model, rates)
     if options.guide == "mean_field":
         return model, MeanFieldNormal(model, init_scale=0.05, estimator="shared")
     return model, PointEstimate(model)
