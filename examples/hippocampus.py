@@ -43,7 +43,7 @@ from ppl_med.plots.report import report
 from ppl_med.runs import open_run
 
 LEVEL = 0.9
-SIZE = (40, 52, 32)  # voxels; holds every outlined voxel of the set and can be halved twice
+SIZE = (40, 56, 32)  # voxels; holds every outlined voxel of the set and can be halved thrice
 SHOWN = 4  # cases in the pictures
 KINDS = (
     "Coherent: one weight draw for all voxels. Voxelwise: the same draws, as if every voxel had "
@@ -71,7 +71,7 @@ class Options:
     """Seed of start values, training and draws."""
     device: str | None = None
     """Where to train, such as cpu or cuda; a GPU where there is one."""
-    steps: int = 900
+    steps: int = 600
     """Training steps."""
     batch_size: int = 2
     """Volumes a step."""
@@ -79,7 +79,7 @@ class Options:
     """Learning rate of Adam; falls to 0 along a cosine."""
     dropout: float = 0.1
     """Probability that the guide dropout drops a channel of a wide layer."""
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net by scale."""
     draws: int = 32
     """Posterior draws."""
