@@ -1,0 +1,133 @@
+"""The nearest point at which a function reaches a wanted value.
+
+    min ‖v - v0‖₂    subject to    g(v) >= wanted,    low <= v <= high
+
+Every step replaces g by its tangent and solves that problem exactly, so a linear g is solved at
+once. The found point is then drawn back towards v0 as far as g allows.
+
+References: Hasofer and Lind, Journal of the Engineering Mechanics Division 100, 1974, and Rackwitz
+and Fiessler, Computers and Structures 9, 1978 (the iteration, for the most probable point of
+failure); Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool", CVPR 2016 (the same for images, without
+its return to v0).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BISECTIONS = 60
+SLACK = 1e-4
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A differentiable function of points, one number a case.
+
+    Attributes:
+        value: From points (case, ...) to values (case,).
+        value_and_slope: The same, and the gradient in the points.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def nearest_point(
+    constraint: Smooth,
+    start: Tensor,
+    wanted: float,
+    *,
+    low: Tensor,
+    high: Tensor,
+    stride: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Search along tangents.
+
+    Args:
+        constraint: g.
+        start: v0, dims (case, ...).
+        wanted: Value of g to reach.
+        low: Least point, of the start's shape; may be -inf.
+        high: Largest point; may be inf.
+        stride: Longest step of each case, dims (case,), in units of the points.
+        steps: Most steps.
+
+    Returns:
+        The nearest point found at which g is wanted or more, up to 1e-4, and whether there is one,
+        dims (case,); where there is none, the last point.
+    """
+    point, best = start.clone(), start.clone()
+    distance = start.new_full((len(start),), math.inf)
+    for step in range(steps + 1):
+        value, slope = constraint.value_and_slope(point)
+        reached = value >= wanted - SLACK
+        away = _norm(point - start)
+        better = reached & (away < distance)
+        best = torch.where(_like(better, point), point, best)
+        distance = torch.where(better, away, distance)
+        if step == steps:
+            break
+        needed = wanted - value.to(slope) + _dot(slope, point - start)
+        move = _onto_tangent(start, slope, needed, low, high) - point
+        shrink = (stride / _norm(move).clamp(min=1e-30)).clamp(max=1.0)
+        if step >= steps // 2:  # tangents of a kinked function may take turns
+            shrink = shrink / 2
+        point = point + _like(shrink, move) * move
+    reached = distance.isfinite()
+    best = torch.where(_like(reached, best), best, point)
+    return _drawn_back(constraint, start, best, reached, wanted), reached
+
+
+def _onto_tangent(
+    start: Tensor, slope: Tensor, needed: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """The point of the box nearest to ``start`` whose shift along the slope is ``needed``."""
+    squared = _dot(slope, slope).clamp(min=1e-30)
+    length = (needed / squared).clamp(min=0)
+    if not bool(low.isfinite().any() | high.isfinite().any()):
+        return start + _like(length, slope) * slope
+
+    def at(multiplier: Tensor) -> Tensor:
+        return (start + _like(multiplier, slope) * slope).clamp(low, high)
+
+    # Clamping slows the shift, which grows with the multiplier: bracket, then bisect.
+    below, above = torch.zeros_like(length), length
+    for _ in range(BISECTIONS):
+        short = _dot(slope, at(above) - start) < needed
+        above = torch.where(short, 2 * above, above)
+    for _ in range(BISECTIONS):
+        middle = (below + above) / 2
+        short = _dot(slope, at(middle) - start) < needed
+        below, above = torch.where(short, middle, below), torch.where(short, above, middle)
+    return at(above)
+
+
+def _drawn_back(
+    constraint: Smooth, start: Tensor, found: Tensor, reached: Tensor, wanted: float
+) -> Tensor:
+    """Bisect between start and found for the least share of the way that still reaches g."""
+    below, above = torch.zeros(len(start)).to(start), torch.ones(len(start)).to(start)
+    for _ in range(10):
+        middle = (below + above) / 2
+        value = constraint.value(start + _like(middle, start) * (found - start))
+        enough = value >= wanted - SLACK
+        below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
+    share = torch.where(reached, above, 1.0)
+    return start + _like(share, start) * (found - start)
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).flatten(1).sum(1)
+
+
+def _norm(values: Tensor) -> Tensor:
+    return values.flatten(1).norm(dim=1)
+
+
+def _like(values: Tensor, example: Tensor) -> Tensor:
+    """One number a case, broadcast over an example."""
+    return values.view(-1, *[1] * (example.dim() - 1))
