@@ -68,6 +68,7 @@ LIKELIHOODS: dict[str, Any] = {"gaussian": Gaussian, "laplace": LaplaceNoise}
 LAWS = {"gaussian": "normal", "laplace": "laplace"}
 TEST_SEED = 1_000_000  # far from the seeds of training scenes
 BINS = 10
+START_SCALE = 0.3  # metres, where one scale for all pixels starts: Adam moves it slowly
 # Title, digits and factor of every figure of the table.
 COLUMNS = {
     "rmse": ("RMSE m", 3, 1.0),
@@ -175,7 +176,7 @@ class Study:
         torch.manual_seed(cell.seed)
         noisy = learns_noise(cell.variant)
         likelihood = LIKELIHOODS[self.options.likelihood](
-            ("row", "col"), heteroscedastic=noisy, site="depth"
+            ("row", "col"), heteroscedastic=noisy, site="depth", init_scale=START_SCALE
         )
         channels = self.options.channels
         last = unet.convolution(2, channels[0], likelihood.num_outputs, 1)
