@@ -196,6 +196,7 @@ def shift_by_outliers(depth, tmp_path, variant: str, likelihood: str, share: flo
     return found[1] - found[0]
 
 
+@pytest.mark.slow
 def test_outliers_move_the_laplace_fit_less_than_the_homoscedastic_normal_one(depth, tmp_path):
     share = 0.1
     square = shift_by_outliers(depth, tmp_path, "baseline", "gaussian", share)
