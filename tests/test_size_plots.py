@@ -1,5 +1,7 @@
 """Intervals over true sizes: what is drawn is what the arrays hold."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,7 +14,7 @@ LOWER, UPPER, TRUTH = [10.0, 20.0, 30.0], [14.0, 26.0, 40.0], [12.0, 28.0, 30.0]
 
 def make_sizes(factor: float = 1.0, unit: str = "mm^3") -> xr.Dataset:
     """Two structures, the second ten times as large; the graders are 1 apart."""
-    ends = {
+    ends: dict[str, Any] = {
         name: (("case", "class"), factor * np.outer(values, [1, 10]), {"units": unit})
         for name, values in (("lower", LOWER), ("upper", UPPER))
     }
@@ -29,14 +31,13 @@ def test_a_line_stands_over_every_true_size(structure: str | None, factor: int) 
     for ax, scale in zip(figure.axes, (factor, 2 * factor), strict=True):
         drawn = {}
         for lines in ax.collections:
-            color = tuple(lines.get_edgecolor()[0]) if len(lines.get_paths()) else ()
             for path in lines.get_paths():
-                (x, low), (_, high) = path.vertices
-                drawn[x] = (low, high, color[:3])
+                (x, low), (_, high) = np.asarray(path.vertices).tolist()
+                drawn[x] = (low, high, tuple(np.asarray(lines.get_edgecolor())[0, :3]))
         assert drawn.keys() == {scale * value for value in TRUTH}
         for low, high, truth in zip(LOWER, UPPER, TRUTH, strict=True):
-            color = "#D55E00" if truth == 28 else "#1f2933"
-            assert drawn[scale * truth] == (scale * low, scale * high, to_rgb(color))
+            color = to_rgb("#D55E00" if truth == 28 else "#1f2933")
+            assert drawn[scale * truth] == (scale * low, scale * high, color)
         width = scale * 20 / 3
         assert f"67 % of 3 inside, {width:.0f} mm³ wide" in ax.get_title()
     assert figure.get_suptitle().startswith("Volume of " + (structure or "head"))

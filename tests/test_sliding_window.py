@@ -14,6 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from monai.inferers.inferer import SlidingWindowInferer
+from posterior_trees import array
 from torch import Tensor, nn
 
 from ppl_med.dims import dims
@@ -52,7 +53,8 @@ class Watched(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.seen = net, []
+        self.net = net
+        self.seen: list[tuple[int, ...]] = []
 
     def forward(self, image: Tensor) -> Tensor:
         self.seen.append(tuple(image.shape))
@@ -99,7 +101,10 @@ def assert_close(first: xr.DataTree, second: xr.DataTree, tolerance: float = 1e-
     for group in ("posterior", "log_likelihood"):
         for name, value in first[group].data_vars.items():
             np.testing.assert_allclose(
-                value.values, second[f"{group}/{name}"].values, rtol=tolerance, atol=tolerance
+                value.values,
+                array(second, f"{group}/{name}").values,
+                rtol=tolerance,
+                atol=tolerance,
             )
 
 
@@ -136,11 +141,11 @@ def test_every_patch_is_seen_by_one_function(guide_of: Any, space: int, blend: A
         with torch.no_grad():
             logits: Any = inferer(image, function)
         log_probs = logits.double().log_softmax(1)
-        found = tree["posterior/probs"].isel(chain=0, draw=draw).values
+        found = array(tree, "posterior/probs").isel(chain=0, draw=draw).values
         np.testing.assert_allclose(found, log_probs.exp(), atol=1e-5)
         scored = log_probs.gather(1, mask.clamp(min=0)[:, None])[:, 0]
         total = torch.where(mask < 0, 0.0, scored).flatten(1).sum(1)
-        likelihood = tree["log_likelihood/mask"].isel(chain=0, draw=draw).values
+        likelihood = array(tree, "log_likelihood/mask").isel(chain=0, draw=draw).values
         np.testing.assert_allclose(likelihood, total, rtol=1e-5)
 
 
@@ -152,9 +157,11 @@ def test_patches_of_one_draw_agree_where_they_overlap() -> None:
     model = segmenter(2)
     guide = MeanFieldNormal(model, init_scale=0.5)
     data = of(model, batches(2))
-    whole = predict(model, guide, data, **QUIET)["posterior/probs"]
-    patched = predict(model, guide, data, window=(12, 20), overlap=0.0, **QUIET)["posterior/probs"]
-    difference = np.abs(patched - whole).max(("chain", "draw", "case", "class", "col")).values
+    whole = array(predict(model, guide, data, **QUIET), "posterior/probs")
+    tree = predict(model, guide, data, window=(12, 20), overlap=0.0, **QUIET)
+    patched = array(tree, "posterior/probs")
+    gaps: xr.DataArray = abs(patched - whole)
+    difference = gaps.max(("chain", "draw", "case", "class", "col")).values
     seam = np.isin(np.arange(24), [10, 11, 12, 13])  # two rows on either side of the border
     assert (difference[~seam] < 1e-5).all()
     assert (difference[seam] > 1e-3).any()  # or there were no patches
@@ -224,14 +231,14 @@ def test_a_code_of_a_case_is_one_for_all_its_patches() -> None:
     tree = predict(model, guide, data, window=(12, 12), **QUIET)
     image = torch.cat([batch["image"] for batch in data])
     inferer = SlidingWindowInferer((12, 12), sw_batch_size=1, overlap=0.25, mode="gaussian")
-    codes = torch.from_numpy(tree["posterior/z"].values[0])
+    codes = torch.from_numpy(array(tree, "posterior/z").values[0])
     net = model.network.net.eval()
     assert codes.std() > 0.2
     for draw, z in enumerate(codes):
         tiled = z[:, :, None, None].expand_as(image)
         with torch.no_grad():
             logits: Any = inferer(torch.cat([image, tiled], 1), net)
-        found = tree["posterior/probs"].values[0, draw]
+        found = array(tree, "posterior/probs").values[0, draw]
         np.testing.assert_allclose(found, logits.softmax(1), atol=1e-5)
 
 
@@ -327,7 +334,8 @@ def test_a_store_remembers_its_window(tmp_path: Path) -> None:
 def test_an_image_smaller_than_the_window_is_padded_with_zeros() -> None:
     """Two convolutions of width 3 pad with zeros too; the first one's bias is set to nothing."""
     model = segmenter(2)
-    model.network.net[0].bias.data.zero_()
+    first: Any = model.network.net.get_submodule("0")
+    first.bias.data.zero_()
     guide = PointEstimate(model)
     data = of(model, batches(2))
     whole = predict(model, guide, data, **QUIET)
