@@ -1,6 +1,7 @@
 """One Pyro program per file: what is believed before data."""
 
 from ppl_med.models.classifier import BayesianClassifier
+from ppl_med.models.conditional_vae import ConditionalVAE
 from ppl_med.models.dense_regressor import DenseRegressor
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
@@ -16,6 +17,7 @@ __all__ = [
     "BayesianClassifier",
     "BayesianRegressor",
     "BayesianSegmenter",
+    "ConditionalVAE",
     "DenseRegressor",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",

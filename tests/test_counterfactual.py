@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from attribution_nets import conv_net, images
 from linear_vae import ExactPosterior, LinearVAE
 from scipy.optimize import minimize
@@ -257,6 +256,10 @@ def test_latent_counterfactual_of_a_linear_vae(vae: Any) -> None:
     offset = (model.offset[1] - model.offset[0]).detach().view(SHAPE)
     np.testing.assert_allclose(kept.counterfactual, x + offset, rtol=1e-9)
 
+    other = latent_counterfactual([net], x, 1, vae=vae, search=False, encode_as="target")
+    nearest = vae[1].encoder(x, target).mean
+    np.testing.assert_allclose(other.counterfactual, model.decode(nearest, target).detach())
+
     margin = 30.0  # more than the offset gives
     moved = latent_counterfactual([net], x, 1, vae=vae, margin=margin, steps=60)
     direction = model.weight.T.detach() @ weight.flatten()
@@ -306,10 +309,6 @@ def test_generated_counterfactuals_are_more_realistic_than_attacks(vae: Any) -> 
 # --- refusals
 
 
-def run_latent(functions: Any, x: Tensor, target: Any, **options: Any) -> xr.Dataset:
-    return latent_counterfactual(functions, x, target, **options)
-
-
 @pytest.mark.parametrize(
     ("make", "change", "message"),
     [
@@ -331,6 +330,11 @@ def run_latent(functions: Any, x: Tensor, target: Any, **options: Any) -> xr.Dat
         (sparse_additive, {"map_bounds": (1.0, 2.0)}, "map_bounds are"),
         (sparse_additive, {"penalty": -1.0}, "penalty is -1"),
         (latent_counterfactual, {"vae": (torch.nn.Identity(), torch.nn.Identity())}, "no|decode"),
+        (
+            latent_counterfactual,
+            {"vae": "fitting", "encode_as": "other"},
+            "encode_as is|Type-check error",
+        ),
         (latent_counterfactual, {"vae": "small"}, "vae decodes images"),
     ],
 )
@@ -340,6 +344,9 @@ def test_refuses(make: Any, change: dict[str, Any], message: str) -> None:
         model = LinearVAE((1, 3, 4), 2, 2, 1.0)
         model.shape = (1, 4, 3)
         change = {"vae": (model, ExactPosterior(model))}
+    if change.get("vae") == "fitting":
+        model = LinearVAE(SHAPE, 2, 2, 1.0)
+        change = change | {"vae": (model, ExactPosterior(model))}
     arguments: dict[str, Any] = {
         "functions": [logistic(weight)],
         "image": of_class_0(weight),

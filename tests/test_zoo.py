@@ -38,6 +38,7 @@ from ppl_med.models import (
     BayesianClassifier,
     BayesianRegressor,
     BayesianSegmenter,
+    ConditionalVAE,
     DenseRegressor,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
@@ -269,6 +270,11 @@ def latent_classifier() -> Pair:
     return model, ConditionalNormal(GaussianEncoder(CHANNELS, 2, 3, num_classes=2))
 
 
+def conditional_vae() -> Pair:
+    model = ConditionalVAE(CHANNELS, CLASSES, (SIZE, SIZE), latent_dim=2, width=3)
+    return model, ConditionalNormal(model.posterior_net())
+
+
 SMALL: dict[str, Any] = {"channels": (4, 6), "num_convolutions": 1}
 
 
@@ -398,6 +404,7 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "mixture-dropout": partial(classifier, BernoulliDropout, ScaleMixture()),
     "laplace-point": partial(classifier, PointEstimate, Laplace(0.3)),
     "latent": latent_classifier,
+    "conditional-vae": conditional_vae,
     "logit-normal": logit_normal_classifier,
     "label-noise": partial(classifier, MeanFieldNormal, likelihood="label_noise"),
     "label-smoothing": partial(classifier, BernoulliDropout, likelihood="label_smoothing"),

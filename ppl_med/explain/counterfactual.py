@@ -19,7 +19,7 @@ recourse", 2019, and Antorán et al., "Getting a CLUE", ICLR 2021 (search in the
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,13 @@ from torch import Tensor
 
 from ppl_med.explain.attribution.draws import Function
 from ppl_med.explain.attribution.score import SPACE
-from ppl_med.explain.function_checks import as_case, as_target, check_count, check_image
+from ppl_med.explain.function_checks import (
+    as_case,
+    as_target,
+    check_choice,
+    check_count,
+    check_image,
+)
 from ppl_med.explain.nearest_point import Smooth, nearest_point
 from ppl_med.explain.posterior_predictive import PosteriorPredictive, check_draws
 from ppl_med.explain.proximal import sparse_map
@@ -60,7 +66,7 @@ ATTRS = {
     "realism_of_image_se": ("nat", "Monte Carlo standard error of the image's realism"),
     "penalty": ("nat / intensity", "penalty on the L1 norm"),
     "stationarity": ("nat / intensity", "largest entry of the proximal gradient; 0 at the optimum"),
-    "code": ("1", "latent code of the image as its present class"),
+    "code": ("1", "latent code that the search starts from"),
     "counterfactual_code": ("1", "latent code of the counterfactual"),
 }
 
@@ -210,6 +216,7 @@ def latent_counterfactual(
     target: int | Tensor,
     *,
     vae: Pair,
+    encode_as: Literal["present", "target"] = "present",
     search: bool = True,
     keep_residual: bool = False,
     margin: float = 1.0,
@@ -225,6 +232,10 @@ def latent_counterfactual(
     code holds of the case and changes the class. Where that does not reach the margin, the nearest
     code that does is searched, in units of the code's prior.
 
+    A code must mean the same in both classes, and no likelihood demands that: a VAE of two classes
+    with little in common may pair their images at will. Look at what it keeps, or take
+    ``encode_as="target"``: the code as which the image is most probable in the target class.
+
     Args:
         functions: As in ``minimal_perturbation``.
         image: As in ``minimal_perturbation``.
@@ -232,6 +243,8 @@ def latent_counterfactual(
         vae: A model with ``decode(z, label)``, such as ``ppl_med.models.ConditionalVAE``, and its
             guide, whose ``encoder(image, label)`` is q(z), such as ``ConditionalNormal``; of the
             same classes, trained.
+        encode_as: Class under which the image is encoded: ``"present"`` asks what this case would
+            be as the target, ``"target"`` for the nearest image of the target.
         search: Whether to move the code where the class does not flip by itself.
         keep_residual: Add what the VAE does not hold of the image, ``image - decode(code,
             present)``: a smaller change, whose noise is the image's own.
@@ -250,9 +263,10 @@ def latent_counterfactual(
         ValueError: As ``minimal_perturbation``; if decoded images have another shape.
     """
     _check_vae(vae)
+    check_choice("encode_as", encode_as, Literal["present", "target"])
     checked = _Search(functions, image, target, margin, None, judges, vae, particles, seed, case)
     check_count("steps", steps)
-    generator = _Generator(vae, checked, keep_residual)
+    generator = _Generator(vae, checked, encode_as == "target", keep_residual)
     code, found = generator.code, generator.code
     reached = checked.predictive.log_odds(generator.image(code)) >= margin
     if search and not bool(reached.all()):
@@ -377,13 +391,15 @@ class _Search:
 class _Generator:
     """Images of codes, under a fixed target."""
 
-    def __init__(self, vae: Pair, search: _Search, keep_residual: bool) -> None:
+    def __init__(self, vae: Pair, search: _Search, as_target: bool, keep_residual: bool) -> None:
         self.model, self.search = vae[0], search
         for program in vae:
             program.eval()
         with torch.no_grad():
-            self.code = vae[1].encoder(search.image, search.present).mean
-            own = self.model.decode(self.code, search.present)
+            own_code = vae[1].encoder(search.image, search.present).mean
+            own = self.model.decode(own_code, search.present)
+            as_other = vae[1].encoder(search.image, search.target).mean
+            self.code = as_other if as_target else own_code
         if own.shape != search.image.shape:
             raise ValueError(
                 f"vae decodes images {tuple(own.shape)} for images {tuple(search.image.shape)}; "

@@ -1,0 +1,167 @@
+"""Conditional VAE: a latent code and the class explain the image.
+
+Program, for a case with image x:
+
+    z             ~  Normal(0, I)                                  one code per case
+    label         ~  Categorical(class_probs)                      independent of the code
+    image | z, y  ~  Normal(decode(z, label), scale^2)             every pixel, one learned scale
+
+Sites and their dimensions: z (case, latent), no unit; label (case), integer in 0..K-1.
+
+Input: ``image`` (case, channel, row, col), float, standardised, of a fixed size.
+
+The image is what a data set always has, so it has no site that could be drawn: its density stands
+at the site of the label. Where labels are given, that is log p(label) + log p(image | z, label), so
+the ELBO is that of image and label together, in nats with the intensities' unit in it; where they
+are not, it is p(label | image, z) by Bayes' rule, under a code from the prior. Codes of an image
+come from the guide, ``ConditionalNormal(model.posterior_net())``.
+
+The code is independent of the class, so what images of all classes share (place, size, brightness)
+needs to be told once: ``decode(z, other)`` changes the class, and mostly that alone. The likelihood
+does not demand it; two classes with little in common may use one code for different things.
+
+Reference: Kingma, Rezende, Mohamed and Welling, "Semi-supervised learning with deep generative
+models", NeurIPS 2014 (M2, with all labels given); Sohn, Lee and Yan, NeurIPS 2015.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from ppl_med.dims import dims
+from ppl_med.likelihoods.statement import check_class_names, precision, state
+from ppl_med.networks.encoder import LOG_SCALE_RANGE
+from ppl_med.networks.image_code import LabelledDecoder, LabelledEncoder
+
+
+class _ImageAndLabel(TorchDistribution):
+    """The density of an image and its label together, as a function of the label.
+
+    Args:
+        log_density: From labels (case,) to log-densities (..., case).
+        shape: Of the batch, (..., case).
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.nonnegative_integer
+
+    def __init__(self, log_density: Callable[[Tensor], Tensor], shape: torch.Size) -> None:
+        self.log_density = log_density
+        super().__init__(shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_ImageAndLabel":
+        """The same with more batch dims."""
+        return _ImageAndLabel(self.log_density, torch.Size(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats."""
+        return self.log_density(value).expand(self.batch_shape)
+
+
+class ConditionalVAE(nn.Module):
+    """The joint p(image, label, z).
+
+    Args:
+        in_channels: Image channels.
+        classes: Class names.
+        size: Rows and columns of the images, multiples of 4.
+        latent_dim: Size of z.
+        width: Channels of the largest feature maps.
+        class_probs: Prior probabilities of the classes; equal ones by default.
+
+    Raises:
+        ValueError: If there are fewer than two classes or two share a name, if the size is no
+            multiple of 4, or the probabilities are not positive, or not one a class.
+    """
+
+    log_class_probs: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Sequence[str],
+        size: tuple[int, int],
+        latent_dim: int = 8,
+        width: int = 16,
+        class_probs: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        check_class_names(classes)
+        probs = torch.tensor([1.0] * len(classes) if class_probs is None else [*class_probs])
+        if probs.shape != (len(classes),) or not bool((probs > 0).all()):
+            raise ValueError(
+                f"class_probs must be {len(classes)} positive numbers, got {class_probs}"
+            )
+        self.in_channels, self.latent_dim = in_channels, latent_dim
+        self._sizes = (in_channels, tuple(size), len(classes), latent_dim, width)
+        self.decoder = LabelledDecoder(*self._sizes)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("log_class_probs", (probs / probs.sum()).log())
+        self.coords = {"class": list(classes)}
+
+    def posterior_net(self) -> LabelledEncoder:
+        """A new posterior net q(z | image, label), for the guide."""
+        return LabelledEncoder(*self._sizes)
+
+    def decode(self, z: Tensor, label: Tensor) -> Tensor:
+        """Mean images of codes, as another class where the label says so.
+
+        Args:
+            z: Codes, dims (..., case, latent).
+            label: Classes, dims (case,), or as the codes have.
+
+        Returns:
+            Dims (..., case, channel, row, col).
+        """
+        label = label.expand(z.shape[:-1])
+        images = self.decoder(z.flatten(0, -2), label.flatten())
+        return images.view(*z.shape[:-1], *images.shape[1:])
+
+    def forward(
+        self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor | None:
+        """Run the program once, conditioned on ``label`` if it is given.
+
+        Args:
+            image: A batch of images, dims (case, channel, row, col).
+            label: Observed classes, dims (case,); None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Returns:
+            Where the label is not given, ``log p(image, label | z)`` of every class, dims (case,
+            class): logits of the class. Else None.
+
+        Raises:
+            ValueError: If the images have another size than the model was built for.
+        """
+        if tuple(image.shape[1:]) != (self.in_channels, *self._sizes[1]):
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}; the model was built for "
+                f"(case, {self.in_channels}, {', '.join(map(str, self._sizes[1]))})"
+            )
+        loc = torch.zeros(len(image), self.latent_dim, device=image.device)
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1), infer=dims("latent"))
+            if label is None:
+                classes = torch.arange(len(self.log_class_probs), device=image.device)
+                joint = torch.stack([self._log_joint(image, z, k) for k in classes], dim=-1)
+                state("label", dist.Categorical(logits=joint), (), None)
+                return joint
+            law = _ImageAndLabel(partial(self._log_joint, image, z), z.shape[:-1])
+            state("label", law, (), label)
+            return None
+
+    def _log_joint(self, image: Tensor, z: Tensor, label: Tensor) -> Tensor:
+        """``log p(image, label | z)`` in nats, dims (..., case)."""
+        mean = self.decode(z, label)
+        kind = precision(mean, training=self.training)
+        scale = self.log_scale.clamp(*LOG_SCALE_RANGE).exp().to(kind)
+        law = dist.Normal(mean.to(kind), scale).to_event(3)
+        return law.log_prob(image.to(kind)) + self.log_class_probs[label].to(kind)

@@ -1,0 +1,116 @@
+"""Small networks between an image of fixed size and a latent code, given a class."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ppl_med.networks.encoder import LOG_SCALE_RANGE
+
+SHRINKING = 4  # two layers of stride 2
+
+
+class LabelledEncoder(nn.Module):
+    """A diagonal normal over the code of an image and its class; places are kept, not averaged.
+
+    Log-scales are clamped to (-7, 5).
+
+    Args:
+        in_channels: Image channels.
+        size: Rows and columns of the image.
+        num_classes: Classes.
+        latent_dim: Size of the code.
+        width: Channels of the first convolution.
+
+    Raises:
+        ValueError: If a side of the image is no multiple of 4.
+    """
+
+    def __init__(
+        self, in_channels: int, size: tuple[int, int], num_classes: int, latent_dim: int, width: int
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        row, col = reduced(size)
+        self.numbers = nn.Linear(2 * width * row * col + num_classes, 2 * latent_dim)
+
+    def forward(self, image: Tensor, label: Tensor) -> Distribution:
+        """The distribution of the code, event dims (latent,).
+
+        Args:
+            image: Dims (case, channel, row, col).
+            label: Classes, dims (case,).
+        """
+        features = self.features(image)
+        joined = torch.cat([features, one_hot(label, self.num_classes, features)], dim=1)
+        loc, log_scale = self.numbers(joined).float().chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
+
+
+class LabelledDecoder(nn.Module):
+    """The mean image of a code and a class.
+
+    Args:
+        in_channels: Image channels.
+        size: Rows and columns of the image.
+        num_classes: Classes.
+        latent_dim: Size of the code.
+        width: Channels before the last convolution.
+
+    Raises:
+        ValueError: If a side of the image is no multiple of 4.
+    """
+
+    def __init__(
+        self, in_channels: int, size: tuple[int, int], num_classes: int, latent_dim: int, width: int
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        row, col = reduced(size)
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim + num_classes, 2 * width * row * col),
+            nn.Unflatten(1, (2 * width, row, col)),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(width, in_channels, 3, padding=1),
+        )
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        """Images (case, channel, row, col).
+
+        Args:
+            z: Codes, dims (case, latent).
+            label: Classes, dims (case,).
+        """
+        return self.layers(torch.cat([z, one_hot(label, self.num_classes, z)], dim=1))
+
+
+def one_hot(label: Tensor, num_classes: int, like: Tensor) -> Tensor:
+    """One number a class, 1 for the label's own, dims (case, class), of another tensor's type."""
+    # A comparison: torch's one_hot checks the range on the host.
+    return (label[:, None] == torch.arange(num_classes, device=label.device)).to(like)
+
+
+def reduced(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns after two layers of stride 2.
+
+    Raises:
+        ValueError: If one is no positive multiple of 4.
+    """
+    row, col = size
+    if row < SHRINKING or col < SHRINKING or row % SHRINKING or col % SHRINKING:
+        raise ValueError(
+            f"size is {size}; rows and columns must be multiples of {SHRINKING}, pad or resize "
+            "the images"
+        )
+    return row // SHRINKING, col // SHRINKING
