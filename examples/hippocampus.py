@@ -238,7 +238,8 @@ def rows(result: xr.Dataset) -> list[list[str]]:
         lines.append([
             str(one["cases"].item()), str(one["structure"].item()), str(one["kind"].item()),
             str(int(one["num_cases"])), percent[0], f"{percent[1]} to {percent[2]}",
-            f"{float(one['width']):.0f}", percent[3], f"{float(one['dice']):.3f}",
+            f"{float(one['width']):.0f}", percent[3],
+            f"{float(one['dice']):.3f}".replace("nan", ""),
         ])  # fmt: skip
     return lines
 
@@ -249,13 +250,13 @@ def tabulate(
     """One place a line of the table."""
     lines = []
     for cases, by_kind in found.items():
-        split = "val" if cases == "half of val" else cases
+        own = overlap.get(cases, xr.full_like(overlap["val"], np.nan))  # of whole splits only
         for structure in by_kind["coherent"]["class"].values:
             for kind, sizes in by_kind.items():
                 line = coverage(sizes).sel({"class": structure}, drop=True).drop_vars(
                     "bound", errors="ignore"
                 )  # fmt: skip
-                line["dice"] = overlap[split].sel({"class": structure}, drop=True)
+                line["dice"] = own.sel({"class": structure}, drop=True)
                 labels = {"cases": cases, "structure": str(structure), "kind": kind}
                 lines.append(line.assign(labels))
     result = xr.concat(lines, "place")
