@@ -40,12 +40,21 @@ def calibration_error(correct: xr.DataArray, confidence: xr.DataArray, bins: int
     Returns:
         Sum over bins of count / N |accuracy - mean confidence|; (chain, draw) or a scalar.
     """
+    inner = [dim for dim in correct.dims if dim not in _SAMPLES]
+    number = int(np.prod([correct.sizes[dim] for dim in inner]))
+    return abs(gap_sums(correct, confidence, bins)).sum("bin") / number
+
+
+def gap_sums(correct: xr.DataArray, confidence: xr.DataArray, bins: int) -> xr.DataArray:
+    """Return the sum of correct - confidence over the entries of every bin ([chain, draw,] bin).
+
+    Sums of parts of the cases add up. Arguments as for `calibration_error`.
+    """
     correct, confidence = _align(correct, confidence)
-    sums, flat = _gaps(correct, confidence, bins)
+    sums, _ = _gaps(correct, confidence, bins)
     inner = {dim: 0 for dim in correct.dims if dim not in _SAMPLES}
-    template = correct.isel(inner, drop=True)
-    values = np.abs(sums).reshape(-1, bins).sum(1) / flat.shape[1]
-    return template.copy(data=values.reshape(template.shape))
+    template = correct.isel(inner, drop=True).expand_dims(bin=bins, axis=-1)
+    return template.copy(data=sums.reshape(template.shape))
 
 
 def calibration_terms(correct: xr.DataArray, confidence: xr.DataArray, bins: int) -> xr.DataArray:

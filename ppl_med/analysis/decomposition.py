@@ -22,8 +22,9 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, isotonic, monte_carlo
-from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+from ppl_med.analysis import binning, isotonic
+from ppl_med.analysis.posterior import Posterior, class_names, observed
+from ppl_med.analysis.probability_blocks import open_probs
 
 _PARTS = {
     "corp": ("miscalibration", "discrimination", "uncertainty"),
@@ -35,7 +36,8 @@ def brier_decomposition(tree: Posterior, method: str = "corp", *, bins: int = 15
     """Split the Brier score of the mixture of the draws, and of every draw.
 
     Args:
-        tree: The tree of `predict` on labelled cases; pixels of masks count one by one.
+        tree: The tree of `predict` on labelled cases; pixels of masks count one by one. A lazy one
+            is read in parts; the probabilities of one draw are in memory.
         method: "corp" (isotonic regression) or "binned" (bins of equal width).
         bins: Number of bins of method "binned".
 
@@ -50,21 +52,20 @@ def brier_decomposition(tree: Posterior, method: str = "corp", *, bins: int = 15
     binning.check_bins(bins)
     if method not in _PARTS:
         raise ValueError(f"method must be one of {sorted(_PARTS)}, not {method!r}.")
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     label = observed(tree, probs).values.ravel()
     split = corp_parts if method == "corp" else lambda p, y: binned_parts(p, y, bins)
     names = ("brier", *_PARTS[method])
-    mixture = _split_classes(monte_carlo.mean(probs), label, split)
-    draws = [
-        [_split_classes(probs[chain, draw], label, split).sum(0) for draw in range(probs.shape[1])]
-        for chain in range(probs.shape[0])
-    ]
+    mixture = _split_classes(source.mixture(), label, split)
+    rows = [_split_classes(table, label, split).sum(0) for table in source.draws()]
+    draws = np.array(rows).reshape(*source.num_samples, -1)
     samples = {dim: probs.coords[dim] for dim in ("chain", "draw") if dim in probs.coords}
     result = xr.Dataset(coords={**samples, "class": class_names(probs)})
     for index, name in enumerate(names):
         result[name] = mixture[:, index].sum()
         result[f"{name}_per_class"] = ("class", mixture[:, index])
-        result[f"{name}_per_draw"] = (("chain", "draw"), np.array(draws)[..., index])
+        result[f"{name}_per_draw"] = (("chain", "draw"), draws[..., index])
     for variable in result.data_vars.values():
         variable.attrs["units"] = "1"
     result.attrs.update(method=method, num_cases=probs.sizes["case"])

@@ -54,7 +54,7 @@ def mean(array: xr.DataArray) -> xr.DataArray:
     return first + (array - first).mean(("chain", "draw"))
 
 
-def require_draws(array: xr.DataArray) -> None:
+def require_draws(array: xr.DataArray | xr.Dataset) -> None:
     """Raise unless ``array`` holds at least two draws, counted over chain and draw."""
     if array.sizes["chain"] * array.sizes["draw"] < 2:
         raise ValueError(

@@ -37,6 +37,20 @@ def probabilities(tree: Posterior) -> xr.DataArray:
         ValueError: ``probs`` is absent, lacks a dimension, holds NaN or negative values, or
             does not sum to one over class.
     """
+    probs = find_probabilities(tree).astype(np.float64).load()
+    check_simplex(probs)
+    return probs
+
+
+def find_probabilities(tree: Posterior) -> xr.DataArray:
+    """Return the class probabilities of every draw, not yet read.
+
+    Returns:
+        ``probs`` (chain, draw, case, class, ...), as stored.
+
+    Raises:
+        TypeError, ValueError: As for `probabilities`, but for the values.
+    """
     probs = _find_probs(tree)
     required = ("chain", "draw", "case", "class")
     missing = [dim for dim in required if dim not in probs.dims]
@@ -45,11 +59,10 @@ def probabilities(tree: Posterior) -> xr.DataArray:
             f"probs lacks the dimension(s) {', '.join(missing)}; it has {probs.dims}. "
             "Name or add them, e.g. probs.expand_dims('chain') for a single chain."
         )
-    probs = probs.transpose(*required, ...).astype(np.float64).load()
+    probs = probs.transpose(*required, ...)
     empty = [str(dim) for dim, size in probs.sizes.items() if size == 0]
     if empty:
         raise ValueError(f"probs is empty along {', '.join(empty)}; predict at least one.")
-    _check_simplex(probs)
     return probs
 
 
@@ -77,7 +90,8 @@ def _find_probs(tree: Posterior) -> xr.DataArray:
     return group["probs"]
 
 
-def _check_simplex(probs: xr.DataArray) -> None:
+def check_simplex(probs: xr.DataArray) -> None:
+    """Raise unless values in memory are finite, not negative, and sum to one over class."""
     if not np.isfinite(probs.values).all():
         count = int((~np.isfinite(probs.values)).sum())
         raise ValueError(
@@ -101,7 +115,7 @@ def observed(tree: Posterior, probs: xr.DataArray) -> xr.DataArray:
 
     Args:
         tree: A tree with an observed_data group that holds ``label`` or ``mask``.
-        probs: What `probabilities` returned for this tree.
+        probs: What `probabilities` or `find_probabilities` returned for this tree.
 
     Returns:
         Class index in 0..K-1 (case, ...), int64; the dimensions of ``probs`` after class.
@@ -163,6 +177,16 @@ def log_likelihood(tree: Posterior) -> xr.DataArray | None:
     Raises:
         ValueError: A dimension is missing, or values are NaN or +infinity.
     """
+    array = find_log_likelihood(tree)
+    return None if array is None else read_log_likelihood(array)
+
+
+def find_log_likelihood(tree: Posterior) -> xr.DataArray | None:
+    """Return the log-likelihood (chain, draw, case, ...), not yet read, or None.
+
+    Raises:
+        ValueError: A dimension is missing.
+    """
     if not isinstance(tree, xr.DataTree) or "log_likelihood" not in tree.children:
         return None
     group = tree["log_likelihood"].to_dataset()
@@ -173,10 +197,19 @@ def log_likelihood(tree: Posterior) -> xr.DataArray | None:
     missing = [dim for dim in ("chain", "draw", "case") if dim not in array.dims]
     if missing:
         raise ValueError(f"log_likelihood {name} lacks the dimension(s) {', '.join(missing)}.")
-    array = array.transpose("chain", "draw", "case", ...).astype(np.float64).load()
+    return array.transpose("chain", "draw", "case", ...)
+
+
+def read_log_likelihood(array: xr.DataArray) -> xr.DataArray:
+    """Return log-likelihoods in memory, float64.
+
+    Raises:
+        ValueError: Values are NaN or +infinity.
+    """
+    array = array.astype(np.float64).load()
     if np.isnan(array.values).any() or np.isposinf(array.values).any():
         raise ValueError(
-            f"log_likelihood {name} holds NaN or +infinity; predict again in float64 or drop "
+            f"log_likelihood {array.name} holds NaN or +infinity; predict again in float64 or drop "
             "those cases."
         )
     return array

@@ -16,27 +16,31 @@ Scores of numbers (``crps``, ``energy``, ``quantile_score``, ``interval_score``)
 the Brier score (``brier_decomposition``) come from neighbouring files. More measures of calibration
 stand in `ppl_med.analysis.calibration`.
 
+Lazy trees are read once, in runs of cases, and may be larger than the memory.
+
 Sources: Brier, Monthly Weather Review 78, 1950; Guo et al., ICML 2017, arXiv:1706.04599 (ECE).
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
-from ppl_med.analysis import binning, monte_carlo
+from ppl_med.analysis import binning, monte_carlo, tree_blocks
 from ppl_med.analysis.decomposition import brier_decomposition
 from ppl_med.analysis.draw_scores import crps, energy
 from ppl_med.analysis.posterior import (
     Posterior,
     check_cases,
     class_names,
-    log_likelihood,
+    find_log_likelihood,
     observed,
-    probabilities,
+    read_log_likelihood,
 )
+from ppl_med.analysis.probability_blocks import Probabilities, open_probs
 from ppl_med.analysis.quantile_scores import interval_score, quantile_score
 
 __all__ = [
@@ -55,13 +59,12 @@ _UNITS = {"accuracy": "probability", "nll": "nats", "brier": "1", "ece": "probab
 
 
 class _Terms(NamedTuple):
-    """What every case adds to the scores; all but the last (..., case, ...)."""
+    """What every case adds to the scores, each ([chain, draw,] case, ...)."""
 
     correct: xr.DataArray
     confidence: xr.DataArray
     nll: xr.DataArray
     brier: xr.DataArray
-    indicator: xr.DataArray  # (case, class, ...)
 
 
 def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
@@ -85,22 +88,20 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
         RuntimeWarning: An observed class has probability exactly 0 in the mixture: infinite NLL.
     """
     binning.check_bins(bins)
-    probs = probabilities(tree)
-    label = observed(tree, probs)
-    mixture = _terms(monte_carlo.mean(probs), label)
-    single = _terms(probs, label)
-    likelihood = log_likelihood(tree)
+    probs = open_probs(tree)
+    label = observed(tree, probs.array)
+    likelihood = find_log_likelihood(tree)
     if likelihood is not None:
-        check_cases(likelihood, probs, "log_likelihood")
-    if likelihood is not None and set(likelihood.dims[2:]) == set(label.dims):
-        single = single._replace(nll=-likelihood)
-        mixture = mixture._replace(nll=-_log_mean_exp(likelihood))
+        check_cases(likelihood, probs.array, "log_likelihood")
+        likelihood = likelihood if set(likelihood.dims[2:]) == set(label.dims) else None
+    mixture, sums = _read(probs, label, likelihood, bins)
     _warn_infinite(mixture.nll)
-    result = _mixture_scores(mixture, bins)
-    per_draw = _means(single, bins)
-    for name, value in per_draw.items():
+    indicator = _indicator(probs.array, label)
+    result = _mixture_scores(mixture, indicator, bins)
+    for name, value in _means(sums).items():
         result[f"{name}_per_draw"] = value.assign_attrs(units=_UNITS.get(name, "probability"))
-    absent = mixture.indicator.sum(label.dims).values == 0
+    absent = indicator.sum(label.dims).values == 0
+    probs = probs.array
     names = np.array(class_names(probs), dtype=str)[absent]
     for name in ("accuracy_per_class", "accuracy_per_class_per_draw"):
         result[name].attrs["absent"] = ", ".join(names)
@@ -131,7 +132,7 @@ def elpd_heldout(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
     Source: Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017, equations 1 to 4.
     """
-    likelihood = log_likelihood(tree)
+    likelihood = find_log_likelihood(tree)
     if likelihood is None:
         raise ValueError("tree has no log_likelihood; call predict on batches that hold labels.")
     kind = tree.attrs.get("log_likelihood_of")
@@ -145,19 +146,21 @@ def elpd_heldout(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
             f"tree.attrs['log_likelihood_of'] is {kind!r}; set it to 'held-out' if no case of "
             "this tree was used in training."
         )
-    elpd = _log_mean_exp(likelihood)
+    parts, total = [], xr.DataArray(0.0)
+    for block in _likelihood_blocks(likelihood):
+        part, influence = _elpd(read_log_likelihood(likelihood.isel(block)), mcse)
+        parts.append((block, part))
+        total = total + influence
+    result = tree_blocks.join(parts)
+    elpd = result["elpd"]
     _warn_infinite(elpd)
     per_case = elpd.sum([dim for dim in elpd.dims if dim != "case"])
     num_cases = per_case.sizes["case"]
-    result = xr.Dataset({"elpd": elpd, "elpd_sum": elpd.sum()})
+    result["elpd_sum"] = elpd.sum()
     with np.errstate(invalid="ignore"):  # infinite scores have no spread
         spread = per_case.std(ddof=1) if num_cases > 1 else np.nan
         result["elpd_sum_se"] = num_cases**0.5 * spread
     if mcse:
-        # d log m = d m / m for the mean likelihood m of a case
-        relative = xr.ufuncs.exp(likelihood - elpd.where(np.isfinite(elpd), 0.0))
-        total = relative.sum(elpd.dims)
-        result["elpd_mcse"] = monte_carlo.standard_error(relative)
         result["elpd_sum_mcse"] = monte_carlo.standard_error(total)
         result.attrs["mcse"] = monte_carlo.CAVEAT
     for name in result.data_vars:
@@ -183,14 +186,14 @@ def reliability(tree: Posterior, bins: int = 15) -> xr.Dataset:
             independent, so no binomial interval holds.
     """
     binning.check_bins(bins)
-    probs = probabilities(tree)
-    label = observed(tree, probs)
+    probs = open_probs(tree)
+    label = observed(tree, probs.array)
     if label.ndim > 1:
         raise ValueError(
             f"The observation has dimensions {label.dims}: pixels of one case are not "
             "independent and the interval would be too narrow. Score one label per case."
         )
-    terms = _terms(monte_carlo.mean(probs), label)
+    terms = _terms(probs.mixture(), label)
     member = binning.membership(terms.confidence, bins)
     count = member.sum("case")
     hits = (member * terms.correct).sum("case")
@@ -213,11 +216,35 @@ def reliability(tree: Posterior, bins: int = 15) -> xr.Dataset:
     )
 
 
-def _terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
+def _read(
+    probs: Probabilities, label: xr.DataArray, likelihood: xr.DataArray | None, bins: int
+) -> tuple[_Terms, xr.Dataset]:
+    """Terms of the mixture, and sums over cases of those of every draw."""
+    parts, sums = [], xr.Dataset()
+    for block, values in probs.blocks():
+        truth = label.isel(block)
+        mixture, single = (_terms(p, truth) for p in (monte_carlo.mean(values), values))
+        if likelihood is not None:
+            logs = read_log_likelihood(likelihood.isel(block))
+            single = single._replace(nll=-logs)
+            mixture = mixture._replace(nll=-_log_mean_exp(logs))
+        parts.append((block, xr.Dataset(mixture._asdict())))
+        added = _sums(single, _indicator(values, truth), bins)
+        sums = added if not sums else sums + added
+    whole = tree_blocks.join(parts)
+    return _Terms(*(whole[name] for name in _Terms._fields)), sums
+
+
+def _indicator(probs: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
+    """1 for the observed class, else 0 (case, ..., class)."""
     classes = xr.DataArray(np.arange(probs.sizes["class"]), dims="class")
     if "class" in probs.coords:
         classes = classes.assign_coords({"class": probs["class"]})
-    indicator = (label == classes).astype(np.float64)
+    return (label == classes).astype(np.float64)
+
+
+def _terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
+    indicator = _indicator(probs, label)
     hit = (probs * indicator).sum("class")
     with np.errstate(divide="ignore"):
         nll = -xr.ufuncs.log(hit)
@@ -226,11 +253,10 @@ def _terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
         confidence=probs.max("class"),
         nll=nll,
         brier=((probs - indicator) ** 2).sum("class"),
-        indicator=indicator,
     )
 
 
-def _mixture_scores(terms: _Terms, bins: int) -> xr.Dataset:
+def _mixture_scores(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dataset:
     result = xr.Dataset()
     ones = xr.ones_like(terms.correct)
     signed = binning.calibration_terms(terms.correct, terms.confidence, bins)
@@ -239,9 +265,9 @@ def _mixture_scores(terms: _Terms, bins: int) -> xr.Dataset:
         "nll": (terms.nll, ones),
         "brier": (terms.brier, ones),
         "ece": (signed, ones),
-        "accuracy_per_class": (terms.correct * terms.indicator, terms.indicator),
+        "accuracy_per_class": (terms.correct * indicator, indicator),
     }
-    for name, value in _means(terms, bins).items():
+    for name, value in _means(_sums(terms, indicator, bins)).items():
         units = _UNITS.get(name, "probability")
         result[name] = value.assign_attrs(units=units)
         error = _ratio_error(*shares[name])
@@ -249,16 +275,28 @@ def _mixture_scores(terms: _Terms, bins: int) -> xr.Dataset:
     return result
 
 
-def _means(terms: _Terms, bins: int) -> dict[str, xr.DataArray]:
-    cases = [dim for dim in terms.indicator.dims if dim != "class"]
-    count = terms.indicator.sum(cases)
-    hits = (terms.correct * terms.indicator).sum(cases)
+def _sums(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dataset:
+    """Sums over the cases, which those of other cases can be added to."""
+    cases = [dim for dim in indicator.dims if dim != "class"]
+    return xr.Dataset(
+        {
+            "accuracy": terms.correct.sum(cases),
+            "nll": terms.nll.sum(cases),
+            "brier": terms.brier.sum(cases),
+            "gap": binning.gap_sums(terms.correct, terms.confidence, bins),
+            "hits": (terms.correct * indicator).sum(cases),
+            "count": indicator.sum(cases),
+        }
+    )
+
+
+def _means(sums: xr.Dataset) -> dict[str, xr.DataArray]:
+    count = sums["count"]
+    means = {name: sums[name] / count.sum() for name in ("accuracy", "nll", "brier")}
     return {
-        "accuracy": terms.correct.mean(cases),
-        "nll": terms.nll.mean(cases),
-        "brier": terms.brier.mean(cases),
-        "ece": binning.calibration_error(terms.correct, terms.confidence, bins),
-        "accuracy_per_class": hits / count.where(count > 0),
+        **means,
+        "ece": abs(sums["gap"]).sum("bin") / count.sum(),
+        "accuracy_per_class": sums["hits"] / count.where(count > 0),
     }
 
 
@@ -272,6 +310,23 @@ def _ratio_error(part: xr.DataArray, whole: xr.DataArray) -> xr.DataArray:
         residual = part - part.sum("case") / total.where(total > 0) * whole
         square = (residual**2).sum("case", skipna=False) * units / (units - 1).where(units > 1)
         return square**0.5 / total.where(total > 0)
+
+
+def _likelihood_blocks(likelihood: xr.DataArray) -> Iterator[tree_blocks.Block]:
+    sizes = {str(dim): likelihood.sizes[dim] for dim in likelihood.dims[2:]}
+    yield from tree_blocks.blocks(sizes, likelihood.shape[0] * likelihood.shape[1])
+
+
+def _elpd(likelihood: xr.DataArray, mcse: bool) -> tuple[xr.Dataset, xr.DataArray]:
+    """``elpd`` (case, ...), with its error, and the influence of every draw on the sum."""
+    elpd = _log_mean_exp(likelihood)
+    result = xr.Dataset({"elpd": elpd})
+    if not mcse:
+        return result, xr.DataArray(0.0)
+    # d log m = d m / m for the mean likelihood m of a case
+    relative = xr.ufuncs.exp(likelihood - elpd.where(np.isfinite(elpd), 0.0))
+    result["elpd_mcse"] = monte_carlo.standard_error(relative)
+    return result, relative.sum(elpd.dims)
 
 
 def _log_mean_exp(array: xr.DataArray) -> xr.DataArray:

@@ -4,14 +4,14 @@ A part is a run of cases; where one case is too large by itself (a volume), a ru
 further axis. Only what is entry by entry may be computed so: nothing here sees a neighbour.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import uncertainty
+from ppl_med.analysis.number_variance import variance_figures
 from ppl_med.analysis.posterior import OBSERVATIONS, check_cases
 
 BLOCK_BYTES = 2**27
@@ -19,6 +19,7 @@ _SAMPLES = ("chain", "draw")
 _WORK = 6  # float64 arrays of the size of the draws that an analysis holds at once
 
 Block = dict[str, slice]
+Part = TypeVar("Part", xr.DataArray, xr.Dataset)
 
 
 def blocks(sizes: Mapping[str, int], per_entry: int) -> Iterator[Block]:
@@ -41,6 +42,17 @@ def blocks(sizes: Mapping[str, int], per_entry: int) -> Iterator[Block]:
     for case in range(sizes["case"]):
         for run in _runs(dims[1], sizes[dims[1]], rows):
             yield {"case": slice(case, case + 1), **run}
+
+
+def join(parts: Iterable[tuple[Block, Part]]) -> Part:
+    """Put the results of all blocks together, in the order in which `blocks` yields them."""
+    cases: dict[int, list[Part]] = {}
+    inner = ""
+    for block, part in parts:
+        cases.setdefault(block["case"].start, []).append(part)
+        inner = next((dim for dim in block if dim != "case"), "")
+    rows = [xr.concat(row, inner) if len(row) > 1 else row[0] for row in cases.values()]
+    return xr.concat(rows, "case") if len(rows) > 1 else rows[0]
 
 
 class NumberBlock(NamedTuple):
@@ -120,7 +132,7 @@ class Numbers:
         if self.posterior:
             group = self.parameters(block)
             location = group["loc" if "loc" in group else "mean"].astype(np.float64).load()
-            variance = uncertainty.variance(group, mcse=False)["total"]
+            variance = variance_figures(group)[0]["total"][0]
             return NumberBlock(
                 observed, location.mean(_SAMPLES).transpose(*observed.dims), variance
             )

@@ -12,15 +12,21 @@ of draw s is given beside each figure below; where it vanishes for all draws (H 
 the error is of second order and the one reported is not smaller than it on average.
 The plug-in mutual information of S draws is too small by a share of about 1/S; that bias is
 not part of the standard error.
+
+Lazy trees are read in runs of cases and may be larger than the memory.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
 from scipy.special import xlogy
 
-from ppl_med.analysis import monte_carlo
-from ppl_med.analysis.number_variance import variance_figures
-from ppl_med.analysis.posterior import Posterior, probabilities
+from ppl_med.analysis import monte_carlo, tree_blocks
+from ppl_med.analysis.number_variance import Figures, variance_figures
+from ppl_med.analysis.posterior import Posterior
+from ppl_med.analysis.probability_blocks import Probabilities, open_probs
+from ppl_med.analysis.tree_blocks import Block
 
 _SAMPLES = ("chain", "draw")
 _POINT = "epistemic parts are 0 by construction: all draws are the same function"
@@ -44,13 +50,17 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     Source: Gal, Uncertainty in Deep Learning, 2016, section 3.3; Houlsby et al.,
     arXiv:1112.5745. The variation ratio is Freeman's, of the mode of the votes.
     """
-    probs = _read(tree, mcse)
+    probs = _open(tree, mcse)
+    return _join(((block, _entropy_figures(part), part) for block, part in probs.blocks()), mcse)
+
+
+def _entropy_figures(probs: xr.DataArray) -> Figures:
     mean = monte_carlo.mean(probs)
     expected = -xlogy(probs, probs).sum("class")
     predictive = -xlogy(mean, mean).sum("class")
     divergence = (xlogy(probs, probs) - probs * _log(mean)).sum("class")
     dissent = _dissent(probs)
-    figures = {  # name: (figure, influence of a draw, unit)
+    return {  # name: (figure, influence of a draw, unit)
         # d H(p) / d p_k = -log p_k - 1, and the constant drops out as p sums to one
         "predictive_entropy": (predictive, -(probs * _log(mean)).sum("class"), "nats"),
         "expected_entropy": (expected.mean(_SAMPLES), expected, "nats"),
@@ -58,7 +68,6 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
         "mutual_information": (divergence.mean(_SAMPLES).clip(min=0), divergence, "nats"),
         "variation_ratio": (dissent.mean(_SAMPLES), dissent, "probability"),
     }
-    return _dataset(figures, probs, mcse)
 
 
 def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
@@ -84,12 +93,11 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     """
     group = _numbers(tree)
     if group is not None:
-        figures, location = variance_figures(group)
         if mcse:
-            monte_carlo.require_draws(location)
-        return _dataset(figures, location, mcse)
-    probs = _read(tree, mcse)
-    return _dataset(_variance_figures(probs), probs, mcse)
+            monte_carlo.require_draws(group)
+        return _join(_number_parts(group), mcse)
+    probs = _open(tree, mcse)
+    return _join(((block, _variance_figures(part), part) for block, part in probs.blocks()), mcse)
 
 
 def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
@@ -108,25 +116,48 @@ def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     Raises:
         ValueError: ``probs`` is malformed, or one draw with ``mcse=True``.
     """
-    probs = _read(tree, mcse)
     figures = {}
     spread = {}
-    for name, (figure, influence, _) in _variance_figures(probs).items():
-        pixels = [dim for dim in figure.dims if dim not in ("case", "class")]
-        figure, influence = figure.mean(pixels), influence.mean(pixels)
+    means, equal = _means(_open(tree, mcse))
+    for name, (figure, influence) in means.items():
         for suffix, over in (("", ["class"]), ("_per_class", [])):
             per_case = figure.mean(over)
             unit = "probability^2, class mean" if over else "probability^2"
-            figures[name + suffix] = (per_case.mean("case"), influence.mean([*over, "case"]), unit)
+            figures[name + suffix] = (per_case.mean("case"), influence.mean(over), unit)
             spread[f"{name}{suffix}_se"] = _case_error(per_case)
-    result = _dataset(figures, probs, mcse).assign(spread)
+    result = _describe(_dataset(figures, mcse), influence, mcse, equal).assign(spread)
     result.attrs["reduction"] = "mean over cases; without _per_class also mean over classes"
     return result
 
 
-def _variance_figures(
-    probs: xr.DataArray,
-) -> dict[str, tuple[xr.DataArray, xr.DataArray, str]]:
+def _means(
+    probs: Probabilities,
+) -> tuple[dict[str, tuple[xr.DataArray, xr.DataArray]], bool]:
+    """Means over pixels of each variance (case, class) and, over cases too, of its influence.
+
+    Also whether all draws are equal.
+    """
+    cases, classes, *pixels = probs.array.shape[2:]
+    per_case: dict[str, np.ndarray] = {}
+    total: dict[str, xr.DataArray] = {}
+    equal = True
+    for block, part in probs.blocks():
+        equal = equal and monte_carlo.all_equal(part)
+        for name, (figure, influence, _) in _variance_figures(part).items():
+            inner = list(figure.dims[2:])
+            rows = per_case.setdefault(name, np.zeros((cases, classes)))
+            rows[block["case"]] += figure.sum(inner).values
+            added = influence.sum(["case", *inner])
+            total[name] = total[name] + added if name in total else added
+    number = int(np.prod(pixels, dtype=int))
+    template = probs.array.isel(dict.fromkeys((*_SAMPLES, *probs.array.dims[4:]), 0), drop=True)
+    return {
+        name: (template.copy(data=rows / number), total[name] / (number * cases))
+        for name, rows in per_case.items()
+    }, equal
+
+
+def _variance_figures(probs: xr.DataArray) -> Figures:
     mean = monte_carlo.mean(probs)
     aleatoric, epistemic = probs * (1 - probs), (probs - mean) ** 2
     unit = "probability^2"
@@ -147,10 +178,19 @@ def _numbers(tree: Posterior) -> xr.Dataset | None:
     return tree if {"loc", "mean"} & names and {"scale", "variance"} & names else None
 
 
-def _read(tree: Posterior, mcse: bool) -> xr.DataArray:
-    probs = probabilities(tree)
+def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, xr.DataArray]]:
+    names = [name for name in ("loc", "mean", "scale", "variance") if name in group]
+    sizes = dict(group[names[0]].transpose("case", ...).sizes)
+    per_entry = sizes.pop("chain") * sizes.pop("draw")
+    for block in tree_blocks.blocks({str(dim): size for dim, size in sizes.items()}, per_entry):
+        figures, location = variance_figures(group[names].isel(block))
+        yield block, figures, location
+
+
+def _open(tree: Posterior, mcse: bool) -> Probabilities:
+    probs = open_probs(tree)
     if mcse:
-        monte_carlo.require_draws(probs)
+        monte_carlo.require_draws(probs.array)
     return probs
 
 
@@ -174,17 +214,28 @@ def _case_error(per_case: xr.DataArray) -> xr.DataArray:
     return result.assign_attrs(note="standard error over cases")
 
 
-def _dataset(
-    figures: dict[str, tuple[xr.DataArray, xr.DataArray, str]], probs: xr.DataArray, mcse: bool
-) -> xr.Dataset:
+def _join(parts: Iterator[tuple[Block, Figures, xr.DataArray]], mcse: bool) -> xr.Dataset:
+    """Put the figures of all blocks together; each part has the draws they are of."""
+    found, equal = [], True
+    for block, figures, draws in parts:
+        found.append((block, _dataset(figures, mcse)))
+        equal = equal and monte_carlo.all_equal(draws)
+    return _describe(tree_blocks.join(found), draws, mcse, equal)
+
+
+def _dataset(figures: Figures, mcse: bool) -> xr.Dataset:
     result = xr.Dataset()
     for name, (figure, influence, unit) in figures.items():
         result[name] = figure.assign_attrs(units=unit)
         if mcse:
             result[f"{name}_mcse"] = monte_carlo.standard_error(influence).assign_attrs(units=unit)
-    result.attrs["num_chains"] = probs.sizes["chain"]
-    result.attrs["num_draws"] = probs.sizes["draw"]
+    return result
+
+
+def _describe(result: xr.Dataset, draws: xr.DataArray, mcse: bool, equal: bool) -> xr.Dataset:
+    result.attrs["num_chains"] = draws.sizes["chain"]
+    result.attrs["num_draws"] = draws.sizes["draw"]
     result.attrs["mcse"] = monte_carlo.CAVEAT if mcse else "not computed"
-    if monte_carlo.all_equal(probs):
+    if equal:
         result.attrs["note"] = _POINT
     return result

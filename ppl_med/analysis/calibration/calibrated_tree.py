@@ -7,18 +7,19 @@ import xarray as xr
 
 from ppl_med.analysis import monte_carlo
 from ppl_med.analysis.posterior import OBSERVATIONS, Posterior
+from ppl_med.analysis.probability_blocks import Probabilities
 
 _KEPT = ("observed_data", "constant_data")
 
 
 def calibrated_tree(
-    tree: Posterior, probs: xr.DataArray, logs: np.ndarray, method: str
+    tree: Posterior, source: Probabilities, logs: np.ndarray, method: str
 ) -> xr.DataTree:
     """Build the tree.
 
     Args:
         tree: The tree before, or its posterior group or ``probs``.
-        probs: Its probabilities (chain, draw, case, class, ...).
+        source: Its probabilities.
         logs: New log-probabilities (chain, draw, case and pixels, class); with one chain and one
             draw they are those of the mixture.
         method: Name of the map.
@@ -27,9 +28,10 @@ def calibrated_tree(
         Tree with ``probs``, ``log_likelihood`` where there are labels, observations, metadata,
         and attributes that say what changed.
     """
+    probs = source.array
     new = _named(logs, probs)
     groups = {"/posterior": xr.Dataset({"probs": xr.ufuncs.exp(new)})}
-    before, after = monte_carlo.mean(probs), monte_carlo.mean(groups["/posterior"]["probs"])
+    before, after = source.mixture(), monte_carlo.mean(groups["/posterior"]["probs"])
     decisions = before.argmax("class"), after.argmax("class")
     attrs: dict[Any, Any] = {
         "calibration": method,

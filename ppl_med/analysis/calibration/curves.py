@@ -5,7 +5,8 @@
              in (consistency band), from labels drawn from the mixture itself
 
 An event is "the predicted class is right" (probability: the confidence), or, classwise, "the class
-is this one". All of the mixture of the draws; `pava` also of every draw.
+is this one". All of the mixture of the draws; `pava` also of every draw. Lazy trees are read in
+parts; the probabilities of one draw are in memory.
 
 Sources: Clopper and Pearson, Biometrika 26, 1934; Dimitriadis, Gneiting and Jordan, PNAS 118, 2021,
 arXiv:2008.03033 (CORP curves and consistency bands).
@@ -14,11 +15,12 @@ arXiv:2008.03033 (CORP curves and consistency bands).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, isotonic, monte_carlo
+from ppl_med.analysis import binning, isotonic
 from ppl_med.analysis.calibration.cases import case_labels, samples_of
 from ppl_med.analysis.calibration.resampling import check_level, check_replicates, draw_labels
 from ppl_med.analysis.decomposition import corp_parts
-from ppl_med.analysis.posterior import Posterior, class_names, probabilities
+from ppl_med.analysis.posterior import Posterior, class_names
+from ppl_med.analysis.probability_blocks import open_probs
 
 _BINNINGS = ("equal_width", "equal_mass")
 _PARTS = ("brier", "miscalibration", "discrimination", "uncertainty")
@@ -47,11 +49,12 @@ def reliability_classwise(
     binning.check_bins(bins)
     if binning_by not in _BINNINGS:
         raise ValueError(f"binning_by must be one of {_BINNINGS}, not {binning_by!r}.")
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     label = case_labels(tree, probs).values
     rows = [
         _bin_class(column, (label == index).astype(np.float64), bins, binning_by)
-        for index, column in enumerate(monte_carlo.mean(probs).values.T)
+        for index, column in enumerate(source.mixture().values.T)
     ]
     names = class_names(probs)
     result = xr.Dataset(coords={"class": names, "bin": np.arange(bins)})
@@ -94,9 +97,10 @@ def pava(
     """
     check_replicates(replicates)
     check_level(level)
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     label = case_labels(tree, probs).values
-    mixture = monte_carlo.mean(probs).values
+    mixture = source.mixture().values
     given, happened = _events(mixture, label, classwise)
     fits = [_sorted_fit(p, y) for p, y in zip(given, happened, strict=True)]
     dims = ("class", "rank") if classwise else ("rank",)
@@ -113,9 +117,8 @@ def pava(
     for index, name in enumerate(_PARTS):
         result[name] = (dims[:-1], parts[:, index].reshape(shape[:-1]))
     if per_draw:
-        curves = np.array(
-            [[_curves(p, label, classwise) for p in chain] for chain in probs.values]
-        )  # (chain, draw, event, 2, rank)
+        curves = np.array([_curves(table.values, label, classwise) for table in source.draws()])
+        curves = curves.reshape(*source.num_samples, *curves.shape[1:])  # (..., event, 2, rank)
         for index, name in enumerate(("probability_per_draw", "frequency_per_draw")):
             values = curves[:, :, :, index] if classwise else curves[:, :, 0, index]
             result[name] = (("chain", "draw", *dims), values)

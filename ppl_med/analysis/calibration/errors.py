@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, monte_carlo
+from ppl_med.analysis import binning
 from ppl_med.analysis.calibration.cases import case_labels, samples_of
 from ppl_med.analysis.calibration.estimators import (
     binned_errors,
@@ -39,7 +39,8 @@ from ppl_med.analysis.calibration.estimators import (
 )
 from ppl_med.analysis.calibration.resampling import check_level, check_replicates, draw_labels
 from ppl_med.analysis.calibration.smooth import smooth_error
-from ppl_med.analysis.posterior import Posterior, class_names, probabilities
+from ppl_med.analysis.posterior import Posterior, class_names
+from ppl_med.analysis.probability_blocks import open_probs
 
 _SIGNED = "squared_error_debiased"
 _BIASED = "basic bootstrap over cases: twice the figure minus the resampled quantiles"
@@ -56,7 +57,8 @@ def errors(
     """Measure the calibration of the mixture of the draws, and of every draw.
 
     Args:
-        tree: The tree of `predict` on labelled cases, one label per case.
+        tree: The tree of `predict` on labelled cases, one label per case. A lazy one is read in
+            parts; the probabilities of one draw are in memory.
         bins: Number of bins, of equal width and of equal mass.
         replicates: Bootstrap data sets, and as many of calibrated labels; 0 leaves both out.
         level: Probability of the intervals.
@@ -74,14 +76,18 @@ def errors(
     binning.check_bins(bins)
     check_replicates(replicates)
     check_level(level)
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     label = case_labels(tree, probs).values
-    mixture = monte_carlo.mean(probs).values
+    mixture = source.mixture().values
     result = xr.Dataset(coords={**samples_of(probs), "class": class_names(probs)})
     point = _figures(mixture, label, bins)
     _put(result, point, "")
-    draws = [[_figures(p, label, bins) for p in chain] for chain in probs.values]
-    stacked = {n: np.array([[d[n] for d in chain] for chain in draws]) for n in point}
+    draws = [_figures(table.values, label, bins) for table in source.draws()]
+    shape = source.num_samples
+    stacked = {
+        n: np.array([d[n] for d in draws]).reshape(*shape, *np.shape(point[n])) for n in point
+    }
     _put(result, stacked, "_per_draw", ("chain", "draw"))
     if replicates:
         _resample(result, point, mixture, label, bins, replicates, level, seed)

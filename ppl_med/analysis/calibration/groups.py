@@ -11,7 +11,7 @@ import xarray as xr
 from ppl_med.analysis.calibration.cases import case_labels
 from ppl_med.analysis.calibration.errors import errors
 from ppl_med.analysis.conformal.cases import metadata_groups
-from ppl_med.analysis.posterior import probabilities
+from ppl_med.analysis.posterior import find_probabilities
 
 
 def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -> xr.Dataset:
@@ -29,7 +29,7 @@ def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -
     Raises:
         TypeError, ValueError: As for `errors`; no such column, or a case without a group.
     """
-    probs = probabilities(tree)
+    probs = find_probabilities(tree)
     label = case_labels(tree, probs)
     group = metadata_groups(tree, by, probs, "by").values
     names, count = np.unique(group, return_counts=True)

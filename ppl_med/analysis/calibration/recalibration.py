@@ -2,6 +2,7 @@
 
 By default the draws are pooled first and the mixture, which is what is used, is calibrated: a
 mixture of calibrated members is under-confident. ``pool=False`` calibrates every draw by itself.
+Lazy trees are read in parts; the probabilities of one draw are in memory, and what `apply` returns.
 
     temperature   one number; decisions stay as they are
     vector        scale and intercept of each class; Platt scaling for two classes
@@ -14,18 +15,19 @@ Sources: Rahaman and Thiery, NeurIPS 2021, arXiv:2007.08792, and Wu and Gales, a
 (pool, then calibrate); for the maps see `logit_maps` and `binary_maps`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, monte_carlo
+from ppl_med.analysis import binning
 from ppl_med.analysis.calibration import binary_maps, logit_maps
 from ppl_med.analysis.calibration.calibrated_tree import calibrated_tree
 from ppl_med.analysis.calibration.cases import check_other_cases, check_same_classes, samples_of
 from ppl_med.analysis.conformal.cases import case_ids
-from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+from ppl_med.analysis.posterior import Posterior, class_names, observed
+from ppl_med.analysis.probability_blocks import Probabilities, open_probs
 
 
 class _Map(NamedTuple):
@@ -103,21 +105,20 @@ def fit(
             method or option, probabilities of 0 that the map cannot take, or no best parameters.
     """
     options = _options(method, penalty, bins)
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     ids = case_ids(probs)
     label = observed(tree, probs).values.ravel()
-    learnt = [
-        [_learn(method, table, label, len(ids), options) for table in chain]
-        for chain in _tables(probs, pool)
-    ]
-    lead = () if pool else ("chain", "draw")
+    learnt = [_learn(method, table, label, len(ids), options) for table in _tables(source, pool)]
+    lead, samples = ((), (1, 1)) if pool else (("chain", "draw"), source.num_samples)
     names = class_names(probs)
     coords: dict[str, Any] = {"case": ids, "class": names}
     result = xr.Dataset(coords=coords if pool else {**samples_of(probs), **coords})
     figures = ("nll_before", "nll_after", "accuracy_before", "accuracy_after")
     for name, dims in {**_MAPS[method].dims, **dict.fromkeys(figures, ())}.items():
-        values = _stack([[one[name] for one in chain] for chain in learnt])
-        result[name] = ((*lead, *dims), values[0, 0] if pool else values)
+        values = _stack([one[name] for one in learnt])
+        per_draw = values.reshape(*samples, *values.shape[1:])
+        result[name] = ((*lead, *dims), per_draw[0, 0] if pool else per_draw)
         if name.startswith(("nll", "accuracy")):
             result[name].attrs["units"] = "nats" if name.startswith("nll") else "probability"
             result[name].attrs["note"] = "on the calibration cases"
@@ -147,13 +148,13 @@ def apply(parameters: xr.Dataset, tree: Posterior) -> xr.DataTree:
             classes, chains or draws; a probability the map cannot take.
     """
     method, pool = _check_parameters(parameters)
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     check_same_classes(parameters, probs)
     check_other_cases(parameters, probs)
     if not pool:
         _check_same_draws(parameters, probs)
-    logs = _transform(parameters, method, probs, pool)
-    return calibrated_tree(tree, probs, logs, method)
+    return calibrated_tree(tree, source, _transform(parameters, method, source, pool), method)
 
 
 def _options(method: str, penalty: float | None, bins: int | None) -> dict[str, Any]:
@@ -176,13 +177,12 @@ def _options(method: str, penalty: float | None, bins: int | None) -> dict[str, 
     return {}
 
 
-def _tables(probs: xr.DataArray, pool: bool) -> list[list[np.ndarray]]:
-    """Log-probabilities of every chain and draw, each (case and pixels, class)."""
-    array = monte_carlo.mean(probs).expand_dims(("chain", "draw")) if pool else probs
-    values = array.transpose("chain", "draw", "case", *probs.dims[4:], "class").values
-    values = values.reshape(*values.shape[:2], -1, values.shape[-1])
-    with np.errstate(divide="ignore"):
-        return [[np.log(table) for table in chain] for chain in values]
+def _tables(probs: Probabilities, pool: bool) -> Iterator[np.ndarray]:
+    """Log-probabilities of the mixture, or of every draw, each (case and pixels, class)."""
+    for table in [probs.mixture()] if pool else probs.draws():
+        values = table.transpose("case", *probs.array.dims[4:], "class").values
+        with np.errstate(divide="ignore"):
+            yield np.log(values.reshape(-1, values.shape[-1]))
 
 
 def _learn(
@@ -198,15 +198,14 @@ def _learn(
     return learnt
 
 
-def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrays of every chain and draw, the shorter ones (pieces) filled with NaN at the end."""
-    flat = [array for row in rows for array in row]
-    shape = np.max([array.shape for array in flat], axis=0).astype(int)
-    filled = np.full((len(flat), *shape), np.nan)
-    for index, array in enumerate(flat):
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    """Arrays of all draws, the shorter ones (pieces) filled with NaN at the end."""
+    shape = np.max([array.shape for array in arrays], axis=0).astype(int)
+    filled = np.full((len(arrays), *shape), np.nan)
+    for index, array in enumerate(arrays):
         places: tuple[Any, ...] = (index, *(slice(size) for size in array.shape))
         filled[places] = array
-    return filled.reshape(len(rows), len(rows[0]), *shape)
+    return filled
 
 
 def _check_parameters(parameters: xr.Dataset) -> tuple[str, bool]:
@@ -235,22 +234,16 @@ def _check_same_draws(parameters: xr.Dataset, probs: xr.DataArray) -> None:
             )
 
 
-def _transform(parameters: xr.Dataset, method: str, probs: xr.DataArray, pool: bool) -> np.ndarray:
+def _transform(parameters: xr.Dataset, method: str, probs: Probabilities, pool: bool) -> np.ndarray:
     """Calibrated log-probabilities (chain, draw, case and pixels, class)."""
     lead = () if pool else ("chain", "draw")
-    arrays = {
-        name: parameters[name].transpose(*lead, *dims).values
-        for name, dims in _MAPS[method].dims.items()
-    }
-    return np.array(
-        [
-            [
-                _MAPS[method].apply(
-                    {n: a if pool else np.asarray(a[chain, draw]) for n, a in arrays.items()},
-                    table,
-                )
-                for draw, table in enumerate(row)
-            ]
-            for chain, row in enumerate(_tables(probs, pool))
-        ]
-    )
+    samples = (1, 1) if pool else probs.num_samples
+    arrays = {}
+    for name, dims in _MAPS[method].dims.items():
+        values = parameters[name].transpose(*lead, *dims).values
+        arrays[name] = values.reshape(samples[0] * samples[1], *values.shape[len(lead) :])
+    logs = [
+        _MAPS[method].apply({name: np.asarray(a[index]) for name, a in arrays.items()}, table)
+        for index, table in enumerate(_tables(probs, pool))
+    ]
+    return np.array(logs).reshape(*samples, *logs[0].shape)

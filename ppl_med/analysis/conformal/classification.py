@@ -8,17 +8,19 @@ model. The draws need not be good: a poor posterior gives valid, large sets.
 Thresholds `within` groups hold that promise in every group (Mondrian): by a column of metadata,
 e.g. the hospital, or by the true class.
 
+Lazy trees are read in runs of cases; the probabilities of the mixture are in memory.
+
 Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, section 4.5.
 """
 
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import monte_carlo
 from ppl_med.analysis.conformal import order_statistics, shift, thresholds
 from ppl_med.analysis.conformal.cases import case_ids, check_disjoint, metadata_groups
 from ppl_med.analysis.conformal.nonconformity import Score, case_scores
-from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+from ppl_med.analysis.posterior import Posterior, class_names, observed
+from ppl_med.analysis.probability_blocks import Probabilities, open_probs
 
 
 def calibrate(
@@ -57,10 +59,11 @@ def calibrate(
     """
     order_statistics.check_alpha(alpha)
     settings = method if isinstance(method, Score) else Score(method)
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     label = _labels(tree, probs)
     case_ids(probs)
-    scores = case_scores(probs, settings, seed)
+    mixture, scores = _scores(source, settings, seed)
     groups, names = None, None
     if within is not None:
         groups = _groups(tree, within, probs, label)
@@ -68,7 +71,7 @@ def calibrate(
     result = thresholds.learn(
         _of_label(scores, label), alpha, groups=groups, names=names, weights=weights
     )
-    result["features"] = _features(probs)
+    result["features"] = _features(mixture)
     result = result.assign_coords({"class": class_names(probs)})
     if "threshold" in result:
         result["threshold"].attrs["units"] = "probability"
@@ -118,7 +121,8 @@ def predict_sets(
     """
     settings = _check_calibration(calibration)
     shift.check_false_alarm(shift_alarm)
-    probs = probabilities(tree)
+    source = open_probs(tree)
+    probs = source.array
     if probs.ndim > 4:
         raise ValueError(f"probs has further dimensions {probs.dims[4:]}; sets are per case.")
     _check_classes(calibration, probs)
@@ -126,7 +130,7 @@ def predict_sets(
     labelled = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
     label = _labels(tree, probs) if labelled else None
     groups = _test_groups(calibration, tree, within, probs, label)
-    scores = case_scores(probs, settings, int(calibration.attrs["seed"]))
+    mixture, scores = _scores(source, settings, int(calibration.attrs["seed"]))
     if calibration.attrs["within"] == "class":
         limit = calibration["threshold"].rename(group="class").assign_coords(scores["class"].coords)
     else:
@@ -143,7 +147,7 @@ def predict_sets(
         covered = _of_label(member, label)
         result = result.merge(thresholds.coverage_figures(covered, calibration, groups))
     result["shift_pvalue"] = thresholds.shift_check(
-        calibration, _features(probs), reached, groups, shift_alarm
+        calibration, _features(mixture), reached, groups, shift_alarm
     )
     result.attrs.update({key: calibration.attrs[key] for key in ("method", "within")})
     result.attrs["alpha"] = float(calibration["alpha"])
@@ -167,8 +171,16 @@ def _of_label(scores: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(chosen[:, 0], {"case": scores["case"]}, ("case",))
 
 
-def _features(probs: xr.DataArray) -> xr.DataArray:
-    mixture = monte_carlo.mean(probs).transpose("case", "class")
+def _scores(probs: Probabilities, settings: Score, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mixture and scores, both (case, class)."""
+    mixture = probs.mixture()
+    if settings.of_mixture:
+        return mixture, case_scores(mixture.expand_dims(("chain", "draw")), settings, seed)
+    return mixture, probs.map(lambda part: case_scores(part, settings, seed))
+
+
+def _features(mixture: xr.DataArray) -> xr.DataArray:
+    mixture = mixture.transpose("case", "class")
     # Two classes are one number; their two tests would be the same.
     values = mixture.values if mixture.sizes["class"] > 2 else mixture.values[:, 1:]
     values = np.column_stack([values, mixture.values.max(1)])

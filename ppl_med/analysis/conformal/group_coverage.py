@@ -10,8 +10,8 @@ from ppl_med.analysis.posterior import (
     Posterior,
     check_cases,
     class_names,
+    find_probabilities,
     observed,
-    probabilities,
 )
 
 
@@ -125,7 +125,7 @@ def _groups(sets: xr.Dataset, tree: Posterior | None, by: str | xr.DataArray) ->
         raise TypeError(f"by={by!r} needs the tree the sets were made for.")
     if by != "class":
         return metadata_groups(tree, by, sets["covered"], "by")
-    probs = probabilities(tree)
+    probs = find_probabilities(tree)
     check_cases(probs, sets["covered"], "tree")
     return xr.DataArray(np.array(class_names(probs))[observed(tree, probs).values], dims="case")
 

@@ -62,6 +62,11 @@ class Score:
         if self.free_ranks < 0:
             raise ValueError(f"free_ranks must not be negative, not {self.free_ranks!r}.")
 
+    @property
+    def of_mixture(self) -> bool:
+        """Whether the mixture of the draws is all that the score needs."""
+        return self.method == "lac" or self.draws == "mixture"
+
 
 def case_scores(probs: xr.DataArray, score: Score, seed: int) -> xr.DataArray:
     """Return the score of every class for every case.

@@ -33,7 +33,7 @@ from ppl_med.analysis.posterior import (
     observed,
     probabilities,
 )
-from ppl_med.analysis.tree_blocks import Block, Numbers, blocks, open_numbers
+from ppl_med.analysis.tree_blocks import Block, Numbers, blocks, join, open_numbers
 
 Chosen: TypeAlias = str | xr.DataArray
 ENTROPIES = ("predictive_entropy", "expected_entropy", "mutual_information", "variation_ratio")
@@ -358,10 +358,5 @@ def _sizes(array: xr.DataArray) -> dict[str, int]:
 
 
 def _whole(source: Source, kind: str) -> xr.DataArray:
-    parts: dict[int, list[xr.DataArray]] = {}
-    for block in source.blocks():
-        parts.setdefault(block["case"].start, []).append(source.read(kind, block))
-    inner = list(source.sizes)[1:2]
-    rows = [xr.concat(row, inner[0]) if len(row) > 1 else row[0] for row in parts.values()]
-    whole = xr.concat(rows, "case") if len(rows) > 1 else rows[0]
+    whole = join((block, source.read(kind, block)) for block in source.blocks())
     return whole.rename(str(getattr(source, kind)))
