@@ -1,9 +1,21 @@
 """Explanations: gradients through posterior function draws, and how well they localise."""
 
+from ppl_med.explain.constraints import (
+    AttributionConstrained,
+    NoPositiveAttribution,
+    RightReasons,
+)
 from ppl_med.explain.counterfactual import (
     latent_counterfactual,
     minimal_perturbation,
     sparse_additive,
 )
 
-__all__ = ["latent_counterfactual", "minimal_perturbation", "sparse_additive"]
+__all__ = [
+    "AttributionConstrained",
+    "NoPositiveAttribution",
+    "RightReasons",
+    "latent_counterfactual",
+    "minimal_perturbation",
+    "sparse_additive",
+]
