@@ -79,3 +79,15 @@ def test_sampling_table(tmp_path: Path) -> None:
     for row in result["rows"]:
         low, median, high = row["ratio"]
         assert 0 < low <= median <= high
+
+
+def test_analyses_table(tmp_path: Path) -> None:
+    pytest.importorskip("mapie")
+    pytest.importorskip("torchmetrics")
+    result = run("analyses.py", tmp_path)
+    rows = {row["analysis"]: row for row in result["rows"]}
+    assert set(rows) == {"ECE", "LAC", "entropy", "variance"}
+    assert all(row["million_per_second"] > 0 for row in rows.values())
+    # torchmetrics computes in float32 and puts edges of bins elsewhere.
+    assert float(rows["ECE"]["agreement"].split()[1]) < 1e-3
+    assert rows["LAC"]["agreement"] == "100.0000% of entries"

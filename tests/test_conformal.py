@@ -213,3 +213,18 @@ def test_other_bad_input_is_refused() -> None:
         conformal.predict_sets(learnt, renamed)
     with pytest.raises(ValueError, match="no observed label"):
         conformal.calibrate(first.filter(lambda node: node.name != "observed_data"))
+
+
+def test_malformed_probabilities_and_unknown_classes_are_refused() -> None:
+    first, second = split(classification_tree(cases=60), 30)
+    learnt = conformal.calibrate(first)
+    for tree in (first, second):
+        doubled, unknown = tree.copy(), tree.copy()
+        doubled["posterior"] = (2 * tree["posterior"].to_dataset()).copy()
+        unknown["observed_data"] = tree["observed_data"].to_dataset() + 3
+        for bad, message in ((doubled, "sum to one"), (unknown, r"outside 0\.\.2")):
+            with pytest.raises(ValueError, match=message):
+                if tree is first:
+                    conformal.calibrate(bad)
+                else:
+                    conformal.predict_sets(learnt, bad)
