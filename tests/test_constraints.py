@@ -254,7 +254,7 @@ def test_a_tag_is_unlearned(guide: Callable[[Any], nn.Module]) -> None:
         (lambda: run_without("irrelevant"), "irrelevant is missing"),
         (lambda: run_with(irrelevant=torch.zeros(6, 2, 2)), r"irrelevant is of shape \(6, 2, 2\)"),
         (lambda: run_mixing(), "'network.net.1' mixes the cases"),
-        (run_silent, "returned NoneType; constraints need logits"),
+        (lambda: run_silent(), "returned NoneType; constraints need logits"),
     ],
 )
 def test_refuses(make: Any, message: str) -> None:
