@@ -100,15 +100,18 @@ class ConditionalVAE(nn.Module):
                 f"class_probs must be {len(classes)} positive numbers, got {class_probs}"
             )
         self.in_channels, self.latent_dim = in_channels, latent_dim
-        self._sizes = (in_channels, tuple(size), len(classes), latent_dim, width)
-        self.decoder = LabelledDecoder(*self._sizes)
+        self._size, self._width = (size[0], size[1]), width
+        self.decoder = LabelledDecoder(in_channels, self._size, len(classes), latent_dim, width)
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("log_class_probs", (probs / probs.sum()).log())
         self.coords = {"class": list(classes)}
 
     def posterior_net(self) -> LabelledEncoder:
         """A new posterior net q(z | image, label), for the guide."""
-        return LabelledEncoder(*self._sizes)
+        num_classes = len(self.log_class_probs)
+        return LabelledEncoder(
+            self.in_channels, self._size, num_classes, self.latent_dim, self._width
+        )
 
     def decode(self, z: Tensor, label: Tensor) -> Tensor:
         """Mean images of codes, as another class where the label says so.
@@ -141,10 +144,10 @@ class ConditionalVAE(nn.Module):
         Raises:
             ValueError: If the images have another size than the model was built for.
         """
-        if tuple(image.shape[1:]) != (self.in_channels, *self._sizes[1]):
+        if tuple(image.shape[1:]) != (self.in_channels, *self._size):
             raise ValueError(
                 f"image has shape {tuple(image.shape)}; the model was built for "
-                f"(case, {self.in_channels}, {', '.join(map(str, self._sizes[1]))})"
+                f"(case, {self.in_channels}, {', '.join(map(str, self._size))})"
             )
         loc = torch.zeros(len(image), self.latent_dim, device=image.device)
         with pyro.plate("case", num_cases or len(image), subsample=image):

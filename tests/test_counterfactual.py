@@ -273,7 +273,7 @@ def test_realism_is_the_density_where_the_guide_is_exact(vae: Any) -> None:
     model = vae[0]
     image, label = torch.randn(7, *SHAPE).double(), torch.arange(7) % 2
     before = torch.random.get_rng_state()
-    value, error = log_density(*vae, image, label, particles=5, batch_size=12)
+    value, error = log_density(vae[0], vae[1], image, label, particles=5, batch_size=12)
     assert torch.equal(before, torch.random.get_rng_state())
     np.testing.assert_allclose(value, model.log_density(image, label), rtol=1e-8)
     np.testing.assert_allclose(error, 0, atol=1e-8)

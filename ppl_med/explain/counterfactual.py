@@ -379,11 +379,11 @@ class _Search:
     def _realism(self, found: Tensor) -> dict[str, np.ndarray]:
         if self.vae is None:
             return {}
-        result = {}
+        result: dict[str, np.ndarray] = {}
         pairs = {"realism": (found, self.target), "realism_of_image": (self.image, self.present)}
         for name, (image, label) in pairs.items():
             settings = {"particles": self.particles, "seed": self.seed}
-            value, error = log_density(*self.vae, image, label, **settings)
+            value, error = log_density(self.vae[0], self.vae[1], image, label, **settings)
             result |= {name: _numpy(value), f"{name}_se": _numpy(error)}
         return result
 
