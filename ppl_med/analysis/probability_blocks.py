@@ -15,7 +15,7 @@ from ppl_med.analysis import monte_carlo, tree_blocks
 from ppl_med.analysis.posterior import Posterior, check_simplex, find_probabilities
 from ppl_med.analysis.tree_blocks import Block, Part
 
-_SAMPLES = ("chain", "draw")
+_COPIES = 4  # of the tables of a run: the chunks, the run, the run before, and what is checked
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Probabilities:
             ValueError: As for `blocks`.
         """
         chains, draws = self.num_samples
-        step = max(1, tree_blocks.BLOCK_BYTES * chains * draws // (8 * self.array.size))
+        one = 8 * _COPIES * self.array.size // (chains * draws)
+        step = max(1, tree_blocks.BLOCK_BYTES // one)
         for chain in range(chains):
             for start in range(0, draws, step):
                 run = self.array.isel(chain=[chain], draw=slice(start, start + step))
