@@ -1,13 +1,14 @@
 """Analyses of stored trees: results of the loaded tree, in a memory that does not hold the tree.
 
 Peaks are those that tracemalloc sees; numpy tells it of every buffer. The limit on blocks is set to
-a quarter of the tree, and no analysis may take more than 60 %, chunks, results and all.
+a quarter of the tree (of masks a twelfth: blocks there count fewer copies), and no analysis may take
+more than 60 %, chunks, results and all.
 """
 
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -60,6 +61,12 @@ MASKS: dict[str, Analysis] = {
     "predicted mask": aggregation.predicted_mask,
     "masks": conformal.calibrate_masks,
 }
+
+
+def chosen(analyses: dict[str, Analysis], *quick: str) -> list[Any]:
+    """Names of the analyses; all but the quick ones are marked slow."""
+    marks = {name: () if name in quick else pytest.mark.slow for name in analyses}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
 def first(tree: xr.DataTree) -> xr.DataTree:
@@ -132,12 +139,12 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
     return stored(xr.DataTree.from_dict(groups), path, case=24, draw=1)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", chosen(CLASSES, "summary", "score", "corp", "lac"))
 def test_of_classes(name: str, labelled: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
     check(CLASSES[name], labelled, monkeypatch)
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", chosen(MASKS, "maps"))
 def test_of_masks(name: str, masked: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
     check(MASKS[name], masked, monkeypatch)
 
@@ -149,8 +156,8 @@ def check(analysis: Analysis, tree: xr.DataTree, monkeypatch: pytest.MonkeyPatch
     for module, limit in limits:
         monkeypatch.setattr(module, limit, 2**40)
     expected = analysis(tree.compute())
-    for module, limit in limits:
-        monkeypatch.setattr(module, limit, size // 4)
+    for (module, limit), share in zip(limits, (4, 12), strict=True):
+        monkeypatch.setattr(module, limit, size // share)
     tracemalloc.start()
     found = analysis(tree)
     _, peak = tracemalloc.get_traced_memory()

@@ -101,12 +101,12 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
     for name, value in _means(sums).items():
         result[f"{name}_per_draw"] = value.assign_attrs(units=_UNITS.get(name, "probability"))
     absent = indicator.sum(label.dims).values == 0
-    probs = probs.array
-    names = np.array(class_names(probs), dtype=str)[absent]
+    names = np.array(class_names(probs.array), dtype=str)[absent]
     for name in ("accuracy_per_class", "accuracy_per_class_per_draw"):
         result[name].attrs["absent"] = ", ".join(names)
     result.attrs.update(num_cases=label.sizes["case"], bins=bins)
-    result.attrs.update(num_chains=probs.sizes["chain"], num_draws=probs.sizes["draw"])
+    num_chains, num_draws = probs.num_samples
+    result.attrs.update(num_chains=num_chains, num_draws=num_draws)
     result.attrs["mixture"] = "mean of probs over chain and draw"
     return result
 
