@@ -1,7 +1,7 @@
 """Analyses of stored trees: results of the loaded tree, in a memory that does not hold the tree.
 
 Peaks are those that tracemalloc sees; numpy tells it of every buffer. The limit on blocks is set to
-a quarter of the tree (of masks a twelfth: blocks there count fewer copies), and no analysis may take
+a quarter of the tree (a twelfth for masks, whose blocks count fewer copies); no analysis may take
 more than 60 %, chunks, results and all.
 """
 
