@@ -66,7 +66,7 @@ def measure(num_images: int, settings: argparse.Namespace) -> dict[str, Any]:
     """
     device = torch.device(settings.device)
     names = [f"class {index}" for index in range(settings.classes)]
-    model = ProbabilisticUNet(1, names, **(SMALL if settings.smoke else {})).to(device).eval()
+    model: Any = ProbabilisticUNet(1, names, **(SMALL if settings.smoke else {})).to(device).eval()
     size = 16 if settings.smoke else settings.size
     image = torch.randn(num_images, 1, size, size, device=device)
     model.likelihood = Silent()
