@@ -14,19 +14,19 @@ from ppl_med.analysis.posterior import OBSERVATIONS, check_cases
 _SAMPLES = ("chain", "draw")
 
 
-def observed_and_drawn(tree: xr.DataTree, site: str | None) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return what was observed and what was drawn at one site.
+def find_numbers(tree: xr.DataTree, site: str | None) -> tuple[xr.DataArray, xr.DataArray]:
+    """Find what was observed and what was drawn at one site, without reading it.
 
     Args:
         tree: The tree of `predict` on cases with observations.
         site: Name of the site; None takes the only one.
 
     Returns:
-        Observation (case, ...), NaN where missing, and draws (chain, draw, case, ...); float64.
+        Observation (case, ...) and draws (chain, draw, case, ...).
 
     Raises:
-        TypeError, ValueError: The site is missing, ambiguous or holds classes; the dimensions or
-            cases differ; a draw is not finite; nothing was observed.
+        TypeError, ValueError: The site is missing, ambiguous or holds classes; dimensions or cases
+            differ.
     """
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
@@ -46,12 +46,30 @@ def observed_and_drawn(tree: xr.DataTree, site: str | None) -> tuple[xr.DataArra
     if set(drawn.dims) != {*_SAMPLES, *value.dims} or "case" not in value.dims:
         raise ValueError(f"{name} has dimensions {value.dims}, its draws {drawn.dims}.")
     check_cases(value, drawn, f"observed {name}")
-    value = value.transpose("case", ...).astype(np.float64).load()
-    drawn = drawn.transpose(*_SAMPLES, *value.dims).astype(np.float64).load()
+    value = value.transpose("case", ...)
+    return value, drawn.transpose(*_SAMPLES, *value.dims)
+
+
+def observed_and_drawn(tree: xr.DataTree, site: str | None) -> tuple[xr.DataArray, xr.DataArray]:
+    """Read what was observed and what was drawn at one site.
+
+    Args:
+        tree: The tree of `predict` on cases with observations.
+        site: Name of the site; None takes the only one.
+
+    Returns:
+        Observation (case, ...), NaN where missing, and draws (chain, draw, case, ...); float64.
+
+    Raises:
+        TypeError, ValueError: As for `find_numbers`; a draw is not finite; nothing was observed.
+    """
+    value, drawn = (array.astype(np.float64).load() for array in find_numbers(tree, site))
     if not np.isfinite(drawn.values).all():
-        raise ValueError(f"The draws of {name} hold NaN or infinite values; find the bad draw.")
+        raise ValueError(
+            f"The draws of {value.name} hold NaN or infinite values; find the bad draw."
+        )
     if np.isnan(value.values).all() or np.isinf(value.values).any():
-        raise ValueError(f"observed {name} is infinite somewhere, or NaN everywhere.")
+        raise ValueError(f"observed {value.name} is infinite somewhere, or NaN everywhere.")
     return value, drawn
 
 

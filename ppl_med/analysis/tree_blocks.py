@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.number_draws import find_numbers
 from ppl_med.analysis.number_variance import variance_figures
-from ppl_med.analysis.posterior import OBSERVATIONS, check_cases
+from ppl_med.analysis.posterior import check_cases
 
 BLOCK_BYTES = 2**27
 _SAMPLES = ("chain", "draw")
@@ -152,26 +153,8 @@ def open_numbers(tree: xr.DataTree, site: str | None = None) -> Numbers:
         TypeError, ValueError: The site is missing, ambiguous or holds classes; dimensions or cases
             differ.
     """
-    if not isinstance(tree, xr.DataTree):
-        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
-    groups = {}
-    for name in ("observed_data", "posterior_predictive"):
-        if name not in tree.children:
-            raise ValueError(f"tree has no {name}; call predict on batches with observations.")
-        groups[name] = tree[name].to_dataset()
-    shared = sorted(set(map(str, groups["observed_data"])) & set(groups["posterior_predictive"]))
-    if (site is None and len(shared) != 1) or (site is not None and site not in shared):
-        raise ValueError(f"site is {site!r}; observed and predicted are {shared}: name one.")
-    name = site or shared[0]
-    observed, drawn = (groups[group][name] for group in ("observed_data", "posterior_predictive"))
+    observed, drawn = find_numbers(tree, site)
     posterior = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
-    if (name in OBSERVATIONS and "probs" in posterior) or observed.dtype.kind not in "fiu":
-        raise TypeError(f"{name} holds classes or {observed.dtype}; this is for numbers.")
-    if set(drawn.dims) != {*_SAMPLES, *observed.dims} or "case" not in observed.dims:
-        raise ValueError(f"{name} has dimensions {observed.dims}, its draws {drawn.dims}.")
-    check_cases(observed, drawn, f"observed {name}")
-    observed = observed.transpose("case", ...)
-    drawn = drawn.transpose(*_SAMPLES, *observed.dims)
     return Numbers(observed, drawn, _law(posterior, drawn))
 
 
