@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ppl_med.plots.checks import require_variables
+from ppl_med.plots.checks import one_of, require_named
 from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
 
 _NEEDED = ("confidence", "accuracy", "count", "lower", "upper")
@@ -35,14 +35,10 @@ def reliability(datasets: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     Raises:
         ValueError: A variable is missing, there is no case, or no dataset.
     """
-    several = not isinstance(datasets, xr.Dataset)
-    named = {"": datasets} if isinstance(datasets, xr.Dataset) else dict(datasets)
-    if not named:
-        raise ValueError("datasets is empty; give at least one reliability Dataset")
+    named = require_named(datasets, "datasets", _NEEDED, _SOURCE)
     for name, dataset in named.items():
-        argument = f"datasets[{name!r}]" if several else "datasets"
-        require_variables(dataset, argument, _NEEDED, _SOURCE)
         if not int(dataset["count"].sum()):
+            argument = one_of("datasets", name)
             raise ValueError(f"{argument} counts no case; compute reliability on labelled cases")
     figure = new_figure(6.4, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

@@ -1,6 +1,6 @@
 """What a figure needs from its input, checked before anything is drawn."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import xarray as xr
@@ -34,6 +34,41 @@ def require_variables(
             f"(it has {', '.join(map(str, dataset.data_vars))}); "
             f"pass the result of {source}"
         )
+
+
+def require_named(
+    datasets: xr.Dataset | Mapping[str, xr.Dataset],
+    argument: str,
+    names: Iterable[str],
+    source: str,
+) -> dict[str, xr.Dataset]:
+    """Check what a figure draws one or several of.
+
+    Args:
+        datasets: What the caller gave: one Dataset, or several by name.
+        argument: Its name in the caller's signature.
+        names: Variables that each needs.
+        source: The function that makes such a Dataset, for the messages.
+
+    Returns:
+        The Datasets by name; a single one has the name "".
+
+    Raises:
+        TypeError: One is not an xarray Dataset.
+        ValueError: There is none, or a variable is missing.
+    """
+    named = {"": datasets} if isinstance(datasets, xr.Dataset) else dict(datasets)
+    if not named:
+        raise ValueError(f"{argument} is empty; give at least one result of {source}")
+    wanted = tuple(names)
+    for name, dataset in named.items():
+        require_variables(dataset, one_of(argument, name), wanted, source)
+    return named
+
+
+def one_of(argument: str, name: str) -> str:
+    """How a message calls one of the Datasets of ``require_named``."""
+    return f"{argument}[{name!r}]" if name else argument
 
 
 def require_dims(array: xr.DataArray, argument: str, dims: Iterable[str]) -> xr.DataArray:

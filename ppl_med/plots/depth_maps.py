@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis import uncertainty
-from ppl_med.plots.checks import require_dims, require_images, require_variables
+from ppl_med.plots.checks import (
+    one_of,
+    require_dims,
+    require_images,
+    require_named,
+    require_variables,
+)
 from ppl_med.plots.segmentation_samples import positions
 from ppl_med.plots.theme import (
     ALEATORIC,
@@ -93,15 +99,11 @@ def noise_recovery(tables: xr.Dataset | Mapping[str, xr.Dataset], *, unit: str =
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
     """
-    named = {"": tables} if isinstance(tables, xr.Dataset) else dict(tables)
-    if not named:
-        raise ValueError("tables is empty; give at least one")
+    needed = ("learnt", "true", "correlation", "sd_error")
+    named = require_named(tables, "tables", needed, "the study")
     for name, one in named.items():
-        argument = f"tables[{name!r}]" if name else "tables"
-        needed = ("learnt", "true", "correlation", "sd_error")
-        require_variables(one, argument, needed, "the study")
         for variable in needed[:2]:
-            require_dims(one[variable], f"{argument}[{variable!r}]", ("bin",))
+            require_dims(one[variable], f"{one_of('tables', name)}[{variable!r}]", ("bin",))
     figure = new_figure(5.4, 6.0)
     ax = figure.subplots()
     top = 1.08 * max(float(np.maximum(one["learnt"], one["true"]).max()) for one in named.values())

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ppl_med.plots.checks import require_dims, require_variables
+from ppl_med.plots.checks import one_of, require_dims, require_named, require_variables
 from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
 
 _BAND = "#d5d9de"
@@ -79,14 +79,9 @@ def coverage(datasets: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
     """
     needed = ("coverage", "lower", "upper", "interval_error")
-    several = not isinstance(datasets, xr.Dataset)
-    named = {"": datasets} if isinstance(datasets, xr.Dataset) else dict(datasets)
-    if not named:
-        raise ValueError(f"datasets is empty; give at least one result of {_SOURCE}.coverage")
+    named = require_named(datasets, "datasets", needed, f"{_SOURCE}.coverage")
     for name, dataset in named.items():
-        argument = f"datasets[{name!r}]" if several else "datasets"
-        require_variables(dataset, argument, needed, f"{_SOURCE}.coverage")
-        require_dims(dataset["coverage"], f"{argument}['coverage']", ("level",))
+        require_dims(dataset["coverage"], f"{one_of('datasets', name)}['coverage']", ("level",))
     figure = new_figure(5.4, 5.9 + 0.2 * len(named))
     ax = figure.subplots()
     _diagonal(ax, 0.0, 1.0)

@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ppl_med.plots.checks import require_variables
+from ppl_med.plots.checks import require_named
 from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
 
 _TRUTH = "#c3cad2"
+_FREQUENCIES = ("frequency", "frequency_se", "probability")
+_RATES = ("flip_mean", "flip_se", "rate")
 _SOURCE = "ppl_med.analysis.segmentation.modes or flips, with the true probabilities"
 _MOST_NAMES = 40  # modes whose names still fit
 
@@ -38,8 +40,8 @@ def mode_bars(
     Raises:
         ValueError: A variable is missing, or a mapping is empty.
     """
-    named = _named(modes, "modes", ("frequency", "frequency_se", "probability"))
-    rates = {} if flips is None else _named(flips, "flips", ("flip_mean", "flip_se", "rate"))
+    named = require_named(modes, "modes", _FREQUENCIES, _SOURCE)
+    rates = {} if flips is None else require_named(flips, "flips", _RATES, _SOURCE)
     panels = len(named) + bool(rates)
     number = max(dataset.sizes["mode"] for dataset in named.values())
     figure = new_figure(max(6.4, min(10.5, 0.28 * number + 1.4)), 2.3 * panels + 0.9)
@@ -55,19 +57,6 @@ def mode_bars(
         _rates(axes[-1], rates)
     heading(figure, f"Frequencies of {number} modes")
     return figure
-
-
-def _named(
-    datasets: xr.Dataset | Mapping[str, xr.Dataset], argument: str, variables: tuple[str, ...]
-) -> dict[str, xr.Dataset]:
-    several = not isinstance(datasets, xr.Dataset)
-    named = {"": datasets} if isinstance(datasets, xr.Dataset) else dict(datasets)
-    if not named:
-        raise ValueError(f"{argument} is empty; give at least one Dataset")
-    for name, dataset in named.items():
-        label = f"{argument}[{name!r}]" if several else argument
-        require_variables(dataset, label, variables, _SOURCE)
-    return named
 
 
 def _highest(dataset: xr.Dataset) -> float:

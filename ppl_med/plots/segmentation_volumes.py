@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_med.plots.checks import require_variables
+from ppl_med.plots.checks import require_named
 from ppl_med.plots.theme import INK, MUTED, clean, heading, new_figure, plain
 
 _INSIDE, _OUTSIDE = "#1f2933", "#D55E00"
@@ -34,9 +34,7 @@ def size_intervals(
         ValueError: There is no Dataset, a variable is missing, sizes are not finite, the class is
             unknown, or units differ.
     """
-    named = {"": sizes} if isinstance(sizes, xr.Dataset) else dict(sizes)
-    if not named:
-        raise ValueError("sizes is empty; pass at least one Dataset")
+    named = require_named(sizes, "sizes", _NEEDED, _SOURCE)
     parts = {name: _part(one, class_name) for name, one in named.items()}
     units = {str(one["lower"].attrs.get("units", "pixels")) for one in parts.values()}
     if len(units) > 1:
@@ -65,7 +63,6 @@ def size_intervals(
 
 def _part(sizes: xr.Dataset, class_name: str | None) -> xr.Dataset:
     """One structure: ``lower``, ``upper`` and ``truth`` (case)."""
-    require_variables(sizes, "sizes", _NEEDED, _SOURCE)
     names = [str(name) for name in sizes["class"].values]
     if class_name is not None and class_name not in names:
         raise ValueError(f"class_name is {class_name!r}; sizes has {names}")

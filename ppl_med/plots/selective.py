@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_med.plots.checks import require_dims, require_variables
+from ppl_med.plots.checks import one_of, require_dims, require_named
 from ppl_med.plots.theme import INK, MUTED, SERIES, clean, heading, new_figure, plain
 
 _DASHES = ("-", (0, (6, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
@@ -105,14 +105,9 @@ def precision_recall(datasets: Datasets) -> Figure:
 def _named(
     datasets: Datasets, needed: tuple[str, ...], dim: str, source: str
 ) -> dict[str, xr.Dataset]:
-    several = not isinstance(datasets, xr.Dataset)
-    named = {"": datasets} if isinstance(datasets, xr.Dataset) else dict(datasets)
-    if not named:
-        raise ValueError(f"datasets is empty; give at least one result of {_SOURCE}.{source}")
+    named = require_named(datasets, "datasets", needed, f"{_SOURCE}.{source}")
     for name, dataset in named.items():
-        argument = f"datasets[{name!r}]" if several else "datasets"
-        require_variables(dataset, argument, needed, f"{_SOURCE}.{source}")
-        require_dims(dataset[needed[0]], f"{argument}[{needed[0]!r}]", (dim,))
+        require_dims(dataset[needed[0]], f"{one_of('datasets', name)}[{needed[0]!r}]", (dim,))
     return named
 
 
