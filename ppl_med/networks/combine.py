@@ -59,7 +59,7 @@ class Combine(nn.Module):
         """
         space = of_features.shape[1:-1]
         pixels, code = of_features.flatten(1, -2), self.code(z)
-        if torch.is_grad_enabled() or pixels.is_cuda:
+        if torch.is_grad_enabled() or pixels.device.type != "cpu":
             logits = self._logits(pixels, code.unsqueeze(-2))
         else:  # case by case, so that the hidden layers stay in a CPU's cache
             pairs = zip(code.flatten(0, -2), itertools.cycle(pixels), strict=False)

@@ -47,13 +47,17 @@ class GaussianEncoder(nn.Module):
             label: Dims (case,), needed exactly when ``num_classes`` is not 0.
         """
         if label is not None:
-            # A comparison: one_hot checks the labels' range on the host.
-            classes = torch.arange(self.num_classes, device=label.device)
-            planes = (label[:, None] == classes).to(image.dtype)
+            planes = one_hot(label, self.num_classes, image)
             planes = planes[:, :, None, None].expand(-1, -1, *image.shape[2:])
             image = torch.cat([image, planes], dim=1)
         loc, log_scale = self.layers(image).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
+
+
+def one_hot(label: Tensor, num_classes: int, like: Tensor) -> Tensor:
+    """One number a class, 1 for the label's own, dims (case, class), of another tensor's type."""
+    # A comparison: torch's one_hot checks the range on the host.
+    return (label[:, None] == torch.arange(num_classes, device=label.device)).to(like)
 
 
 def one_hot_planes(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppl_med.networks.encoder import LOG_SCALE_RANGE
+from ppl_med.networks.encoder import LOG_SCALE_RANGE, one_hot
 
 SHRINKING = 4  # two layers of stride 2
 
@@ -93,12 +93,6 @@ class LabelledDecoder(nn.Module):
             label: Classes, dims (case,).
         """
         return self.layers(torch.cat([z, one_hot(label, self.num_classes, z)], dim=1))
-
-
-def one_hot(label: Tensor, num_classes: int, like: Tensor) -> Tensor:
-    """One number a class, 1 for the label's own, dims (case, class), of another tensor's type."""
-    # A comparison: torch's one_hot checks the range on the host.
-    return (label[:, None] == torch.arange(num_classes, device=label.device)).to(like)
 
 
 def reduced(size: tuple[int, int]) -> tuple[int, int]:
