@@ -10,7 +10,6 @@ seconds. Memory: growth of the peak resident size over all analyses, beside the 
 """
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 import xarray as xr
 from mapie.classification import SplitConformalClassifier
-from measure import machine
+from measure import check_out, machine, write_table
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -45,8 +44,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.cases < 100:
         parser.error(f"--cases must be at least 100, got {arguments.cases}")
-    if arguments.out is not None and arguments.out.suffix not in (".json", ".md"):
-        parser.error(f"--out must end in .json or .md, got {arguments.out}")
+    check_out(parser, arguments.out)
     return arguments
 
 
@@ -199,9 +197,7 @@ def main() -> None:
     )
     text = report(header, result)
     print(text)
-    if settings.out is not None:
-        content = json.dumps({"header": header, **result}, indent=1)
-        settings.out.write_text(content if settings.out.suffix == ".json" else text + "\n")
+    write_table(settings.out, {"header": header, **result}, text)
 
 
 if __name__ == "__main__":

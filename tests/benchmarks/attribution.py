@@ -10,7 +10,6 @@ never seconds; 0.6 or less is the aim.
 
 import argparse
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Clock, interleave, machine, quartiles, tune_allocator
+from measure import (
+    Clock,
+    check_out,
+    interleave,
+    machine,
+    quartiles,
+    tune_allocator,
+    write_table,
+)
 from problems import problem
 from torch import Tensor
 
@@ -50,8 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="one round of two draws")
     parser.add_argument("--out", type=Path, help="also write the table, as .json or .md")
     arguments = parser.parse_args()
-    if arguments.out is not None and arguments.out.suffix not in (".json", ".md"):
-        parser.error(f"--out must end in .json or .md, got {arguments.out}")
+    check_out(parser, arguments.out)
     return arguments
 
 
@@ -131,9 +137,7 @@ def main(settings: argparse.Namespace) -> None:
     ]
     text = table(rows, where)
     print(text)
-    if settings.out is not None:
-        is_json = settings.out.suffix == ".json"
-        settings.out.write_text(json.dumps({"machine": where, "rows": rows}) if is_json else text)
+    write_table(settings.out, {"machine": where, "rows": rows}, text)
 
 
 if __name__ == "__main__":

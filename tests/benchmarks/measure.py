@@ -1,10 +1,13 @@
 """How it is timed: allocator, clock, round-robin, quartiles, counts of kernels and host syncs."""
 
+import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,6 +121,18 @@ def interleave(
                     runs[name]()  # the variant before has filled the caches with its own data
                 seconds[name][index] = clock(runs[name], repeats)
     return seconds
+
+
+def check_out(parser: argparse.ArgumentParser, path: Path | None) -> None:
+    """End with a usage message unless a table can be written to a path."""
+    if path is not None and path.suffix not in (".json", ".md"):
+        parser.error(f"--out must end in .json or .md, got {path}")
+
+
+def write_table(path: Path | None, content: Any, text: str) -> None:
+    """Write a table's content as .json, or its text as .md; nothing without a path."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) if path.suffix == ".json" else text + "\n")
 
 
 def quartiles(values: NDArray[np.float64]) -> list[float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Clock, interleave, machine, quartiles
+from measure import Clock, check_out, interleave, machine, quartiles, write_table
 from measure import tune_allocator as tune
 from problems import NETS, Problem, problem
 from torch import Tensor, nn
@@ -56,8 +56,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    if arguments.out is not None and arguments.out.suffix not in (".json", ".md"):
-        parser.error(f"--out must end in .json or .md, got {arguments.out}")
+    check_out(parser, arguments.out)
     return arguments
 
 
@@ -223,9 +222,7 @@ def main() -> None:
     peaks = [] if settings.no_memory else memory(settings)
     text = report(header, nets, peaks)
     print(text)
-    if settings.out is not None:
-        content = json.dumps({"header": header, "nets": nets, "memory": peaks}, indent=1)
-        settings.out.write_text(content if settings.out.suffix == ".json" else text + "\n")
+    write_table(settings.out, {"header": header, "nets": nets, "memory": peaks}, text)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ probabilities and labels that it writes. Read ratios, never seconds.
 
 import argparse
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from measure import Clock, interleave, machine, quartiles
+from measure import Clock, check_out, interleave, machine, quartiles, write_table
 from measure import tune_allocator as tune
 from torch import Tensor
 
@@ -45,8 +44,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    if arguments.out is not None and arguments.out.suffix not in (".json", ".md"):
-        parser.error(f"--out must end in .json or .md, got {arguments.out}")
+    check_out(parser, arguments.out)
     return arguments
 
 
@@ -118,9 +116,7 @@ def main() -> None:
     rows = [measure(number, settings) for number in settings.batch_sizes]
     text = report(header, rows)
     print(text)
-    if settings.out is not None:
-        content = json.dumps({"header": header, "rows": rows}, indent=1)
-        settings.out.write_text(content if settings.out.suffix == ".json" else text + "\n")
+    write_table(settings.out, {"header": header, "rows": rows}, text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ never seconds, and on a shared machine read differences below 0.05 as nothing.
 
 import argparse
 import gc
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,17 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from measure import ALLOCATOR, MIN_SECONDS, Clock, Counts, interleave, machine, quartiles
+from measure import (
+    ALLOCATOR,
+    MIN_SECONDS,
+    Clock,
+    Counts,
+    check_out,
+    interleave,
+    machine,
+    quartiles,
+    write_table,
+)
 from measure import tune_allocator as tune
 from peers import PEERS, absent
 from problems import NETS, Problem, problem
@@ -46,8 +55,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    if arguments.out is not None and arguments.out.suffix not in (".json", ".md"):
-        parser.error(f"--out must end in .json or .md, got {arguments.out}")
+    check_out(parser, arguments.out)
     return arguments
 
 
@@ -225,9 +233,7 @@ def main() -> None:
         results["nets"][name] = {"rounds": settings.rounds, "rows": rows}
         texts.append(table(f"{case.title}, {settings.rounds} rounds", rows))
         print("\n" + texts[-1], flush=True)
-    if settings.out is not None:
-        text = json.dumps(results, indent=1) if settings.out.suffix == ".json" else None
-        settings.out.write_text(text or "\n\n".join(texts) + "\n")
+    write_table(settings.out, results, "\n\n".join(texts))
 
 
 if __name__ == "__main__":
