@@ -6,5 +6,6 @@ calibration   calibration errors and curves, recalibration on held-out cases
 conformal     prediction sets with a coverage guarantee
 selective     what is gained by leaving out the uncertain
 aggregation   from a map of uncertainty to a score a case
+spray         groups of cases by where the model looked, in search of a biased data set
 segmentation  sampled masks against several graders, uncertainty maps, sizes with intervals
 """
