@@ -54,6 +54,13 @@ CLASSES: dict[str, Analysis] = {
     "coverage": lambda tree: conformal.coverage(sets(tree), second(tree)),
     "risk-coverage": lambda tree: selective.risk_coverage(tree, "total", replicates=0),
 }
+NUMBERS: dict[str, Analysis] = {
+    "crps": lambda tree: scoring.crps(tree, law="normal"),
+    "quantiles": scoring.quantile_score,
+    "intervals": scoring.interval_score,
+    "cqr": lambda tree: intervals(tree, "cqr"),
+    "normalised": lambda tree: intervals(tree, "normalised"),
+}
 MASKS: dict[str, Analysis] = {
     "entropy": lambda tree: uncertainty.entropy(tree, mcse=False),
     "score": scoring.score,
@@ -90,16 +97,24 @@ def sets(tree: xr.DataTree) -> xr.Dataset:
     return conformal.predict_sets(conformal.calibrate(first(tree), method="raps"), second(tree))
 
 
+def intervals(tree: xr.DataTree, method: str) -> xr.Dataset:
+    """Conformal intervals of the second part."""
+    learnt = conformal.calibrate_intervals(first(tree), method=method)
+    return conformal.predict_intervals(learnt, second(tree))
+
+
 def numbered(probs: xr.DataArray) -> xr.DataArray:
     """Numbers in place of names: Zarr has no text of fixed length."""
     return probs.drop_vars("class").assign_coords(case=np.arange(probs.sizes["case"]))
 
 
-def stored(tree: xr.DataTree, path: Path, **chunks: int) -> xr.DataTree:
+def stored(
+    tree: xr.DataTree, path: Path, name: str = "posterior/probs", **chunks: int
+) -> xr.DataTree:
     """The tree from a Zarr store with chunks as predict makes them."""
     tree.chunk(chunks).to_zarr(path, consolidated=False)
     opened = xr.open_datatree(path, engine="zarr", consolidated=False, chunks={})
-    assert array(opened, "posterior/probs").chunks is not None
+    assert array(opened, name).chunks is not None
     return opened
 
 
@@ -124,6 +139,23 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
 
 
 @pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
+    """A regression on 4000 cases, 2 chains of 100 draws."""
+    rng = np.random.default_rng(3)
+    shape = (2, 100, CASES)
+    loc = rng.normal(size=CASES) + 0.5 * rng.normal(size=shape)
+    scale = rng.uniform(0.5, 2, shape)
+    dims, ids = ("chain", "draw", "case"), {"case": np.arange(CASES)}
+    groups = {
+        "/posterior": xr.Dataset({"loc": (dims, loc), "scale": (dims, scale)}, ids),
+        "/posterior_predictive": xr.Dataset({"value": (dims, rng.normal(loc, scale))}, ids),
+        "/observed_data": xr.Dataset({"value": ("case", rng.normal(size=CASES))}, ids),
+    }
+    path = tmp_path_factory.mktemp("measured") / "run.zarr"
+    return stored(xr.DataTree.from_dict(groups), path, "posterior/loc", case=250)
+
+
+@pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
     """A segmenter on 96 images of 32 x 32, 16 draws."""
     extra = {"row": SIDE, "col": SIDE}
@@ -144,6 +176,11 @@ def test_of_classes(name: str, labelled: xr.DataTree, monkeypatch: pytest.Monkey
     check(CLASSES[name], labelled, monkeypatch)
 
 
+@pytest.mark.parametrize("name", chosen(NUMBERS, "crps", "cqr"))
+def test_of_numbers(name: str, measured: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(NUMBERS[name], measured, monkeypatch)
+
+
 @pytest.mark.parametrize("name", chosen(MASKS, "maps"))
 def test_of_masks(name: str, masked: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
     check(MASKS[name], masked, monkeypatch)
@@ -151,7 +188,7 @@ def test_of_masks(name: str, masked: xr.DataTree, monkeypatch: pytest.MonkeyPatc
 
 def check(analysis: Analysis, tree: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak and result of the stored tree against the loaded one in a single block."""
-    size = array(tree, "posterior/probs").nbytes
+    size = sum(part.nbytes for group in tree.subtree for part in group.data_vars.values())
     limits = ((tree_blocks, "BLOCK_BYTES"), (mask_draws, "_BLOCK_BYTES"))
     for module, limit in limits:
         monkeypatch.setattr(module, limit, 2**40)

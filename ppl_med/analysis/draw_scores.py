@@ -22,9 +22,10 @@ from scipy.spatial.distance import cdist
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from ppl_med.analysis import monte_carlo
-from ppl_med.analysis.number_draws import add_mean, case_means, describe, observed_and_drawn
+from ppl_med.analysis import monte_carlo, tree_blocks
+from ppl_med.analysis.number_draws import add_mean, check_observed, describe
 from ppl_med.analysis.posterior import check_cases
+from ppl_med.analysis.tree_blocks import Numbers, open_numbers
 
 _SAMPLES = ("chain", "draw")
 _ESTIMATORS = ("fair", "empirical")
@@ -57,13 +58,21 @@ def crps(
         TypeError, ValueError: A site is missing or not numeric, a draw is NaN, an unknown
             estimator or law, or one draw for the fair estimator.
     """
-    value, drawn = observed_and_drawn(tree, site)
-    _check_estimator(estimator, drawn)
-    flat = drawn.values.reshape(-1, value.size)
-    near, spread = np.abs(flat - value.values.ravel()), _mean_distance(flat)
-    result = _kernel_score("crps", near, spread, value, drawn, estimator)
+    numbers = open_numbers(tree, site)
+    _check_estimator(estimator, numbers)
+    value = check_observed(numbers.observed)
+    parameters = None if law is None else _parameters(tree, numbers.observed, law)
+    score, per_draw = _Score("crps", estimator, value), xr.DataArray(0.0)
+    for block in numbers.blocks():
+        truth = numbers.observations(block)
+        flat = numbers.draws(block).values.reshape(-1, truth.size)
+        score.add(block, truth, np.abs(flat - truth.values.ravel()), _mean_distance(flat), numbers)
+        if parameters is not None:
+            own = _closed_form(truth, parameters.isel(block), str(law))
+            per_draw = per_draw + (own * score.weight.isel(block)).sum(truth.dims)
+    result = score.result(numbers)
     if law is not None:
-        result["crps_per_draw"] = _closed_form(tree, value, law).assign_attrs(
+        result["crps_per_draw"] = per_draw.transpose(*_SAMPLES).assign_attrs(
             result["crps"].attrs, law=law
         )
     return result
@@ -91,21 +100,27 @@ def energy(
     Raises:
         TypeError, ValueError: As for `crps`; an axis is missing, or an observation is NaN.
     """
-    value, drawn = observed_and_drawn(tree, site)
-    _check_estimator(estimator, drawn)
+    numbers = open_numbers(tree, site)
+    _check_estimator(estimator, numbers)
+    value = check_observed(numbers.observed)
     missing = [dim for dim in over if dim not in value.dims or dim == "case"]
     if missing or not over:
         raise ValueError(f"over must name axes of {value.dims} other than case, not {over!r}.")
-    rest = [dim for dim in value.dims if dim not in over]
-    value, drawn = value.transpose(*rest, *over), drawn.transpose(*_SAMPLES, *rest, *over)
     if np.isnan(value.values).any():
         raise ValueError("The observation holds NaN; the energy score needs whole vectors.")
     template = value.isel(dict.fromkeys(over, 0), drop=True)
-    truth = value.values.reshape(template.size, -1)
-    vectors = drawn.values.reshape(-1, *truth.shape)
-    near = np.linalg.norm(vectors - truth, axis=-1)
-    spread = np.stack([cdist(v, v).mean(1) for v in vectors.transpose(1, 0, 2)], axis=1)
-    return _kernel_score("energy", near, spread, template, drawn, estimator)
+    sizes = {str(dim): size for dim, size in template.sizes.items()}
+    length = value.size // template.size
+    score = _Score("energy", estimator, template)
+    for block in tree_blocks.blocks(sizes, numbers.num_draws * length):
+        part = template.isel(block)
+        truth = numbers.observations(block).transpose(*sizes, *over).values
+        drawn = numbers.draws(block).transpose(*_SAMPLES, *sizes, *over).values
+        vectors = drawn.reshape(-1, part.size, length)
+        near = np.linalg.norm(vectors - truth.reshape(part.size, length), axis=-1)
+        spread = np.stack([cdist(v, v).mean(1) for v in vectors.transpose(1, 0, 2)], axis=1)
+        score.add(block, part, near, spread, numbers)
+    return score.result(numbers)
 
 
 def _mean_distance(flat: np.ndarray) -> np.ndarray:
@@ -121,42 +136,84 @@ def _mean_distance(flat: np.ndarray) -> np.ndarray:
     return result
 
 
-def _kernel_score(
-    name: str,
-    near: np.ndarray,
-    spread: np.ndarray,
-    template: xr.DataArray,
-    drawn: xr.DataArray,
-    estimator: str,
-) -> xr.Dataset:
-    """Score from distances to the truth and mean distances among draws, both (draw, entry)."""
-    count = len(near)
-    if estimator == "fair":
-        spread = spread * (count / (count - 1))
-    score = template.copy(data=(near.mean(0) - spread.mean(0) / 2).reshape(template.shape))
-    result = xr.Dataset({name: score})
-    add_mean(result, name)
-    if count > 1:
-        # First-order projection of the pairwise mean: a draw's distance to all others.
-        shape = (drawn.sizes["chain"], drawn.sizes["draw"], *template.shape)
-        influence = xr.DataArray((near - spread).reshape(shape), dims=(*_SAMPLES, *template.dims))
-        result[f"{name}_mcse"] = template.copy(data=monte_carlo.standard_error(influence).values)
-        total = case_means(influence).mean("case")
-        result[f"{name}_mean_mcse"] = monte_carlo.standard_error(total)
-        result.attrs["mcse"] = monte_carlo.CAVEAT
-    result.attrs["estimator"] = estimator
-    return describe(result, drawn, {})
+class _Score:
+    """Scores of all entries, from distances to the truth and among draws, added block by block.
+
+    Args:
+        name: Of the score.
+        estimator: As for `crps`.
+        value: One number an entry (case, ...), NaN where there is no score.
+    """
+
+    def __init__(self, name: str, estimator: str, value: xr.DataArray) -> None:
+        self.name, self.estimator = name, estimator
+        self.parts: list[tuple[tree_blocks.Block, xr.Dataset]] = []
+        # What an entry adds to the mean over cases of the means over their entries.
+        share = value.notnull() / value.notnull().sum([d for d in value.dims if d != "case"])
+        self.weight = (share / share.notnull().any(share.dims[1:]).sum()).fillna(0.0)
+        self.total = xr.DataArray(0.0)  # influence of every draw on that mean
+
+    def add(
+        self,
+        block: tree_blocks.Block,
+        template: xr.DataArray,
+        near: np.ndarray,
+        spread: np.ndarray,
+        numbers: Numbers,
+    ) -> None:
+        """Add a block.
+
+        Args:
+            block: Which entries.
+            template: (case, ...) of these entries.
+            near: Distance of every draw to the truth (draw, entry).
+            spread: Mean distance of every draw to all draws, itself included (draw, entry).
+            numbers: Whose draws they are.
+        """
+        count = len(near)
+        if self.estimator == "fair":
+            spread = spread * (count / (count - 1))
+        values = (near.mean(0) - spread.mean(0) / 2).reshape(template.shape)
+        part = xr.Dataset({self.name: template.copy(data=values)})
+        if count > 1:
+            # First-order projection of the pairwise mean: a draw's distance to all others.
+            chains, draws = (numbers.drawn.sizes[dim] for dim in _SAMPLES)
+            shape = (chains, draws, *template.shape)
+            influence = xr.DataArray(
+                (near - spread).reshape(shape), dims=(*_SAMPLES, *template.dims)
+            )
+            error = monte_carlo.standard_error(influence)
+            part[f"{self.name}_mcse"] = template.copy(data=error.values)
+            weight = self.weight.isel(block).variable
+            self.total = self.total + (influence.variable * weight).sum(template.dims)
+        self.parts.append((block, part))
+
+    def result(self, numbers: Numbers) -> xr.Dataset:
+        """The scores, their mean and its errors."""
+        result = tree_blocks.join(self.parts)
+        add_mean(result, self.name)
+        if numbers.num_draws > 1:
+            total = xr.DataArray(self.total, dims=_SAMPLES)
+            result[f"{self.name}_mean_mcse"] = monte_carlo.standard_error(total)
+            result.attrs["mcse"] = monte_carlo.CAVEAT
+        result.attrs["estimator"] = self.estimator
+        return describe(result, numbers.drawn, {})
 
 
-def _closed_form(tree: xr.DataTree, value: xr.DataArray, law: str) -> xr.DataArray:
-    """Mean CRPS over cases of every posterior draw (chain, draw)."""
+def _parameters(tree: xr.DataTree, value: xr.DataArray, law: str) -> xr.Dataset:
+    """``loc`` and ``scale`` of the posterior group, not yet read."""
     if law not in ("normal", "laplace"):
         raise ValueError(f"law must be 'normal' or 'laplace', not {law!r}.")
     group = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
     if not {"loc", "scale"} <= set(group):
         raise ValueError(f"law={law!r} needs loc and scale in the posterior group of the tree.")
-    loc, scale = group["loc"].astype(np.float64), group["scale"].astype(np.float64)
-    check_cases(value, loc, "observed values")
+    check_cases(value, group["loc"], "observed values")
+    return group[["loc", "scale"]]
+
+
+def _closed_form(value: xr.DataArray, parameters: xr.Dataset, law: str) -> xr.DataArray:
+    """CRPS of every entry and posterior draw (chain, draw, case, ...)."""
+    loc, scale = (parameters[name].astype(np.float64).load() for name in ("loc", "scale"))
     if not bool((scale > 0).all()):
         raise ValueError("scale must be positive.")
     z = (value - loc) / scale
@@ -165,13 +222,13 @@ def _closed_form(tree: xr.DataTree, value: xr.DataArray, law: str) -> xr.DataArr
         shape = shape - np.pi**-0.5
     else:
         shape = abs(z) + np.exp(-abs(z)) - 0.75
-    return case_means(scale * shape).mean("case").transpose(*_SAMPLES)
+    return scale * shape
 
 
-def _check_estimator(estimator: str, drawn: xr.DataArray) -> None:
+def _check_estimator(estimator: str, numbers: Numbers) -> None:
     if estimator not in _ESTIMATORS:
         raise ValueError(f"estimator must be one of {_ESTIMATORS}, not {estimator!r}.")
-    if estimator == "fair" and drawn.sizes["chain"] * drawn.sizes["draw"] < 2:
+    if estimator == "fair" and numbers.num_draws < 2:
         raise ValueError(
             "The fair estimator needs two draws and the tree holds one; predict more draws, or "
             "pass estimator='empirical'."

@@ -50,27 +50,19 @@ def find_numbers(tree: xr.DataTree, site: str | None) -> tuple[xr.DataArray, xr.
     return value, drawn.transpose(*_SAMPLES, *value.dims)
 
 
-def observed_and_drawn(tree: xr.DataTree, site: str | None) -> tuple[xr.DataArray, xr.DataArray]:
-    """Read what was observed and what was drawn at one site.
+def check_observed(observed: xr.DataArray) -> xr.DataArray:
+    """Read what was observed, float64.
 
     Args:
-        tree: The tree of `predict` on cases with observations.
-        site: Name of the site; None takes the only one.
-
-    Returns:
-        Observation (case, ...), NaN where missing, and draws (chain, draw, case, ...); float64.
+        observed: (case, ...), NaN where missing.
 
     Raises:
-        TypeError, ValueError: As for `find_numbers`; a draw is not finite; nothing was observed.
+        ValueError: Nothing was observed, or an observation is infinite.
     """
-    value, drawn = (array.astype(np.float64).load() for array in find_numbers(tree, site))
-    if not np.isfinite(drawn.values).all():
-        raise ValueError(
-            f"The draws of {value.name} hold NaN or infinite values; find the bad draw."
-        )
+    value = observed.astype(np.float64).load()
     if np.isnan(value.values).all() or np.isinf(value.values).any():
         raise ValueError(f"observed {value.name} is infinite somewhere, or NaN everywhere.")
-    return value, drawn
+    return value
 
 
 def case_means(array: xr.DataArray) -> xr.DataArray:

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis import tree_blocks
 from ppl_med.analysis.number_draws import (
     add_mean,
     case_means,
+    check_observed,
     describe,
-    observed_and_drawn,
     over_cases,
 )
+from ppl_med.analysis.tree_blocks import Numbers, open_numbers
 
 
 def quantile_score(
@@ -42,14 +44,15 @@ def quantile_score(
     Raises:
         TypeError, ValueError: As for `crps`; a level out of range.
     """
-    value, drawn = observed_and_drawn(tree, site)
-    quantile = _quantiles(drawn, levels)
+    numbers = open_numbers(tree, site)
+    value = check_observed(numbers.observed)
+    quantile = _quantiles(numbers, levels)
     gap = -(quantile - value)  # level first
     score = gap * (quantile["level"] - (gap < 0))
     result = xr.Dataset({"quantile": quantile, "quantile_score": score})
     add_mean(result, "quantile_score")
     result["below"] = case_means((gap <= 0).where(np.isfinite(gap))).mean("case")
-    return describe(result, drawn, units={"below": "probability"})
+    return describe(result, numbers.drawn, units={"below": "probability"})
 
 
 def interval_score(
@@ -70,11 +73,13 @@ def interval_score(
     Raises:
         TypeError, ValueError: As for `crps`; a level out of range.
     """
-    value, drawn = observed_and_drawn(tree, site)
+    numbers = open_numbers(tree, site)
+    value = check_observed(numbers.observed)
     _check_levels(levels)
     level = xr.DataArray(np.array(levels, float), dims="level", coords={"level": list(levels)})
-    ends = [_quantiles(drawn, (1 + sign * level.values) / 2) for sign in (-1, 1)]
-    lower, upper = (end.assign_coords(level=level) for end in ends)
+    ends = _quantiles(numbers, np.concatenate([(1 - level) / 2, (1 + level) / 2]))
+    parts = (ends.isel(level=slice(len(level))), ends.isel(level=slice(len(level), None)))
+    lower, upper = (part.assign_coords(level=level) for part in parts)
     outside = (lower - value).clip(min=0) + (value - upper).clip(min=0)
     result = xr.Dataset({"lower": lower, "upper": upper})
     result["interval_score"] = upper - lower + 2 / (1 - level) * outside
@@ -82,16 +87,23 @@ def interval_score(
     result["width_mean"] = case_means(upper - lower).mean("case")
     inside = case_means((outside == 0).where(np.isfinite(outside)))
     result["coverage"], result["coverage_se"] = inside.mean("case"), over_cases(inside)
-    return describe(result, drawn, dict.fromkeys(("coverage", "coverage_se"), "probability"))
-
-
-def _quantiles(drawn: xr.DataArray, levels: Sequence[float] | np.ndarray) -> xr.DataArray:
-    _check_levels(levels)
-    values = np.quantile(
-        drawn.values.reshape(-1, *drawn.shape[2:]), levels, axis=0, method="inverted_cdf"
+    return describe(
+        result, numbers.drawn, dict.fromkeys(("coverage", "coverage_se"), "probability")
     )
-    template = drawn.isel(chain=0, draw=0, drop=True)
-    return template.expand_dims(level=np.array(levels, float)).copy(data=values)
+
+
+def _quantiles(numbers: Numbers, levels: Sequence[float] | np.ndarray) -> xr.DataArray:
+    """Quantiles of the draws (level, case, ...)."""
+    _check_levels(levels)
+
+    def of_block(block: tree_blocks.Block) -> xr.DataArray:
+        drawn = numbers.draws(block)
+        flat = drawn.values.reshape(-1, *drawn.shape[2:])
+        values = np.quantile(flat, levels, axis=0, method="inverted_cdf")
+        template = drawn.isel(chain=0, draw=0, drop=True)
+        return template.expand_dims(level=np.array(levels, float)).copy(data=values)
+
+    return tree_blocks.join((block, of_block(block)) for block in numbers.blocks())
 
 
 def _check_levels(levels: Sequence[float] | np.ndarray) -> None:

@@ -19,7 +19,8 @@ import xarray as xr
 
 from ppl_med.analysis.conformal import importance, order_statistics, outcomes
 from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
-from ppl_med.analysis.posterior import class_names, observed, probabilities
+from ppl_med.analysis.posterior import class_names, find_probabilities, observed
+from ppl_med.analysis.probability_blocks import Probabilities
 
 _BLOCK = 2**22  # numbers held at once
 _FEWEST = 10.0  # effective draws
@@ -52,17 +53,26 @@ def bayes_sets(
             shared cases; too few effective draws.
     """
     order_statistics.check_alpha(alpha)
-    old, new = probabilities(training), probabilities(tree)
+    old, new = find_probabilities(training), find_probabilities(tree)
     if old.ndim > 4 or new.ndim > 4:
         raise ValueError("Sets are per case; the trees have further dimensions.")
     _check_pair(training, tree, old, new)
     if class_names(old) != class_names(new):
         raise ValueError(f"training has the classes {class_names(old)}, not {class_names(new)}.")
     label = observed(training, old).values
-    likelihood = importance.samples(old)[:, np.arange(label.size), label]
-    probs = importance.samples(new)
-    count, effective = _ranks(likelihood, probs.reshape(len(probs), -1))
-    shape = probs.shape[1:]
+    parts = []
+    for block, probs in Probabilities(old).blocks():
+        of_block = label[block["case"]]
+        parts.append(importance.samples(probs)[:, np.arange(of_block.size), of_block])
+    likelihood = np.concatenate(parts, 1)
+    counts, fractions = [], []
+    for _, probs in Probabilities(new).blocks():
+        tried = importance.samples(probs)
+        found = _ranks(likelihood, tried.reshape(len(tried), -1))
+        counts.append(found[0])
+        fractions.append(found[1])
+    count, effective = np.concatenate(counts), np.concatenate(fractions)
+    shape = (new.sizes["case"], new.sizes["class"])
     _check_effective(effective, min_effective_draws)
     template = new.isel(chain=0, draw=0, drop=True)
     rank = order_statistics.coverage_rank(label.size, alpha)
@@ -113,33 +123,46 @@ def bayes_intervals(
     if num_points < 3:
         raise ValueError(f"num_points must be at least 3, not {num_points}.")
     name = outcomes.outcome_name(training, outcome)
-    old, new = (outcomes.required(part, "loc", "this") for part in (training, tree))
-    scales = [outcomes.required(part, "scale", "this") for part in (training, tree)]
-    if any(float(scale.min()) <= 0 for scale in scales):
-        raise ValueError("posterior/scale must be positive.")
+    old, new = (outcomes.find_required(part, "loc", "this") for part in (training, tree))
     _check_pair(training, tree, old, new)
     seen = outcomes.outcome_values(training, name, old)
     if seen is None:
         raise ValueError(f"training has no observed_data/{name}.")
-    likelihood = _density(seen.values, importance.samples(old), importance.samples(scales[0]))
+
+    def density(part: xr.DataTree) -> xr.DataArray:
+        loc, scale = _law(part)
+        observed_here = seen.sel(case=loc["case"].values).values
+        values = _density(observed_here, importance.samples(loc), importance.samples(scale))
+        return xr.DataArray(values, dims=("sample", "case"))
+
+    likelihood = outcomes.runs(training, name, density).values
     rank = order_statistics.coverage_rank(seen.size, alpha)
-    parts = [
-        _case_interval(likelihood, loc, scale, rank, num_points)
-        for loc, scale in zip(
-            importance.samples(new).T, importance.samples(scales[1]).T, strict=True
-        )
-    ]
-    bounds, effective = (np.array(column) for column in zip(*parts, strict=True))
-    _check_effective(effective, min_effective_draws)
-    interval = xr.DataArray(bounds, {"case": new["case"].values}, ("case", "bound"))
-    result = xr.Dataset({"interval": interval.assign_coords(bound=["lower", "upper"])})
+
+    def intervals(part: xr.DataTree) -> xr.Dataset:
+        loc, scale = _law(part)
+        columns = zip(importance.samples(loc).T, importance.samples(scale).T, strict=True)
+        parts = [_case_interval(likelihood, *column, rank, num_points) for column in columns]
+        bounds, effective = (np.array(column) for column in zip(*parts, strict=True))
+        values = {"interval": (("case", "bound"), bounds), "effective_draws": ("case", effective)}
+        return xr.Dataset(values, {"case": loc["case"].values, "bound": ["lower", "upper"]})
+
+    result = outcomes.runs(tree, name, intervals)
+    bounds = result["interval"].values
+    _check_effective(result["effective_draws"].values, min_effective_draws)
     result["width"] = ("case", bounds[:, 1] - bounds[:, 0])
-    result["effective_draws"] = ("case", effective)
     found = outcomes.outcome_values(tree, name, new)
     if found is not None:
         result["covered"] = (bounds[:, 0] <= found) & (found <= bounds[:, 1])
     result.attrs.update(method="posterior predictive", outcome=name, within="")
     return _finish(result, alpha, seen.size, rank)
+
+
+def _law(part: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
+    """``loc`` and ``scale`` (chain, draw, case)."""
+    loc, scale = (outcomes.required(part, name, "this") for name in ("loc", "scale"))
+    if float(scale.min()) <= 0:
+        raise ValueError("posterior/scale must be positive.")
+    return loc, scale
 
 
 def _check_pair(

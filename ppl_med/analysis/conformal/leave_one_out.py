@@ -21,7 +21,8 @@ import xarray as xr
 from ppl_med.analysis.conformal import importance, order_statistics, outcomes
 from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
 from ppl_med.analysis.conformal.nonconformity import Score, class_scores, uniforms
-from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+from ppl_med.analysis.posterior import Posterior, class_names, find_probabilities, observed
+from ppl_med.analysis.probability_blocks import Probabilities
 
 _BLOCK = 2**22  # numbers held at once
 
@@ -58,19 +59,27 @@ def leave_one_out_sets(
     settings = method if isinstance(method, Score) else Score(method)
     if settings.draws != "mixture":
         raise ValueError("Leaving one out scores the mixture; use Score(draws='mixture').")
-    old, new = probabilities(training), probabilities(tree)
+    old, new = find_probabilities(training), find_probabilities(tree)
     _check_pair(training, tree, old, new)
     label = observed(training, old)
     if class_names(old) != class_names(new):
         raise ValueError(f"training has the classes {class_names(old)}, not {class_names(new)}.")
     weights, shape = importance.leave_one_out_weights(training, pareto_k)
     noise = [_noise(array, settings, seed) for array in (old, new)]
-    own = np.einsum("is,sic->ic", weights, importance.samples(old))
+    own = np.concatenate(
+        [
+            np.einsum("is,sic->ic", weights[block["case"]], importance.samples(probs))
+            for block, probs in Probabilities(old).blocks()
+        ]
+    )
     reached = class_scores(own, settings, noise[0])[np.arange(len(own)), label.values]
     rank = order_statistics.coverage_rank(len(own), alpha)
-    member = _members(weights, importance.samples(new), reached, rank, settings, noise[1])
-    template = new.isel(chain=0, draw=0, drop=True)
-    sets = template.copy(data=member)
+    parts = [
+        _members(weights, importance.samples(probs), reached, rank, settings, noise[1][b["case"]])
+        for b, probs in Probabilities(new).blocks()
+    ]
+    member = np.concatenate(parts)
+    sets = new.isel(chain=0, draw=0, drop=True).copy(data=member)
     result = xr.Dataset({"prediction_set": sets, "set_size": sets.sum("class")})
     result["set_size"].attrs["units"] = "classes"
     if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
@@ -105,27 +114,42 @@ def leave_one_out_intervals(
     """
     order_statistics.check_alpha(alpha)
     name = outcomes.outcome_name(training, outcome)
-    old, new = (outcomes.required(part, "loc", "this") for part in (training, tree))
+    old, new = (outcomes.find_required(part, "loc", "this") for part in (training, tree))
     _check_pair(training, tree, old, new)
     seen = outcomes.outcome_values(training, name, old)
     if seen is None:
         raise ValueError(f"training has no observed_data/{name}.")
     weights, shape = importance.leave_one_out_weights(training, pareto_k)
-    own = np.einsum("is,si->i", weights, importance.samples(old))
-    residual = np.abs(seen.values - own)[:, None]
-    mean = weights @ importance.samples(new)  # (training case, test case)
-    rank = order_statistics.coverage_rank(len(own), alpha)
-    upper = order_statistics.kth_smallest((mean + residual).T, rank)
-    lower = -order_statistics.kth_smallest((residual - mean).T, rank)
-    ids = {"case": new["case"].values}
-    interval = xr.DataArray(np.stack([lower, upper], 1), ids, ("case", "bound"))
+    shares = xr.DataArray(
+        weights.reshape(-1, old.sizes["chain"], old.sizes["draw"]),
+        {"case": old["case"].values},
+        ("case", *outcomes.SAMPLES),
+    )
+
+    def without_itself(part: xr.DataTree) -> xr.DataArray:
+        loc = outcomes.required(part, "loc", "this")
+        return xr.dot(shares.sel(case=loc["case"].values), loc, dim=outcomes.SAMPLES)
+
+    residual = np.abs(seen.values - outcomes.runs(training, name, without_itself).values)[:, None]
+    rank = order_statistics.coverage_rank(len(residual), alpha)
+
+    def bounds(part: xr.DataTree) -> xr.DataArray:
+        loc = outcomes.required(part, "loc", "this")
+        mean = weights @ importance.samples(loc)  # (training case, test case)
+        upper = order_statistics.kth_smallest((mean + residual).T, rank)
+        lower = -order_statistics.kth_smallest((residual - mean).T, rank)
+        ids = {"case": loc["case"].values}
+        return xr.DataArray(np.stack([lower, upper], 1), ids, ("case", "bound"))
+
+    interval = outcomes.runs(tree, name, bounds)
+    lower, upper = interval.values.T
     result = xr.Dataset({"interval": interval.assign_coords(bound=["lower", "upper"])})
     result["width"] = ("case", np.maximum(upper - lower, 0))
     found = outcomes.outcome_values(tree, name, new)
     if found is not None:
         result["covered"] = ("case", (lower <= found.values) & (found.values <= upper))
     result.attrs.update(method="absolute", outcome=name, within="")
-    return _finish(result, shape, alpha, len(own), rank)
+    return _finish(result, shape, alpha, len(residual), rank)
 
 
 def _check_pair(training: Posterior, tree: Posterior, old: xr.DataArray, new: xr.DataArray) -> None:

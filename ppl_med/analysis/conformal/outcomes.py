@@ -5,22 +5,60 @@
     <outcome>     (chain, draw, case)            posterior_predictive, one draw of the outcome each
     <outcome>     (case)                         observed_data
 
-All in the unit of the outcome.
+All in the unit of the outcome. Draws are read by runs of cases that fit in memory (`runs`).
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis import tree_blocks
 from ppl_med.analysis.posterior import Posterior, check_cases
 
 SAMPLES = ("chain", "draw")
 _LEADING = (*SAMPLES, "case")
+_GROUPS = ("posterior", "posterior_predictive")
+
+Part = TypeVar("Part", xr.DataArray, xr.Dataset)
 
 
-def variable(
+def runs(tree: Posterior, name: str, function: Callable[[xr.DataTree], Part]) -> Part:
+    """Apply a function to runs of cases whose draws fit in memory, and put the results together.
+
+    Args:
+        tree: The tree of `predict`.
+        name: Of the outcome.
+        function: Of a tree with the law and the draws of the outcome; its result has the
+            dimension case.
+
+    Raises:
+        TypeError: ``tree`` is no DataTree.
+        ValueError: It predicts no numbers.
+    """
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
+    wanted = ("loc", "scale", "quantile", name)
+    kept = {}
+    for group in _GROUPS:
+        found = tree[group].to_dataset() if group in tree.children else xr.Dataset()
+        kept[group] = found[[n for n in wanted if n in found and "case" in found[n].dims]]
+    arrays = [array for part in kept.values() for array in part.data_vars.values()]
+    cases = max((array.sizes["case"] for array in arrays), default=0)
+    if not cases:
+        return function(tree)  # which says what is missing
+    per_case = sum(array.size for array in arrays) // cases
+    return tree_blocks.join(
+        (block, function(xr.DataTree.from_dict({g: part.isel(block) for g, part in kept.items()})))
+        for block in tree_blocks.blocks({"case": cases}, per_case)
+    )
+
+
+def find(
     tree: Posterior, group: str, name: str, extra: tuple[str, ...] = ()
 ) -> xr.DataArray | None:
-    """Return a variable of a group as float64, or None where the tree has none of that name.
+    """Return a variable of a group, not yet read, or None where the tree has none of that name.
 
     Args:
         tree: The tree of `predict`.
@@ -29,11 +67,11 @@ def variable(
         extra: Dimensions it has beyond chain, draw and case.
 
     Returns:
-        (chain, draw, case, *extra), in memory.
+        (chain, draw, case, *extra), as stored.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
-        ValueError: Other dimensions, no cases or draws, or values that are not finite.
+        ValueError: Other dimensions, no cases or draws.
     """
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
@@ -46,12 +84,21 @@ def variable(
         raise ValueError(
             f"{group}/{name} has dimensions {array.dims}; expected {wanted}: one number per case."
         )
-    array = array.transpose(*wanted).astype(np.float64).load()
     if not array.size:
         raise ValueError(f"{group}/{name} is empty: {dict(array.sizes)}.")
-    if not np.isfinite(array.values).all():
-        raise ValueError(f"{group}/{name} holds NaN or infinite values; drop those cases or draws.")
-    return array
+    return array.transpose(*wanted)
+
+
+def variable(
+    tree: Posterior, group: str, name: str, extra: tuple[str, ...] = ()
+) -> xr.DataArray | None:
+    """Return what `find` finds in memory, float64.
+
+    Raises:
+        TypeError, ValueError: As for `find`, or values that are not finite.
+    """
+    array = find(tree, group, name, extra)
+    return None if array is None else _read(array, f"{group}/{name}")
 
 
 def outcome_name(tree: Posterior, outcome: str | None) -> str:
@@ -93,16 +140,25 @@ def outcome_values(tree: Posterior, name: str, predicted: xr.DataArray) -> xr.Da
     return array
 
 
+def find_required(tree: Posterior, name: str, why: str) -> xr.DataArray:
+    """Return posterior/``name`` (chain, draw, case), which must be there, not yet read.
+
+    Raises:
+        TypeError, ValueError: It is missing, or of other dimensions.
+    """
+    array = find(tree, "posterior", name)
+    if array is None:
+        raise ValueError(f"The posterior holds no {name}, which {why} needs.")
+    return array
+
+
 def required(tree: Posterior, name: str, why: str) -> xr.DataArray:
     """Return posterior/``name`` (chain, draw, case), which must be there.
 
     Raises:
         TypeError, ValueError: It is missing or malformed.
     """
-    array = variable(tree, "posterior", name)
-    if array is None:
-        raise ValueError(f"The posterior holds no {name}, which {why} needs.")
-    return array
+    return _read(find_required(tree, name, why), f"posterior/{name}")
 
 
 def predictive_quantiles(tree: Posterior, name: str, levels: np.ndarray) -> xr.DataArray:
@@ -140,3 +196,10 @@ def predictive_quantiles(tree: Posterior, name: str, levels: np.ndarray) -> xr.D
     if draws.sizes["chain"] * draws.sizes["draw"] < 2:
         raise ValueError("Quantiles of posterior_predictive need more than one draw.")
     return draws.quantile(levels, SAMPLES).transpose("case", "quantile")
+
+
+def _read(array: xr.DataArray, name: str) -> xr.DataArray:
+    array = array.astype(np.float64).load()
+    if not np.isfinite(array.values).all():
+        raise ValueError(f"{name} holds NaN or infinite values; drop those cases or draws.")
+    return array

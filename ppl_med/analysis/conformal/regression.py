@@ -143,6 +143,14 @@ def predict_intervals(
 
 
 def _propose(tree: Posterior, name: str, method: str, alpha: float) -> Proposal:
+    def of_run(part: xr.DataTree) -> xr.Dataset:
+        return xr.Dataset(_propose_run(part, name, method, alpha)._asdict())
+
+    found = outcomes.runs(tree, name, of_run)
+    return Proposal(*(found[field] for field in Proposal._fields))
+
+
+def _propose_run(tree: Posterior, name: str, method: str, alpha: float) -> Proposal:
     if method.startswith("cqr"):
         return _propose_quantiles(tree, name, method, alpha)
     loc = outcomes.required(tree, "loc", f"method={method!r}")
