@@ -172,6 +172,29 @@ def clusters(
     )
 
 
+def unit_maps(maps: xr.DataArray | xr.Dataset, part: Part = "signed") -> xr.DataArray:
+    """Return what is clustered before it is pooled: one map of unit length a case.
+
+    Args:
+        maps: As in `clusters`.
+        part: As in `clusters`.
+
+    Returns:
+        Mean over draws of the maps summed over channels, (case, [depth,] row, col), over its
+        Euclidean length; 0 where the map is.
+
+    Raises:
+        TypeError: As in `clusters`.
+        ValueError: As in `clusters`.
+    """
+    maps = _as_maps(maps)
+    space = [dim for dim in SPACE if dim in maps.dims]
+    mean = _features(maps, 1, part)[1]
+    coords = {name: maps[name].values for name in ("case", *space) if name in maps.coords}
+    attrs = {"units": "1", "long_name": "map of unit length"}
+    return xr.DataArray(_of_unit_length(mean), coords, ["case", *space], attrs=attrs)
+
+
 class _Settings(NamedTuple):
     num_clusters: int | None
     most_clusters: int
