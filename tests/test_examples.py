@@ -111,6 +111,15 @@ def study(monkeypatch):
     return importlib.import_module("ambiguous_masks.training")
 
 
+def test_the_calibration_study_reads_malaria_cells_too(tmp_path, data_folder):
+    options = ["--pictures", "malaria", "--guide", "frequentist", "last_layer", "--data"]
+    out = tmp_path / "run"
+    script = ROOT / "examples" / "calibrated_chest_xray.py"
+    text = run(script, "--smoke", *options, data_folder, "--out", out)
+    assert "| last-layer | vector |" in text
+    assert (out / "report.html").stat().st_size > 10_000
+
+
 def test_ged_of_fewer_samples_is_the_mean_over_their_subsets(study):
     import numpy as np
     import xarray as xr

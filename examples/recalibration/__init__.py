@@ -1,0 +1,1 @@
+"""What the calibration study is made of: pictures, runs, maps, figures."""

@@ -1,0 +1,125 @@
+"""Figures on the test part, with bootstrap intervals over cases."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis import binning, conformal
+from recalibration.maps import MAPS, per_case, recalibrated
+from recalibration.study import PARTS, Study
+
+SETS = ("lac", "aps", "raps")
+FIGURES = ("accuracy", "nll", "brier", "ece")
+GAPS = ("nll", "ece")
+BINS = 15
+
+
+def samples(study: Study) -> np.ndarray:
+    """Positions of all test cases, then of bootstrap samples of them, (1 + replicate, case)."""
+    size = study.parts["test"].num_cases
+    again = np.random.default_rng(0).integers(size, size=(study.options.replicates, size))
+    return np.concatenate([np.arange(size)[None], again])
+
+
+def resampled(test: xr.DataTree, taken: np.ndarray) -> dict[str, np.ndarray]:
+    """Every figure of all test cases and of each bootstrap sample, (1 + replicate,)."""
+    terms = per_case(test)
+    values = {str(name): terms[name].values[taken] for name in terms}
+    correct, confidence = (
+        xr.DataArray(values[name][None], dims=("chain", "draw", "case"))
+        for name in ("accuracy", "confidence")
+    )
+    ece = binning.calibration_error(correct, confidence, BINS).values[0]
+    return {name: values[name].mean(1) for name in FIGURES[:-1]} | {"ece": ece}
+
+
+def interval_ends(name: str, values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of what ``resampled`` gave, or of differences of it.
+
+    That of the ECE is the basic one, twice the figure less the quantiles: resampling adds as much
+    to a calibration error as chance already did.
+    """
+    low, high = np.quantile(values[1:], [0.025, 0.975], method="inverted_cdf").tolist()
+    twice = 2 * float(values[0])
+    return (twice - high, twice - low) if name == "ece" else (low, high)
+
+
+def figures(study: Study, guide: str, name: str, seed: int) -> xr.Dataset:
+    """The table's figures of one guide, map and seed; NaN where the map has no best parameters."""
+    learnt_on, *others = (study.tree(guide, seed, part) for part in PARTS)
+    try:
+        held, test = (recalibrated(name, learnt_on, tree) for tree in others)
+    except ValueError as error:
+        print(f"{guide}, seed {seed}: no {name} map. {error}")
+        return missing()
+    found: dict[str, Any] = {}
+    for figure, values in resampled(test, samples(study)).items():
+        low, high = interval_ends(figure, values)
+        found |= {figure: float(values[0]), f"{figure}_lower": max(low, 0.0)}
+        found[f"{figure}_upper"] = high
+    sets = [
+        conformal.predict_sets(
+            conformal.calibrate(held, study.options.alpha, method=method), test, shift_alarm=0
+        )
+        for method in SETS
+    ]
+    for figure in ("coverage", "coverage_lower", "coverage_upper"):
+        found[figure] = ("sets", [float(one[figure]) for one in sets])
+    found["set_size"] = ("sets", [float(one["set_size"].mean()) for one in sets])
+    return xr.Dataset(found, coords={"sets": list(SETS)})
+
+
+def missing() -> xr.Dataset:
+    """Figures that could not be had."""
+    ends = ("", "_lower", "_upper")
+    scalars = {f"{figure}{end}": np.nan for figure in FIGURES for end in ends}
+    names = ("coverage", "coverage_lower", "coverage_upper", "set_size")
+    per_set = {name: ("sets", [np.nan] * len(SETS)) for name in names}
+    return xr.Dataset({**scalars, **per_set}, coords={"sets": list(SETS)})
+
+
+def differences(study: Study, chosen: dict[str, str]) -> xr.Dataset:
+    """NLL and ECE of recalibrated Bayesian nets less those of the recalibrated frequentist net.
+
+    Each with the map that was chosen for it; mean over seeds, with a bootstrap interval over cases
+    that resamples the same cases for both.
+    """
+    taken = samples(study)
+    found = {
+        guide: [
+            resampled(recalibrated(chosen[guide], *learnt_and_test(study, guide, seed)), taken)
+            for seed in study.options.seed
+        ]
+        for guide in study.options.guide
+    }
+    guides = [guide for guide in found if guide != "frequentist"]
+    result = xr.Dataset(coords={"guide": guides, "figure": list(GAPS)})
+    cells = np.empty((3, len(guides), 2))
+    for (row, guide), (col, figure) in itertools.product(enumerate(guides), enumerate(GAPS)):
+        own, other = (
+            np.mean([one[figure] for one in found[name]], 0) for name in (guide, "frequentist")
+        )
+        cells[:, row, col] = (own[0] - other[0], *interval_ends(figure, own - other))
+    for name, values in zip(("difference", "lower", "upper"), cells, strict=True):
+        result[name] = (("guide", "figure"), values)
+    result.attrs["map"] = "; ".join(f"{guide}: {chosen[guide]}" for guide in found)
+    return result
+
+
+def learnt_and_test(study: Study, guide: str, seed: int) -> tuple[xr.DataTree, xr.DataTree]:
+    """What a map is learnt on, and what it is scored on."""
+    return study.tree(guide, seed, "recalibration"), study.tree(guide, seed, "test")
+
+
+def collect(study: Study) -> xr.Dataset:
+    """All figures over guide, map and seed."""
+    options = study.options
+    parts = []
+    for guide, name, seed in itertools.product(options.guide, MAPS, options.seed):
+        part = figures(study, guide, name, seed)
+        parts.append(part.expand_dims(guide=[guide], map=[name], seed=[seed]))
+    result = xr.combine_by_coords(parts, combine_attrs="drop")
+    assert isinstance(result, xr.Dataset)
+    return result.sel(guide=list(options.guide), map=list(MAPS))
