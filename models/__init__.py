@@ -2,6 +2,7 @@
 
 from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.conditional_vae import ConditionalVAE
+from ppl_med.models.confounder_free import ConfounderFreeClassifier
 from ppl_med.models.dense_regressor import DenseRegressor
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
@@ -18,6 +19,7 @@ __all__ = [
     "BayesianRegressor",
     "BayesianSegmenter",
     "ConditionalVAE",
+    "ConfounderFreeClassifier",
     "DenseRegressor",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",

@@ -1,0 +1,192 @@
+"""Swap test: give an image what the other class is known by, and see what the network says.
+
+    effect_s,i = p_s(class | swapped image i) - p_s(class | image i)         draw s, case i
+
+The swap changes nothing of the disease (a tag, the shape of the head, the border of the film), so a
+network that is right for the right reason has an effect of 0. Every draw of the posterior has an
+effect, so its mean over cases has an interval over draws: what is not known of the network. The
+standard error over cases says what is not known of the cases; with groups (patients) it is that of
+groups.
+
+Reference: Sdika, "Uncertainties and explainability" (lecture), the brain shape as a confounder.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ppl_med.explain.attribution.draws import Function
+from ppl_med.explain.attribution.score import Score, class_logits
+from ppl_med.explain.confounding.draw_intervals import check_level, over_draws
+from ppl_med.explain.function_checks import (
+    as_case,
+    as_target,
+    check_choice,
+    check_count,
+    check_functions,
+    check_image,
+)
+
+Scale = Literal["probability", "log_odds"]
+UNITS = {"probability": "probability", "log_odds": "nats"}
+
+
+def swap_test(
+    functions: Sequence[Function],
+    image: Tensor,
+    swap: Tensor | Callable[[Tensor], Tensor],
+    target: int | Tensor,
+    *,
+    scale: Scale = "probability",
+    case: Sequence[str] | Sequence[int] | None = None,
+    group: ArrayLike | None = None,
+    level: float = 0.95,
+    batch_size: int = 256,
+) -> xr.Dataset:
+    """Measure what a swap does to the probability of a class.
+
+    Args:
+        functions: One deterministic callable per posterior draw, image to logits (case, class) or
+            one logit, as ``ppl_med.inference.functions`` gives them.
+        image: Images (case, channel, [depth,] row, col) as the functions take them.
+        swap: The images after the swap, or a function that makes them.
+        target: Class whose probability is followed, one for all cases or one each.
+        scale: Of the effect; log-odds of the class against all others do not saturate.
+        case: Ids of the cases; 0, 1, ... by default.
+        group: Patient of every case, (case,), where several images are of one.
+        level: Of the intervals over draws.
+        batch_size: Images in one pass.
+
+    Returns:
+        ``before`` and ``after`` (chain, draw, case), ``effect``, their difference, and
+        ``mean_effect`` (chain, draw) over cases. ``expected_effect``, its mean over draws, with
+        ``_lower`` and ``_upper``, the interval over draws, NaN for one, and ``_se``, the standard
+        error over cases or groups. ``probability_positive``, the share of draws whose mean effect
+        is above 0; ``flips`` (case), whether the most probable class of the draws' mixture changes,
+        and ``flip_rate``; ``changed_share`` (case), the share of pixels that the swap changed.
+
+    Raises:
+        ValueError: If an argument does not fit, the swapped images have another shape or are not
+            finite, the swap changes no pixel, or a callable is no function of one image.
+        TypeError: If images are no floating-point tensors.
+    """
+    check_choice("scale", scale, Scale)
+    check_level(level)
+    check_count("batch_size", batch_size)
+    check_image(image)
+    swapped, changed = _swapped(swap, image)
+    ids, labels = as_case(case, image), as_target(target, image)
+    groups = _groups(group, len(image))
+    score = Score("probability", labels)
+    index = check_functions(
+        functions, image, swapped, lambda name, function, output: score.check(name, output)
+    )
+    pairs = [
+        [_class_probabilities(one, images, batch_size) for images in (image, swapped)]
+        for one in functions
+    ]
+    probs = np.array(pairs)[index.values]  # (chain, draw, before or after, case, class)
+    flips = np.diff(probs.mean((0, 1)).argmax(-1), axis=0)[0] != 0
+    at = np.broadcast_to(labels.cpu().numpy()[:, None], (*probs.shape[:-1], 1))
+    values = np.take_along_axis(probs, at, -1)[..., 0]
+    if scale == "log_odds":
+        values = np.log(values) - np.log1p(-values)
+        if not np.isfinite(values).all():
+            raise ValueError("a probability is exactly 0 or 1; use scale='probability'")
+    dims = ("chain", "draw", "case")
+    result = xr.Dataset(
+        {"before": (dims, values[:, :, 0]), "after": (dims, values[:, :, 1])},
+        coords={"chain": index["chain"], "draw": index["draw"], "case": ids},
+    )
+    result["effect"] = result["after"] - result["before"]
+    result["mean_effect"] = result["effect"].mean("case")
+    result.update(over_draws("effect", result["mean_effect"], level))
+    by_case = result["effect"].mean(("chain", "draw")).values
+    result["expected_effect_se"] = ((), _grouped_error(by_case, groups))
+    result["probability_positive"] = (result["mean_effect"] > 0).mean()
+    result["flips"], result["changed_share"] = ("case", flips), ("case", changed)
+    result["flip_rate"] = result["flips"].mean()
+    for name, variable in result.data_vars.items():
+        variable.attrs["units"] = UNITS[scale] if _on_scale(str(name)) else "1"
+    result["effect"].attrs["long_name"] = "change of the class by the swap"
+    return result.assign_attrs(
+        level=level, scale=scale, num_cases=len(image), num_groups=len(np.unique(groups))
+    )
+
+
+def swap_frame(image: Tensor, donor: Tensor, width: int) -> Tensor:
+    """Put the outer frame of other images on images.
+
+    Args:
+        image: Dims (case, channel, row, col).
+        donor: Whose frame each gets, of the same shape.
+        width: Of the frame, in pixels; less than half the shorter side.
+
+    Returns:
+        Images like ``image`` with the frame of ``donor``.
+
+    Raises:
+        ValueError: Shapes differ, or the frame is as large as the image.
+    """
+    if image.shape != donor.shape or image.ndim != 4:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, donor {tuple(donor.shape)}; both must be the "
+            "same (case, channel, row, col)"
+        )
+    check_count("width", width)
+    if 2 * width >= min(image.shape[2:]):
+        raise ValueError(f"width is {width}, which leaves nothing of {tuple(image.shape[2:])}")
+    framed = donor.clone()
+    inner = slice(width, -width)
+    framed[:, :, inner, inner] = image[:, :, inner, inner]
+    return framed
+
+
+def _swapped(
+    swap: Tensor | Callable[[Tensor], Tensor], image: Tensor
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Images after the swap, and the share of each one's pixels that it changed."""
+    swapped = swap if isinstance(swap, Tensor) else swap(image.clone())
+    if not isinstance(swapped, Tensor) or swapped.shape != image.shape:
+        got = tuple(swapped.shape) if isinstance(swapped, Tensor) else type(swapped).__name__
+        raise ValueError(f"swap gave {got}; the images are of shape {tuple(image.shape)}")
+    swapped = swapped.detach().to(image)
+    if not torch.isfinite(swapped).all():
+        raise ValueError("swap gave NaN or infinite intensities")
+    changed = (swapped != image).any(1).flatten(1).double().mean(1).cpu().numpy()
+    if not changed.any():
+        raise ValueError("swap changed no pixel of any image; its effect would be 0 by itself")
+    return swapped, changed
+
+
+def _groups(group: ArrayLike | None, num_cases: int) -> NDArray:
+    groups = np.arange(num_cases) if group is None else np.asarray(group)
+    if groups.shape != (num_cases,):
+        raise ValueError(f"group has shape {groups.shape}; give one for each of {num_cases} cases")
+    return groups
+
+
+@torch.no_grad()
+def _class_probabilities(function: Function, image: Tensor, batch_size: int) -> NDArray[np.float64]:
+    """Of all classes, (case, class), in float64, where sigmoids saturate later."""
+    logits = [class_logits(function(part)).double() for part in image.split(batch_size)]
+    return torch.cat(logits).softmax(1).cpu().numpy()
+
+
+def _grouped_error(values: NDArray[np.float64], groups: NDArray) -> float:
+    """Standard error of the mean of cases that come in groups; NaN for one group."""
+    codes = np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(codes, values - values.mean())
+    size = len(sums)
+    if size < 2:
+        return float("nan")
+    return float(np.sqrt(size / (size - 1) * (sums**2).sum()) / len(values))
+
+
+def _on_scale(name: str) -> bool:
+    return name in ("before", "after") or "effect" in name
