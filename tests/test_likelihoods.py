@@ -94,6 +94,27 @@ def test_beta_weighs_gradients_and_not_predictions() -> None:
         torch.testing.assert_close(density, log_density(Gaussian().eval(), output, value))
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "named"),
+    [
+        (Gaussian(beta=0.5), "beta-NLL, beta 0.5"),
+        (Gaussian(), None),
+        (Quantiles((0.1, 0.9)), "mean pinball loss of 2 quantiles"),
+        (Quantiles((0.5,)), None),
+    ],
+)
+def test_a_tree_says_what_was_trained_in_the_place_of_a_density(
+    likelihood: Any, named: str | None
+) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, likelihood.num_outputs))
+    model = BayesianRegressor(net, likelihood=likelihood)
+    batches = [{"image": torch.randn(6, 1, 2, 2), "value": torch.randn(6)}]
+    guide = MeanFieldNormal(model)
+    tree = predict(model, guide, batches, draws=2, progress=False, log_likelihood_of="training")
+    assert tree.attrs.get("training_loss") == named
+    assert (tree.attrs["log_likelihood_of"] == "training") == (named is None)
+
+
 def test_one_learned_scale_is_the_residuals() -> None:
     value = 3 + 0.2 * torch.randn(400)
     model = BayesianRegressor(constant(1), Gaussian(heteroscedastic=False))

@@ -121,6 +121,8 @@ class Gaussian(_LocationScale):
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta!r}")
         self.beta = beta
+        if beta:
+            self.training_loss = f"beta-NLL, beta {beta:g}"
 
     def law(self, loc: Tensor, scale: Tensor) -> Any:
         """Normal; in training, weighted by ``beta``."""
@@ -220,6 +222,8 @@ class Quantiles(nn.Module):
         if not (math.isfinite(init_scale) and init_scale > 0):
             raise ValueError(f"init_scale must be a finite number above 0, got {init_scale!r}")
         self.event, self.site, self.partial = tuple(event), site, False
+        if len(levels) > 1:
+            self.training_loss = f"mean pinball loss of {len(levels)} quantiles"
         self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float64))
         self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
 
