@@ -26,6 +26,13 @@ class History:
     extra: dict[str, list[float]] = field(default_factory=dict)
     validation_nll: list[float] = field(default_factory=list)
 
+    def last(self) -> dict[str, float]:
+        """Figures of the last step in nats per case: the bound that was trained, NLL and KL."""
+        nll, kl = self.nll[-1], self.kl[-1]
+        bound = self.extra.get("bound")
+        first = {"bound": bound[-1]} if bound else {"elbo": -(nll + kl)}
+        return {**first, "nll": nll, "kl": kl}
+
     def dataset(self) -> xr.Dataset:
         """The figures as named arrays."""
         nll, kl = np.asarray(self.nll), np.asarray(self.kl)

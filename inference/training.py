@@ -204,10 +204,7 @@ class Trainer:
             self._read_losses()
         history = self.histories[self.position.member]
         if history.nll and not bar.disable:
-            nll, kl = history.nll[-1], history.kl[-1]
-            bar.set_postfix(
-                elbo=f"{-(nll + kl):.4g}", nll=f"{nll:.4g}", kl=f"{kl:.4g}", refresh=False
-            )
+            bar.set_postfix({n: f"{v:.4g}" for n, v in history.last().items()}, refresh=False)
 
     def _read_losses(self) -> None:
         """Read the losses off the device and stop at the first that is not finite."""

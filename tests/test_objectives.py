@@ -4,6 +4,7 @@ z ~ Normal(0, 1),  y | z ~ Normal(z, 1),  so  y ~ Normal(0, 2),  z | y ~ Normal(
 """
 
 import math
+import re
 from typing import Any
 
 import pyro
@@ -107,6 +108,15 @@ def test_a_mini_batch_stands_for_the_data_set() -> None:
     torch.testing.assert_close(part.value, 7 * alone.value)
     torch.testing.assert_close(part.kl["z"], 7 * alone.kl["z"])
     torch.testing.assert_close(part.nll["y"], 7 * alone.nll["y"])
+
+
+def test_progress_shows_the_bound_that_is_trained(capsys: Any) -> None:
+    objective = ImportanceWeighted(4)
+    history = fit(model, Posterior(), [BATCH], epochs=3, objective=objective, progress=True)
+    last = capsys.readouterr().err.split("\r")[-1]
+    figure = re.search(r"\bbound=(-?[\d.e+]+)", last)
+    assert figure and float(figure[1]) == pytest.approx(float(history["bound"][-1]), rel=1e-3)
+    assert "elbo" not in last
 
 
 def test_fit_finds_the_true_posterior_under_each_objective() -> None:

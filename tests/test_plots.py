@@ -158,6 +158,14 @@ def test_elbo_draws_the_history() -> None:
     np.testing.assert_array_equal(x, [39, 79, 119])  # the last step of each epoch
 
 
+def test_a_tighter_bound_that_was_trained_stands_in_the_place_of_the_elbo() -> None:
+    history = make_history()
+    history["bound"] = history["elbo"] + 1
+    figure = elbo(history)
+    np.testing.assert_array_equal(line(figure.axes[0], "bound")[1], history["bound"])
+    assert "importance-weighted" in texts(figure)
+
+
 def test_elbo_running_mean_is_a_centred_mean() -> None:
     history = make_history(400)
     _, y = line(elbo(history).axes[2], "running mean")

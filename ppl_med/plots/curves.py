@@ -11,6 +11,7 @@ from ppl_med.plots.theme import INK, MUTED, clean, heading, new_figure, robust_l
 
 _PARTS = {
     "elbo": ("ELBO", "#1f2933", "higher is better"),
+    "bound": ("bound", "#1f2933", "importance-weighted, what was trained; higher is better"),
     "nll": ("NLL", "#CC79A7", "misfit to the labels, lower is better"),
     "kl": ("KL", "#009E73", "distance from the prior, the price of what was learnt"),
 }
@@ -18,14 +19,14 @@ _VALIDATION = "#D55E00"
 
 
 def elbo(history: xr.Dataset) -> Figure:
-    """Draw ELBO, negative log-likelihood and KL against the training step.
+    """Draw ELBO, or the tighter bound that was trained, NLL and KL against the training step.
 
     The thin line is every step, the thick line a centred running mean over 2 % of the steps. Steps
     that would squash the rest are left outside the frame, and the panel says how many.
 
     Args:
         history: As ``ppl_med.inference.fit`` returns it: ``elbo``, ``nll``, ``kl``, ``kl_weight``
-            (step) in nats per case, optionally the coordinate ``epoch`` (step) and
+            (step) in nats per case, optionally ``bound`` and the coordinate ``epoch`` (step), and
             ``validation_nll`` (validation_epoch).
 
     Returns:
@@ -46,7 +47,8 @@ def elbo(history: xr.Dataset) -> Figure:
         3 + varies, 1, sharex=True, height_ratios=[1, 1, 1] + [0.4] * varies, squeeze=False
     )[:, 0]
     step = _steps(history)
-    for ax, name in zip(axes, _PARTS, strict=False):
+    names = ("bound" if "bound" in history else "elbo", "nll", "kl")
+    for ax, name in zip(axes, names, strict=False):
         _curve(ax, history, step, name)
     if varies:
         axes[3].plot(step, weight, color=INK, linewidth=1.4, label="kl_weight")
