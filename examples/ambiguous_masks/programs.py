@@ -69,6 +69,8 @@ class ModelOptions:
     """Part of the steps over which the weight of the KL rises from 0 to beta; against collapse."""
     geco_target: float = 0.01
     """Negative log-likelihood to reach under geco, nats per pixel."""
+    prior_components: int = 1
+    """Normals that the prior net of prob_unet mixes."""
     particles: int = 8
     """Draws in the bounds of iwae and of ssn."""
     members: int = 4
@@ -124,8 +126,11 @@ def build(
         return ssn, FromPrior("z", "noise"), {"objective": ImportanceWeighted(options.particles)}
     if name == "hierarchical":
         return _hierarchical(options, start, sizes, size)
-    kind = ProbabilisticUNet if name == "prob_unet" else ImageToImageVAE
-    model = kind(**start, **sizes)
+    model: ProbabilisticUNet | ImageToImageVAE
+    if name == "prob_unet":
+        model = ProbabilisticUNet(**start, **sizes, prior_components=options.prior_components)
+    else:
+        model = ImageToImageVAE(**start, **sizes)
     guide = ConditionalNormal(model.posterior_net(), observation="mask")
     return model, guide, _objective(options, "elbo", size)
 

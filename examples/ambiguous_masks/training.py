@@ -86,7 +86,9 @@ def run(
         guide,
         train,
         epochs=max(1, round(options.steps / len(train))),
-        optimizer=lambda weights: torch.optim.Adam(weights, options.rate, weight_decay=decay),
+        optimizer=lambda weights: torch.optim.Adam(
+            weights, options.rate, weight_decay=decay, fused=True
+        ),
         schedule=cooldown(),
         precision=options.precision,
         device=options.device,
@@ -131,8 +133,8 @@ def decode_plane(model: Any, image: torch.Tensor) -> xr.DataArray:
     with torch.no_grad():
         loc, scale = torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
         if hasattr(model, "prior"):
-            law = model.prior(image).base_dist
-            loc, scale = law.loc[0].cpu(), law.scale[0].cpu()
+            law = model.prior(image)
+            loc, scale = law.mean[0].cpu(), law.stddev[0].cpu()
 
         def decode(codes: torch.Tensor) -> torch.Tensor:
             z = (loc + scale * codes).to(device)
