@@ -188,10 +188,8 @@ def accuracy_and_dependence(weight: float) -> tuple[float, float]:
 
 def test_a_tag_is_unlearned() -> None:
     accuracy, told = accuracy_and_dependence(0.0)
-    print(accuracy, told)
     assert accuracy < 0.75, "with no weight the tag is learned"
     accuracy_after, told_after = accuracy_and_dependence(3.0)
-    print(accuracy_after, told_after)
     assert accuracy_after > 0.8 and told_after < 0.3 * told
 
 

@@ -8,13 +8,14 @@ the shape of the foreground out of the images.
 from ppl_med.explain.confounding.dependence import dependence
 from ppl_med.explain.confounding.exposure import exposure
 from ppl_med.explain.confounding.shape import common_shape, normalize_shape
-from ppl_med.explain.confounding.swap import swap_frame, swap_test
+from ppl_med.explain.confounding.swap import swap_effects, swap_frame, swap_test
 
 __all__ = [
     "common_shape",
     "dependence",
     "exposure",
     "normalize_shape",
+    "swap_effects",
     "swap_frame",
     "swap_test",
 ]

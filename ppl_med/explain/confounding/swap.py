@@ -81,7 +81,7 @@ def swap_test(
     check_image(image)
     swapped, changed = _swapped(swap, image)
     ids, labels = as_case(case, image), as_target(target, image)
-    groups = _groups(group, len(image))
+    _groups(group, len(image))
     score = Score("probability", labels)
     index = check_functions(
         functions, image, swapped, lambda name, function, output: score.check(name, output)
@@ -99,23 +99,62 @@ def swap_test(
         if not np.isfinite(values).all():
             raise ValueError("a probability is exactly 0 or 1; use scale='probability'")
     dims = ("chain", "draw", "case")
-    result = xr.Dataset(
-        {"before": (dims, values[:, :, 0]), "after": (dims, values[:, :, 1])},
-        coords={"chain": index["chain"], "draw": index["draw"], "case": ids},
-    )
+    coords = {"chain": index["chain"], "draw": index["draw"], "case": ids}
+    before, after = (xr.DataArray(values[:, :, at], coords, dims) for at in (0, 1))
+    result = swap_effects(before, after, group=group, level=level)
+    for name in (*result.data_vars,):
+        if name != "probability_positive":
+            result[name].attrs["units"] = UNITS[scale]
+    result["flips"], result["changed_share"] = ("case", flips), ("case", changed)
+    result["flip_rate"] = result["flips"].mean()
+    for name in ("flips", "changed_share", "flip_rate"):
+        result[name].attrs["units"] = "1"
+    return result.assign_attrs(scale=scale)
+
+
+def swap_effects(
+    before: xr.DataArray,
+    after: xr.DataArray,
+    *,
+    group: ArrayLike | None = None,
+    level: float = 0.95,
+) -> xr.Dataset:
+    """What a swap did, from numbers before and after it.
+
+    For what ``swap_test`` cannot run at once, such as cases of several folds with a network each,
+    whose ``before`` and ``after`` are joined along the case.
+
+    Args:
+        before: Dims (chain, draw, case).
+        after: Likewise, of the same cases.
+        group: Patient of every case, (case,), where several are of one.
+        level: Of the intervals over draws.
+
+    Returns:
+        ``before``, ``after``, ``effect``, ``mean_effect``, ``expected_effect`` with its interval
+        and standard error, and ``probability_positive``, as in ``swap_test``.
+
+    Raises:
+        ValueError: If dims, lengths or the level do not fit.
+    """
+    check_level(level)
+    for name, values in (("before", before), ("after", after)):
+        if set(values.dims) != {"chain", "draw", "case"}:
+            raise ValueError(f"{name} has dims {values.dims}; expected chain, draw and case")
+    if before.sizes != after.sizes:
+        raise ValueError(f"before has {dict(before.sizes)}, after {dict(after.sizes)}")
+    groups = _groups(group, before.sizes["case"])
+    result = xr.Dataset({"before": before, "after": after})
     result["effect"] = result["after"] - result["before"]
+    result["effect"].attrs["long_name"] = "change of the class by the swap"
     result["mean_effect"] = result["effect"].mean("case")
     result.update(over_draws("effect", result["mean_effect"], level))
     by_case = result["effect"].mean(("chain", "draw")).values
     result["expected_effect_se"] = ((), _grouped_error(by_case, groups))
     result["probability_positive"] = (result["mean_effect"] > 0).mean()
-    result["flips"], result["changed_share"] = ("case", flips), ("case", changed)
-    result["flip_rate"] = result["flips"].mean()
-    for name, variable in result.data_vars.items():
-        variable.attrs["units"] = UNITS[scale] if _on_scale(str(name)) else "1"
-    result["effect"].attrs["long_name"] = "change of the class by the swap"
+    result["probability_positive"].attrs["units"] = "1"
     return result.assign_attrs(
-        level=level, scale=scale, num_cases=len(image), num_groups=len(np.unique(groups))
+        level=level, num_cases=before.sizes["case"], num_groups=len(np.unique(groups))
     )
 
 
@@ -186,7 +225,3 @@ def _grouped_error(values: NDArray[np.float64], groups: NDArray) -> float:
     if size < 2:
         return float("nan")
     return float(np.sqrt(size / (size - 1) * (sums**2).sum()) / len(values))
-
-
-def _on_scale(name: str) -> bool:
-    return name in ("before", "after") or "effect" in name

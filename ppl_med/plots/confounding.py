@@ -1,0 +1,97 @@
+"""Confounders: how much relevance lies on them by method, and what swapping them does."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ppl_med.plots.checks import one_of, require_named
+from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
+
+_ENDS = ("", "_lower", "_upper")
+_MASS = "expected_mass_share"
+_EFFECT = "expected_effect"
+
+
+def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
+    """Draw the share of relevance on a confounder as bars, by method and network.
+
+    Args:
+        exposures: As ``ppl_med.explain.confounding.exposure`` returns them, by the network's name;
+            the same methods in each.
+
+    Returns:
+        A group of bars a method, with the interval over draws, in percent; the dashed line is the
+        share of the image that the confounder covers, which relevance spread evenly would have.
+
+    Raises:
+        TypeError: One is no Dataset.
+        ValueError: There is none, a variable is missing, or methods differ.
+    """
+    needed = (*(f"{_MASS}{end}" for end in _ENDS), "area_share")
+    named = require_named(exposures, "exposures", needed, "ppl_med.explain.confounding.exposure")
+    methods = [str(name) for name in next(iter(named.values()))["method"].values]
+    for name, one in named.items():
+        if [str(method) for method in one["method"].values] != methods:
+            raise ValueError(
+                f"{one_of('exposures', name)} has the methods {one['method'].values.tolist()}, "
+                f"another {methods}; explain all networks by the same ones"
+            )
+    figure = new_figure(max(6.0, 1.1 * len(methods) + 1.5), 3.9)
+    ax = figure.subplots()
+    width = 0.8 / len(named)
+    for position, (name, one) in enumerate(named.items()):
+        mean, low, high = (100 * one[f"{_MASS}{end}"].values for end in _ENDS)
+        place = np.arange(len(methods)) + (position - (len(named) - 1) / 2) * width
+        color = SERIES[position % len(SERIES)]
+        ax.bar(place, mean, 0.92 * width, color=color, label=plain(name))
+        ax.vlines(place, low, high, color=MUTED, linewidth=1.4)
+    area = 100 * float(next(iter(named.values()))["area_share"].mean())
+    ax.axhline(area, color=INK, linestyle="--", linewidth=1.0)
+    ax.text(len(methods) - 0.45, area, " area", color=INK, fontsize=8.5, va="bottom", ha="right")
+    ax.set_xticks(range(len(methods)), [plain(name.replace("_", "\n")) for name in methods])
+    ax.set_ylabel("Relevance on the confounder [%]")
+    ax.set_ylim(bottom=0)
+    clean(ax)
+    if len(named) > 1:
+        figure.legend(loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
+    heading(figure, "Relevance on the confounder")
+    return figure
+
+
+def swap_effects(effects: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
+    """Draw the mean effect of a swap for several networks or swaps, one line each.
+
+    Args:
+        effects: As ``ppl_med.explain.confounding.swap_test`` returns them, by name; all on one
+            scale.
+
+    Returns:
+        A mark for the mean over draws and cases, a thick line for the interval over draws, a thin
+        one for two standard errors over cases to either side; no effect is 0.
+
+    Raises:
+        TypeError: One is no Dataset.
+        ValueError: There is none, a variable is missing, or units differ.
+    """
+    needed = (*(f"{_EFFECT}{end}" for end in _ENDS), f"{_EFFECT}_se")
+    named = require_named(effects, "effects", needed, "ppl_med.explain.confounding.swap_test")
+    units = {str(one[_EFFECT].attrs.get("units", "probability")) for one in named.values()}
+    if len(units) > 1:
+        raise ValueError(f"effects have different units {sorted(units)}; draw them apart")
+    figure = new_figure(6.4, 0.42 * len(named) + 1.4)
+    ax = figure.subplots()
+    for row, one in enumerate(named.values()):
+        mean, low, high, error = (float(one[f"{_EFFECT}{end}"]) for end in (*_ENDS, "_se"))
+        color = SERIES[0]
+        ax.hlines(row, mean - 2 * error, mean + 2 * error, color=MUTED, linewidth=1.1)
+        ax.hlines(row, low, high, color=color, linewidth=4, alpha=0.55)
+        ax.plot(mean, row, MARKERS[0], color=color, markersize=6)
+    ax.axvline(0, color=INK, linestyle="--", linewidth=1.0)
+    ax.set_yticks(range(len(named)), [plain(name, 44) for name in named])
+    ax.set_ylim(len(named) - 0.5, -0.5)
+    ax.set_xlabel(f"Change by the swap [{plain(units.pop())}]")
+    clean(ax, grid="x")
+    heading(figure, "What the swap changes")
+    return figure
