@@ -28,6 +28,7 @@ from ppl_med.inference.programs import (
     sample_sites,
 )
 
+TELLING_CASES = 8  # on which it is seen how a program reads its observations
 KEPT_NUMBERS = 256 * 1024**2  # numbers of drawn latents kept for the next batch: 1 GiB of float32
 
 Inputs = Mapping[str, Any]
@@ -154,9 +155,10 @@ class Sampler:
     def observations(self, inputs: Inputs, cases: NDArray[np.integer]) -> Globals:
         """What a batch's observed sites condition on, in the site's layout.
 
-        That is mostly the argument as it was given; but a program may transpose or transform it,
-        which one run with the observations shows. Masks of several graders, (case, grader, ...),
-        are turned into (grader, case, ...): each is scored under the draw of its case.
+        That is mostly the argument as it was given; but a program may transpose or transform it.
+        A run on a few cases of the first batch, of observations as different as there are, shows
+        whether it does. Masks of several graders, (case, grader, ...), are turned into (grader,
+        case, ...): each is scored under the draw of its case.
 
         Args:
             inputs: A batch with observations.
@@ -165,17 +167,22 @@ class Sampler:
         given = {name: inputs[name] for name in self.observed if name in inputs}
         if has_graders(inputs) and "mask" in given:
             return {**given, "mask": given["mask"].movedim(1, 0)}
-        if not given or self._as_given:
-            return given
-        trace = self.run(self.kept(0), 0, inputs, cases)
-        nodes: dict[str, Any] = dict(trace.nodes)
-        taken = {name: nodes[name]["value"] for name in given}
-        if self._as_given is None:
-            self._as_given = all(
-                taken[n].shape == value.shape and bool((taken[n] == value).all())
-                for n, value in given.items()
-            )
-        return given if self._as_given else taken
+        if given and self._as_given is None:
+            few = _few_cases(given)
+            some = {
+                name: value[few]
+                if isinstance(value, Tensor) and len(value) == len(cases)
+                else value
+                for name, value in inputs.items()
+            }
+            taken = self._taken(some, cases[few.cpu().numpy()], given)
+            self._as_given = all(_same(taken[name], some[name]) for name in given)
+        return given if not given or self._as_given else self._taken(inputs, cases, given)
+
+    def _taken(self, inputs: Inputs, cases: NDArray[np.integer], names: Inputs) -> Globals:
+        """Values of the observed sites in one run."""
+        nodes: dict[str, Any] = dict(self.run(self.kept(0), 0, inputs, cases).nodes)
+        return {name: nodes[name]["value"] for name in names}
 
 
 def case_dim(node: Mapping[str, Any]) -> int:
@@ -202,6 +209,27 @@ def _num_stored(site: Mapping[str, Any]) -> int:
         fn = fn.base_dist
     num_parameters = fn.logits.shape[-1] if isinstance(fn, torch.distributions.Categorical) else 2
     return int(site["value"].numel()) * (num_parameters + 1)
+
+
+def _few_cases(given: Mapping[str, Tensor]) -> Tensor:
+    """Positions of cases whose observations differ, up to ``TELLING_CASES`` of each name."""
+    found = []
+    for value in given.values():
+        size = value.flatten(1).double().nan_to_num().sum(1) if value.ndim > 1 else value.double()
+        order = size.argsort()
+        ranked = size[order]
+        new = torch.cat([ranked.new_ones(1, dtype=torch.bool), ranked[1:] != ranked[:-1]])
+        distinct = order[new]
+        steps = torch.linspace(0, len(distinct) - 1, min(TELLING_CASES, len(distinct)))
+        found.append(distinct[steps.round().long().to(distinct.device)])
+    return torch.cat(found).unique()
+
+
+def _same(taken: Tensor, given: Tensor) -> bool:
+    """Whether two arrays agree entry by entry, NaN with NaN."""
+    return taken.shape == given.shape and torch.allclose(
+        taken.double(), given.double(), rtol=0.0, atol=0.0, equal_nan=True
+    )
 
 
 def _trace(program: Any, inputs: Inputs) -> poutine.Trace:

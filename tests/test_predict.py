@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -219,6 +221,40 @@ def test_the_tree_in_arvizs_schema() -> None:
     wanted = {"model": "BayesianClassifier", "guide": "MeanFieldNormal", "seed": 2}
     assert wanted.items() <= dict(tree.attrs).items()
     assert tree.attrs["log_likelihood_of"] == "held-out"
+
+
+@pytest.mark.parametrize(
+    ("value", "turn"),
+    [
+        (torch.arange(300) % 7, lambda y: (y == 6).long()),
+        (torch.linspace(0.5, 4, 300), lambda y: y.clamp(max=3.99)),
+        (torch.rand(300, 4, generator=torch.Generator().manual_seed(0)), lambda y: y.flip(1)),
+        (torch.cat([torch.zeros(299), torch.tensor([2.0])]), torch.log1p),
+        (torch.full((300,), torch.nan), lambda y: y),
+    ],
+)
+def test_what_a_program_makes_of_its_observation_is_seen(
+    value: Tensor, turn: Callable[[Tensor], Tensor]
+) -> None:
+    """A few cases are looked at; all that differ in kind, and the extremes, are among them."""
+    ran = []
+
+    def program(image: Tensor, y: Tensor | None = None, *, num_cases: int | None = None) -> None:
+        ran.append(len(image))
+        seen = None if y is None else turn(y)
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            law = dist.Normal(0.0, 1.0).expand([len(image), *value.shape[1:]])
+            pyro.sample("y", law.to_event(value.ndim - 1), obs=seen)
+
+    inputs = {"image": torch.zeros(300, 1, 1, 1), "y": value}
+    sampler = Sampler(program, None, {"image": inputs["image"][:1]}, 0, 0)
+    sampler.kept(0)
+    ran.clear()
+    found = sampler.observations(inputs, np.arange(300))["y"]
+    torch.testing.assert_close(found.double(), turn(value).double(), equal_nan=True)
+    changed = not torch.equal(turn(value).nan_to_num(), value.nan_to_num())
+    assert ran[0] <= 8
+    assert ran[1:] == [300] * changed
 
 
 def test_without_observations_there_is_no_likelihood() -> None:
