@@ -108,12 +108,14 @@ class Planted:
             shape = (len(arrays["image"]), *self.region.shape)
             arrays["irrelevant"] = np.broadcast_to(self.region, shape).copy()
         guide = BernoulliDropout(model, rate=0.1)
+        # The adversary needs many controls a batch, and as many steps as the others have.
+        more = 2 if net == "confounder_free" else 1
         print(f"{self.name}: training the {net.replace('_', '-')} net")
         history = fit(
             model,
             guide,
-            self.batches(arrays, batch_size=128, shuffle=True, seed=options.seed),
-            epochs=options.epochs,
+            self.batches(arrays, batch_size=128 * more, shuffle=True, seed=options.seed),
+            epochs=options.epochs * more,
             learning_rate=2e-3,
             schedule="cosine",
             device=options.device,

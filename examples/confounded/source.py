@@ -200,10 +200,11 @@ class Source:
         return swap_test(draws, image[rows], swapped, 1, case=test["id"][rows])
 
     def _maps(self, draws: Any, device: torch.device, loc: float, scale: float) -> xr.DataArray:
-        """Integrated gradients of a fold's net from black, (chain, draw, case, channel, row, col).
+        """Integrated gradients from the mean intensity, (chain, draw, case, channel, row, col).
 
-        Of COVID-19 cases and some of the NIH's, among them those that the net has seen: what is
-        looked for is what it has learnt.
+        From black, padding would have no attribution whatever the net does with it. Of COVID-19
+        cases and some of the NIH's, among them those that the net has seen: what is looked for is
+        what it has learnt.
         """
         chosen = {name: self.cases[name][self.explained] for name in ("image", "id")}
         batches = Batches(chosen, batch_size=len(self.explained), loc=loc, scale=scale)
@@ -213,7 +214,6 @@ class Source:
             1,
             steps=16,
             tolerance=0.5,
-            baseline=(0 - loc) / scale,
             case=chosen["id"],
             keep_draws=True,
         )
