@@ -33,6 +33,7 @@ from ambiguous_masks.training import (
     over_cases,
     run,
     sampled_masks,
+    whole_epochs,
 )
 
 from ppl_med import storage
@@ -316,6 +317,7 @@ def main(options: Options) -> None:
         options.shrink()
     check_same(options, folder, free=("data", "split"))
     nodules = Nodules(options)
+    whole_epochs(options, nodules.train)
     runs, found, left_out = {}, [], {}
     for name in options.model:
         program = build(name, options, 1, list(CLASS_NAMES), (options.size, options.size))

@@ -37,6 +37,7 @@ from ambiguous_masks.training import (
     over_cases,
     run,
     sampled_masks,
+    whole_epochs,
 )
 
 from ppl_med import storage
@@ -273,6 +274,7 @@ def main(options: Options) -> None:
         options.shrink()
     check_same(options, folder, free=("data", "split"))
     streets = Streets(options)
+    whole_epochs(options, streets.train)
     runs, flips, found = {}, {}, []
     for name in options.model:
         classes, channels = list(streets.flips.class_names), streets.images.shape[1]

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -97,6 +98,21 @@ def test_left_to_the_prior_the_bound_is_the_log_mean_exp_of_the_likelihood() -> 
     by_hand = dist.Normal(z[..., 0], 1.0).log_prob(OBSERVED).logsumexp(0) - math.log(4)
     torch.testing.assert_close(found.value, -by_hand.sum())
     assert found.kl == {}
+
+
+def test_the_bound_is_tightened_after_steps_under_the_elbo() -> None:
+    objective, guide = ImportanceWeighted(4, elbo_steps=2), Posterior(0.3, 0.8)
+    objective(model, guide, BATCH, NUM_CASES, 0.5)
+    for plain, weight in ((Elbo(), 0.7), (ImportanceWeighted(4), 1.0)):
+        torch.manual_seed(1)
+        expected = plain(model, guide, BATCH, NUM_CASES, weight)
+        torch.manual_seed(1)
+        found = objective(model, guide, BATCH, NUM_CASES, weight)
+        torch.testing.assert_close(found.value, expected.value)
+        bound = expected.extra.get("bound", -(expected.nll["y"] + expected.kl["z"]))
+        torch.testing.assert_close(found.extra["bound"], bound)
+    with pytest.raises(ValueError, match="kl_weight must be 1"):
+        objective(model, guide, BATCH, NUM_CASES, 0.7)
 
 
 def test_a_mini_batch_stands_for_the_data_set() -> None:
@@ -214,6 +230,26 @@ class Interrupted:
         if self.left < 0:
             raise Stop
         return iter([BATCH])
+
+
+@pytest.mark.parametrize("steps", [4, 10])
+def test_the_steps_under_the_elbo_are_counted_on(steps: int, tmp_path: Any) -> None:
+    settings: dict[str, Any] = {"num_cases": NUM_CASES, "epochs": 12, "progress": False}
+    settings["checkpoint_every"] = 0.0
+
+    def objective() -> ImportanceWeighted:
+        return ImportanceWeighted(3, elbo_steps=steps)
+
+    whole, again, path = Posterior(0.4, 0.5), Posterior(0.4, 0.5), tmp_path / "run.pt"
+    history = fit(model, whole, [BATCH], objective=objective(), **settings)
+    with pytest.raises(Stop):
+        fit(model, again, Interrupted(8), objective=objective(), checkpoint=path, **settings)
+    settings |= {"checkpoint": path, "resume": True}
+    resumed = fit(model, again, [BATCH], objective=objective(), **settings)
+    assert torch.equal(whole.slope, again.slope)
+    assert (resumed["bound"] == history["bound"]).all()
+    same = np.isclose(history["bound"], history["elbo"], rtol=1e-6)
+    assert (same == (np.arange(12) < steps)).all()
 
 
 def test_gecos_multiplier_is_resumed(tmp_path: Any) -> None:

@@ -67,6 +67,8 @@ class ModelOptions:
     """Weight of the KL under elbo, for models with a latent code; 1 is the ELBO itself."""
     warm_up: float = 0.0
     """Part of the steps over which the weight of the KL rises from 0 to beta; against collapse."""
+    elbo_part: float = 0.7
+    """Part of the steps that train by the ELBO before iwae tightens the bound; 0 leaves it out."""
     geco_target: float = 0.01
     """Negative log-likelihood to reach under geco, nats per pixel."""
     prior_components: int = 1
@@ -137,12 +139,20 @@ def build(
 
 def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> dict[str, Any]:
     chosen = options.objective or default
+    if chosen == "geco":
+        return {"objective": Geco(options.geco_target * math.prod(size))}
+    top = options.beta if chosen == "elbo" else 1.0
+    weight = warm_up(options.warm_up, top) if options.warm_up else top
     if chosen == "elbo":
-        rising = warm_up(options.warm_up, options.beta) if options.warm_up else options.beta
-        return {"objective": Elbo(), "kl_weight": rising}
-    if chosen == "iwae":
-        return {"objective": ImportanceWeighted(options.particles)}
-    return {"objective": Geco(options.geco_target * math.prod(size))}
+        return {"objective": Elbo(), "kl_weight": weight}
+    if options.warm_up > options.elbo_part:
+        raise ValueError(
+            f"--warm-up {options.warm_up:g} must end before iwae begins, at --elbo-part "
+            f"{options.elbo_part:g} of the steps"
+        )
+    first = round(options.elbo_part * options.steps)
+    tighter = ImportanceWeighted(options.particles, elbo_steps=first)
+    return {"objective": tighter, "kl_weight": weight}
 
 
 def _hierarchical(

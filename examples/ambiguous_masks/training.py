@@ -46,6 +46,11 @@ def check_same(options: ModelOptions, folder: Path, free: tuple[str, ...]) -> No
     path.write_text(json.dumps(own, indent=1) + "\n")
 
 
+def whole_epochs(options: ModelOptions, train: Any) -> None:
+    """Turn the steps into those of the nearest number of epochs, at least one."""
+    options.steps = max(1, round(options.steps / len(train))) * len(train)
+
+
 class Run(NamedTuple):
     """A trained model and what it predicted."""
 
@@ -69,7 +74,7 @@ def run(
     Args:
         name: Which model.
         program: Model, guide and settings of ``fit``.
-        options: Steps, draws, seed, device.
+        options: Steps (whole epochs), draws, seed, device.
         folder: Of this model.
         train: Batches with one mask per image.
         test: Batches with every grader's mask.
@@ -85,7 +90,7 @@ def run(
         model,
         guide,
         train,
-        epochs=max(1, round(options.steps / len(train))),
+        epochs=options.steps // len(train),
         optimizer=lambda weights: torch.optim.Adam(
             weights, options.rate, weight_decay=decay, fused=True
         ),
