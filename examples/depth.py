@@ -66,7 +66,7 @@ SHIFTS: tuple[Literal["none", "colour", "texture"], ...] = ("none", "colour", "t
 NAMES = {"none": "like training", "colour": "shifted colour", "texture": "shifted texture"}
 LIKELIHOODS: dict[str, Any] = {"gaussian": Gaussian, "laplace": LaplaceNoise}
 LAWS = {"gaussian": "normal", "laplace": "laplace"}
-TEST_SEED = 1_000_000  # far from the seeds of training scenes
+SCENE_SEEDS = {"val": 1_000_000, "test": 2_000_000}  # far from the seeds of training scenes
 BINS = 10
 START_SCALE = 0.3  # metres, where one scale for all pixels starts: Adam moves it slowly
 # Title, digits and factor of every figure of the table.
@@ -96,6 +96,8 @@ class Options(StudyOptions):
 
     out: Path = Path("runs/depth")
     """Folder for the results; an earlier study in it is moved aside."""
+    split: Literal["val", "test"] = "val"
+    """Scenes to compare on. Choose settings on val; use test once, at the end."""
     likelihood: Literal["gaussian", "laplace"] = "gaussian"
     """Law of the noise that the net assumes."""
     noise: Literal["gaussian", "laplace"] | None = None
@@ -147,7 +149,11 @@ class Study:
         self.options, self.folder = options, folder
         self.tests = {
             shift: depth_scenes(
-                options.cases, size=options.size, noise=self.noise, shift=shift, seed=TEST_SEED
+                options.cases,
+                size=options.size,
+                noise=self.noise,
+                shift=shift,
+                seed=SCENE_SEEDS[options.split],
             )
             for shift in SHIFTS
         }

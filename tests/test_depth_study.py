@@ -209,7 +209,7 @@ def test_outliers_move_the_laplace_fit_less_than_the_homoscedastic_normal_one(de
 
 @pytest.mark.slow
 def test_noise_is_recovered_and_doubt_falls_with_data_and_rises_off_them(depth, tmp_path):
-    options = depth.Options(variant=("both",), fraction=(1.0, 0.25), device="cpu")
+    options = depth.Options(variant=("both",), fraction=(1.0, 0.25), split="test", device="cpu")
     study = depth.Study(options, tmp_path)
     result = depth.collect(study).isel(variant=0, seed=0)
     whole, quarter = result.sel(fraction=1.0), result.sel(fraction=0.25)
