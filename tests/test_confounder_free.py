@@ -88,7 +88,9 @@ def test_gradients_of_the_adversary_are_reversed_and_those_of_features_are_not()
             slope = (slopes[0] - slopes[1]) / (2 * step)
             # The output is float32 there, so slopes are good to a few digits.
             assert float(tensor.grad[at]) == pytest.approx(sign * slope, rel=0.1, abs=2e-2)
-    assert not features.grad[1::2].any(), "a case of the other class was looked at"
+    assert features.grad is not None and not features.grad[1::2].any(), (
+        "a case of the other class was looked at"
+    )
 
 
 def test_a_confounder_that_is_the_same_everywhere_gives_no_loss() -> None:
@@ -104,9 +106,8 @@ def test_in_prediction_it_is_the_classifier() -> None:
     program, values = model(), batch()
     assert SITE not in poutine.trace(program.eval()).get_trace(**values).nodes
     assert SITE not in poutine.trace(program.train()).get_trace(values["image"]).nodes
-    plain = BayesianClassifier(
-        nn.Sequential(program.network.net.features, program.network.net.predictor), CLASSES
-    )
+    net: Any = program.network.net
+    plain = BayesianClassifier(nn.Sequential(net.features, net.predictor), CLASSES)
     weights = torch.randn(program.network.layout.num_weights)
     with pyro.condition(data={"weights": weights}):
         expected = plain.eval()(values["image"])

@@ -89,12 +89,14 @@ def shares(mean: float, methods: tuple[str, ...] = ("saliency", "lrp")) -> xr.Da
 
 def test_bars_are_the_shares_in_percent() -> None:
     figure = figures.relevance_mass({"one": shares(0.2), "two": shares(0.4)})
-    heights = sorted(bar.get_height() for bar in figure.axes[0].patches)
+    bars: list[Any] = list(figure.axes[0].patches)
+    heights = sorted(bar.get_height() for bar in bars)
     np.testing.assert_allclose(heights, [20, 20, 40, 40])
     segments = [s for c in figure.axes[0].collections for s in c.get_segments()]  # type: ignore[attr-defined]
     ends = sorted({(round(s[0, 1], 6), round(s[1, 1], 6)) for s in segments})
     assert ends == [(18, 23), (38, 43)]
-    assert [round(line.get_ydata()[0], 6) for line in figure.axes[0].lines] == [5]  # type: ignore[index]
+    lines: list[Any] = list(figure.axes[0].lines)
+    assert [round(line.get_ydata()[0], 6) for line in lines] == [5]
 
 
 def effect(mean: float, unit: str = "probability") -> xr.Dataset:

@@ -65,12 +65,13 @@ def dependence(
     check_count("permutations", permutations)
     check_level(level)
     values, cause, index = _checked(feature, confounder, controls)
-    orders = np.random.default_rng(seed)
-    shuffles = [orders.permutation(len(cause)) for _ in range(permutations)]
-    statistics = {"distance_correlation": _distance_correlations(values, cause, shuffles)}
+    random = np.random.default_rng(seed)
+    shuffles = [random.permutation(len(cause)) for _ in range(permutations)]
+    orders = [np.arange(len(cause)), *shuffles]
+    statistics = {"distance_correlation": _distance_correlations(values, cause, orders)}
     if mutual_information:
         statistics["mutual_information"] = np.stack(
-            [_information(values, cause[order], seed) for order in (slice(None), *shuffles)]
+            [_information(values, cause[order], seed) for order in orders]
         )
     result = xr.Dataset()
     for name, found in statistics.items():
@@ -122,13 +123,13 @@ def _checked(
     values = values.reshape(-1, len(cause), int(np.prod(values.shape[3:])))
     if (cause == cause[0]).all() or (values == values[:, :1]).all((1, 2)).any():
         raise ValueError("confounder or feature has one value only among the controls")
-    return values, cause, feature.isel(case=0, drop=True, **{str(dim): 0 for dim in rest})
+    return values, cause, feature.isel({dim: 0 for dim in ("case", *rest)}, drop=True)
 
 
 def _distance_correlations(
-    values: NDArray[np.float64], cause: NDArray[Any], shuffles: list[NDArray[np.int64]]
+    values: NDArray[np.float64], cause: NDArray[Any], orders: list[NDArray[np.int64]]
 ) -> NDArray[np.float64]:
-    """Squared, of the confounder as it is and in every other order, (1 + permutation, draw)."""
+    """Squared, of the confounder in every order, (order, draw)."""
     features = np.stack([_centred(one) for one in values])
     if cause.dtype.kind == "f":
         causes = _centred(cause[:, None])
@@ -137,7 +138,6 @@ def _distance_correlations(
     size = len(cause)
     flat = features.reshape(len(features), -1)
     norm = np.sqrt((flat**2).mean(1) * (causes**2).mean())
-    orders = [np.arange(size), *shuffles]
     return np.stack([flat @ causes[np.ix_(order, order)].ravel() for order in orders]) / (
         norm * size**2
     )
