@@ -84,6 +84,23 @@ def test_nearest_point_of_a_sphere() -> None:
     np.testing.assert_allclose(found, 5 * start / start.norm(dim=1, keepdim=True), rtol=1e-3)
 
 
+def test_parts_that_must_change_together_are_changed_together() -> None:
+    """g is the least coordinate: every tangent sees one of them, and from 0 they take turns."""
+    start = torch.zeros(3, 6, dtype=torch.float64)
+    start[1, 2], start[2] = 0.4, -1.0
+
+    def value_and_slope(points: Tensor) -> tuple[Tensor, Tensor]:
+        value, place = points.min(1)
+        return value, torch.nn.functional.one_hot(place, 6).to(points)
+
+    constraint = Smooth(lambda points: points.min(1).values, value_and_slope)
+    box = {"low": torch.full_like(start, -torch.inf), "high": torch.full_like(start, torch.inf)}
+    stride = torch.full((3,), 2.0, dtype=torch.float64)
+    found, reached = nearest_point(constraint, start, 1.0, **box, stride=stride, steps=40)
+    assert reached.all()
+    torch.testing.assert_close(found, torch.ones_like(start), rtol=0, atol=0.02)
+
+
 def test_where_nothing_reaches_the_margin_the_result_says_so() -> None:
     """A probability that never passes one half."""
     weight = torch.randn(SHAPE).double()

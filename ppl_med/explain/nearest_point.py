@@ -71,11 +71,15 @@ def nearest_point(
         distance = torch.where(better, away, distance)
         if step == steps:
             break
-        needed = wanted - value.to(slope) + _dot(slope, point - start)
-        move = _onto_tangent(start, slope, needed, low, high) - point
+        # Where several parts must change together, tangents from the start see one at a time and
+        # take turns: then steps add up until g is reached once.
+        stuck = distance.isinf() & (step >= steps // 4)
+        origin = torch.where(_like(stuck, point), point, start)
+        needed = wanted - value.to(slope) + _dot(slope, point - origin)
+        move = _onto_tangent(origin, slope, needed, low, high) - point
         shrink = (stride / _norm(move).clamp(min=1e-30)).clamp(max=1.0)
         if step >= steps // 2:  # tangents of a kinked function may take turns
-            shrink = shrink / 2
+            shrink = torch.where(stuck, shrink, shrink / 2)
         point = point + _like(shrink, move) * move
     reached = distance.isfinite()
     best = torch.where(_like(reached, best), best, point)
