@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 NEEDS_DATA = {
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
+    "counterfactual_cells.py": [],
     "hippocampus.py": [],
     "lung_nodules.py": ["--model", "prob_unet", "ensemble"],
+    "right_reason.py": [],
     "malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"],
     "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ppl_med.data.blood_smear import blood_smear
     from ppl_med.data.camvid import CAMVID_FLIPS, load_camvid
     from ppl_med.data.class_flips import ClassFlips
+    from ppl_med.data.confounders import plant
     from ppl_med.data.depth_scenes import depth_scenes
     from ppl_med.data.disjoint import check_disjoint
     from ppl_med.data.fresh import FreshBatches
@@ -69,6 +70,7 @@ __all__ = [
     "load_wbc_seg",
     "mirror_with_mask",
     "one_grader_per_case",
+    "plant",
     "random_grader",
     "save_split",
     "scenes",
@@ -107,6 +109,7 @@ _MODULES = {
     "load_wbc_seg": "wbc_seg",
     "mirror_with_mask": "augmentation",
     "one_grader_per_case": "graders",
+    "plant": "confounders",
     "random_grader": "graders",
     "save_split": "splits",
     "scenes": "scene_generator",

@@ -32,13 +32,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_med.explain.attribution.score import class_logits
 from ppl_med.explain.function_checks import check_choice
-from ppl_med.laws import LazyWeights
+from ppl_med.one_draw import OneDraw
 
 RightScore = Literal["sum_of_log_probabilities", "log_odds"]
 SITE = "attribution_constraint"
@@ -187,7 +186,7 @@ class AttributionConstrained(nn.Module):
         if label is None or not self.training:
             return self.model(image, label, num_cases=num_cases)
         self._check(image, irrelevant)
-        with torch.enable_grad(), _OneDraw():
+        with torch.enable_grad(), OneDraw():
             leaf = image.detach().clone().requires_grad_()
             output = self.model(leaf.clone(), label, num_cases=num_cases)
             if (
@@ -226,14 +225,6 @@ class AttributionConstrained(nn.Module):
                 f"irrelevant is {got}; RightReasons needs a mask {wanted} in every training batch, "
                 "1 where a pixel holds no evidence"
             )
-
-
-class _OneDraw(Messenger):
-    """Let weights of estimators by example be one draw for the whole batch."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["value"], LazyWeights):
-            msg["value"].per_example = None
 
 
 def _checked(weight: float) -> float:
