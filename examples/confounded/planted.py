@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppl_med import storage
-from ppl_med.data import Batches, load_malaria, load_pneumoniamnist, standardization
-from ppl_med.data.confounders import Association, Kind, plant
+from ppl_med.data import (
+    Batches,
+    load_malaria,
+    load_pneumoniamnist,
+    malaria,
+    plant,
+    pneumoniamnist,
+    standardization,
+)
+from ppl_med.data.confounders import Association, Kind
 from ppl_med.explain import AttributionConstrained, RightReasons
 from ppl_med.explain.attribution import attribute
 from ppl_med.explain.confounding import dependence, exposure, swap_test
@@ -26,6 +34,7 @@ READERS: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {
     "malaria": load_malaria,
     "pneumoniamnist": load_pneumoniamnist,
 }
+CLASSES = {"malaria": malaria.CLASS_NAMES, "pneumoniamnist": pneumoniamnist.CLASS_NAMES}
 METHODS: dict[str, dict[str, Any]] = {
     "saliency": {},
     "input_x_gradient": {},
@@ -127,7 +136,7 @@ class Planted:
 
     def _build(self, net: str) -> nn.Module:
         channels, size = self.plain["train"]["image"].shape[1:3]
-        lenet, prior, classes = LeNet(channels, 1, size=size), Normal(0.3), ("0", "1")
+        lenet, prior, classes = LeNet(channels, 1, size=size), Normal(0.3), CLASSES[self.name]
         if net == "confounder_free":
             return ConfounderFreeClassifier(
                 nn.Sequential(lenet.features, *lenet.classifier[:-1]),
