@@ -24,7 +24,7 @@ def study(monkeypatch) -> Any:
 
 def cells(folder: Path) -> Path:
     """A file like that of the malaria cells: a bright disc, and in class 1 a dark spot on it."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     row, col = np.mgrid[:50, :50] - 25
     disc = 150.0 * (row**2 + col**2 < 400)
     for split, num in {"train": 400, "val": 40, "test": 40}.items():

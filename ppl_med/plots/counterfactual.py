@@ -63,11 +63,11 @@ def _draw(named: dict[str, xr.Dataset], names: list[str], unit: str | None) -> F
     num, columns = first.sizes["case"], 1 + 2 * len(named)
     aspect = first.sizes["row"] / first.sizes["col"]
     side = 1.22
-    figure = new_figure(columns * side + 0.5, num * (side * aspect + 0.22) + 1.35)
+    width, height = columns * side + 0.5, num * (side * aspect + 0.22) + 1.35
+    figure = new_figure(width, height, h_pad=0.015, w_pad=0.02, hspace=0.0)
     axes = figure.subplots(
         num + 1, columns, squeeze=False, height_ratios=[1.0] * num + [0.07 / aspect]
     )
-    figure.get_layout_engine().set(h_pad=0.015, w_pad=0.02, hspace=0.0)  # type: ignore[union-attr]
     for ax in axes[:num].flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(color=MUTED, linewidth=0.6)

@@ -4,7 +4,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
@@ -100,11 +99,8 @@ def sets_over_images(
     names = names or [str(index) for index in range(member.sizes["class"])]
     columns = min(_COLUMNS, len(order))
     rows = -(-len(order) // columns)
-    figure = new_figure(2.3 * columns + 0.3, 3.1 * rows + 0.9)
+    figure = new_figure(2.3 * columns + 0.3, 3.1 * rows + 0.9, w_pad=0.09, h_pad=0.05)
     cards = figure.subplots(rows, columns, squeeze=False).ravel()
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(w_pad=0.09, h_pad=0.05)
     known = "covered" in sets
     for ax, index in zip(cards, order, strict=False):
         color = _UNKNOWN

@@ -161,9 +161,9 @@ def _sheet(
 ) -> Figure:
     lines = -(-len(maps) // _COLUMNS)
     height = maps.shape[1] / maps.shape[2]
-    figure = new_figure(1.25 * _COLUMNS + 0.9, lines * (2.4 * height + 0.36) + 0.45)
+    size = (1.25 * _COLUMNS + 0.9, lines * (2.4 * height + 0.36) + 0.45)
+    figure = new_figure(*size, h_pad=0.02, hspace=0.0)
     axes = figure.subplots(2 * lines, _COLUMNS, squeeze=False)
-    figure.get_layout_engine().set(h_pad=0.02, hspace=0.0)  # type: ignore[union-attr]
     top = float(np.quantile(np.abs(maps), 0.998)) or 1.0
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])

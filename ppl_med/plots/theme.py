@@ -5,11 +5,12 @@ The palette is Okabe and Ito's, which colour-blind readers can tell apart ("Colo
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 ALEATORIC = "#E69F00"
@@ -22,18 +23,20 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 SIGNED_MAP = "PRGn"
 
 
-def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
+def new_figure(width: float, height: float, *, constrained: bool = True, **padding: Any) -> Figure:
     """Make an empty white figure that belongs to no window.
 
     Args:
         width: Inches.
         height: Inches.
         constrained: Let matplotlib place the axes; False when the caller places them.
+        padding: Around and between axes that matplotlib places: ``w_pad`` and ``h_pad`` in inches,
+            ``wspace`` and ``hspace`` in shares of the axes.
 
     Returns:
         The figure.
     """
-    layout: Literal["constrained"] | None = "constrained" if constrained else None
+    layout = ConstrainedLayoutEngine(**padding) if constrained else None
     return Figure(figsize=(width, height), facecolor="white", layout=layout)
 
 
