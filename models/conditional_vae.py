@@ -106,6 +106,10 @@ class ConditionalVAE(nn.Module):
         self.register_buffer("log_class_probs", (probs / probs.sum()).log())
         self.coords = {"class": list(classes)}
 
+    def reset_parameters(self) -> None:
+        """Put the noise back to its start, as an ensemble does for every member."""
+        nn.init.zeros_(self.log_scale)
+
     def posterior_net(self) -> LabelledEncoder:
         """A new posterior net q(z | image, label), for the guide."""
         num_classes = len(self.log_class_probs)

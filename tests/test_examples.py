@@ -23,7 +23,7 @@ NEEDS_DATA = {
     "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
 }
 OPTIONS = {
-    "depth.py": ["--variant", "baseline", "both", "--fraction", "1", "0.5"],
+    "depth.py": ["--variant", "epistemic", "both", "--fraction", "1", "0.5"],
     "street_modes.py": ["--scenes", "--model", "prob_unet", "m_heads"],
 }
 SEGMENTERS = (

@@ -13,7 +13,7 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 
 from ppl_med.data import Batches
-from ppl_med.inference import MeanFieldNormal, PointEstimate, fit, predict
+from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.likelihoods import Gaussian, LaplaceNoise, LogitNormal, Quantiles, StudentT
 from ppl_med.likelihoods.laws import QuantileLaw
 from ppl_med.models import BayesianClassifier, BayesianRegressor, BayesianSegmenter, DenseRegressor
@@ -113,6 +113,29 @@ def test_a_tree_says_what_was_trained_in_the_place_of_a_density(
     tree = predict(model, guide, batches, draws=2, progress=False, log_likelihood_of="training")
     assert tree.attrs.get("training_loss") == named
     assert (tree.attrs["log_likelihood_of"] == "training") == (named is None)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Gaussian(heteroscedastic=False, init_scale=0.4),
+        LaplaceNoise(heteroscedastic=False),
+        StudentT(),
+        StudentT(heteroscedastic=False, init_scale=2.0),
+        Quantiles((0.1, 0.9), init_scale=3.0),
+    ],
+)
+def test_members_of_an_ensemble_start_where_the_likelihood_does(likelihood: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, likelihood.num_outputs))
+    model = BayesianRegressor(net, likelihood=likelihood)
+    start = [value.item() for value in likelihood.parameters()]
+    with torch.no_grad():
+        for value in likelihood.parameters():
+            value += 1
+    ensemble = Ensemble(model, lambda member: PointEstimate(member, use_prior=False), 2)
+    for member, _ in ensemble.members:
+        found: Any = member
+        assert [v.item() for v in found.likelihood.parameters()] == pytest.approx(start)
 
 
 def test_one_learned_scale_is_the_residuals() -> None:

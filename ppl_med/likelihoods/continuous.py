@@ -26,6 +26,7 @@ from ppl_med.likelihoods.laws import (
 from ppl_med.likelihoods.statement import precision, state
 
 LOG_SCALE_RANGE = (-10.0, 10.0)
+_START_DF = 5.0  # degrees of freedom
 
 
 class _LocationScale(nn.Module):
@@ -54,9 +55,14 @@ class _LocationScale(nn.Module):
         if not (math.isfinite(init_scale) and init_scale > 0):
             raise ValueError(f"init_scale must be a finite number above 0, got {init_scale!r}")
         self.event, self.site, self.partial = tuple(event), site, partial
-        self.heteroscedastic = heteroscedastic
+        self.heteroscedastic, self.init_scale = heteroscedastic, init_scale
         if not heteroscedastic:
             self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+
+    def reset_parameters(self) -> None:
+        """Put what is learned back to its start, as an ensemble does for every member."""
+        if not self.heteroscedastic:
+            nn.init.constant_(self.log_scale, math.log(self.init_scale))
 
     @property
     def num_outputs(self) -> int:
@@ -173,11 +179,17 @@ class StudentT(_LocationScale):
         )
         if df is not None and not df > 2:
             raise ValueError(f"df must be above 2, so that there is a variance, got {df!r}")
-        start = torch.tensor(math.log(math.expm1((5.0 if df is None else df) - 2)))
+        start = torch.tensor(math.log(math.expm1((_START_DF if df is None else df) - 2)))
         if df is None:
             self.raw_df = nn.Parameter(start)
         else:
             self.register_buffer("raw_df", start)
+
+    def reset_parameters(self) -> None:
+        """Put what is learned back to its start."""
+        super().reset_parameters()
+        if isinstance(self.raw_df, nn.Parameter):
+            nn.init.constant_(self.raw_df, math.log(math.expm1(_START_DF - 2)))
 
     @property
     def df(self) -> Tensor:
@@ -225,7 +237,12 @@ class Quantiles(nn.Module):
         if len(levels) > 1:
             self.training_loss = f"mean pinball loss of {len(levels)} quantiles"
         self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float64))
+        self.init_scale = init_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+
+    def reset_parameters(self) -> None:
+        """Put the scale back to its start."""
+        nn.init.constant_(self.log_scale, math.log(self.init_scale))
 
     @property
     def num_outputs(self) -> int:
