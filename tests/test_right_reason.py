@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("torch")
     monkeypatch.syspath_prepend(ROOT / "examples")
     return lambda name: importlib.import_module(f"confounded.{name}")
 
