@@ -64,7 +64,7 @@ def crps(
     parameters = None if law is None else _parameters(tree, numbers.observed, law)
     score, per_draw = _Score("crps", estimator, value), xr.DataArray(0.0)
     for block in numbers.blocks():
-        truth = numbers.observations(block)
+        truth = value.isel(block)
         flat = numbers.draws(block).values.reshape(-1, truth.size)
         score.add(block, truth, np.abs(flat - truth.values.ravel()), _mean_distance(flat), numbers)
         if parameters is not None:
@@ -114,7 +114,7 @@ def energy(
     score = _Score("energy", estimator, template)
     for block in tree_blocks.blocks(sizes, numbers.num_draws * length):
         part = template.isel(block)
-        truth = numbers.observations(block).transpose(*sizes, *over).values
+        truth = value.isel(block).transpose(*sizes, *over).values
         drawn = numbers.draws(block).transpose(*_SAMPLES, *sizes, *over).values
         vectors = drawn.reshape(-1, part.size, length)
         near = np.linalg.norm(vectors - truth.reshape(part.size, length), axis=-1)
