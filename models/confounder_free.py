@@ -101,9 +101,7 @@ class ConfounderFreeClassifier(nn.Module):
         )
         self.weight, self.control = float(weight), control
         self.coords = {"class": list(classes)}
-        inner = getattr(self.likelihood, "training_loss", None)
-        own = f"adversary of a confounder within class {control}, weight {weight:g}"
-        self.training_loss = "; ".join([*([inner] if inner else []), own])
+        self.training_loss = f"adversary of a confounder within class {control}, weight {weight:g}"
 
     def forward(
         self,

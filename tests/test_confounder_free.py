@@ -138,6 +138,13 @@ def test_every_guide_trains_it(name: str) -> None:
     assert "within class 0, weight 1" in tree.attrs["training_loss"]
 
 
+def test_a_tree_names_every_loss_once() -> None:
+    program = model(likelihood="focal")
+    tree = predict(program, PointEstimate(program), [batch()], draws=2, progress=False)
+    parts = tree.attrs["training_loss"].split("; ")
+    assert sorted(part.split()[0] for part in parts) == ["adversary", "focal"]
+
+
 def test_a_batch_is_seen_by_one_function() -> None:
     program, values = model(), batch()
     guide = MeanFieldNormal(program)  # local reparameterization on linear layers

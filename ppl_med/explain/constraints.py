@@ -150,9 +150,7 @@ class AttributionConstrained(nn.Module):
         self.model, self.constraints = model, list(constraints)
         self.coords = dict(getattr(model, "coords", {}))
         self.in_channels = getattr(model, "in_channels", None)
-        inner = getattr(model, "training_loss", None)
-        names = [constraint.name for constraint in self.constraints]
-        self.training_loss = "; ".join([*([inner] if inner else []), *names])
+        self.training_loss = "; ".join(constraint.name for constraint in self.constraints)
 
     @property
     def likelihood(self) -> Any:
