@@ -170,6 +170,8 @@ class ZarrSink:
         """Cut off what lies beyond the first cases, such as the rest of an interrupted append."""
         import zarr
 
+        for unfinished in self.partial.rglob("*.partial"):  # Zarr's temporary files
+            unfinished.unlink()
         self.start_prior()
         root = zarr.open_group(self.partial, mode="r+")
         for _, group in root.groups():

@@ -78,6 +78,20 @@ def die_in_write(call: int) -> None:
     setattr(torch, "save", half)  # noqa: B010
 
 
+def die_in_zarr_write(call: int) -> None:
+    """Have this process killed in a store's n-th write, before the temporary file is renamed."""
+    original, calls = Path.replace, 0
+
+    def counted(self: Path, target: Any) -> Path:
+        nonlocal calls
+        calls += ".zarr" in str(self) and self.suffix == ".partial"
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, target)
+
+    setattr(Path, "replace", counted)  # noqa: B010
+
+
 class Noisy(Dataset):
     """Cases that NumPy's and torch's global generators disturb whenever they are read."""
 
@@ -223,13 +237,15 @@ def train_step_by_step(scenario: str, folder: Path) -> None:
     assert starts % STEPS == 0
 
 
-def draw(kind: str, store: Path, moment: Moment | None) -> None:
+def draw(kind: str, store: Path, moment: Moment | None, write: int | None = None) -> None:
     from ppl_med.inference import predictive
 
     predictive.CHUNK_CASES = 2 * BATCH_SIZE
     torch.set_num_threads(1)
     if moment is not None:
         moment.arm(Sampler, "run")
+    if write is not None:
+        die_in_zarr_write(write)
     model = classifier()
     guide: nn.Module = MeanFieldNormal(model)
     if kind == "ensemble":

@@ -125,6 +125,17 @@ def test_prediction_killed_three_times_equals_the_whole_run(kind: str, tmp_path:
     assert ids == killed_runs.cases()["id"]
 
 
+@pytest.mark.parametrize("write", [70, 79, 103, 120, 180])
+def test_a_kill_while_writing_a_store_leaves_nothing_in_it(write: int, tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    assert run_apart(killed_runs.draw, "mean_field", store, None, write) == KILLED
+    assert len(list(tmp_path.rglob("*.*.partial"))) == 2  # the store to be, and zarr's file
+    assert run_apart(killed_runs.draw, "mean_field", store, None) == 0
+    assert list(tmp_path.rglob("*.partial")) == []
+    tree = xr.open_datatree(store, engine="zarr", consolidated=False).load()
+    assert tree["posterior"].sizes["case"] == killed_runs.CASES
+
+
 def run(folder: Path, **options: Any) -> xr.Dataset:
     """A short run in this process, resumed where there is a checkpoint."""
     model = classifier()
