@@ -304,14 +304,10 @@ def show(
     flat, pictures = slices(tree, images)
     last = list(found)[-1]
     number = int(result["num_cases"].isel(place=-1))
-    # Quantiles of a few draws lie inside those of the law that they are drawn from.
-    reached = LEVEL * (options.draws - 1) / (options.draws + 1)
     low, high = binom.interval(0.95, number, LEVEL)
     text = (
         f"{pitfall(result, options.split)} Of {number} intervals that cover with probability "
-        f"{LEVEL:g}, {low:g} to {high:g} hold the truth in 95 of 100 studies (binomial law). "
-        f"Quantiles of {options.draws} draws would cover {100 * reached:.0f} % if the posterior "
-        "were right."
+        f"{LEVEL:g}, {low:g} to {high:g} hold the truth in 95 of 100 studies (binomial law)."
     )
     body = "".join(
         picture(figures.size_intervals(found[last], str(structure)), f"Volumes of {structure}.")

@@ -70,8 +70,8 @@ def area_intervals(sizes: xr.Dataset, class_name: str | None = None, *, num: int
 
 
 def _interval(sizes: xr.Dataset) -> str:
-    level = sizes.attrs.get("level")
-    return "credible interval" if level is None else f"{100 * float(level):g} % credible interval"
+    level = sizes.attrs.get("attained_level", sizes.attrs.get("level"))
+    return "credible interval" if level is None else f"{100 * float(level):.3g} % credible interval"
 
 
 def _order(

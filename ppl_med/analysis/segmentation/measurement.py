@@ -2,12 +2,18 @@
 
 The size is counted in every coherent mask and the interval is taken over the masks; adding up
 pixel-wise probabilities gives the same mean but says nothing of its spread, because pixels move
-together. The interval is equal-tailed: the quantiles (1 - level) / 2 and (1 + level) / 2 of the
-draws (linear interpolation between order statistics).
+together. The interval is equal-tailed, its ends at the ranks (1 - level) / 2 (n + 1) and
+(1 + level) / 2 (n + 1) of the n draws: a further number of their law lies below the k-th smallest
+draw with probability k / (n + 1), so that the interval holds it with probability `level`. Fewer
+than 2 / (1 - level) - 1 draws do not reach so far out: their interval ends at the smallest and the
+largest draw, and its probability, (n - 1) / (n + 1), is the attribute `attained_level`.
 
 Where graders drew the structure, coverage is the share of graders whose size lies in the
-interval. Predictive draws ("mode" of a latent-variable model, or "draw") should cover at `level`;
-with few draws the outer quantiles are cut short and coverage falls below it.
+interval. Predictive draws ("mode" of a latent-variable model, or "draw") should cover at
+`attained_level`.
+
+Reference: Hyndman and Fan, "Sample quantiles in statistical packages", The American Statistician
+1996, definition 6.
 """
 
 from collections.abc import Sequence
@@ -48,14 +54,15 @@ def sizes(
         spacing: Size of a pixel along each image axis, in the order (depth,) row, col; or a
             DataArray (case, axis) where cases differ. None counts pixels.
         unit: Unit of ``spacing``; areas are in unit^2, volumes in unit^3.
-        level: Probability of the interval, in (0, 1).
+        level: Probability of the interval, in (0, 1); 0.95 takes 39 draws, 0.9 takes 19.
 
     Returns:
         Dataset with ``size`` (chain, draw, case, class); ``mean``, ``median``, ``lower``, ``upper``
         (case, class), the first with ``mean_mean`` and ``mean_se`` over cases. With annotations
         also ``grader_size`` (case, grader, class), NaN for a grader who left a pixel unannotated
         (the size is not known), and ``covered`` (case, class), the share of graders inside the
-        interval, with ``covered_mean``, ``covered_se`` over cases.
+        interval, with ``covered_mean``, ``covered_se`` over cases. Attributes ``level`` and
+        ``attained_level``, which is lower where there are too few draws.
 
     Raises:
         TypeError, ValueError: Samples, annotations, classes, spacing or level are malformed.
@@ -73,12 +80,15 @@ def sizes(
     result = case_dataset(draws.array, figures, unit, dims=("class",), coords=coords)
     tail = (1 - level) / 2
     for name, quantile in (("median", 0.5), ("lower", tail), ("upper", 1 - tail)):
-        found = np.quantile(values, quantile, axis=1)
+        found = np.quantile(values, quantile, axis=1, method="weibull")
         result[name] = (("case", "class"), found, {"units": unit})
     result = _with_draws(result, values, draws, unit)
     if graded is not None:
         result = _coverage(result, graded, numbers, factor, unit)
-    return describe(result, level=level, samples=samples, num_samples=draws.num_samples)
+    attained = min(level, (draws.num_samples - 1) / (draws.num_samples + 1))
+    return describe(
+        result, level=level, attained_level=attained, samples=samples, num_samples=draws.num_samples
+    )
 
 
 def _annotations(

@@ -1,4 +1,9 @@
-"""What all draws say together: a mean, and an interval that holds a share of them."""
+"""What all draws say together: a mean, and an interval that holds a further draw.
+
+Its ends lie at the ranks (1 - level) / 2 (n + 1) and (1 + level) / 2 (n + 1) of the n draws. Where
+there are too few for that, they are the smallest and the largest draw, which hold a further one
+with probability (n - 1) / (n + 1).
+"""
 
 import numpy as np
 import xarray as xr
@@ -16,17 +21,22 @@ def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.Da
     Args:
         name: Of the figure.
         values: Dims (..., chain, draw).
-        level: Share of the draws inside.
+        level: Probability of the interval; fewer than 2 / (1 - level) - 1 draws do not reach it.
 
     Returns:
-        ``expected_<name>``, ``expected_<name>_lower`` and ``_upper``, without chain and draw. With
-        one draw the ends are NaN.
+        ``expected_<name>``, ``expected_<name>_lower`` and ``_upper``, without chain and draw, the
+        ends with the attribute ``attained_level``. With one draw they are NaN.
     """
     draws = ("chain", "draw")
-    low, high = (values.quantile(end, draws) for end in ((1 - level) / 2, (1 + level) / 2))
-    several = values.sizes["chain"] * values.sizes["draw"] > 1
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    low, high = (values.quantile(end, draws, method="weibull") for end in tails)
+    number = values.sizes["chain"] * values.sizes["draw"]
+    several = number > 1
+    attained = {"attained_level": min(level, (number - 1) / (number + 1))}
     ends = {"lower": low, "upper": high}
     return {f"expected_{name}": values.mean(draws)} | {
-        f"expected_{name}_{end}": (bound if several else bound * np.nan).drop_vars("quantile")
+        f"expected_{name}_{end}": (bound if several else bound * np.nan)
+        .drop_vars("quantile")
+        .assign_attrs(attained)
         for end, bound in ends.items()
     }
