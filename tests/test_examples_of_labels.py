@@ -1,0 +1,33 @@
+"""The examples whose nets give an image a label run and resume."""
+
+import pytest
+from example_runs import ROOT, check_run_and_resume, run
+
+pytest.importorskip("pyro", reason="the examples train networks")
+
+NO_DATA = ("quickstart.py", "write_your_own.py")
+LABELS: dict[str, list[str]] = {
+    "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
+    "counterfactual_cells.py": [],
+    "malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"],
+    "quickstart.py": [],
+    "right_reason.py": [],
+    "write_your_own.py": [],
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_an_example_runs_and_resumes(name, tmp_path, request):
+    extra = [*LABELS[name]]
+    if name not in NO_DATA:
+        extra += ["--data", str(request.getfixturevalue("data_folder"))]
+    check_run_and_resume(name, tmp_path, extra)
+
+
+def test_the_calibration_study_reads_malaria_cells_too(tmp_path, data_folder):
+    options = ["--pictures", "malaria", "--guide", "frequentist", "last_layer", "--data"]
+    out = tmp_path / "run"
+    script = ROOT / "examples" / "calibrated_chest_xray.py"
+    text = run(script, "--smoke", *options, data_folder, "--out", out)
+    assert "| last-layer | vector |" in text
+    assert (out / "report.html").stat().st_size > 10_000
