@@ -12,7 +12,7 @@ Fusion 81 (2022); the ratio to the area share is the enrichment over chance.
 import numpy as np
 import xarray as xr
 
-SPACE = ("depth", "row", "col")
+from ppl_med.analysis.attribution_maps import SPACE, taken_out
 
 
 def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> xr.Dataset:
@@ -67,16 +67,7 @@ def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> x
 
 def as_maps(attribution: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """Take the maps out of a Dataset and check their axes and values."""
-    if isinstance(attribution, xr.Dataset):
-        names = [name for name in ("attribution", "mean") if name in attribution]
-        if not names:
-            raise ValueError(
-                "attribution is a Dataset without 'attribution' or 'mean'; "
-                "give what attribute returned"
-            )
-        attribution = attribution[names[0]]
-    if not isinstance(attribution, xr.DataArray):
-        raise TypeError(f"attribution is {type(attribution).__name__}; give a DataArray or Dataset")
+    attribution = taken_out(attribution, "attribution")
     missing = {"case", "channel", "row", "col"} - set(attribution.dims)
     if missing:
         raise ValueError(f"attribution lacks the axes {sorted(missing)}; it has {attribution.dims}")
