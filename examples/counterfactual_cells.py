@@ -14,185 +14,36 @@ The explained cases are test cases that the network gets right. Finished trainin
 with --resume.
 """
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 import xarray as xr
-from torch import Tensor
-from torch.nn.functional import interpolate
+from counterfactuals.judges import (
+    GENERATIVE,
+    NAIVE,
+    PARTICLES,
+    figures,
+    judged,
+    real,
+    reconstructed,
+)
+from counterfactuals.study import CLASSES, SIZES, Options, Study, choose
 
 from ppl_med import storage
 from ppl_med.analysis import scoring
-from ppl_med.data import (
-    Batches,
-    flips_and_turns,
-    load_malaria,
-    load_pneumoniamnist,
-    malaria,
-    pneumoniamnist,
-    standardization,
-)
 from ppl_med.explain import latent_counterfactual, minimal_perturbation, sparse_additive
-from ppl_med.explain.posterior_predictive import PosteriorPredictive
-from ppl_med.explain.realism import log_density
-from ppl_med.inference import ConditionalNormal, MeanFieldNormal, fit, functions, predict
-from ppl_med.models import BayesianClassifier, ConditionalVAE
+from ppl_med.inference import functions, predict
 from ppl_med.networks import CompactCNN, LeNet
 from ppl_med.plots.counterfactual import side_by_side
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.page import table as html_table
 from ppl_med.plots.report import report
-from ppl_med.priors import Normal
 from ppl_med.runs import open_run
 
-Name = Literal["malaria", "pneumonia"]
-CLASSES = {"malaria": malaria.CLASS_NAMES, "pneumonia": pneumoniamnist.CLASS_NAMES}
-SIZES = {"malaria": 32, "pneumonia": 28}
-NAIVE = ("minimal perturbation", "sparse additive map")
-GENERATIVE = ("latent",)
 SHOWN = 3  # cases of each class in the figure
-PARTICLES = 64
-LOOKED_AT = 600  # cases of the part: some are explained, others tell what real images score
-
-
-@dataclass
-class Options:
-    """Train two networks and two VAEs, and ask for counterfactuals of three kinds."""
-
-    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
-    """Folder that holds malaria/malaria.npz; by default what PPL_MED_DATA names."""
-    dataset: tuple[Name, ...] = ("malaria",)
-    """Which cells or X-rays: malaria, pneumonia (pneumoniamnist/pneumoniamnist.npz) or both."""
-    part: Literal["test", "val"] = "test"
-    """Whose cases are explained; val is for trying settings."""
-    cases: int = 16
-    """Cases of each class to explain."""
-    draws: int = 8
-    """Posterior draws that the search sees; four times as many judge."""
-    steps: int = 1000
-    """Training steps of each network."""
-    vae_steps: int = 1000
-    """Training steps of each VAE."""
-    latent_dim: int = 16
-    """Size of the VAE's code."""
-    seed: int = 0
-    """Seed of start values, data order and draws."""
-    device: str | None = None
-    """Where to train, such as cpu or cuda; a GPU where there is one."""
-    out: Path = Path("runs/counterfactual_cells")
-    """Folder for the results; an earlier run in it is moved aside."""
-    smoke: bool = False
-    """A run of seconds, to see that everything works; its figures mean nothing."""
-    resume: bool = False
-    """Go on in the output folder and keep finished training."""
-
-    def shrink(self) -> None:
-        """Make it a run of seconds."""
-        self.cases, self.draws, self.steps, self.vae_steps, self.latent_dim = 2, 2, 12, 12, 2
-
-
-class Study:
-    """The data and the trained programs of one data set."""
-
-    def __init__(self, options: Options, name: Name) -> None:
-        self.options, self.name = options, name
-        self.folder = options.out / name
-        self.folder.mkdir(exist_ok=True)
-        splits = load(options, name)
-        loc, scale = standardization(splits["train"]["image"])
-        self.bounds = (float(-loc[0] / scale[0]), float((1 - loc[0]) / scale[0]))
-        settings: dict[str, Any] = {"loc": loc, "scale": scale}
-        self.train = Batches(
-            splits["train"],
-            batch_size=64,
-            shuffle=True,
-            seed=options.seed,
-            augment=flips_and_turns if name == "malaria" else None,
-            **settings,
-        )
-        whole = Batches(splits[options.part], batch_size=300, **settings)
-        order = np.random.default_rng(options.seed).permutation(whole.num_cases)
-        self.part = whole.subset(np.sort(order[:LOOKED_AT]))
-        if options.smoke:
-            self.train = self.train.first(640)
-
-    def classifier(self, net: torch.nn.Module, seed: int, rate: float) -> tuple[Any, Any]:
-        """Train a Bayesian network."""
-        torch.manual_seed(seed)
-        model = BayesianClassifier(net, CLASSES[self.name], prior=Normal(scale=1.0))
-        guide = MeanFieldNormal(model, init_scale=0.03, estimator="shared")
-        self.fit(model, guide, f"net-{seed}", self.options.steps, seed, learning_rate=rate)
-        return model, guide
-
-    def vae(self, seed: int) -> tuple[Any, Any]:
-        """Train a conditional VAE."""
-        torch.manual_seed(seed)
-        size = SIZES[self.name]
-        latent_dim = self.options.latent_dim
-        model = ConditionalVAE(1, CLASSES[self.name], (size, size), latent_dim, width=16)
-        guide = ConditionalNormal(model.posterior_net())
-        self.fit(model, guide, f"vae-{seed}", self.options.vae_steps, seed, learning_rate=2e-3)
-        return model, guide
-
-    def fit(
-        self, model: Any, guide: Any, name: str, steps: int, seed: int, **settings: Any
-    ) -> None:
-        """Train a pair, or load what is finished."""
-        print(f"{self.name}: training {name}")
-        fit(
-            model,
-            guide,
-            self.train,
-            epochs=max(1, round(steps / len(self.train))),
-            schedule="cosine",
-            device=self.options.device,
-            seed=seed,
-            checkpoint=self.folder / f"{name}.pt",
-            resume=self.options.resume,
-            **settings,
-        )
-
-    def tensors(self, places: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, list]:
-        """Images, labels and ids of some cases."""
-        batch = next(iter(self.part.subset(places, batch_size=len(places))))
-        return batch["image"].to(device), batch["label"].to(device), batch["id"]
-
-
-def load(options: Options, name: Name) -> dict[str, dict[str, Any]]:
-    """Images, labels and ids of every split, at the size of the study."""
-    if name == "pneumonia":
-        return load_pneumoniamnist(options.data)
-    splits = load_malaria(options.data, fraction=0.25, seed=options.seed)
-    return {
-        split: {"image": resized(part["image"], SIZES[name])}
-        | {key: part[key] for key in ("label", "id")}
-        for split, part in splits.items()
-    }
-
-
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Smaller images, uint8, (case, channel, size, size)."""
-    values = torch.from_numpy(images).float()
-    small = interpolate(values, (size, size), mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255).byte().numpy()
-
-
-def choose(study: Study, tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray]:
-    """Cases to explain, as many of each class, that the network gets right; and all others."""
-    probs = tree["posterior/probs"].mean(("chain", "draw"))
-    label = tree["observed_data/label"].values
-    right = (probs.argmax("class").values == label) | study.options.smoke
-    order = np.random.default_rng(study.options.seed).permutation(len(label))
-    own = [order[right[order] & (label[order] == k)] for k in range(2)]
-    count = min(study.options.cases, *map(len, own))
-    chosen = np.stack([places[:count] for places in own], axis=1).ravel()
-    return chosen, np.setdiff1d(order, chosen)
 
 
 def explain(study: Study, net: tuple[Any, Any], vae: tuple[Any, Any], chosen: np.ndarray):
@@ -229,84 +80,6 @@ def explain(study: Study, net: tuple[Any, Any], vae: tuple[Any, Any], chosen: np
         print(f"{study.name}: {kind}")
         found[kind] = way()
     return found
-
-
-def judged(
-    result: xr.Dataset, other_net: tuple[Any, Any], other_vae: tuple[Any, Any], seed: int
-) -> xr.Dataset:
-    """Add what another network and another VAE say.
-
-    ``realism`` is that of the other VAE; ``transferred`` is NaN where the other network does not
-    see the present class in the image, so that there is nothing to flip.
-    """
-    device = next(iter(other_net[1].parameters())).device
-    image, found = (
-        torch.from_numpy(result[name].values).to(device) for name in ("image", "counterfactual")
-    )
-    target = torch.from_numpy(result["target"].values).to(device)
-    draws = PosteriorPredictive(functions(*other_net, draws=16, seed=seed), target)
-    with torch.no_grad():
-        before, after = (draws.log_odds(each).cpu().numpy() for each in (image, found))
-    bound, error = density(other_vae, found, target, seed)
-    return result.assign(
-        transferred=("case", np.where(before < 0, (after > 0).astype(float), np.nan)),
-        realism=("case", bound),
-        realism_se=("case", error),
-    )
-
-
-def density(vae: tuple[Any, Any], image: Tensor, label: Tensor, seed: int) -> list[np.ndarray]:
-    """Bound on log p(image, label) and its Monte Carlo error, nats."""
-    return [
-        each.cpu().numpy()
-        for each in log_density(*vae, image, label, particles=PARTICLES, seed=seed)
-    ]
-
-
-def real(study: Study, vae: tuple[Any, Any], places: np.ndarray) -> dict[int, np.ndarray]:
-    """Realism of real images that were not explained, by class."""
-    device = next(iter(vae[1].parameters())).device
-    places = places[: 20 if study.options.smoke else 200]
-    image, label, _ = study.tensors(places, device)
-    bound = density(vae, image, label, study.options.seed)[0]
-    return {k: bound[label.cpu().numpy() == k] for k in range(2)}
-
-
-def figures(results: dict[str, xr.Dataset], realism: dict[int, np.ndarray]) -> xr.Dataset:
-    """The table's figures, along ``kind``."""
-    naive = results[NAIVE[0]]["realism"]
-    lines = [figures_of(one, naive, realism) for one in results.values()]
-    return xr.concat(lines, xr.DataArray(list(results), dims="kind", name="kind"))
-
-
-def figures_of(
-    result: xr.Dataset, naive: xr.DataArray, realism: dict[int, np.ndarray]
-) -> xr.Dataset:
-    """One line: means over cases with standard errors, of flips an interval over draws."""
-    flips = result["flipped"].mean("case").values.ravel()
-    low, high = np.quantile(flips, [0.05, 0.95])
-    target, own = result["target"].values, result["realism"].values
-    rank = [float((realism[k] < value).mean()) for k, value in zip(target, own, strict=True)]
-    gain = result["realism"] - naive
-    per_case = {
-        "flipped": (result["flip_probability"] > 0.5).astype(float),
-        "transferred": result["transferred"],
-        "realism": result["realism"],
-        "realism_gain": gain,
-        "rank_among_real": xr.DataArray(rank, dims="case"),
-        **{name: result[name] for name in ("l1", "l2", "sparsity", "high_frequency_share")},
-    }
-    variables: dict[str, Any] = {
-        "flip_probability": flips.mean(),
-        "flip_probability_lower": low,
-        "flip_probability_upper": high,
-    }
-    for name, values in per_case.items():
-        count = int(values.notnull().sum())
-        variables[name] = float(values.mean())
-        variables[f"{name}_se"] = float(values.std(ddof=1)) / max(count, 1) ** 0.5
-        variables[f"{name}_num"] = count
-    return xr.Dataset(variables)
 
 
 HEAD = (
@@ -346,17 +119,6 @@ def markdown(lines: list[list[str]]) -> str:
     """The table in Markdown."""
     both = [list(HEAD), ["---"] * len(HEAD), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in both)
-
-
-def reconstructed(
-    result: xr.Dataset, vae: tuple[Any, Any], other_vae: tuple[Any, Any], seed: int
-) -> float:
-    """Mean realism of what the VAE makes of the images as they are: nothing but smoother."""
-    device = next(iter(vae[1].parameters())).device
-    image, present = (torch.from_numpy(result[n].values).to(device) for n in ("image", "present"))
-    with torch.no_grad():
-        smooth = vae[0].decode(vae[1].encoder(image, present).mean, present)
-    return float(density(other_vae, smooth, present, seed)[0].mean())
 
 
 def verdict(study: Study, table: xr.Dataset, realism: dict[int, np.ndarray], smooth: float) -> str:

@@ -1,6 +1,8 @@
 """Every example lists its options and is run by a test; the README code runs as it stands."""
 
 import re
+import runpy
+import sys
 
 import pytest
 from example_runs import ROOT, run
@@ -15,8 +17,13 @@ def test_no_example_is_left_out():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_help_lists_the_options(name):
-    text = run(ROOT / "examples" / name, "--help")
+def test_help_lists_the_options(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
     for option in ("--seed", "--device", "--out", "--smoke", "--resume"):
         assert option in text
 

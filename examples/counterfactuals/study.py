@@ -1,0 +1,164 @@
+"""The data and the trained programs of one data set, and which of its cases are explained."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ppl_med.data import (
+    Batches,
+    flips_and_turns,
+    load_malaria,
+    load_pneumoniamnist,
+    malaria,
+    pneumoniamnist,
+    standardization,
+)
+from ppl_med.inference import ConditionalNormal, MeanFieldNormal, fit
+from ppl_med.models import BayesianClassifier, ConditionalVAE
+from ppl_med.priors import Normal
+
+Name = Literal["malaria", "pneumonia"]
+CLASSES = {"malaria": malaria.CLASS_NAMES, "pneumonia": pneumoniamnist.CLASS_NAMES}
+SIZES = {"malaria": 32, "pneumonia": 28}
+LOOKED_AT = 600  # cases of the part: some are explained, others tell what real images score
+
+
+@dataclass
+class Options:
+    """Train two networks and two VAEs, and ask for counterfactuals of three kinds."""
+
+    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
+    """Folder that holds malaria/malaria.npz; by default what PPL_MED_DATA names."""
+    dataset: tuple[Name, ...] = ("malaria",)
+    """Which cells or X-rays: malaria, pneumonia (pneumoniamnist/pneumoniamnist.npz) or both."""
+    part: Literal["test", "val"] = "test"
+    """Whose cases are explained; val is for trying settings."""
+    cases: int = 16
+    """Cases of each class to explain."""
+    draws: int = 8
+    """Posterior draws that the search sees; four times as many judge."""
+    steps: int = 1000
+    """Training steps of each network."""
+    vae_steps: int = 1000
+    """Training steps of each VAE."""
+    latent_dim: int = 16
+    """Size of the VAE's code."""
+    seed: int = 0
+    """Seed of start values, data order and draws."""
+    device: str | None = None
+    """Where to train, such as cpu or cuda; a GPU where there is one."""
+    out: Path = Path("runs/counterfactual_cells")
+    """Folder for the results; an earlier run in it is moved aside."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works; its figures mean nothing."""
+    resume: bool = False
+    """Go on in the output folder and keep finished training."""
+
+    def shrink(self) -> None:
+        """Make it a run of seconds."""
+        self.cases, self.draws, self.steps, self.vae_steps, self.latent_dim = 2, 2, 12, 12, 2
+
+
+class Study:
+    """The data and the trained programs of one data set."""
+
+    def __init__(self, options: Options, name: Name) -> None:
+        self.options, self.name = options, name
+        self.folder = options.out / name
+        self.folder.mkdir(exist_ok=True)
+        splits = load(options, name)
+        loc, scale = standardization(splits["train"]["image"])
+        self.bounds = (float(-loc[0] / scale[0]), float((1 - loc[0]) / scale[0]))
+        settings: dict[str, Any] = {"loc": loc, "scale": scale}
+        self.train = Batches(
+            splits["train"],
+            batch_size=64,
+            shuffle=True,
+            seed=options.seed,
+            augment=flips_and_turns if name == "malaria" else None,
+            **settings,
+        )
+        whole = Batches(splits[options.part], batch_size=300, **settings)
+        order = np.random.default_rng(options.seed).permutation(whole.num_cases)
+        self.part = whole.subset(np.sort(order[:LOOKED_AT]))
+        if options.smoke:
+            self.train = self.train.first(640)
+
+    def classifier(self, net: torch.nn.Module, seed: int, rate: float) -> tuple[Any, Any]:
+        """Train a Bayesian network."""
+        torch.manual_seed(seed)
+        model = BayesianClassifier(net, CLASSES[self.name], prior=Normal(scale=1.0))
+        guide = MeanFieldNormal(model, init_scale=0.03, estimator="shared")
+        self.fit(model, guide, f"net-{seed}", self.options.steps, seed, learning_rate=rate)
+        return model, guide
+
+    def vae(self, seed: int) -> tuple[Any, Any]:
+        """Train a conditional VAE."""
+        torch.manual_seed(seed)
+        size = SIZES[self.name]
+        latent_dim = self.options.latent_dim
+        model = ConditionalVAE(1, CLASSES[self.name], (size, size), latent_dim, width=16)
+        guide = ConditionalNormal(model.posterior_net())
+        self.fit(model, guide, f"vae-{seed}", self.options.vae_steps, seed, learning_rate=2e-3)
+        return model, guide
+
+    def fit(
+        self, model: Any, guide: Any, name: str, steps: int, seed: int, **settings: Any
+    ) -> None:
+        """Train a pair, or load what is finished."""
+        print(f"{self.name}: training {name}")
+        fit(
+            model,
+            guide,
+            self.train,
+            epochs=max(1, round(steps / len(self.train))),
+            schedule="cosine",
+            device=self.options.device,
+            seed=seed,
+            checkpoint=self.folder / f"{name}.pt",
+            resume=self.options.resume,
+            **settings,
+        )
+
+    def tensors(self, places: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, list]:
+        """Images, labels and ids of some cases."""
+        batch = next(iter(self.part.subset(places, batch_size=len(places))))
+        return batch["image"].to(device), batch["label"].to(device), batch["id"]
+
+
+def load(options: Options, name: Name) -> dict[str, dict[str, Any]]:
+    """Images, labels and ids of every split, at the size of the study."""
+    if name == "pneumonia":
+        return load_pneumoniamnist(options.data)
+    splits = load_malaria(options.data, fraction=0.25, seed=options.seed)
+    return {
+        split: {"image": resized(part["image"], SIZES[name])}
+        | {key: part[key] for key in ("label", "id")}
+        for split, part in splits.items()
+    }
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Smaller images, uint8, (case, channel, size, size)."""
+    values = torch.from_numpy(images).float()
+    small = interpolate(values, (size, size), mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).byte().numpy()
+
+
+def choose(study: Study, tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray]:
+    """Cases to explain, as many of each class, that the network gets right; and all others."""
+    probs = tree["posterior/probs"].mean(("chain", "draw"))
+    label = tree["observed_data/label"].values
+    right = (probs.argmax("class").values == label) | study.options.smoke
+    order = np.random.default_rng(study.options.seed).permutation(len(label))
+    own = [order[right[order] & (label[order] == k)] for k in range(2)]
+    count = min(study.options.cases, *map(len, own))
+    chosen = np.stack([places[:count] for places in own], axis=1).ravel()
+    return chosen, np.setdiff1d(order, chosen)
