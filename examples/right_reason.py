@@ -70,7 +70,7 @@ class Options:
     """Weight of the attribution constraint, nats times intensity squared."""
     adversary: float = 4.0
     """Weight of the adversary's factor, nats a case."""
-    draws: int = 8
+    draws: int = 40
     """Posterior draws."""
     healthy: int = 306
     """Most X-rays of the NIH without findings."""

@@ -14,7 +14,7 @@ from labelled_trees import (
 )
 from posterior_trees import random_probs
 from scipy import optimize, stats
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -208,6 +208,25 @@ def test_beta_never_falls() -> None:
     slope = max(slope, float(found["b"][1]))
     oracle = LogisticRegression(C=np.inf, tol=1e-12).fit(kept[:, None], label)
     assert [slope, offset] == pytest.approx([oracle.coef_[0, 0], oracle.intercept_[0]], abs=1e-3)
+
+
+@pytest.mark.parametrize("slopes", [(-0.5, 2.0), (2.0, -0.5), (-1.0, -1.0), (1.0, 0.5)])
+def test_beta_has_the_least_nll_of_all_rising_maps(slopes: tuple[float, float]) -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.01, 0.99, 2000)
+    logits = slopes[0] * np.log(p) - slopes[1] * np.log1p(-p) - 1.5
+    label = (rng.random(p.size) < expit(logits)).astype(int)
+    found = calibration.fit(labelled_tree(np.stack([1 - p, p], 1), label), "beta")
+
+    def nll(point: np.ndarray) -> float:
+        logit = point[0] * np.log(p) - point[1] * np.log1p(-p) + point[2]
+        return float(np.logaddexp(0, logit).mean() - (label * logit).mean())
+
+    oracle = optimize.minimize(
+        nll, [0.5, 0.5, 0.0], bounds=[(0, None), (0, None), (None, None)], method="L-BFGS-B"
+    )
+    ours = nll(np.array([found[name].values[1] for name in ("a", "b", "c")]))
+    assert ours == pytest.approx(oracle.fun, abs=1e-6)
 
 
 def test_histogram_gives_the_share_of_each_bin() -> None:

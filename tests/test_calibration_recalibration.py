@@ -21,6 +21,15 @@ from ppl_med.analysis import calibration, scoring
 METHODS = ("temperature", "vector", "matrix", "isotonic", "beta", "histogram")
 
 
+def test_labels_in_another_order_are_refused() -> None:
+    first, second = halves(80)
+    second["observed_data"] = xr.DataTree(
+        second["observed_data"].to_dataset().isel(case=slice(None, None, -1))
+    )
+    with pytest.raises(ValueError, match="same cases in the same order"):
+        calibration.apply(calibration.fit(first, "temperature"), second)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
 @pytest.mark.parametrize("pool", [True, False])

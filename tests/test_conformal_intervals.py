@@ -217,6 +217,20 @@ def tree_of_classes() -> xr.DataTree:
     return classification_tree()
 
 
+def test_a_law_without_loc_and_scale_has_quantiles_of_its_draws() -> None:
+    """Such as a Poisson's, whose posterior holds its mean and variance."""
+    rng = np.random.default_rng(0)
+    trees = []
+    for prefix in "ct":
+        tree = study(rng, 40, prefix)[0]
+        group = tree["posterior"].to_dataset()[["loc"]].rename(loc="mean")
+        tree["posterior"] = xr.DataTree(group)
+        trees.append(tree)
+    learnt = conformal.calibrate_intervals(trees[0], 0.2, method="cqr")
+    found = conformal.predict_intervals(learnt, trees[1])
+    assert found.sizes["case"] == 40 and np.isfinite(found["interval"]).all()
+
+
 def test_quantiles_of_a_trained_program_are_read() -> None:
     """The names are those that ``predict`` writes."""
     torch.manual_seed(0)

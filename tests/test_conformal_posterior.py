@@ -255,6 +255,24 @@ def test_what_cannot_be_reweighted_is_refused() -> None:
         conformal.leave_one_out_sets(first, second, method=conformal.Score(draws="mean_score"))
 
 
+def test_likelihoods_in_another_order_are_refused() -> None:
+    first, second, _, _ = line(np.random.default_rng(0), 40, 5, 200)
+    turned = first.copy()
+    turned["log_likelihood"] = xr.DataTree(
+        first["log_likelihood"].to_dataset().isel(case=slice(None, None, -1))
+    )
+    with pytest.raises(ValueError, match="same cases in the same order"):
+        conformal.leave_one_out_intervals(turned, second, 0.1, outcome="pressure")
+
+
+def test_a_law_that_is_not_normal_is_refused() -> None:
+    first, second, _, _ = line(np.random.default_rng(0), 40, 5, 200)
+    group = second["posterior"].to_dataset()
+    second["posterior"] = xr.DataTree(group.assign(variance=2 * group["scale"] ** 2))
+    with pytest.raises(ValueError, match="law='normal' contradicts the variance"):
+        conformal.bayes_intervals(first, second, 0.1)
+
+
 def test_heavy_tails_are_refused() -> None:
     """A case that only few draws explain: k above the limit, no result."""
     rng = np.random.default_rng(10)

@@ -22,6 +22,7 @@ from ppl_med.explain.confounding import (
     dependence,
     exposure,
     normalize_shape,
+    swap_effects,
     swap_frame,
     swap_test,
 )
@@ -190,6 +191,25 @@ def test_pixels_without_weight_have_no_effect() -> None:
     found = swap_test(draws, images(), brighter_corner, 1)
     np.testing.assert_allclose(found["effect"], 0, atol=1e-12)
     assert not found["flips"].any()
+
+
+def test_cases_in_another_order_are_refused() -> None:
+    ids = np.array([f"c{index}" for index in range(12)])
+    values = np.random.default_rng(0).random((1, 3, 12))
+    before = xr.DataArray(values, {"case": ids}, ("chain", "draw", "case"))
+    group = np.repeat(np.arange(4), 3)
+    swap_effects(before, before + 0.1, group=group)
+    with pytest.raises(ValueError, match="same cases in the same order"):
+        swap_effects(before, (before + 0.1).isel(case=slice(None, None, -1)), group=group)
+    region, of_net = corner(), {"one": maps(0, 0.5)}
+    named = {"case": np.arange(CASES)}
+    ordered = {"one": maps(1).assign_coords(named)}
+    turned = {"one": ordered["one"].isel(case=slice(None, None, -1))}
+    exposure({"one": of_net["one"].assign_coords(named)}, region, reference=ordered)
+    with pytest.raises(ValueError, match="same cases in the same order"):
+        exposure({"one": of_net["one"].assign_coords(named)}, region, reference=turned)
+    with pytest.raises(ValueError, match="same cases in the same order"):
+        exposure({"one": ordered["one"], "two": turned["one"]}, region)
 
 
 def test_repeated_images_of_a_patient_add_no_certainty() -> None:

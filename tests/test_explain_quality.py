@@ -76,6 +76,17 @@ def test_least_relevant_first_keeps_the_output() -> None:
     assert (result.gain > 0).all() and (result.score.diff("share") < 0).all()
 
 
+@pytest.mark.parametrize("insert", [False, True])
+@pytest.mark.parametrize("order", ["highest_first", "lowest_first"])
+def test_a_perfect_map_gains_and_its_opposite_loses(insert: bool, order: Any) -> None:
+    weight, x = torch.rand(2, 2, 8, 8).double(), torch.rand(4, 2, 8, 8).double()
+    terms = weight[1] * x
+    settings: dict[str, Any] = {"output": "logit", "insert": insert, "order": order}
+    for sign in (1, -1):
+        found = perturbation_curve([linear(weight)], x, 1, maps(sign * terms), **settings)
+        assert (sign * found.gain > 0).all()
+
+
 def test_random_maps_gain_nothing() -> None:
     weight, x = torch.randn(2, 1, 5, 5).double(), torch.randn(300, 1, 5, 5).double()
     noise = maps(np.random.default_rng(3).random(x.shape))
@@ -163,6 +174,10 @@ def test_random_maps_have_the_share_of_the_mask() -> None:
     result = pointing_game(maps(rng.normal(size=(600, 1, 5, 5))), mask)
     for name in ("hit", "rank_share"):
         assert_mean((result[name] - result.chance).values, 0.0, FALSE_ALARM)
+    near = pointing_game(maps(rng.normal(size=(600, 1, 5, 5))), mask, tolerance=1)
+    assert float(near.mean_hit_chance) > 2 * float(near.mean_chance)
+    assert_mean((near.hit - near.hit_chance).values, 0.0, FALSE_ALARM)
+    assert_mean((near.rank_share - near.chance).values, 0.0, FALSE_ALARM)
 
 
 def test_pointing_game_takes_draws() -> None:

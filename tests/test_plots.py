@@ -243,6 +243,20 @@ def card_values(figure: Figure) -> list[tuple[str, list[float], list[list[float]
     return cards
 
 
+@pytest.mark.parametrize(
+    ("draws", "words"), [(1, ""), (5, "67 % credible interval"), (8, "78 %"), (40, "90 %")]
+)
+def test_cases_state_the_interval_that_the_draws_reach(draws: int, words: str) -> None:
+    """A further draw lies between the least and the largest of 5 with probability 4 / 6."""
+    probs = make_tree()["posterior"]["probs"].isel(chain=[0])
+    probs = probs.isel(draw=np.arange(draws) % probs.sizes["draw"])
+    figure = cases(make_images(), probs.assign_coords(draw=np.arange(draws)), num=2)
+    note = next(text.get_text() for text in figure.texts if "draw" in text.get_text())
+    assert words in note and ("interval" in note) == (draws > 1)
+    spans = [spans for _, _, spans, _ in card_values(figure)]
+    assert all(bool(one) == (draws > 1) for one in spans)
+
+
 def test_cases_draws_the_posterior() -> None:
     tree = make_tree()
     probs = tree["posterior"]["probs"]
@@ -255,7 +269,8 @@ def test_cases_draws_the_posterior() -> None:
         assert title.startswith(f"Case P{index:02d}  ·  true: ")
         draws = probs.isel(case=index).to_numpy().reshape(-1, 2)
         np.testing.assert_allclose(means, draws.mean(0))
-        np.testing.assert_allclose(spans, np.quantile(draws, [0.05, 0.95], axis=0).T)
+        ends = np.quantile(draws, [0.05, 0.95], axis=0, method="weibull")
+        np.testing.assert_allclose(spans, ends.T)
         aleatoric = (draws * (1 - draws)).mean(0).sum()
         np.testing.assert_allclose(widths, [aleatoric, draws.var(0).sum()])
         np.testing.assert_allclose(sum(widths), doubt[index])

@@ -109,6 +109,19 @@ def test_groups_lie_where_the_dataset_says() -> None:
     assert not plain.axes[0].patches
 
 
+def test_only_what_is_promised_is_called_so() -> None:
+    rng = np.random.default_rng(0)
+    probs, label = vague_labels(rng, (400,), 3)
+    site = np.repeat(["A", "B"], 100)
+    first = with_column(probs_tree(probs[:200], label[:200]), "site", site)
+    second = with_column(probs_tree(probs[200:], label[200:], prefix="t"), "site", site)
+    for within, words in (("site", "promised 70 %"), (None, "aimed at 70 %")):
+        learnt = conformal.calibrate(first, 0.3, within=within)
+        by = conformal.coverage(conformal.predict_sets(learnt, second), second, "site")
+        texts = [text.get_text() for text in group_coverage(by).legends[0].get_texts()]
+        assert words in texts
+
+
 def test_bad_input_is_refused() -> None:
     sets, _, images = study()
     with pytest.raises(ValueError, match="no prediction_set"):

@@ -16,6 +16,7 @@ import xarray as xr
 
 from ppl_med.analysis import scoring
 from ppl_med.plots.report import report
+from ppl_med.plots.summary import score_table
 
 NUM_CASES = 12
 IDS = [f"P{i:02d}" for i in range(NUM_CASES)]
@@ -178,6 +179,12 @@ def test_report_shows_scores_with_error_and_unit(whole: Path) -> None:
         assert unit in text
     low, high = np.quantile(scores["brier_per_draw"], [0.05, 0.95])
     assert f"{low:.3f} to {high:.3f}" in text
+
+
+def test_scores_of_masks_are_of_a_pixel() -> None:
+    masks = scoring.score(make_tree())
+    masks["nll"].attrs["per"] = "pixel"
+    assert "nats per pixel" in score_table(masks) and "nats per case" not in score_table(masks)
 
 
 def test_report_shows_prediction_sets_and_provenance(whole: Path) -> None:

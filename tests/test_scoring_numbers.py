@@ -50,8 +50,8 @@ def test_quantile_and_interval_scores_match_scoringrules() -> None:
     value, drawn = values_of(tree)
     result = scoring.quantile_score(tree, levels=[0.1, 0.8])
     for index, level in enumerate((0.1, 0.8)):
-        quantile = np.quantile(drawn, level, axis=0, method="inverted_cdf")
-        np.testing.assert_array_equal(result["quantile"][index], quantile)
+        quantile = np.quantile(drawn, level, axis=0, method="weibull")
+        np.testing.assert_allclose(result["quantile"][index], quantile, atol=1e-12)
         expected = oracle.quantile_score(value, quantile, level)
         np.testing.assert_allclose(result["quantile_score"][index], expected, atol=1e-12)
         assert float(result["quantile_score_mean"][index]) == pytest.approx(expected.mean())
@@ -60,13 +60,30 @@ def test_quantile_and_interval_scores_match_scoringrules() -> None:
         assert float(error) == pytest.approx(stats.sem(case_means))
         assert float(result["below"][index]) == pytest.approx((value <= quantile).mean())
     result = scoring.interval_score(tree, levels=[0.8])
-    ends = np.quantile(drawn, [0.1, 0.9], axis=0, method="inverted_cdf")
+    ends = np.quantile(drawn, [0.1, 0.9], axis=0, method="weibull")
     expected = oracle.interval_score(value, *ends, 0.2)
     np.testing.assert_allclose(result["interval_score"][0], expected, atol=1e-9)
     inside = (value >= ends[0]) & (value <= ends[1])
     assert float(result["coverage"][0]) == pytest.approx(inside.mean())
     assert float(result["coverage_se"][0]) == pytest.approx(stats.sem(inside.mean((1, 2))))
     assert float(result["width_mean"][0]) == pytest.approx((ends[1] - ends[0]).mean())
+
+
+@pytest.mark.parametrize("draws", [5, 19, 32])
+def test_intervals_of_few_draws_cover_what_they_attain(draws: int) -> None:
+    """Draws and observation of one law: coverage of 90 % needs 19 draws, and 5 reach 4 / 6."""
+    rng = np.random.default_rng(0)
+    tree = number_tree(rng.normal(size=20_000), rng.normal(size=(1, draws, 20_000)))
+    found = scoring.interval_score(tree, levels=[0.9])
+    attained = min(0.9, (draws - 1) / (draws + 1))
+    assert float(found["attained"][0]) == pytest.approx(attained)
+    # Between two draws the line is not the law's own: a part of a rank, here below 0.006.
+    error = Z * float(found["coverage_se"][0]) + 0.006
+    assert abs(float(found["coverage"][0]) - attained) < error
+    below = scoring.quantile_score(tree, levels=[0.05, 0.95])
+    reached = np.clip([0.05, 0.95], 1 / (draws + 1), draws / (draws + 1))
+    np.testing.assert_allclose(below["attained"], reached)
+    np.testing.assert_allclose(below["below"], reached, atol=Z * 0.5 / 20_000**0.5 + 0.006)
 
 
 def test_empirical_crps_of_one_draw_is_the_absolute_error() -> None:
@@ -89,6 +106,15 @@ def test_crps_per_draw_is_the_closed_form(law: str) -> None:
     value = rng.normal(size=4)
     tree = number_tree(value, loc, {"loc": loc, "scale": scale})
     result = scoring.crps(tree, law=law)["crps_per_draw"]
+    factor = {"normal": 1, "laplace": 2}
+    for name, ratio in factor.items():
+        own = {"loc": loc, "scale": scale, "variance": ratio * scale**2}
+        known = number_tree(value, loc, own)
+        if name == law:
+            xr.testing.assert_allclose(scoring.crps(known, law=law)["crps_per_draw"], result)
+        else:
+            with pytest.raises(ValueError, match="contradicts the variance"):
+                scoring.crps(known, law=law)
     x = np.linspace(-60, 60, 400_001)
     frozen = {"normal": stats.norm, "laplace": stats.laplace}[law](loc[1, 2], scale[1, 2])
     gap = frozen.cdf(x[:, None]) - (value <= x[:, None])

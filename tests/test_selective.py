@@ -145,6 +145,18 @@ def test_precision_and_recall_match_scikit_learn() -> None:
     assert np.isnan(nothing["precision"]).all()
 
 
+@pytest.mark.parametrize("levels", [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 2, 2, 2]])
+def test_ties_have_the_mean_average_precision_of_all_their_orders(levels: list[int]) -> None:
+    score = np.array(levels, float)
+    error = np.arange(len(levels)) % 2.0
+    orders = set(itertools.permutations(range(len(levels))))
+    allowed = [list(order) for order in orders if (np.diff(score[list(order)]) >= 0).all()]
+    ranks = np.arange(len(levels))
+    expected = [average_precision_score(1 - error[order], -ranks) for order in allowed]
+    found = run(score, error, selective.precision_recall)
+    assert float(found["average_precision"]) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
 def test_scores_and_errors_of_classes_by_name() -> None:
     tree = classification_tree(cases=60)
     probs, label = array(tree, "posterior/probs"), array(tree, "observed_data/label")

@@ -24,6 +24,7 @@ from scipy.stats import norm
 
 from ppl_med.analysis import monte_carlo, tree_blocks
 from ppl_med.analysis.number_draws import add_mean, check_observed, describe
+from ppl_med.analysis.number_laws import check_law
 from ppl_med.analysis.posterior import check_cases
 from ppl_med.analysis.tree_blocks import Numbers, open_numbers
 
@@ -208,7 +209,7 @@ def _parameters(tree: xr.DataTree, value: xr.DataArray, law: str) -> xr.Dataset:
     if not {"loc", "scale"} <= set(group):
         raise ValueError(f"law={law!r} needs loc and scale in the posterior group of the tree.")
     check_cases(value, group["loc"], "observed values")
-    return group[["loc", "scale"]]
+    return group[[name for name in ("loc", "scale", "variance") if name in group]]
 
 
 def _closed_form(value: xr.DataArray, parameters: xr.Dataset, law: str) -> xr.DataArray:
@@ -216,6 +217,8 @@ def _closed_form(value: xr.DataArray, parameters: xr.Dataset, law: str) -> xr.Da
     loc, scale = (parameters[name].astype(np.float64).load() for name in ("loc", "scale"))
     if not bool((scale > 0).all()):
         raise ValueError("scale must be positive.")
+    if "variance" in parameters:
+        check_law(law, (parameters["variance"].astype(np.float64) / scale**2).values)
     z = (value - loc) / scale
     if law == "normal":
         shape = z * (2 * z.copy(data=ndtr(z.values)) - 1) + 2 * z.copy(data=norm.pdf(z.values))

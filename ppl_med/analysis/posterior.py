@@ -153,15 +153,22 @@ def observed(tree: Posterior, probs: xr.DataArray) -> xr.DataArray:
     return label.astype(np.int64)
 
 
-def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str) -> None:
-    """Raise unless ``array`` holds the cases of ``probs`` in the same order."""
+def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str = "probs") -> None:
+    """Raise unless ``array`` holds the cases of ``probs`` in the same order.
+
+    Args:
+        array: Has the dimension case.
+        probs: Likewise.
+        name: Of the first, for the error.
+        other: Of the second.
+    """
     same = array.sizes["case"] == probs.sizes["case"]
     if same and "case" in array.coords and "case" in probs.coords:
         same = bool(np.all(array["case"].values == probs["case"].values))
     if not same:
         raise ValueError(
-            f"{name} and probs do not hold the same cases in the same order; select the same "
-            "cases in every group of the tree."
+            f"{name} and {other} do not hold the same cases in the same order; select the same "
+            "cases in every group of the tree, and in every tree."
         )
 
 

@@ -1,12 +1,16 @@
 """Scores of predicted quantiles and central intervals of numbers, both read from the draws.
 
-The prediction scored is the mixture: all draws of all chains. With y the observation, in the
+The prediction scored is the mixture: all draws of all chains. The quantile of a level is the draw
+of rank level (n + 1) of the n draws, on a line between two, below which a further draw lies with
+that probability; at most the smallest and the largest draw, beyond which few draws say nothing
+(``attained``). With y the observation, in the
 unit of y; lower is better, and the true law is best on average:
 
     quantile_score    (y - q) (level - 1[y < q]), q the quantile of that level
     interval_score    width + (2 / alpha) distance of y outside, alpha = 1 - level
 
-Source: Gneiting and Raftery, JASA 102, 2007, sections 6.1 and 6.2.
+Sources: Gneiting and Raftery, JASA 102, 2007, sections 6.1 and 6.2; Hyndman and Fan, The American
+Statistician 50, 1996, definition 6 (ranks).
 """
 
 from collections.abc import Sequence
@@ -36,10 +40,10 @@ def quantile_score(
         levels: Probabilities of the quantiles, in (0, 1).
 
     Returns:
-        Dataset over level: ``quantile`` (level, case, ...), the smallest draw with a share of
-        ``level`` of all draws at or below it; ``quantile_score`` of the same dims, its mean
+        Dataset over level: ``quantile`` and ``quantile_score`` (level, case, ...), its mean
         ``quantile_score_mean`` (level) and ``_mean_se`` over cases; ``below`` (level), the share
-        of observations at or below the quantile, which should be the level.
+        of observations at or below the quantile, and ``attained`` (level), what it should be: the
+        level, where there are enough draws.
 
     Raises:
         TypeError, ValueError: As for `crps`; a level out of range.
@@ -52,7 +56,9 @@ def quantile_score(
     result = xr.Dataset({"quantile": quantile, "quantile_score": score})
     add_mean(result, "quantile_score")
     result["below"] = case_means((gap <= 0).where(np.isfinite(gap))).mean("case")
-    return describe(result, numbers.drawn, units={"below": "probability"})
+    ends = np.array([1, numbers.num_draws]) / (numbers.num_draws + 1)
+    result["attained"] = quantile["level"].clip(*ends).drop_attrs()
+    return describe(result, numbers.drawn, dict.fromkeys(("below", "attained"), "probability"))
 
 
 def interval_score(
@@ -68,7 +74,8 @@ def interval_score(
     Returns:
         Dataset over level: ``lower``, ``upper``, ``interval_score`` (level, case, ...), the mean
         ``interval_score_mean`` (level) with ``_mean_se`` over cases, ``width_mean``, and
-        ``coverage`` (level), which should be the level, with ``coverage_se``.
+        ``coverage`` (level) with ``coverage_se``, and ``attained`` (level), what it should be: the
+        level, or (n - 1) / (n + 1) where there are only n draws. Figures are of what was observed.
 
     Raises:
         TypeError, ValueError: As for `crps`; a level out of range.
@@ -84,12 +91,13 @@ def interval_score(
     result = xr.Dataset({"lower": lower, "upper": upper})
     result["interval_score"] = upper - lower + 2 / (1 - level) * outside
     add_mean(result, "interval_score")
-    result["width_mean"] = case_means(upper - lower).mean("case")
+    result["width_mean"] = case_means((upper - lower).where(np.isfinite(outside))).mean("case")
     inside = case_means((outside == 0).where(np.isfinite(outside)))
     result["coverage"], result["coverage_se"] = inside.mean("case"), over_cases(inside)
-    return describe(
-        result, numbers.drawn, dict.fromkeys(("coverage", "coverage_se"), "probability")
-    )
+    attained = (numbers.num_draws - 1) / (numbers.num_draws + 1)
+    result["attained"] = level.clip(max=attained)
+    names = ("coverage", "coverage_se", "attained")
+    return describe(result, numbers.drawn, dict.fromkeys(names, "probability"))
 
 
 def _quantiles(numbers: Numbers, levels: Sequence[float] | np.ndarray) -> xr.DataArray:
@@ -99,7 +107,7 @@ def _quantiles(numbers: Numbers, levels: Sequence[float] | np.ndarray) -> xr.Dat
     def of_block(block: tree_blocks.Block) -> xr.DataArray:
         drawn = numbers.draws(block)
         flat = drawn.values.reshape(-1, *drawn.shape[2:])
-        values = np.quantile(flat, levels, axis=0, method="inverted_cdf")
+        values = np.quantile(flat, levels, axis=0, method="weibull")
         template = drawn.isel(chain=0, draw=0, drop=True)
         return template.expand_dims(level=np.array(levels, float)).copy(data=values)
 

@@ -5,7 +5,7 @@ scores of every single draw stand beside it (``<name>_per_draw``). By Jensen's i
 NLL and the Brier score of the mixture are never above the mean over draws.
 
     accuracy   share of cases whose most probable class is the observed one (first on a tie)
-    nll        -log probability of the observed class, nats per case
+    nll        -log probability of the observed class, nats; mean over cases, or over all pixels
     brier      sum over classes of (probability - indicator)^2, 0..2
     ece        sum over bins of count / N |accuracy - mean confidence|, confidence = max p
 
@@ -100,6 +100,8 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
     result = _mixture_scores(mixture, indicator, bins)
     for name, value in _means(sums).items():
         result[f"{name}_per_draw"] = value.assign_attrs(units=_UNITS.get(name, "probability"))
+    for name in ("nll", "nll_se", "nll_per_draw"):
+        result[name].attrs["per"] = "case" if label.ndim == 1 else "pixel"
     absent = indicator.sum(label.dims).values == 0
     names = np.array(class_names(probs.array), dtype=str)[absent]
     for name in ("accuracy_per_class", "accuracy_per_class_per_draw"):

@@ -89,9 +89,9 @@ def perturbation_curve(
         With dims (chain, draw, case, share): ``score`` and ``score_random``, at the ``share`` of
         pixels replaced, 0 to 1. With dims (chain, draw, case): ``area``, the mean height of the
         curve by the trapezoidal rule, ``area_random``, and ``gain``, how much better than the
-        random order it is (positive is good): random - map where the output should fall, map -
-        random where it should stay or rise. ``mean_gain`` (chain, draw) with ``mean_gain_se`` over
-        cases.
+        random order it is (positive is good): random - map where the output should fall early or
+        rise late (highest first replaced, lowest first inserted), else map - random. ``mean_gain``
+        (chain, draw) with ``mean_gain_se`` over cases.
 
     Raises:
         ValueError: If an argument does not fit.
@@ -125,7 +125,7 @@ def perturbation_curve(
             for step in range(steps + 1):
                 found = in_batches(draw.value, make(step), rows, batch_size)
                 values[kind, position, :, step] = found[0].double().cpu().numpy()
-    return _curves(values[:, index.values], edges / num, index, insert or order == "lowest_first")
+    return _curves(values[:, index.values], edges / num, index, insert != (order == "lowest_first"))
 
 
 def _by_pixel(
@@ -259,9 +259,10 @@ def pointing_game(
     Returns:
         ``hit`` (case), 1 where the highest pixel lies in the mask (with ties the share of them),
         ``rank_share`` (case), the share of the mask's k pixels among the k highest, both with
-        (chain, draw) in front where the maps have them; ``chance``, the mask's share of the image,
-        which a random map has in both on average; each with ``mean_<name>`` over cases with a mask
-        and ``mean_<name>_se``.
+        (chain, draw) in front where the maps have them; ``chance`` (case), the mask's share of the
+        image, which ``rank_share`` of a random map is on average, and ``hit_chance`` (case), the
+        same of the mask widened by the tolerance, which ``hit`` is; each with ``mean_<name>`` over
+        cases with a mask and ``mean_<name>_se``.
 
     Raises:
         ValueError: If axes, cases or values do not fit, or all masks are empty.
@@ -291,10 +292,14 @@ def pointing_game(
             "hit": ((*front, "case"), np.where(size > 0, hit, np.nan)),
             "rank_share": ((*front, "case"), rank_share),
             "chance": ("case", np.where(size > 0, truth.mean(-1), np.nan)),
+            "hit_chance": (
+                "case",
+                np.where(size > 0, near.reshape(len(near), -1).mean(-1), np.nan),
+            ),
         },
         coords={name: maps[name] for name in (*front, "case") if name in maps.coords},
     )
-    for name in ("hit", "rank_share", "chance"):
+    for name in ("hit", "rank_share", "chance", "hit_chance"):
         count = result[name].notnull().sum("case")
         result[f"mean_{name}"] = result[name].mean("case")
         result[f"mean_{name}_se"] = result[name].std("case", ddof=1) / np.sqrt(count)

@@ -30,9 +30,9 @@ def cases(
     """Show the least certain cases on the left and the most certain on the right.
 
     Each card has the picture, the observed label, every class's mean probability (dot) with its
-    90 % credible interval over draws (bar), the uncertainty split into aleatoric and epistemic on
-    one scale for all cards, and the prediction set. With more than 5 classes a card shows the 5
-    most probable and the observed one.
+    credible interval over draws (bar), of 90 % where there are 19 draws or more, the uncertainty
+    split into aleatoric and epistemic on one scale for all cards, and the prediction set. With more
+    than 5 classes a card shows the 5 most probable and the observed one.
 
     Args:
         images: (case, channel, row, col), 1 or 3 channels, any intensity unit; the order of
@@ -119,13 +119,21 @@ def _uncertainty(
     raise ValueError(f"by must be 'total' or 'mutual_information', got {by!r}")
 
 
+def reached(num_draws: int) -> float:
+    """Probability of the interval: 90 %, or that of all draws where they are too few for it."""
+    return min(_INTERVAL[1] - _INTERVAL[0], (num_draws - 1) / (num_draws + 1))
+
+
 def _headings(
     figure: Figure, columns: Sequence[NDArray[np.intp]], num_draws: int, by: str, has_label: bool
 ) -> None:
     height = figure.get_figheight()
     measure = "total variance" if by == "total" else "mutual information"
     heading(figure, f"Least and most certain cases, by {measure}", y=1 - 0.08 / height)
-    note = f"dot: mean of {num_draws} draws; bar: 90 % credible interval"
+    note = "dot: probability under the one draw"
+    if num_draws > 1:
+        level = 100 * reached(num_draws)
+        note = f"dot: mean of {num_draws} draws; bar: {level:.0f} % credible interval"
     note += "; bold: truth" if has_label else ""
     figure.text(0.012, 1 - 0.36 / height, note, fontsize=8.5, color=MUTED, va="top")
     names = (
@@ -180,18 +188,19 @@ class _Card:
             shown = np.argsort(-self.mean, kind="stable")[:_MOST_CLASSES].tolist()
         if self.label is not None and self.label not in shown:
             shown[-1] = self.label
-        low, high = (
-            self.probs.quantile(_INTERVAL, _SAMPLES).transpose("quantile", "class").to_numpy()
-        )
+        several = self.probs.sizes["chain"] * self.probs.sizes["draw"] > 1
+        ends = self.probs.quantile(_INTERVAL, _SAMPLES, method="weibull")
+        low, high = ends.transpose("quantile", "class").to_numpy()
         for line, k in enumerate(shown):
             name = plain(self.names[k], 26)
             bold = "bold" if k == self.label else "normal"
             self.bars.plot(
                 [0, 1], [line, line], color="#e4e7eb", linewidth=1, solid_capstyle="butt"
             )
-            self.bars.plot(
-                [low[k], high[k]], [line, line], color=INK, linewidth=2.6, label=f"interval {k}"
-            )
+            if several:
+                self.bars.plot(
+                    [low[k], high[k]], [line, line], color=INK, linewidth=2.6, label=f"interval {k}"
+                )
             self.bars.plot(
                 [self.mean[k]], [line], color=INK, marker="o", markersize=5, label=f"mean {k}"
             )

@@ -230,15 +230,15 @@ def _legend(
     figure: Figure, coverage: xr.Dataset, has_band: bool, outside: bool, target: float
 ) -> None:
     level = 100 * float(coverage.attrs.get("level", 0.99))
+    promised = bool(coverage.attrs.get("promised", 0))
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=INK, marker="o", markersize=6, linewidth=1.2,
                label="coverage, 95 % interval"),
         Line2D([], [], color=MUTED, linestyle=(0, (4, 3)), linewidth=1,
-               label=f"promised {100 * target:g} %"),
+               label=f"{'promised' if promised else 'aimed at'} {100 * target:g} %"),
     ]  # fmt: skip
     if has_band:
-        own = bool(coverage.attrs.get("promised", 0))
-        text = "exact" if own else "if the groups did not differ"
+        text = "exact" if promised else "if the groups did not differ"
         handles.append(Patch(color=_BAND, label=f"{level:g} % band, {text}"))
     if outside:
         dot = Line2D([], [], color=_MISS, marker="o", markersize=6, linestyle="", label="outside")

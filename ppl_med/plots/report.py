@@ -207,7 +207,7 @@ def _cases(tree: xr.DataTree, images: ArrayLike | None, sets: xr.Dataset | None)
         return None
     alt = (
         "Cards of the least certain cases (left) and the most certain (right): picture, true "
-        "label, probability of each class with its 90 % credible interval, aleatoric and "
+        "label, probability of each class with its credible interval, aleatoric and "
         "epistemic variance."
     )
     body = picture(cases_figure(images, tree, sets), alt, wide=True)

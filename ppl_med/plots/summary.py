@@ -22,7 +22,7 @@ _MEANINGS = {
     "ece": "mean distance between confidence and accuracy; lower is better",
     "elpd_sum": "log probability of new labels, summed over cases; higher is better",
 }
-_UNITS = {"1": "no unit", "probability": "proportion", "nats": "nats per case"}
+_UNITS = {"1": "no unit", "probability": "proportion"}
 _SUFFIXES = ("_se", "_mcse", "_per_draw")
 
 
@@ -172,7 +172,9 @@ def _words(name: object) -> str:
 
 def _unit(scores: xr.Dataset, name: str) -> str:
     unit = str(scores[name].attrs.get("units", ""))
-    return "nats" if name.endswith("_sum") else _UNITS.get(unit, unit or "no unit")
+    if unit == "nats" and not name.endswith("_sum"):
+        return f"nats per {scores[name].attrs.get('per', 'case')}"
+    return _UNITS.get(unit, unit or "no unit")
 
 
 def _finite(scores: xr.Dataset, name: str) -> bool:

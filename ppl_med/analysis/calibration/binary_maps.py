@@ -121,13 +121,28 @@ def _learn_one_beta(inputs: np.ndarray, happened: np.ndarray) -> tuple[float, fl
     share = happened.mean()
     if share in (0, 1):
         raise ValueError("A class never, or always, occurs among the calibration cases.")
-    for kept in ([0, 1], [0], [1]):
-        found = newton.minimise(_two_sided, inputs[:, kept], happened, np.zeros(len(kept) + 1))
-        slopes = np.zeros(2)
-        slopes[kept] = found[:-1]
-        if (slopes >= 0).all():
-            return float(slopes[0]), float(slopes[1]), float(found[-1])
-    return 0.0, 0.0, float(logit(share))
+    constant = np.array([0.0, 0.0, logit(share)])
+    both = _fit_slopes(inputs, happened, [0, 1])
+    if (both[:2] >= 0).all():
+        return float(both[0]), float(both[1]), float(both[2])
+    # The NLL is convex: where its minimum is not allowed, the least allowed one is on the border.
+    border = [constant, *(_fit_slopes(inputs, happened, [kept]) for kept in (0, 1))]
+    allowed = [point for point in border if (point[:2] >= 0).all()]
+    a, b, c = min(allowed, key=lambda point: _mean_nll(inputs, happened, point))
+    return float(a), float(b), float(c)
+
+
+def _fit_slopes(inputs: np.ndarray, happened: np.ndarray, kept: list[int]) -> np.ndarray:
+    """Both slopes and the intercept of least NLL where only some slopes are not 0."""
+    found = newton.minimise(_two_sided, inputs[:, kept], happened, np.zeros(len(kept) + 1))
+    point = np.zeros(3)
+    point[[*kept, 2]] = found
+    return point
+
+
+def _mean_nll(inputs: np.ndarray, happened: np.ndarray, point: np.ndarray) -> float:
+    logits = inputs @ point[:2] + point[2]
+    return float(np.logaddexp(0, logits).mean() - (happened * logits).mean())
 
 
 def _two_sided(inputs: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis import monte_carlo
-from ppl_med.analysis.posterior import OBSERVATIONS, Posterior
+from ppl_med.analysis.posterior import OBSERVATIONS, Posterior, check_cases
 from ppl_med.analysis.probability_blocks import Probabilities
 
 _KEPT = ("observed_data", "constant_data")
@@ -70,6 +70,7 @@ def _labels(tree: xr.DataTree, probs: xr.DataArray) -> xr.DataArray | None:
     name = next((name for name in OBSERVATIONS if name in group), None)
     if name is None or set(group[name].dims) != {"case", *probs.dims[4:]}:
         return None
+    check_cases(group[name], probs, name)
     label = group[name].transpose("case", *probs.dims[4:]).load()
     if label.dtype.kind not in "iu" or not 0 <= int(label.min()) <= int(label.max()):
         return None

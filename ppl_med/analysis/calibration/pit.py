@@ -19,11 +19,11 @@ import xarray as xr
 from scipy import stats
 from scipy.special import ndtr, stdtr
 
+from ppl_med.analysis.number_laws import check_law
 from ppl_med.analysis.tree_blocks import Block, Numbers, open_numbers
 
 LAWS = ("normal", "laplace", "student_t", "samples")
 _SAMPLES = ("chain", "draw")
-_TOLERANCE = 1e-3  # of the ratio of variance to squared scale, stored in float32
 
 
 def pit(
@@ -122,12 +122,7 @@ def _cdf(z: np.ndarray, law: str, ratio: np.ndarray | None) -> np.ndarray:
         if not (ratio > 1).all():
             raise ValueError("law='student_t' contradicts a variance not above the squared scale.")
         return np.asarray(stdtr(2 * ratio / (ratio - 1), z))
-    expected = {"normal": 1.0, "laplace": 2.0}[law]
-    if ratio is not None and not (np.abs(ratio - expected) < _TOLERANCE * expected).all():
-        raise ValueError(
-            f"law={law!r} contradicts the variance of the tree: it is {ratio.flat[0]:.4g} times "
-            f"the squared scale, not {expected:g}."
-        )
+    check_law(law, ratio)
     if law == "normal":
         return np.asarray(ndtr(z))
     half = 0.5 * np.exp(-np.abs(z))

@@ -91,12 +91,12 @@ def fit(
         method: "temperature", "vector", "matrix", "isotonic", "beta" or "histogram".
         pool: Calibrate the mixture of the draws; False learns one map for every draw.
         penalty: Of "vector" (intercepts; 0 by default) and "matrix" (off-diagonal weights and
-            intercepts; 0.001), times their squares, in nats per case.
+            intercepts; 0.001), times their squares, in nats per case (of masks, per pixel).
         bins: Of "histogram"; 10 by default.
 
     Returns:
         Dataset of the parameters (with chain and draw unless pooled), with ``nll_before``,
-        ``nll_after`` (nats per case) and ``accuracy_before``, ``accuracy_after`` on the
+        ``nll_after`` (nats per case or pixel) and ``accuracy_before``, ``accuracy_after`` on the
         calibration cases themselves; their ids as coordinate case, the classes as coordinate
         class. It saves and loads as any Dataset. Temperature has ``temperature_se``, over cases.
 

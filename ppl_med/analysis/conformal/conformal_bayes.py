@@ -19,6 +19,7 @@ import xarray as xr
 
 from ppl_med.analysis.conformal import importance, order_statistics, outcomes
 from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
+from ppl_med.analysis.number_laws import check_law
 from ppl_med.analysis.posterior import class_names, find_probabilities, observed
 from ppl_med.analysis.probability_blocks import Probabilities
 
@@ -162,6 +163,9 @@ def _law(part: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
     loc, scale = (outcomes.required(part, name, "this") for name in ("loc", "scale"))
     if float(scale.min()) <= 0:
         raise ValueError("posterior/scale must be positive.")
+    variance = outcomes.find(part, "posterior", "variance")
+    if variance is not None:
+        check_law("normal", (variance / scale**2).values)
     return loc, scale
 
 

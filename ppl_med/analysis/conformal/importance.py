@@ -10,7 +10,7 @@ Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior, log_likelihood
+from ppl_med.analysis.posterior import Posterior, check_cases, log_likelihood
 
 
 def leave_one_out_weights(
@@ -26,7 +26,8 @@ def leave_one_out_weights(
         Weights (case, sample), sums of one, samples chain by chain; and Pareto k (case).
 
     Raises:
-        ValueError: No log-likelihood, one of held-out cases, draws that all agree, or k too large.
+        ValueError: No log-likelihood, one of held-out cases or of cases in another order, draws
+            that all agree, or k too large.
     """
     likelihood = log_likelihood(training)
     if likelihood is None:
@@ -41,6 +42,10 @@ def leave_one_out_weights(
         )
     if likelihood.ndim > 3:
         raise ValueError(f"log_likelihood has dimensions {likelihood.dims}; expected one per case.")
+    for group in ("posterior", "observed_data"):
+        for name, array in training[group].data_vars.items() if group in training.children else ():
+            if "case" in array.dims:
+                check_cases(array, likelihood, f"{group}/{name}", "log_likelihood")
     values = likelihood.values.reshape(-1, likelihood.sizes["case"]).T
     if not np.isfinite(values).all():
         raise ValueError("A training case has likelihood 0 under a draw; predict in float64.")

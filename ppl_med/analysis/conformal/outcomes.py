@@ -39,7 +39,7 @@ def runs(tree: Posterior, name: str, function: Callable[[xr.DataTree], Part]) ->
     """
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
-    wanted = ("loc", "scale", "quantile", name)
+    wanted = ("loc", "scale", "variance", "quantile", name)
     kept = {}
     for group in _GROUPS:
         found = tree[group].to_dataset() if group in tree.children else xr.Dataset()
@@ -50,9 +50,15 @@ def runs(tree: Posterior, name: str, function: Callable[[xr.DataTree], Part]) ->
         return function(tree)  # which says what is missing
     per_case = sum(array.size for array in arrays) // cases
     return tree_blocks.join(
-        (block, function(xr.DataTree.from_dict({g: part.isel(block) for g, part in kept.items()})))
+        (block, function(_isel(kept, block)))
         for block in tree_blocks.blocks({"case": cases}, per_case)
     )
+
+
+def _isel(groups: dict[str, xr.Dataset], block: tree_blocks.Block) -> xr.DataTree:
+    """Some cases of all groups; one of which nothing was kept has no cases."""
+    parts = {name: part.isel(block, missing_dims="ignore") for name, part in groups.items()}
+    return xr.DataTree.from_dict(parts)
 
 
 def find(

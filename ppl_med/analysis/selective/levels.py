@@ -112,12 +112,20 @@ def mean_generalised_risk(levels: Levels) -> Figure:
 def average_precision(levels: Levels) -> Figure:
     """Mean, over the entries without error, of the precision at their rank (...).
 
+    In a level of n entries, r of them without error, after M of which R are, an entry without error
+    that stands at place j has R + 1 of them up to its rank, and (j - 1) (r - 1) / (n - 1) more on
+    average over the orders of the others.
+
     Args:
         levels: In rising order of the score, errors 0 or 1.
     """
-    right = levels.number - levels.total
-    share = np.divide(right, levels.number, out=np.zeros_like(right), where=levels.number > 0)
-    return (_risk_sums(levels, right) * share).sum(-1) / right.sum(-1)
+    right, count = levels.number - levels.total, levels.number
+    before, reached = _from_zero(count)[..., :-1], _from_zero(right)[..., :-1]
+    harmonic = digamma(before + count + 1) - digamma(before + 1)
+    others = np.divide(right - 1, count - 1, out=np.zeros_like(right), where=count > 1)
+    sums = (reached + 1) * harmonic + others * (count - (before + 1) * harmonic)
+    share = np.divide(right, count, out=np.zeros_like(right), where=count > 0)
+    return (sums * share).sum(-1) / right.sum(-1)
 
 
 def kept_at_recall(levels: Levels, recall: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

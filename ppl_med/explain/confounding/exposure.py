@@ -29,6 +29,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from ppl_med.analysis.posterior import check_cases
 from ppl_med.explain.confounding.draw_intervals import check_level, over_draws
 from ppl_med.explain.function_checks import check_choice
 from ppl_med.explain.localization import as_maps, mass_inside
@@ -91,6 +92,7 @@ def exposure(
                 f"maps have {dict(shares.sizes)}, reference {dict(others.sizes)}; give both the "
                 "same cases and as many draws"
             )
+        check_cases(others, shares, "reference", "maps")
         result.update(_separation(shares, others, level))
     for name, variable in result.data_vars.items():
         variable.attrs["units"] = "case" if str(name).startswith("num") else "1"
@@ -116,6 +118,8 @@ def _shares(
                 f"{argument}[{name!r}] has {dict(share.sizes)}, another method "
                 f"{dict(found[0].sizes)}; explain the same cases under the same draws"
             )
+        if found:
+            check_cases(share, found[0], f"{argument}[{name!r}]", "another method")
         found.append(share)
     methods = xr.DataArray(list(maps), dims="method", name="method")
     return xr.concat(found, methods, coords="minimal", compat="override"), inside["area_share"]

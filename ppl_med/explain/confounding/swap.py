@@ -20,6 +20,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ppl_med.analysis.posterior import check_cases
 from ppl_med.explain.attribution.draws import Function
 from ppl_med.explain.attribution.score import Score, class_logits
 from ppl_med.explain.confounding.draw_intervals import check_level, over_draws
@@ -135,7 +136,7 @@ def swap_effects(
         and standard error, and ``probability_positive``, as in ``swap_test``.
 
     Raises:
-        ValueError: If dims, lengths or the level do not fit.
+        ValueError: If dims, lengths, the cases' order or the level do not fit.
     """
     check_level(level)
     for name, values in (("before", before), ("after", after)):
@@ -143,6 +144,8 @@ def swap_effects(
             raise ValueError(f"{name} has dims {values.dims}; expected chain, draw and case")
     if before.sizes != after.sizes:
         raise ValueError(f"before has {dict(before.sizes)}, after {dict(after.sizes)}")
+    if "case" in before.coords and "case" in after.coords:
+        check_cases(after, before, "after", "before")
     groups = _groups(group, before.sizes["case"])
     result = xr.Dataset({"before": before, "after": after})
     result["effect"] = result["after"] - result["before"]
