@@ -27,6 +27,7 @@ from ppl_med.inference.programs import (
     select_arguments,
     to_device,
 )
+from ppl_med.priors import Prior
 
 FORMAT = 1
 Pairs = list[tuple[Any, Any]]
@@ -73,6 +74,29 @@ def digest(pairs: Sequence[tuple[Program, Program | None]]) -> str:
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def settings(model: Program) -> str:
+    """Priors and likelihoods of a model with their settings, which no tensor's shape shows."""
+    parts = {part: None for module in modules_of(model) for part in module.modules()}
+    found: list[Any] = []
+    for part in parts:
+        if type(part).__module__.startswith("ppl_med.likelihoods"):
+            found.append(part)
+        if isinstance(getattr(part, "prior", None), Prior):
+            found.append(part.prior)
+    return "; ".join(map(_with_settings, found))
+
+
+def _with_settings(part: Any) -> str:
+    plain = {
+        name: value
+        for name, value in vars(part).items()
+        if not name.startswith("_")
+        and name != "training"
+        and isinstance(value, bool | int | float | str | list | tuple)
+    }
+    return f"{type(part).__name__}({', '.join(f'{n}={v!r}' for n, v in plain.items())})"
 
 
 def fingerprint(model: Program, guide: Program) -> dict[str, Any]:

@@ -1,13 +1,21 @@
 """What ``fit`` and ``predict`` need of batches: a length, a size, an order that can be resumed."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
@@ -52,12 +60,8 @@ class Loader:
         return not hasattr(self.batches, "iterate")
 
     def generators(self) -> list[torch.Generator]:
-        """The loader's own generators, such as of ``DataLoader(generator=...)``, each once."""
-        sampler = getattr(self.batches, "sampler", None)
-        inner = getattr(getattr(self.batches, "batch_sampler", None), "sampler", None)
-        found = [getattr(owner, "generator", None) for owner in (self.batches, sampler, inner)]
-        own = {id(g): g for g in found if isinstance(g, torch.Generator)}
-        return list(own.values())
+        """As ``loader_generators``."""
+        return loader_generators(self.batches)
 
     def settings(self) -> dict[str, Any]:
         """Settings that fix the order of the batches, as far as they can be read."""
@@ -66,6 +70,15 @@ class Loader:
         names = ("seed", "shuffle", "batch_size")
         found = {name: getattr(self.batches, name, None) for name in names}
         return {f"batches.{n}": v for n, v in found.items() if isinstance(v, bool | int)}
+
+
+def loader_generators(batches: Any) -> list[torch.Generator]:
+    """A loader's own generators, such as of ``DataLoader(generator=...)``, each once."""
+    sampler = getattr(batches, "sampler", None)
+    inner = getattr(getattr(batches, "batch_sampler", None), "sampler", None)
+    found = [getattr(owner, "generator", None) for owner in (batches, sampler, inner)]
+    own = {id(g): g for g in found if isinstance(g, torch.Generator)}
+    return list(own.values())
 
 
 def check_iterable(batches: Any, name: str = "batches") -> int:
@@ -115,7 +128,9 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
     if num_cases is not None and not (whole and num_cases > 0):
         raise ValueError(f"num_cases must be a whole number above 0, got {num_cases!r}")
     size = num_cases if num_cases is not None else getattr(batches, "num_cases", None)
-    if size is None and hasattr(getattr(batches, "dataset", None), "__len__"):
+    if size is None and isinstance(batches, DataLoader):
+        size = _size_of_loader(batches)
+    elif size is None and hasattr(getattr(batches, "dataset", None), "__len__"):
         size = len(batches.dataset)
     if size is None and isinstance(batches, list | tuple):
         size = sum(num_cases_in(batch) for batch in batches)
@@ -125,6 +140,26 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
             "it scales the likelihood against the KL"
         )
     return Loader(batches, length, int(size))
+
+
+def _size_of_loader(loader: DataLoader) -> int | None:
+    """Cases that a DataLoader visits in the long run, or None where its sampler does not say.
+
+    Subsets are drawn by a sampler as well as by a ``Subset``; the size of the data set that they
+    are drawn from is then not the one that scales the likelihood.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
+    sampler: Any = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
+    drops = False
+    if type(sampler) is BatchSampler:
+        drops = sampler.drop_last and type(sampler.sampler) is SequentialSampler
+        whole, sampler = len(sampler) * sampler.batch_size, sampler.sampler
+    if drops:  # the same cases are left out every time
+        return whole
+    if type(sampler) in (RandomSampler, SequentialSampler):
+        return len(sampler.data_source)
+    return len(sampler.indices) if type(sampler) is SubsetRandomSampler else None
 
 
 def num_cases_in(batch: Any) -> int:

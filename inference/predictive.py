@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from ppl_med.inference.checkpoint import digest
+from ppl_med.inference.checkpoint import digest, settings
 from ppl_med.inference.ensemble import members_of
 from ppl_med.inference.function_draw import Sampler
 from ppl_med.inference.generators import torch_restored
@@ -26,6 +26,7 @@ from ppl_med.inference.loader import (
     check_iterable,
     check_seed,
     first_batch,
+    loader_generators,
     model_limits,
     num_cases_in,
 )
@@ -35,6 +36,7 @@ from ppl_med.inference.programs import (
     batch_size,
     first_grader,
     full_name,
+    modules_of,
     select_arguments,
     to_device,
     without_observations,
@@ -83,8 +85,9 @@ def predict(
             while predicting, with bounded memory, and gives a lazy tree.
         resume: Go on with an interrupted ``store="*.zarr"``; a complete one is opened.
         log_likelihood_of: What the cases are. Of training cases, ``log_likelihood`` may go to
-            ``loo``, unless the model was trained by a loss, which the tree's attributes then say;
-            of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
+            ``loo``, unless the model was trained by a loss, or has a latent of every case, which is
+            drawn from its prior here, so that no draw has seen the case: the tree's attributes
+            then say so. Of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
         prior_draws: Draws from the prior for the groups ``prior`` and ``prior_predictive``.
         window: For images and volumes whose features do not fit into memory: pixels of a patch
             along every spatial axis, such as (64, 64, 32). Networks with random weights run by
@@ -119,18 +122,22 @@ def predict(
     """
     started = time.time()
     _check(draws, prior_draws, log_likelihood_of, seed)
+    draws, prior_draws, seed = int(draws), int(prior_draws), int(seed)
     patches = None if window is None else Patches(window, overlap, blend)
     num_batches = check_iterable(batches)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
+    own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
     with torch_restored(), by_patches(patches):
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, draws, seed)
         _check_used(patches, model)
-        attrs = _attributes(pairs, seed, draws, log_likelihood_of)
+        attrs = _attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
+        attrs["prior_draws"] = prior_draws if guide is not None else 0
+        attrs["observations"] = ", ".join(sorted(run.observed & run.given))
         if patches is not None:
             attrs["window"] = str(patches)
-        sink = open_sink(store, attrs, resume=resume)
+        sink = open_sink(store, attrs, resume=resume, from_prior=guide is None)
         if sink.complete:
             tree = sink.open()
             done: Any = tree[f"{run.recorder.group}/case"]
@@ -143,6 +150,9 @@ def predict(
                 sink.append(chunk)
         if prior_draws and guide is not None:
             sink.start_prior()
+            torch.manual_seed(seed)  # the same cases in the same order
+            for generator, state in own:
+                generator.set_state(state)
             prior = _Run([(pairs[0][0], None)], batches, chosen, prior_draws, seed, len(pairs))
             prior.recorder.scratch = sink.scratch
             for chunk in prior.chunks(None, []):
@@ -199,7 +209,7 @@ class _Run:
             ]
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, one) from error
-        self.observed = set(self.samplers[0].observed)
+        self.observed, self.given = set(self.samplers[0].observed), set(values)
         stored = self.samplers[0].numbers_per_case * draws * len(pairs)
         self.chunk_cases = min(CHUNK_CASES, max(1, CHUNK_NUMBERS // max(stored, 1)))
         self.with_observations = first_chain is None
@@ -292,12 +302,21 @@ def _versions() -> dict[str, str]:
 
 
 def _attributes(
-    pairs: Sequence[tuple[Program, Program | None]], seed: int, draws: int, origin: str
+    pairs: Sequence[tuple[Program, Program | None]],
+    seed: int,
+    draws: int,
+    origin: str,
+    sampler: Sampler,
 ) -> dict[str, Any]:
     model, guide = pairs[0]
     losses = _training_losses(model)
     if losses and origin == "training":
         origin = f"training cases, but not what was trained, which is {losses['training_loss']}"
+    elif sampler.local and not sampler.guide_has_local and origin == "training":
+        origin = (
+            f"training cases, but {', '.join(sampler.local)} of each case was drawn from their "
+            "prior: no draw has seen the case, and leaving it out would do so twice"
+        )
     return {
         "model": full_name(model),
         "guide": "prior" if guide is None else full_name(guide),
@@ -307,6 +326,7 @@ def _attributes(
         "draws": draws,
         "chains": len(pairs),
         "log_likelihood_of": origin,
+        "settings": settings(model),
         "inference_library": "ppl_med",
         **losses,
         **_versions(),
@@ -315,7 +335,7 @@ def _attributes(
 
 def _training_losses(model: Any) -> dict[str, str]:
     """What likelihoods of the model train in the place of their log-density, if any do."""
-    parts = model.modules() if isinstance(model, torch.nn.Module) else ()
+    parts = {part: None for module in modules_of(model) for part in module.modules()}
     named = [part.training_loss for part in parts if hasattr(part, "training_loss")]
     return {"training_loss": "; ".join(map(str, named))} if named else {}
 

@@ -22,11 +22,15 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
         "objectives": [objective.state_dict() for objective in trainer.objectives],
         "histories": [asdict(history) for history in trainer.histories],
         "position": asdict(trainer.position),
-        "identity": plan.identity(),
+        "identity": plan.identity() | _settings(trainer),
         "generators": generators.get_state(plan.device),
         "loader_generators": [g.get_state() for g in plan.loader.generators()],
         "epoch_start": trainer.epoch_start,
     }
+
+
+def _settings(trainer: "Trainer") -> dict[str, Any]:
+    return {"settings of the model": files.settings(trainer.pairs[0][0])}
 
 
 def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
@@ -42,8 +46,8 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
             "with load, and give fit another path"
         )
     files.check_members(path, content, trainer.pairs)
-    for name, value in plan.identity().items():
-        if content["identity"].get(name) != value:
+    for name, value in (plan.identity() | _settings(trainer)).items():
+        if content["identity"].get(name, value) != value:
             raise ValueError(
                 f"{name} is {value} but the checkpoint {path} was made with "
                 f"{content['identity'].get(name)}; resume with the same arguments"

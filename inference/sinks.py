@@ -20,9 +20,15 @@ PRIOR_GROUPS = ("prior", "prior_predictive")
 
 
 def open_sink(
-    store: str | Path | None, attrs: dict[str, Any], *, resume: bool
+    store: str | Path | None, attrs: dict[str, Any], *, resume: bool, from_prior: bool = False
 ) -> "MemorySink | ZarrSink":
     """The sink for a store.
+
+    Args:
+        store: As of ``predict``.
+        attrs: Attributes of the tree's root; a resumed run must have the same.
+        resume: Go on with what an interrupted run left.
+        from_prior: Whether all draws are from the prior.
 
     Raises:
         ValueError: If the suffix is neither .nc nor .zarr, a result that is no Zarr store is to be
@@ -39,7 +45,9 @@ def open_sink(
         raise FileExistsError(f"store {path} exists; load it, or give another path")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    return ZarrSink(path, attrs, resume) if path and is_zarr else MemorySink(path, attrs)
+    if path is None or not is_zarr:
+        return MemorySink(path, attrs)
+    return ZarrSink(path, attrs, resume, from_prior)
 
 
 class MemorySink:
@@ -127,14 +135,17 @@ class ZarrSink:
         path: The store to make.
         attrs: Attributes of the tree's root; a resumed run must have the same.
         resume: Go on with what an interrupted run left.
+        from_prior: Whether all draws are from the prior, which are the result then.
 
     Raises:
         ValueError: If the interrupted run had other settings.
         FileExistsError: If there is an interrupted run and ``resume`` is False.
     """
 
-    def __init__(self, path: Path, attrs: dict[str, Any], resume: bool) -> None:
-        self.path, self.attrs = path, attrs
+    def __init__(
+        self, path: Path, attrs: dict[str, Any], resume: bool, from_prior: bool = False
+    ) -> None:
+        self.path, self.attrs, self.from_prior = path, attrs, from_prior
         self.scratch = path.parent
         self.partial = path.with_name(f"{path.name}.partial")
         self.progress = path.with_name(f"{path.name}.partial.json")
@@ -172,7 +183,8 @@ class ZarrSink:
 
         for unfinished in self.partial.rglob("*.partial"):  # Zarr's temporary files
             unfinished.unlink()
-        self.start_prior()
+        if not self.from_prior:
+            self.start_prior()
         root = zarr.open_group(self.partial, mode="r+")
         for _, group in root.groups():
             for _, array in group.arrays():

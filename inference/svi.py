@@ -106,6 +106,7 @@ def fit(
         schedule=schedule,
         seed=seed,
     )
+    epochs, learning_rate, seed = int(epochs), float(learning_rate), int(seed)
     loader = as_loader(batches, num_cases)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)

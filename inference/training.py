@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -84,7 +85,10 @@ class Trainer:
 
     def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         if self.plan.optimizer is not None:
-            return self.plan.optimizer(parameters)  # type: ignore[arg-type]
+            own = self.plan.optimizer(parameters)  # type: ignore[arg-type]
+            for group in own.param_groups:  # numbers of NumPy are not read back from a checkpoint
+                group.update({n: v.item() for n, v in group.items() if isinstance(v, np.generic)})
+            return own
         return torch.optim.Adam(parameters, lr=self.plan.learning_rate, fused=True)
 
     # ---------------------------------------------------------------- the loop

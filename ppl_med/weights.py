@@ -10,6 +10,7 @@ they are. One flat site costs a training step 6 to 10 times fewer kernels than o
 import copy
 import fnmatch
 import math
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from ppl_med.patches import in_patches
 from ppl_med.priors import FanInNormal, Prior
 
 DETERMINISTIC = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+_OUTSIDE = threading.local()  # whether the pass that runs a network has gradients
 DROPOUT_RATES = (
     "dropout",
     "attention_dropout",
@@ -210,6 +212,9 @@ class RandomWeights(nn.Module):
         for name, parameter in self.net.named_parameters():
             if name in chosen:
                 parameter.requires_grad_(False)
+                owner = self.net.get_submodule(name.rpartition(".")[0])
+                if _refuse_checkpointing not in owner._forward_pre_hooks.values():
+                    owner.register_forward_pre_hook(_refuse_checkpointing)
         self._prior_names: list[str] = []
         for name, tensor in self.prior.parameters(self.layout, self.initial()).items():
             self.register_buffer(f"prior_{name}", tensor)
@@ -259,7 +264,33 @@ class RandomWeights(nn.Module):
         return output
 
     def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
-        return functional_call(self.net, weights, inputs, options, tie_weights=self._tied)
+        outside, _OUTSIDE.has_grad = getattr(_OUTSIDE, "has_grad", False), torch.is_grad_enabled()
+        try:
+            return functional_call(self.net, weights, inputs, options, tie_weights=self._tied)
+        finally:
+            _OUTSIDE.has_grad = outside
+
+
+def _refuse_checkpointing(module: nn.Module, inputs: Any) -> None:
+    """Raise where gradients of a module's drawn weights would be wrong, or none.
+
+    Raises:
+        RuntimeError: It runs again in the backward pass, when the drawn weights are gone, or the
+            network runs it without gradients in a pass that has them.
+    """
+    advice = "switch checkpointing off, such as by memory_efficient=False or use_checkpoint=False"
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{type(module).__name__} runs again in the backward pass (gradient checkpointing), "
+            "where its weights are no longer those that were drawn, so that gradients would be "
+            f"wrong; {advice} of the network"
+        )
+    if getattr(_OUTSIDE, "has_grad", False) and not torch.is_grad_enabled():
+        raise RuntimeError(
+            f"the network runs {type(module).__name__} without gradients (torch.no_grad, or "
+            "checkpointing with use_reentrant=True), so that its random weights would learn from "
+            f"the prior alone; {advice}, or leave these weights out: RandomWeights(where=...)"
+        )
 
 
 def _switch_off_dropout(net: nn.Module) -> dict[str, float]:

@@ -124,7 +124,8 @@ def shares(label: Tensor, seen: Tensor, num_classes: int, kernel: Tensor) -> Ten
     flat = counted.reshape(-1, 1, *label.shape[-space:]).to(kernel)
     margins = [width // 2 for width in reversed(kernel.shape) for _ in range(2)]
     wide = pad(flat, margins, mode="replicate")
-    summed = _CONVOLUTIONS[space](wide, kernel[None, None]).reshape(counted.shape)
+    with torch.autocast(wide.device.type, enabled=False):  # shares must sum to one
+        summed = _CONVOLUTIONS[space](wide, kernel[None, None]).reshape(counted.shape)
     summed = summed.movedim(-1 - space, -1)
     total = summed.sum(-1, keepdim=True)
     return summed / torch.where(total > 0, total, torch.ones_like(total))

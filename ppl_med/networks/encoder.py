@@ -50,7 +50,7 @@ class GaussianEncoder(nn.Module):
             planes = one_hot(label, self.num_classes, image)
             planes = planes[:, :, None, None].expand(-1, -1, *image.shape[2:])
             image = torch.cat([image, planes], dim=1)
-        loc, log_scale = self.layers(image).chunk(2, dim=-1)
+        loc, log_scale = self.layers(image).float().chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
 
 
@@ -68,6 +68,19 @@ def one_hot_planes(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     # A comparison: one_hot checks the range on the host, and refuses -1.
     classes = torch.arange(num_classes, device=mask.device).view(-1, *[1] * (mask.dim() - 1))
     return (mask.unsqueeze(1) == classes).to(image) - 0.5
+
+
+class _ComponentsApart(HeLinear):
+    """Starts with the means of components apart from each other, or all would learn the same."""
+
+    def __init__(self, in_features: int, out_features: int, num_apart: int) -> None:
+        self.num_apart = num_apart
+        super().__init__(in_features, out_features, gain=0.5**0.5)
+
+    def reset_parameters(self) -> None:
+        """Draw new start values."""
+        super().reset_parameters()
+        nn.init.normal_(self.bias[: self.num_apart])
 
 
 class ConvGaussian(nn.Module):
@@ -111,9 +124,8 @@ class ConvGaussian(nn.Module):
         planes = (in_channels if sees_image else 0) + num_classes
         self.encoder = Encoder(planes, channels, num_convolutions, spatial_dims)
         numbers = 2 * latent_dim if components == 1 else components * (2 * latent_dim + 1)
-        self.parameters_of_z = HeLinear(channels[-1], numbers, gain=0.5**0.5)
-        if components > 1:  # apart from each other, or all would learn the same
-            nn.init.normal_(self.parameters_of_z.bias[: components * latent_dim])
+        apart = components * latent_dim if components > 1 else 0
+        self.parameters_of_z = _ComponentsApart(channels[-1], numbers, apart)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Distribution:
         """The distribution of z, event dims (latent,).
