@@ -75,7 +75,7 @@ class ImportanceWeighted(nn.Module):
     Args:
         particles: K.
         max_plate_nesting: Plates that stand inside each other in the model.
-        elbo_steps: First steps that train by the ELBO; ``kl_weight`` may rise to 1 in them.
+        elbo_steps: First steps that train by the ELBO; ``kl_weight`` may go to 1 in them.
 
     Raises:
         ValueError: If ``particles`` is below 1 or ``elbo_steps`` below 0; at the first step where

@@ -136,19 +136,30 @@ def fit(
     return join_histories(histories, ensemble=isinstance(guide, Ensemble))
 
 
-def warm_up(fraction: float = 0.5, weight: float = 1.0) -> Schedule:
-    """A KL weight that rises linearly from 0 to ``weight`` over the first part of training.
+def warm_up(fraction: float = 0.5, weight: float = 1.0, start: float = 0.0) -> Schedule:
+    """A KL weight that goes linearly from ``start`` to ``weight`` over the first part of training.
+
+    From 0 it keeps a code from collapsing before the decoder reads it (Bowman et al., "Generating
+    sentences from a continuous space", CoNLL 2016). From above 1 it keeps out of a code what the
+    mask does not need, where one is in no danger of collapse: with many pixels a mask, say.
 
     Args:
-        fraction: Part of the run over which it rises, in (0, 1].
+        fraction: Part of the run over which it changes, in (0, 1].
         weight: Where it stays.
+        start: Where it begins.
 
     Returns:
         A function for ``fit(kl_weight=...)``.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
-    if not 0 < fraction <= 1 or weight < 0:
-        raise ValueError(f"fraction must be in (0, 1] and weight >= 0, got {fraction}, {weight}")
-    return lambda done: weight * min(1.0, done / fraction)
+    if not 0 < fraction <= 1 or weight < 0 or start < 0:
+        raise ValueError(
+            "fraction must be in (0, 1], weight and start 0 or more, got "
+            f"{fraction}, {weight}, {start}"
+        )
+    return lambda done: weight if done >= fraction else start + (weight - start) * done / fraction
 
 
 def cooldown(fraction: float = 0.35) -> Schedule:

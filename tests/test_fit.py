@@ -221,6 +221,8 @@ def test_warm_up() -> None:
     weight = warm_up(0.25, 0.8)
     assert [weight(x) for x in (0, 0.125, 0.25, 0.5, 1)] == pytest.approx([0, 0.4, 0.8, 0.8, 0.8])
     model = BayesianClassifier(network(), CLASSES)
+    falling = warm_up(0.3, start=4.0)
+    assert [falling(done) for done in (0.0, 0.15, 0.3, 1.0)] == [4.0, 2.5, 1.0, 1.0]
     history = train(model, MeanFieldNormal(model), epochs=2, kl_weight=warm_up())
     np.testing.assert_allclose(history["kl_weight"], [0, 1 / 3, 2 / 3, 1, 1, 1])
     for wrong in ((0, 1), (1.1, 1), (0.5, -1)):

@@ -66,7 +66,9 @@ class ModelOptions:
     beta: float = 1.0
     """Weight of the KL under elbo, for models with a latent code; 1 is the ELBO itself."""
     warm_up: float = 0.0
-    """Part of the steps over which the weight of the KL rises from 0 to beta; against collapse."""
+    """Part of the steps over which the weight of the KL goes from kl_start to beta."""
+    kl_start: float = 0.0
+    """Weight of the KL at the start of the warm-up: 0 against collapse; above 1 for a short code."""
     elbo_part: float = 0.7
     """Part of the steps that train by the ELBO before iwae tightens the bound; 0 leaves it out."""
     geco_target: float = 0.01
@@ -151,7 +153,7 @@ def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> di
     if chosen == "geco":
         return {"objective": Geco(options.geco_target * math.prod(size))}
     top = options.beta if chosen == "elbo" else 1.0
-    weight = warm_up(options.warm_up, top) if options.warm_up else top
+    weight = warm_up(options.warm_up, top, options.kl_start) if options.warm_up else top
     if chosen == "elbo":
         return {"objective": Elbo(), "kl_weight": weight}
     if options.warm_up > options.elbo_part:
