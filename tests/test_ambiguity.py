@@ -75,7 +75,7 @@ def test_a_collapsed_model_predicts_one_mode() -> None:
 def test_all_modes_of_the_scenes_are_found_at_their_frequencies(seed: int) -> None:
     pair = scene_model(SIZES, seed)
     objective = ImportanceWeighted(8, elbo_steps=2200)
-    # So many pixels outweigh the KL: at first its weight keeps what the mask does not need out of z.
+    # So many pixels outweigh the KL: its weight keeps out of z what the mask does not need.
     settings: dict[str, Any] = {"precision": "bfloat16", "schedule": cooldown(0.3)}
     settings["kl_weight"] = warm_up(0.5, start=4.0)
     history = train(pair, scenes, 3200, seed, objective=objective, **settings)

@@ -68,7 +68,7 @@ class ModelOptions:
     warm_up: float = 0.0
     """Part of the steps over which the weight of the KL goes from kl_start to beta."""
     kl_start: float = 0.0
-    """Weight of the KL at the start of the warm-up: 0 against collapse; above 1 for a short code."""
+    """Weight of the KL where the warm-up starts: 0 against collapse, above 1 for a short code."""
     elbo_part: float = 0.7
     """Part of the steps that train by the ELBO before iwae tightens the bound; 0 leaves it out."""
     geco_target: float = 0.01
