@@ -35,16 +35,8 @@ from scipy.stats import binom
 from ppl_med import storage
 from ppl_med.analysis import binning, conformal, segmentation
 from ppl_med.data import Batches, hippocampus, load_hippocampus
-from ppl_med.inference import (
-    BernoulliDropout,
-    FromPrior,
-    ImportanceWeighted,
-    MeanFieldNormal,
-    PointEstimate,
-    fit,
-    predict,
-)
-from ppl_med.models import BayesianSegmenter, StochasticSegmentationNetwork
+from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, fit, predict
+from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture, table
 from ppl_med.plots.report import report
@@ -53,7 +45,6 @@ from ppl_med.runs import open_run
 LEVEL = 0.9
 SIZE = (40, 56, 32)  # voxels; holds every outlined voxel of the set and can be halved thrice
 SHOWN = 4  # cases in the pictures
-PARTICLES = 4  # draws in the bound that trains the Stochastic Segmentation Network
 KINDS = (
     "Coherent: one weight draw for all voxels. Voxelwise: the same draws, as if every voxel had "
     "weights of its own. Conformal: coherent, widened by cases that were not trained on."
@@ -70,9 +61,8 @@ class Options:
 
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
     """Folder that holds hippocampus/; by default what PPL_MED_DATA names."""
-    guide: Literal["dropout", "mean_field", "frequentist", "ssn"] = "dropout"
-    """What is believed of the weights; ssn draws no weights, but outlines that vary together
-    (Stochastic Segmentation Network)."""
+    guide: Literal["dropout", "mean_field", "frequentist"] = "dropout"
+    """What is believed of the weights."""
     split: Literal["val", "test"] = "val"
     """Cases to report on. Choose settings on val; use test once, at the end."""
     out: Path = Path("runs/hippocampus")
@@ -105,15 +95,9 @@ class Options:
         self.steps, self.draws, self.channels = 3, 4, (4, 8)
 
 
-def build(options: Options) -> tuple[Any, Any]:
+def build(options: Options) -> tuple[BayesianSegmenter, Any]:
     """Model and guide."""
     torch.manual_seed(options.seed)
-    if options.guide == "ssn":
-        names, sizes = hippocampus.CLASS_NAMES, options.channels
-        ssn = StochasticSegmentationNetwork(
-            1, names, channels=sizes, num_convolutions=1, spatial_dims=3
-        )
-        return ssn, FromPrior("z", "noise")
     net = UNet(
         spatial_dims=3, in_channels=1, out_channels=len(hippocampus.CLASS_NAMES),
         channels=options.channels, strides=(2,) * (len(options.channels) - 1), num_res_units=1,
@@ -377,9 +361,8 @@ def main(options: Options) -> None:
     )  # fmt: skip
     if options.smoke:
         train = train.first(4)
-    objective = ImportanceWeighted(PARTICLES) if options.guide == "ssn" else None
     history = fit(
-        model, guide, train, objective=objective, epochs=max(1, round(options.steps / len(train))),
+        model, guide, train, epochs=max(1, round(options.steps / len(train))),
         learning_rate=options.rate, schedule="cosine", device=options.device, seed=options.seed,
         checkpoint=folder / "checkpoint.pt", resume=options.resume,
     )  # fmt: skip
