@@ -71,7 +71,7 @@ class Options:
     adversary: float = 4.0
     """Weight of the adversary's factor, nats a case."""
     draws: int = 40
-    """Posterior draws."""
+    """Posterior draws; intervals of 95 % take 39."""
     healthy: int = 306
     """Most X-rays of the NIH without findings."""
     folds: int = 4
