@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+NO_DATA = ("depth.py", "quickstart.py", "street_modes.py", "write_your_own.py")
 
 
 def run(*arguments: str | Path, cwd: Path = ROOT) -> str:
@@ -23,9 +26,13 @@ def run(*arguments: str | Path, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def check_run_and_resume(name: str, folder: Path, extra: list[str]) -> None:
+def check_run_and_resume(
+    name: str, options: list[str], folder: Path, request: pytest.FixtureRequest
+) -> None:
     """Run an example for seconds, then go on with it: the same files and the same last line."""
-    out = folder / "run"
+    out, extra = folder / "run", [*options]
+    if name not in NO_DATA:
+        extra += ["--data", str(request.getfixturevalue("data_folder"))]
     first = run(ROOT / "examples" / name, "--smoke", "--out", out, *extra)
     results = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
     assert any(part.startswith("posterior") for path in results for part in path.parts), first

@@ -5,7 +5,6 @@ from example_runs import ROOT, check_run_and_resume, run
 
 pytest.importorskip("pyro", reason="the examples train networks")
 
-NO_DATA = ("quickstart.py", "write_your_own.py")
 LABELS: dict[str, list[str]] = {
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
@@ -18,10 +17,7 @@ LABELS: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("name", LABELS)
 def test_an_example_runs_and_resumes(name, tmp_path, request):
-    extra = [*LABELS[name]]
-    if name not in NO_DATA:
-        extra += ["--data", str(request.getfixturevalue("data_folder"))]
-    check_run_and_resume(name, tmp_path, extra)
+    check_run_and_resume(name, LABELS[name], tmp_path, request)
 
 
 def test_the_calibration_study_reads_malaria_cells_too(tmp_path, data_folder):

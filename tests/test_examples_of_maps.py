@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from example_runs import ROOT, check_run_and_resume, run
 
-NO_DATA = ("depth.py", "street_modes.py")
 MAPS: dict[str, list[str]] = {
     "depth.py": ["--variant", "epistemic", "both", "--fraction", "1", "0.5"],
     "hippocampus.py": [],
@@ -25,10 +24,7 @@ SEGMENTERS = (
 
 @pytest.mark.parametrize("name", MAPS)
 def test_an_example_runs_and_resumes(name, tmp_path, request):
-    extra = [*MAPS[name]]
-    if name not in NO_DATA:
-        extra += ["--data", str(request.getfixturevalue("data_folder"))]
-    check_run_and_resume(name, tmp_path, extra)
+    check_run_and_resume(name, MAPS[name], tmp_path, request)
 
 
 @pytest.mark.slow
