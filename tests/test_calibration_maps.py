@@ -229,6 +229,23 @@ def test_beta_has_the_least_nll_of_all_rising_maps(slopes: tuple[float, float]) 
     assert ours == pytest.approx(oracle.fun, abs=1e-6)
 
 
+def test_beta_reads_how_near_a_rounded_probability_is_to_one() -> None:
+    """1 - 1e-9 is 1 in float32, but the other class still says how far it is from that."""
+    first, _ = halves(classes=2)
+    found = calibration.fit(first, "beta")
+    rest = np.array([1e-9, 1e-12, 1e-3])
+    whole = np.stack([rest, 1 - rest], 1)
+    exact = calibration.apply(found, labelled_tree(whole, np.ones(3, int)))
+    rounded = labelled_tree(whole.astype(np.float32), np.ones(3, int))
+    assert probs_of(rounded)[0, 1] == 1
+    np.testing.assert_allclose(
+        probs_of(calibration.apply(found, rounded)), probs_of(exact), rtol=1e-4
+    )
+    lost = labelled_tree(np.array([[0.0, 1.0], [0.5, 0.5]]), np.ones(2, int))
+    with pytest.raises(ValueError, match="probability exactly 0"):
+        calibration.apply(found, lost)
+
+
 def test_histogram_gives_the_share_of_each_bin() -> None:
     first, second = halves(classes=2)
     found = calibration.fit(first, "histogram", bins=5)

@@ -104,16 +104,21 @@ def normalise(shares: np.ndarray) -> np.ndarray:
 
 
 def _both_logs(log_probs: np.ndarray) -> np.ndarray:
-    """Logarithm of p and minus that of 1 - p (case, class, 2)."""
-    probs = np.exp(log_probs)
-    sides = np.stack([probs, 1 - probs], -1)
-    if (sides <= 0).any():
-        count = int((sides <= 0).any((1, 2)).sum())
+    """Logarithm of p and minus that of 1 - p (case, class, 2).
+
+    1 - p is the sum of the other classes, which are known well where p was rounded to 1.
+    """
+    least = np.full_like(log_probs[:, :1], -np.inf)
+    below = np.logaddexp.accumulate(log_probs[:, :-1], axis=1)
+    above = np.logaddexp.accumulate(log_probs[:, :0:-1], axis=1)[:, ::-1]
+    others = np.logaddexp(np.hstack([least, below]), np.hstack([above, least]))
+    if np.isneginf(log_probs).any() or np.isneginf(others).any():
+        count = int((np.isneginf(log_probs) | np.isneginf(others)).any(1).sum())
         raise ValueError(
-            f"{count} case(s) have a class of probability exactly 0 or 1, where the beta map has "
-            "no value; predict in float64, or use method='temperature' or 'histogram'."
+            f"{count} case(s) have a class of probability exactly 0, where the beta map has no "
+            "value; predict in float64, or use method='temperature' or 'histogram'."
         )
-    return np.stack([log_probs, -np.log1p(-probs)], -1)
+    return np.stack([log_probs, -others], -1)
 
 
 def _learn_one_beta(inputs: np.ndarray, happened: np.ndarray) -> tuple[float, float, float]:
