@@ -109,6 +109,28 @@ def test_presence_of_a_perfect_model_has_slope_one(rng: np.random.Generator) -> 
     assert float(result["ece_perfect"]) == pytest.approx(float(result["ece"]), abs=0.01)
 
 
+def test_specks_are_no_lesion_where_a_least_size_is_asked_for(rng: np.random.Generator) -> None:
+    """Half of the draws without the structure, and one grader, have a stray pixel."""
+    chance = rng.uniform(0.2, 0.8, 40)
+    present = rng.random((40, 60)) < chance[:, None]
+    masks = np.repeat(present[:, :, None], 9, 2).reshape(40, 60, 3, 3).astype(int)
+    specks = masks.copy()
+    specks[:, ::2, 0, 0] = 1
+    graders = masks[:, :4].copy()
+    graders[:, 0, 0, 0] = 1
+    given = {"classes": [1], "min_pixels": 2}
+    clean = segmentation.presence_reliability(sampled(masks), truths(chance), **given)
+    found = segmentation.presence_reliability(sampled(specks), truths(chance), **given)
+    xr.testing.assert_identical(found, clean)
+    assert found.attrs["min_pixels"] == 2
+    loose = segmentation.presence_reliability(sampled(specks), truths(chance), classes=[1])
+    assert float(loose["frequency"].mean()) > float(found["frequency"].mean()) + 0.2
+    seen = segmentation.presence_reliability(tree_of(sampled(masks), graded(graders), 2), **given)
+    np.testing.assert_allclose(seen["truth"], present[:, :4].mean(1))
+    with pytest.raises(ValueError, match="min_pixels"):
+        segmentation.presence_reliability(sampled(masks), truths(chance), classes=[1], min_pixels=0)
+
+
 def test_presence_that_ignores_the_image_has_slope_zero(rng: np.random.Generator) -> None:
     chance = rng.random(400)
     masks = present_masks(rng, np.full(400, 0.5), 64)

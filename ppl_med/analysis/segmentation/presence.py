@@ -1,6 +1,7 @@
 """Presence: is there anything to segment, as often as the draws say?
 
-The predicted probability of presence is the share f of sampled masks of a case that are not empty.
+The predicted probability of presence is the share f of sampled masks of a case that are not empty,
+or hold at least so many pixels.
 It is compared with the true probability p (a generator that knows it), or with the share g of the
 graders who drew something.
 
@@ -42,6 +43,7 @@ def presence_reliability(
     bins: int = 10,
     samples: str = "mode",
     classes: ClassList = None,
+    min_pixels: int = 1,
     simulations: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -55,6 +57,8 @@ def presence_reliability(
         bins: Number of bins of equal width.
         samples: "mode" (argmax of every draw) or "draw" (posterior_predictive/mask).
         classes: Classes that count as present; by default all but class 0.
+        min_pixels: Pixels or voxels that it takes to count as present, in samples and graders'
+            masks alike: a network that is undecided leaves specks smaller than any lesion.
         simulations: Simulated perfect models for ``slope_perfect`` and ``ece_perfect``.
         seed: Seed of the simulations.
 
@@ -73,15 +77,17 @@ def presence_reliability(
         raise ValueError(f"simulations must be a positive integer, not {simulations!r}.")
     if truth is not None and annotations is not None:
         raise ValueError("Pass truth or annotations, not both: one of them is compared with.")
+    if isinstance(min_pixels, bool) or not min_pixels >= 1:
+        raise ValueError(f"min_pixels must be a positive integer, not {min_pixels!r}.")
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
-    given = np.array([np.isin(masks, numbers).any(1).mean() for masks in draws.samples()])
+    given = np.array([_present(masks, numbers, min_pixels).mean() for masks in draws.samples()])
     number = draws.num_samples
     if truth is not None:
         target, graders = _check_truth(truth, draws), None
     else:
         graded = open_annotations(tree, annotations, draws)
-        target, graders = _grader_frequency(graded, numbers)
+        target, graders = _grader_frequency(graded, numbers, min_pixels)
     known = ~np.isnan(target)
     if known.sum() < _FEWEST_CASES:
         raise ValueError(f"A line needs three cases with a truth; there are {known.sum()}.")
@@ -96,6 +102,7 @@ def presence_reliability(
         regression="frequency on truth" if m is None else "grader frequency on frequency",
         classes=class_labels(numbers, draws),
         samples=samples,
+        min_pixels=min_pixels,
         num_samples=number,
         num_cases=int(known.sum()),
     )
@@ -120,7 +127,15 @@ def _check_truth(truth: xr.DataArray, draws: Draws) -> np.ndarray:
     return values
 
 
-def _grader_frequency(graded: xr.DataArray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _present(masks: np.ndarray, numbers: np.ndarray, min_pixels: int) -> np.ndarray:
+    """Whether enough pixels of each mask (mask, pixel) are of the classes."""
+    enough: np.ndarray = np.isin(masks, numbers).sum(1) >= min_pixels
+    return enough
+
+
+def _grader_frequency(
+    graded: xr.DataArray, numbers: np.ndarray, min_pixels: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Share of complete graders who drew something (NaN without any), and their number."""
     share, count = np.full(graded.sizes["case"], np.nan), np.zeros(graded.sizes["case"], int)
     for case in range(graded.sizes["case"]):
@@ -128,7 +143,7 @@ def _grader_frequency(graded: xr.DataArray, numbers: np.ndarray) -> tuple[np.nda
         complete = masks[(masks != UNANNOTATED).all(1)]
         count[case] = len(complete)
         if len(complete):
-            share[case] = np.isin(complete, numbers).any(1).mean()
+            share[case] = _present(complete, numbers, min_pixels).mean()
     return share, count
 
 
