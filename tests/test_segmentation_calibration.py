@@ -1,5 +1,7 @@
 """Calibration of pixels and of presence, on generators that are calibrated by construction."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -118,7 +120,7 @@ def test_specks_are_no_lesion_where_a_least_size_is_asked_for(rng: np.random.Gen
     specks[:, ::2, 0, 0] = 1
     graders = masks[:, :4].copy()
     graders[:, 0, 0, 0] = 1
-    given = {"classes": [1], "min_pixels": 2}
+    given: dict[str, Any] = {"classes": [1], "min_pixels": 2}
     clean = segmentation.presence_reliability(sampled(masks), truths(chance), **given)
     found = segmentation.presence_reliability(sampled(specks), truths(chance), **given)
     xr.testing.assert_identical(found, clean)
