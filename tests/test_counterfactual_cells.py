@@ -22,6 +22,12 @@ def study(monkeypatch) -> Any:
     return importlib.import_module("counterfactual_cells")
 
 
+@pytest.fixture
+def judges(study) -> Any:
+    """What judges the counterfactuals of the example."""
+    return importlib.import_module("counterfactuals.judges")
+
+
 def cells(folder: Path) -> Path:
     """A file like that of the malaria cells: a bright disc, and in class 1 a dark spot on it."""
     arrays: dict[str, Any] = {}
@@ -91,11 +97,11 @@ def test_a_run_saves_what_it_says_and_resumes(study, tmp_path, capsys) -> None:
     assert {path for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_figures_are_means_over_cases_and_draws(study) -> None:
+def test_figures_are_means_over_cases_and_draws(judges) -> None:
     one = result(realism=[3.0, 5.0, 7.0, 9.0])
     naive = xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="case", coords={"case": one["case"]})
     real = {0: np.array([0.0, 6.0, 8.0]), 1: np.array([4.0, 6.0])}
-    line = study.figures_of(one, naive, real)
+    line = judges.figures_of(one, naive, real)
     assert float(line["realism_gain"]) == 3.5
     assert float(line["realism_gain_se"]) == pytest.approx(np.std([2, 3, 4, 5], ddof=1) / 2)
     # targets are 1, 0, 1, 0: 0 of 2, 1 of 3, 2 of 2 and 3 of 3 real images are less likely
@@ -107,16 +113,16 @@ def test_figures_are_means_over_cases_and_draws(study) -> None:
     assert float(line["flip_probability"]) == pytest.approx(per_draw.mean())
 
 
-def test_another_net_is_asked_only_where_it_agreed(study, monkeypatch) -> None:
+def test_another_net_is_asked_only_where_it_agreed(judges, monkeypatch) -> None:
     """A net that reads the first pixel: 0 where it is below 0."""
     one = result()
     for name, pixel in {"image": [-1, 1, 1, -1], "counterfactual": [1, -1, 1, -1]}.items():
         one[name].values[:, 0, 0, 0] = pixel
     net = lambda x: torch.stack([-x[:, 0, 0, 0], x[:, 0, 0, 0]], 1)  # noqa: E731
-    monkeypatch.setattr(study, "functions", lambda *pair, draws, seed: [net])
-    monkeypatch.setattr(study, "density", lambda *given: [np.zeros(4), np.ones(4)])
+    monkeypatch.setattr(judges, "functions", lambda *pair, draws, seed: [net])
+    monkeypatch.setattr(judges, "density", lambda *given: [np.zeros(4), np.ones(4)])
     pair = (None, torch.nn.Linear(1, 1))
-    found = study.judged(one, pair, pair, 0)
+    found = judges.judged(one, pair, pair, 0)
     # present classes are 0, 1, 0, 1; the net sees 0, 1, 1, 0, and 1, 0 in what the first become
     np.testing.assert_array_equal(found["transferred"], [1, 1, np.nan, np.nan])
     assert (found["realism_se"] == 1).all()

@@ -50,7 +50,9 @@ class GaussianEncoder(nn.Module):
             planes = one_hot(label, self.num_classes, image)
             planes = planes[:, :, None, None].expand(-1, -1, *image.shape[2:])
             image = torch.cat([image, planes], dim=1)
-        loc, log_scale = self.layers(image).float().chunk(2, dim=-1)
+        output = self.layers(image)  # of half precision under autocast
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        loc, log_scale = output.chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
 
 
