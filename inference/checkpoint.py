@@ -24,6 +24,7 @@ from ppl_med.inference.programs import (
     full_name,
     modules_of,
     named_modules_of,
+    parts_of,
     select_arguments,
     to_device,
 )
@@ -78,9 +79,8 @@ def digest(pairs: Sequence[tuple[Program, Program | None]]) -> str:
 
 def settings(model: Program) -> str:
     """Priors and likelihoods of a model with their settings, which no tensor's shape shows."""
-    parts = {part: None for module in modules_of(model) for part in module.modules()}
     found: list[Any] = []
-    for part in parts:
+    for part in parts_of(model):
         if type(part).__module__.startswith("ppl_med.likelihoods"):
             found.append(part)
         if isinstance(getattr(part, "prior", None), Prior):

@@ -151,12 +151,10 @@ def _size_of_loader(loader: DataLoader) -> int | None:
     if isinstance(loader.dataset, IterableDataset):
         return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
     sampler: Any = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    drops = False
     if type(sampler) is BatchSampler:
-        drops = sampler.drop_last and type(sampler.sampler) is SequentialSampler
-        whole, sampler = len(sampler) * sampler.batch_size, sampler.sampler
-    if drops:  # the same cases are left out every time
-        return whole
+        batched, sampler = sampler, sampler.sampler
+        if batched.drop_last and type(sampler) is SequentialSampler:
+            return len(batched) * batched.batch_size  # the same cases are left out every time
     if type(sampler) in (RandomSampler, SequentialSampler):
         return len(sampler.data_source)
     return len(sampler.indices) if type(sampler) is SubsetRandomSampler else None

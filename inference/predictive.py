@@ -36,7 +36,7 @@ from ppl_med.inference.programs import (
     batch_size,
     first_grader,
     full_name,
-    modules_of,
+    parts_of,
     select_arguments,
     to_device,
     without_observations,
@@ -335,8 +335,7 @@ def _attributes(
 
 def _training_losses(model: Any) -> dict[str, str]:
     """What likelihoods of the model train in the place of their log-density, if any do."""
-    parts = {part: None for module in modules_of(model) for part in module.modules()}
-    named = [part.training_loss for part in parts if hasattr(part, "training_loss")]
+    named = [part.training_loss for part in parts_of(model) if hasattr(part, "training_loss")]
     return {"training_loss": "; ".join(map(str, named))} if named else {}
 
 

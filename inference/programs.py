@@ -29,6 +29,11 @@ def modules_of(*programs: Program | None) -> list[nn.Module]:
     return list(found.values())
 
 
+def parts_of(program: Program | None) -> list[nn.Module]:
+    """All modules inside those that a program is or reaches, themselves included: each once."""
+    return list({part: None for module in modules_of(program) for part in module.modules()})
+
+
 def named_modules_of(program: Program | None) -> dict[str, nn.Module]:
     """The modules of one program by the name they have in it; ``""`` for a module itself.
 

@@ -47,7 +47,7 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
         )
     files.check_members(path, content, trainer.pairs)
     for name, value in (plan.identity() | _settings(trainer)).items():
-        if content["identity"].get(name, value) != value:
+        if content["identity"].get(name) != value:
             raise ValueError(
                 f"{name} is {value} but the checkpoint {path} was made with "
                 f"{content['identity'].get(name)}; resume with the same arguments"

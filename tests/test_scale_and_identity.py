@@ -237,7 +237,7 @@ def test_fit_resumes_with_the_same_prior_only(tmp_path: Path) -> None:
         fit(first, MeanFieldNormal(first), broken(batches, 2), checkpoint_every=0, **options)
     other = small(scale=0.1)
     with pytest.raises(ValueError, match=r"settings.*scale=0.1.*scale=1.0"):
-        fit(other, MeanFieldNormal(other), batches, resume=True, **options)
+        fit(other, MeanFieldNormal(other), broken(batches, 99), resume=True, **options)
 
 
 def test_draws_from_the_prior_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

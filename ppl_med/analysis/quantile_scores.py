@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis import tree_blocks
+from ppl_med.analysis.draw_ranks import RANKS, attained
 from ppl_med.analysis.number_draws import (
     add_mean,
     case_means,
@@ -94,8 +95,7 @@ def interval_score(
     result["width_mean"] = case_means((upper - lower).where(np.isfinite(outside))).mean("case")
     inside = case_means((outside == 0).where(np.isfinite(outside)))
     result["coverage"], result["coverage_se"] = inside.mean("case"), over_cases(inside)
-    attained = (numbers.num_draws - 1) / (numbers.num_draws + 1)
-    result["attained"] = level.clip(max=attained)
+    result["attained"] = level.clip(max=attained(1.0, numbers.num_draws))
     names = ("coverage", "coverage_se", "attained")
     return describe(result, numbers.drawn, dict.fromkeys(names, "probability"))
 
@@ -107,7 +107,7 @@ def _quantiles(numbers: Numbers, levels: Sequence[float] | np.ndarray) -> xr.Dat
     def of_block(block: tree_blocks.Block) -> xr.DataArray:
         drawn = numbers.draws(block)
         flat = drawn.values.reshape(-1, *drawn.shape[2:])
-        values = np.quantile(flat, levels, axis=0, method="weibull")
+        values = np.quantile(flat, levels, axis=0, method=RANKS)
         template = drawn.isel(chain=0, draw=0, drop=True)
         return template.expand_dims(level=np.array(levels, float)).copy(data=values)
 

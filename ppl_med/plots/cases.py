@@ -10,6 +10,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med.analysis.draw_ranks import RANKS, attained
 from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
 from ppl_med.analysis.uncertainty import entropy, variance
 from ppl_med.plots.checks import require_images, require_variables
@@ -119,11 +120,6 @@ def _uncertainty(
     raise ValueError(f"by must be 'total' or 'mutual_information', got {by!r}")
 
 
-def reached(num_draws: int) -> float:
-    """Probability of the interval: 90 %, or that of all draws where they are too few for it."""
-    return min(_INTERVAL[1] - _INTERVAL[0], (num_draws - 1) / (num_draws + 1))
-
-
 def _headings(
     figure: Figure, columns: Sequence[NDArray[np.intp]], num_draws: int, by: str, has_label: bool
 ) -> None:
@@ -132,7 +128,7 @@ def _headings(
     heading(figure, f"Least and most certain cases, by {measure}", y=1 - 0.08 / height)
     note = "dot: probability under the one draw"
     if num_draws > 1:
-        level = 100 * reached(num_draws)
+        level = 100 * attained(_INTERVAL[1] - _INTERVAL[0], num_draws)
         note = f"dot: mean of {num_draws} draws; bar: {level:.0f} % credible interval"
     note += "; bold: truth" if has_label else ""
     figure.text(0.012, 1 - 0.36 / height, note, fontsize=8.5, color=MUTED, va="top")
@@ -189,7 +185,7 @@ class _Card:
         if self.label is not None and self.label not in shown:
             shown[-1] = self.label
         several = self.probs.sizes["chain"] * self.probs.sizes["draw"] > 1
-        ends = self.probs.quantile(_INTERVAL, _SAMPLES, method="weibull")
+        ends = self.probs.quantile(_INTERVAL, _SAMPLES, method=RANKS)
         low, high = ends.transpose("quantile", "class").to_numpy()
         for line, k in enumerate(shown):
             name = plain(self.names[k], 26)

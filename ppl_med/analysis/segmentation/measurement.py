@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.draw_ranks import RANKS, attained
 from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
 from ppl_med.analysis.segmentation.draws import (
@@ -80,14 +81,14 @@ def sizes(
     result = case_dataset(draws.array, figures, unit, dims=("class",), coords=coords)
     tail = (1 - level) / 2
     for name, quantile in (("median", 0.5), ("lower", tail), ("upper", 1 - tail)):
-        found = np.quantile(values, quantile, axis=1, method="weibull")
+        found = np.quantile(values, quantile, axis=1, method=RANKS)
         result[name] = (("case", "class"), found, {"units": unit})
     result = _with_draws(result, values, draws, unit)
     if graded is not None:
         result = _coverage(result, graded, numbers, factor, unit)
-    attained = min(level, (draws.num_samples - 1) / (draws.num_samples + 1))
+    reached = attained(level, draws.num_samples)
     return describe(
-        result, level=level, attained_level=attained, samples=samples, num_samples=draws.num_samples
+        result, level=level, attained_level=reached, samples=samples, num_samples=draws.num_samples
     )
 
 

@@ -8,6 +8,8 @@ with probability (n - 1) / (n + 1).
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.draw_ranks import RANKS, attained
+
 
 def check_level(level: float) -> None:
     """Raise unless a level is a share between 0 and 1."""
@@ -29,14 +31,14 @@ def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.Da
     """
     draws = ("chain", "draw")
     tails = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (values.quantile(end, draws, method="weibull") for end in tails)
+    low, high = (values.quantile(end, draws, method=RANKS) for end in tails)
     number = values.sizes["chain"] * values.sizes["draw"]
     several = number > 1
-    attained = {"attained_level": min(level, (number - 1) / (number + 1))}
+    reached = {"attained_level": attained(level, number)}
     ends = {"lower": low, "upper": high}
     return {f"expected_{name}": values.mean(draws)} | {
         f"expected_{name}_{end}": (bound if several else bound * np.nan)
         .drop_vars("quantile")
-        .assign_attrs(attained)
+        .assign_attrs(reached)
         for end, bound in ends.items()
     }

@@ -1,0 +1,19 @@
+"""Intervals between draws: the probability that a further draw of their law lies inside.
+
+A further draw lies below the k-th smallest of n with probability k / (n + 1), so quantiles of rank
+level (n + 1) are taken (Hyndman and Fan, The American Statistician 50, 1996, definition 6).
+"""
+
+from typing import Final, Literal
+
+RANKS: Final[Literal["weibull"]] = "weibull"  # the name of these quantiles in NumPy and xarray
+
+
+def attained(level: float, num_draws: int) -> float:
+    """Probability of the central interval: the level, or that between the outermost draws.
+
+    Args:
+        level: That is asked for; fewer than 2 / (1 - level) - 1 draws do not reach it.
+        num_draws: Of all chains.
+    """
+    return min(level, (num_draws - 1) / (num_draws + 1))
