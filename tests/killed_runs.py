@@ -85,7 +85,7 @@ def die_in_zarr_write(call: int) -> None:
     def counted(self: Path, target: Any) -> Path:
         nonlocal calls
         calls += ".zarr" in str(self) and self.suffix == ".partial"
-        if calls == call:
+        if calls >= call:  # Zarr's threads may count past it
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, target)
 

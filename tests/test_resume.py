@@ -129,7 +129,8 @@ def test_prediction_killed_three_times_equals_the_whole_run(kind: str, tmp_path:
 def test_a_kill_while_writing_a_store_leaves_nothing_in_it(write: int, tmp_path: Path) -> None:
     store = tmp_path / "run.zarr"
     assert run_apart(killed_runs.draw, "mean_field", store, None, write) == KILLED
-    assert len(list(tmp_path.rglob("*.*.partial"))) == 2  # the store to be, and zarr's file
+    # The store to be, and at least one file of Zarr's, which writes several at a time.
+    assert len(list(tmp_path.rglob("*.*.partial"))) >= 2
     assert run_apart(killed_runs.draw, "mean_field", store, None) == 0
     assert list(tmp_path.rglob("*.partial")) == []
     tree = xr.open_datatree(store, engine="zarr", consolidated=False).load()
