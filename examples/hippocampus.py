@@ -21,6 +21,7 @@ Needs --data with hippocampus/ in it. Writes to the output folder
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +30,20 @@ import torch
 import tyro
 import xarray as xr
 from ambiguous_masks.training import check_same, markdown
+from dense_uncertainty.variants import dropout
 from monai.networks.nets.unet import UNet
 from scipy.stats import binom
 
 from ppl_med import storage
 from ppl_med.analysis import binning, conformal, segmentation
 from ppl_med.data import Batches, hippocampus, load_hippocampus
-from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, fit, predict
+from ppl_med.inference import (
+    Ensemble,
+    MeanFieldNormal,
+    PointEstimate,
+    fit,
+    predict,
+)
 from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture, table
@@ -61,8 +69,8 @@ class Options:
 
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
     """Folder that holds hippocampus/; by default what PPL_MED_DATA names."""
-    guide: Literal["dropout", "mean_field", "frequentist"] = "dropout"
-    """What is believed of the weights."""
+    guide: Literal["dropout", "ensemble", "mean_field", "frequentist"] = "dropout"
+    """What is believed of the weights; an ensemble is one of nets with dropout."""
     split: Literal["val", "test"] = "val"
     """Cases to report on. Choose settings on val; use test once, at the end."""
     out: Path = Path("runs/hippocampus")
@@ -77,12 +85,16 @@ class Options:
     """Volumes a step."""
     rate: float = 3e-3
     """Learning rate of Adam; falls to 0 along a cosine."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
     dropout: float = 0.1
     """Probability that the guide dropout drops a channel of a wide layer."""
     channels: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net by scale."""
+    members: int = 4
+    """Nets of the ensemble, each trained for all steps."""
     draws: int = 32
-    """Posterior draws."""
+    """Posterior draws; of an ensemble, divided among its members."""
     window: tuple[int, int, int] | None = None
     """Predict by overlapping patches of this size, for volumes that do not fit into memory."""
     smoke: bool = False
@@ -92,7 +104,7 @@ class Options:
 
     def shrink(self) -> None:
         """Make everything small."""
-        self.steps, self.draws, self.channels = 3, 4, (4, 8)
+        self.steps, self.draws, self.channels, self.members = 3, 4, (4, 8), 2
 
 
 def build(options: Options) -> tuple[BayesianSegmenter, Any]:
@@ -104,11 +116,10 @@ def build(options: Options) -> tuple[BayesianSegmenter, Any]:
     )  # fmt: skip
     model = BayesianSegmenter(net, hippocampus.CLASS_NAMES, spatial_dims=3)
     if options.guide == "dropout":
-        # Not the narrow layers at the ends: a mask there drops a whole class.
-        entries = [e for e in model.network.layout.entries if e.is_layer_weight]
-        wide = [e for e in entries if e.shape[0 if e.transposed else 1] >= options.channels[0]]
-        rates = {entry.name: options.dropout for entry in wide}
-        return model, BernoulliDropout(model, rates)
+        return model, dropout(model, options.dropout)
+    if options.guide == "ensemble":
+        parts = partial(dropout, rate=options.dropout)
+        return model, Ensemble(model, parts, options.members, seed=options.seed)
     if options.guide == "mean_field":
         return model, MeanFieldNormal(model, init_scale=0.05, estimator="shared")
     return model, PointEstimate(model)
@@ -209,6 +220,12 @@ def dice(tree: xr.DataTree) -> xr.DataArray:
         total = (guess == index).sum(space) + (truth == index).sum(space)
         found.append((2 * both / total).mean("case"))
     return xr.concat(found, mean["class"][1:]).drop_attrs()
+
+
+def draws_of(options: Options) -> int:
+    """Draws of every member, or of the one net."""
+    several = options.guide == "ensemble"
+    return max(1, options.draws // options.members) if several else options.draws
 
 
 def study(options: Options, trees: dict[str, xr.DataTree]) -> dict[str, dict[str, xr.Dataset]]:
@@ -363,13 +380,14 @@ def main(options: Options) -> None:
         train = train.first(4)
     history = fit(
         model, guide, train, epochs=max(1, round(options.steps / len(train))),
-        learning_rate=options.rate, schedule="cosine", device=options.device, seed=options.seed,
-        checkpoint=folder / "checkpoint.pt", resume=options.resume,
+        learning_rate=options.rate, schedule="cosine", precision=options.precision,
+        device=options.device, seed=options.seed, checkpoint=folder / "checkpoint.pt",
+        resume=options.resume,
     )  # fmt: skip
     storage.save(history, folder / "history.nc")
     trees = {
         split: predict(
-            model, guide, Batches(splits[split], batch_size=5), draws=options.draws,
+            model, guide, Batches(splits[split], batch_size=5), draws=draws_of(options),
             seed=options.seed, device=options.device, window=options.window,
             store=folder / f"posterior-{split}.zarr", resume=options.resume,
         )

@@ -12,7 +12,7 @@ confusion.nc, figures.nc and posterior-shown.nc, and for all of them
 The published nets got 67.1 (baseline), 67.4 (aleatoric), 67.2 (epistemic) and 67.5 (both) IoU on
 the test split, and 57.2, 62.9 and 67.5 (both) with a quarter, half and all of the data. They are
 DenseNets of 103 layers, 360 x 480 pixels, trained until they converged. What stands here by default
-is a U-Net of 0.1 million weights at 72 x 96 pixels, a few minutes of training, and the validation
+is a U-Net of 0.2 million weights at 72 x 96 pixels, a few minutes of training, and the validation
 split, some of whose frames are of a drive that is also in training: lower, and not comparable but
 in the order. ``--net tiramisu103 --size 180 240 --steps 30000 --batch-size 4`` comes nearest, on a
 GPU.
@@ -54,6 +54,7 @@ from dense_uncertainty.variants import (
     share,
     train,
 )
+from monai.networks.nets.unet import UNet as MonaiUNet
 from torch import nn
 
 from ppl_med import storage
@@ -107,10 +108,11 @@ class Options(StudyOptions):
     """Images to compare on. Choose settings on val; use test once, at the end."""
     size: tuple[int, int] = (72, 96)
     """Rows and columns; the files have 180 240. Multiples of 8 for the U-Net."""
-    net: Literal["unet", "tiramisu56", "tiramisu103"] = "unet"
-    """A U-Net, or a fully convolutional DenseNet of so many layers."""
+    net: Literal["residual", "plain", "tiramisu56", "tiramisu103"] = "residual"
+    """A U-Net with residual units and instance normalisation (MONAI), one without, or a fully
+    convolutional DenseNet of so many layers."""
     channels: tuple[int, ...] = (16, 32, 48, 64)
-    """Channels of the U-Net by scale, the finest first."""
+    """Channels of the U-Nets by scale, the finest first."""
     steps: int = 1500
     """Training steps, the same for every fraction."""
     rate: float = 0.1
@@ -176,9 +178,10 @@ class Study:
         outputs = len(CLASS_NAMES) * (1 + noisy)
         options = self.options
         net: nn.Module
-        if options.net == "unet":
-            last = unet.convolution(2, options.channels[0], outputs, 1)
-            net = nn.Sequential(UNet(3, options.channels, 2), last)
+        if options.net in ("residual", "plain"):
+            first = options.channels[0]
+            body = UNet(3, options.channels, 2) if options.net == "plain" else residual(options)
+            net = nn.Sequential(body, unet.convolution(2, first, outputs, 1))
         else:
             net = FCDenseNet.of_depth(int(options.net.removeprefix("tiramisu")), 3, outputs)
         law: Any = "categorical"
@@ -260,6 +263,13 @@ class Study:
         """A file of the run with all the data and the first seed."""
         options = self.options
         return self.folder / Cell(variant, max(options.fraction), options.seed[0]).name / name
+
+
+def residual(options: Options) -> nn.Module:
+    """MONAI's U-Net of residual units, with as many outputs as it has channels at the top."""
+    channels = options.channels
+    strides = (2,) * (len(channels) - 1)
+    return MonaiUNet(2, 3, channels[0], channels, strides, num_res_units=2)
 
 
 def read(path: Path) -> xr.Dataset:

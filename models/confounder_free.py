@@ -61,7 +61,7 @@ class ConfounderFreeClassifier(nn.Module):
         num_features: Features of a case, flattened.
         adversary: Network from flattened features (case, feature) to one number (case, 1). By
             default two layers of 32 units.
-        weight: Of the factor, in nats a case; 0 trains the adversary and leaves the model alone.
+        weight: Of the factor, in nats a case; at 0 neither adversary nor model feel it.
         control: Class whose cases the adversary sees.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; names start with ``features.`` or ``predictor.``; see
@@ -116,7 +116,7 @@ class ConfounderFreeClassifier(nn.Module):
         Args:
             image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
             label: Observed classes, dims (case,), integers; None draws them.
-            confounder: Dims (case,), numbers; read in training, of controls only.
+            confounder: Dims (case,), finite numbers; in training those of controls count.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
 
         Returns:

@@ -73,6 +73,6 @@ class LatentClassifier(nn.Module):
         features = self.features(image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             z = pyro.sample("z", self.prior(image), infer=dims("latent"))
-            logits = self.head(torch.cat([features, z], dim=1))
+            logits = self.head(torch.cat([features.expand(*z.shape[:-1], -1), z], dim=-1))
             self.likelihood(logits, label)
         return logits

@@ -75,13 +75,17 @@ class SiteTemperature(nn.Module):
 
         Args:
             image: Log-probabilities, dims (case, channel, row, col), a channel for each class.
-            site: Index of the site, dims (case,).
+            site: Index of the site, dims (case,), 0 to the number of sites less 1.
             label: Observed classes, dims (case,); None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
 
         Returns:
             Calibrated logits, dims (case, class).
+
+        Raises:
+            ValueError: If there is not one site a case, or, on the CPU, if one is out of range.
         """
+        self._check_sites(site, len(image))
         zero, width = image.new_zeros(()), image.new_full((), self.spread_scale)
         centre = pyro.sample("log_temperature_mean", dist.Normal(zero, self.centre_scale))
         spread = pyro.sample("log_temperature_scale", dist.HalfNormal(width))
@@ -91,3 +95,16 @@ class SiteTemperature(nn.Module):
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(logits, label)
         return logits
+
+    def _check_sites(self, site: Tensor, cases: int) -> None:
+        if tuple(site.shape) != (cases,):
+            raise ValueError(
+                f"site has shape {tuple(site.shape)}, but ({cases},) is needed, one index a case"
+            )
+        # On a GPU reading a value would stop the stream, and an index above the last raises there.
+        if site.device.type == "cpu" and not ((site >= 0) & (site < self.num_sites)).all():
+            wrong = site[(site < 0) | (site >= self.num_sites)][0]
+            raise ValueError(
+                f"site holds {int(wrong)}; sites are numbered 0 to {self.num_sites - 1}, in the "
+                "order they were named in"
+            )

@@ -9,6 +9,7 @@ Sources: Normal and scale mixture, Blundell et al., "Weight uncertainty in neura
 """
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -206,7 +207,7 @@ class Prior:
 
 
 def _positive(name: str, value: float) -> float:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)
 

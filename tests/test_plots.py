@@ -166,6 +166,15 @@ def test_a_tighter_bound_that_was_trained_stands_in_the_place_of_the_elbo() -> N
     assert "importance-weighted" in texts(figure)
 
 
+def test_elbo_draws_every_member_of_an_ensemble() -> None:
+    one = make_history()
+    names = [name for name in one if "step" in one[name].dims or name == "validation_nll"]
+    both = one.assign({name: xr.concat([one[name], one[name] + 1], "chain") for name in names})
+    for ax, name in zip(elbo(both).axes, ("elbo", "nll", "kl"), strict=False):
+        drawn = [found.get_ydata() for found in ax.lines if found.get_label() == name]
+        np.testing.assert_array_equal(drawn, both[name].transpose("chain", "step"))
+
+
 def test_elbo_running_mean_is_a_centred_mean() -> None:
     history = make_history(400)
     _, y = line(elbo(history).axes[2], "running mean")

@@ -44,11 +44,10 @@ def ged_section(
 
 
 def training_section(name: str, one: Run) -> Section:
-    """Training curves of a model; of an ensemble, of its first member."""
-    history = one.history.isel(chain=0) if "chain" in one.history.dims else one.history
+    """Training curves of a model, or of every member of an ensemble."""
     return Section(
         f"training-{name.replace('_', '-')}",
         f"{name}: training",
         paragraph("All curves should have levelled off at the right end.")
-        + picture(elbo(history), f"ELBO, NLL and KL of {name} in nats per case."),
+        + picture(elbo(one.history), f"ELBO, NLL and KL of {name} in nats per case."),
     )

@@ -29,6 +29,7 @@ from ppl_med.data import Batches
 from ppl_med.inference import BernoulliDropout, Ensemble, PointEstimate, fit
 
 Variant = Literal["baseline", "aleatoric", "epistemic", "both"]
+SEVERAL = 4  # channels
 VARIANTS: tuple[Variant, ...] = ("baseline", "aleatoric", "epistemic", "both")
 
 
@@ -52,6 +53,8 @@ class StudyOptions:
     """Images in a training step."""
     learning_rate: float = 3e-3
     """Of Adam, at the start; it falls to 0 by a cosine."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
     guide: Literal["dropout", "ensemble"] = "dropout"
     """Distribution over weights, in the variants that have one."""
     rate: float = 0.1
@@ -111,8 +114,22 @@ def guide_of(model: nn.Module, variant: Variant, options: StudyOptions, seed: in
     if not draws_weights(variant):
         return point(model)
     if options.guide == "dropout":
-        return BernoulliDropout(model, options.rate)
+        return dropout(model, options.rate)
     return Ensemble(model, point, options.members, seed=first_seed(variant, options, seed))
+
+
+def dropout(model: Any, rate: float) -> BernoulliDropout:
+    """Dropout in every layer that reads several channels.
+
+    A mask on the others, at the ends of the net, would drop a colour or a class.
+
+    Args:
+        model: Its ``network`` has random weights.
+        rate: Probability that a channel is dropped.
+    """
+    entries = [entry for entry in model.network.layout.entries if entry.is_layer_weight]
+    wide = [one for one in entries if one.shape[0 if one.transposed else 1] >= SEVERAL]
+    return BernoulliDropout(model, {entry.name: rate for entry in wide})
 
 
 def first_seed(variant: Variant, options: StudyOptions, seed: int) -> int:
@@ -150,7 +167,7 @@ def train(
         folder: Of the run, in which are checkpoint.pt and history.nc.
 
     Returns:
-        The history of ``fit``; of an ensemble, of its first member.
+        The history of ``fit``.
     """
     folder.mkdir(exist_ok=True)
     history = fit(
@@ -160,13 +177,12 @@ def train(
         epochs=max(1, round(options.steps / len(batches))),
         learning_rate=options.learning_rate,
         schedule="cosine",
+        precision=options.precision,
         device=options.device,
         seed=first_seed(cell.variant, options, cell.seed),
         checkpoint=folder / "checkpoint.pt",
         resume=options.resume,
     )
-    if "chain" in history.dims:
-        history = history.isel(chain=0, drop=True)
     storage.save(history, folder / "history.nc")
     return history
 

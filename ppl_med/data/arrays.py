@@ -128,6 +128,8 @@ def _tensor(name: str, values: Any) -> Tensor:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected numbers")
+    if name != "image" and array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch has these dtypes, but cannot compare or index them
     if not array.dtype.isnative or not array.flags.writeable:
         array = array.astype(array.dtype.newbyteorder("="))
     return torch.from_numpy(np.ascontiguousarray(array))

@@ -87,9 +87,11 @@ def mirror_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[
 class RotateAndScale:
     """Turn and zoom every image, with its mask, about the middle, by a random angle and factor.
 
-    A ``transform`` of ``Batches``. Images are interpolated linearly and masks take the nearest
-    pixel; what comes from outside is the image's border, and in masks of integers -1, which no
-    likelihood counts.
+    A ``transform`` of ``Batches``. The image is interpolated linearly, and its border is repeated
+    outside. Everything else with a value per pixel takes that of the nearest pixel, lest it get one
+    that stands nowhere; outside it is not observed: NaN in maps of floating numbers such as depth,
+    -1 in those of integers, which no likelihood counts. Masks of bool, which cannot say so, are
+    False there.
 
     Args:
         degrees: Largest angle, either way; uniform.
@@ -138,7 +140,10 @@ class RotateAndScale:
         shape = [len(image), 1, rows, cols]
         grid = torch.nn.functional.affine_grid(matrix, shape, align_corners=False)
         grid = grid.to(image.device)
-        return batch | {name: _resample(values, grid) for name, values in _maps(batch).items()}
+        return batch | {
+            name: _interpolated(values, grid) if name == "image" else _nearest(values, grid)
+            for name, values in _maps(batch).items()
+        }
 
 
 def _maps(batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -159,17 +164,23 @@ def _turn(values: Tensor, choice: Tensor) -> Tensor:
     return torch.where(swap, values.transpose(-1, -2), values) if choice[2].any() else values
 
 
-def _resample(values: Tensor, grid: Tensor) -> Tensor:
-    """Read off values, dims (case, ..., row, col), at the places of a grid."""
-    layers = values.flatten(1, -3) if values.ndim > 3 else values[:, None]
-    if values.is_floating_point():
-        moved = torch.nn.functional.grid_sample(
-            layers, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
-        return moved.view(values.shape)
-    # Outside is 0, which stands for False, or by the shift for -1.
-    shift = 0 if values.dtype == torch.bool else 1
-    moved = torch.nn.functional.grid_sample(
-        layers.float() + shift, grid, mode="nearest", padding_mode="zeros", align_corners=False
+def _interpolated(image: Tensor, grid: Tensor) -> Tensor:
+    """Read off an image at the places of a grid, linearly; beyond the border, the border."""
+    return torch.nn.functional.grid_sample(
+        image, grid.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
-    return (moved - shift).to(values.dtype).view(values.shape)
+
+
+def _nearest(values: Tensor, grid: Tensor) -> Tensor:
+    """Read off values, dims (case, ..., row, col), at the places of a grid; outside unobserved."""
+    dtype = torch.int16 if values.dtype == torch.uint8 else values.dtype
+    layers = (values.flatten(1, -3) if values.ndim > 3 else values[:, None]).double()
+    moved, inside = (
+        torch.nn.functional.grid_sample(
+            every, grid.double(), mode="nearest", padding_mode="zeros", align_corners=False
+        )
+        for every in (layers, torch.ones_like(layers[:, :1]))
+    )
+    if dtype != torch.bool:
+        moved = moved.masked_fill(inside == 0, math.nan if dtype.is_floating_point else -1.0)
+    return moved.to(dtype).view(values.shape)

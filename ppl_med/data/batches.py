@@ -178,6 +178,11 @@ class Batches:
         mask = columns.get("mask")
         if isinstance(mask, Tensor) and mask.dtype != torch.bool:
             columns["mask"] = mask.long()
+        if self.transform is not None and isinstance(index, slice):  # it may write in place
+            columns = {
+                name: values.clone() if isinstance(values, Tensor) else values
+                for name, values in columns.items()
+            }
         return self._transformed({"image": image, **columns}, epoch, batch)
 
     def _transformed(self, columns: dict[str, Any], epoch: int, batch: int) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def read_list(path: Path) -> list[str]:
     Raises:
         ValueError: It is empty, or has a name twice or one that leads out of the folder.
     """
-    names = path.read_text(encoding="utf-8").split()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold names, one a line, each once; it has {len(names)}")
     for name in names:

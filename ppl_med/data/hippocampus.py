@@ -151,5 +151,5 @@ def _stacked(
         "mask": np.stack([centred(case["mask"], size, fill=fill) for case in cases]),
         "voxel_volume": np.array([case["voxel_volume"] for case in cases]),
         "spacing": np.stack([case["spacing"] for case in cases]),
-        "id": np.array([name.split(".")[0] for name in names]),
+        "id": np.array([name.removesuffix(".gz").removesuffix(".nii") for name in names]),
     }

@@ -1,6 +1,7 @@
 """Pictures and masks from image files, and how they are brought to one size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def check_size(size: Sequence[int], axes: tuple[str, ...]) -> None:
+def check_size(size: Any, axes: tuple[str, ...]) -> None:
     """Raise unless a size names one positive number for each axis.
 
     Args:
@@ -18,8 +19,23 @@ def check_size(size: Sequence[int], axes: tuple[str, ...]) -> None:
     Raises:
         ValueError: It does not.
     """
-    if len(size) != len(axes) or min(size) < 1:
-        raise ValueError(f"size is {tuple(size)}; expected ({', '.join(axes)}), all at least 1")
+    if np.shape(size) != (len(axes),) or min(size) < 1:
+        shown = tuple(size) if np.ndim(size) else size
+        raise ValueError(f"size is {shown}; expected ({', '.join(axes)}), all at least 1")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A picture; what is wrong with its file is said with its name."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a file of another kind, or one that ends too early
+        raise ValueError(f"{path} is no picture that can be read: {error}") from error
 
 
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -33,14 +49,11 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
     Raises:
         ValueError: The file is no picture.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture that can be read") from error
+    with _opened(path) as file:
+        image = file.convert("RGB")
     if size is not None:
+        from PIL import Image
+
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
 
@@ -58,9 +71,7 @@ def read_classes(
     Raises:
         ValueError: The image is not one of 8-bit numbers, or an id is out of range.
     """
-    from PIL import Image
-
-    with Image.open(path) as file:
+    with _opened(path) as file:
         if file.mode not in ("L", "P"):
             raise ValueError(f"{path} has mode {file.mode}; expected 8-bit class numbers")
         mask = np.asarray(file)

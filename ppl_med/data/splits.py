@@ -134,7 +134,7 @@ def apply_split(
     """
     _check_cover(split, arrays)
     patient = np.asarray(arrays["patient"]).astype(str)
-    rows = {name: np.isin(patient, list(members)) for name, members in split.items()}
+    rows = {name: np.isin(patient, list(map(str, members))) for name, members in split.items()}
     return {
         name: {key: np.asarray(values)[kept] for key, values in arrays.items()}
         for name, kept in rows.items()
@@ -150,7 +150,7 @@ def data_digest(arrays: Mapping[str, Any]) -> str:
     for name in ("id", "patient", "image", "mask"):
         if name not in arrays:
             continue
-        values = np.ascontiguousarray(arrays[name])
+        values = _plain_strings(name, np.ascontiguousarray(arrays[name]))
         if values.dtype.kind in "US":  # not the width of the longest string
             content = json.dumps(values.astype(str).tolist()).encode()
         else:
@@ -158,6 +158,15 @@ def data_digest(arrays: Mapping[str, Any]) -> str:
         digest.update(f"{name} {values.dtype.kind} {values.shape} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def _plain_strings(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Strings that numpy holds as objects as strings: else their addresses would be digested."""
+    if values.dtype.kind in "biufcUS":
+        return values
+    if all(isinstance(one, str) for one in values.flat):
+        return values.astype(str)
+    raise TypeError(f"{name} is of dtype {values.dtype}; expected numbers or str")
 
 
 def _split_digest(patients: Mapping[str, Sequence[str]]) -> str:
@@ -175,7 +184,7 @@ def _check_cover(split: Mapping[str, Sequence[str]], arrays: Mapping[str, Any]) 
                 split[second],
                 names=(f"patients of {first}", f"patients of {second}"),
             )
-    named = {who for members in split.values() for who in members}
+    named = {str(who) for members in split.values() for who in members}
     missing = sorted(set(np.asarray(arrays["patient"]).astype(str).tolist()) - named)
     if missing:
         raise ValueError(f"{len(missing)} patient(s) are in no split, first {missing[:5]}")

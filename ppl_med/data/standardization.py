@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CHUNK = 1024  # cases converted to float64 at a time
+_ROUNDING = 1e-9  # of the mean; a smaller standard deviation is the rounding of a constant
 
 
 def standardization(train_images: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -36,7 +37,8 @@ def standardization(train_images: NDArray) -> tuple[NDArray[np.float32], NDArray
     variance = sum(np.square(chunk - centred).sum(axes) for chunk in chunks) / num_pixels
     if not (np.isfinite(loc).all() and np.isfinite(variance).all()):
         raise ValueError("train_images holds NaN or infinite pixels; replace or drop those cases")
-    if (variance <= 0).any():
-        channels = np.flatnonzero(variance <= 0).tolist()
+    constant = variance <= np.square(_ROUNDING * loc)
+    if constant.any():
+        channels = np.flatnonzero(constant).tolist()
         raise ValueError(f"train_images is constant in channel(s) {channels}; drop them")
     return (loc / unit).astype(np.float32), (np.sqrt(variance) / unit).astype(np.float32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_med.likelihoods.statement import precision, state
+from ppl_med.likelihoods.statement import check_class_names, precision, state
 
 
 class PartialCategorical(dist.Categorical):
@@ -50,6 +50,7 @@ class Categorical(nn.Module):
         partial: bool = False,
     ) -> None:
         super().__init__()
+        check_class_names(classes)
         self.classes, self.event, self.site = tuple(classes), tuple(event), site
         self.partial = partial
 

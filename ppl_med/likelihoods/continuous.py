@@ -179,7 +179,8 @@ class StudentT(_LocationScale):
         )
         if df is not None and not df > 2:
             raise ValueError(f"df must be above 2, so that there is a variance, got {df!r}")
-        start = torch.tensor(math.log(math.expm1((_START_DF if df is None else df) - 2)))
+        above = (_START_DF if df is None else df) - 2
+        start = torch.tensor(above + math.log(-math.expm1(-above)))  # softplus of it is above
         if df is None:
             self.raw_df = nn.Parameter(start)
         else:

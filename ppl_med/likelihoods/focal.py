@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_med.likelihoods.class_loss import LossOfClasses, log_prob_of
@@ -41,14 +44,14 @@ class FocalLoss(LossOfClasses):
         self,
         classes: Sequence[str],
         gamma: float | Sequence[tuple[float, float]] = 2.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | NDArray[Any] | Tensor | None = None,
         event: Sequence[str] = (),
         site: str = "label",
         *,
         partial: bool = False,
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
-        steps = ((1.0, gamma),) if isinstance(gamma, int | float) else tuple(gamma)
+        steps = ((1.0, gamma),) if isinstance(gamma, Real) else tuple(gamma)
         steps = tuple((float(bound), float(exponent)) for bound, exponent in steps)
         _check_steps(steps)
         self.register_buffer("bounds", torch.tensor([b for b, _ in steps[:-1]]), persistent=False)
@@ -56,7 +59,9 @@ class FocalLoss(LossOfClasses):
         weights = _weights(class_weights, len(self.classes))
         self.register_buffer("class_weights", weights, persistent=False)
         shown = " ".join(f"{exponent:g}" for _, exponent in steps)
-        self.training_loss = f"focal loss, gamma {shown}" + (", weighted" if class_weights else "")
+        self.training_loss = f"focal loss, gamma {shown}" + (
+            "" if weights is None else ", weighted"
+        )
 
     def loss(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
         """Focal loss, in nats."""
@@ -79,7 +84,9 @@ def _check_steps(steps: Sequence[tuple[float, float]]) -> None:
         )
 
 
-def _weights(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
+def _weights(
+    weights: Sequence[float] | NDArray[Any] | Tensor | None, num_classes: int
+) -> Tensor | None:
     if weights is None:
         return None
     if len(weights) != num_classes or not all(math.isfinite(w) and w > 0 for w in weights):

@@ -21,13 +21,14 @@ _VALIDATION = "#D55E00"
 def elbo(history: xr.Dataset) -> Figure:
     """Draw ELBO, or the tighter bound that was trained, NLL and KL against the training step.
 
-    The thin line is every step, the thick line a centred running mean over 2 % of the steps. Steps
-    that would squash the rest are left outside the frame, and the panel says how many.
+    The thin line is every step, the thick line a centred running mean over 2 % of the steps; of an
+    ensemble each member has its own. Steps that would squash the rest are left outside the frame,
+    and the panel says how many.
 
     Args:
         history: As ``ppl_med.inference.fit`` returns it: ``elbo``, ``nll``, ``kl``, ``kl_weight``
             (step) in nats per case, optionally ``bound`` and the coordinate ``epoch`` (step), and
-            ``validation_nll`` (validation_epoch).
+            ``validation_nll`` (validation_epoch); of an ensemble also with dim chain.
 
     Returns:
         Three panels above each other, and a fourth for the KL weight where it changes.
@@ -40,7 +41,7 @@ def elbo(history: xr.Dataset) -> Figure:
     )
     if not history.sizes.get("step"):
         raise ValueError("history has no step; run fit for at least one epoch")
-    weight = history["kl_weight"].to_numpy().astype(np.float64)
+    weight = _by_member(history["kl_weight"])[0]
     varies = bool(np.ptp(weight) > 0)
     figure = new_figure(8.0, 7.4 if varies else 6.6)
     axes = figure.subplots(
@@ -57,7 +58,9 @@ def elbo(history: xr.Dataset) -> Figure:
     axes[-1].set_xlabel("Step")
     figure.align_ylabels(axes)
     _epoch_axis(axes[0], history, step)
-    heading(figure, f"Training in nats per case · {_weight_note(weight)}")
+    members = history.sizes.get("chain", 1)
+    who = f"{members} members, " if members > 1 else ""
+    heading(figure, f"Training in nats per case · {who}{_weight_note(weight)}")
     return figure
 
 
@@ -68,6 +71,12 @@ def _weight_note(weight: NDArray[np.float64]) -> str:
     return f"KL weight {weight[0]:.3g}{note}"
 
 
+def _by_member(values: xr.DataArray) -> NDArray[np.float64]:
+    """Values of every member of an ensemble, or of the one fit: dims (member, step)."""
+    stacked = values if "chain" in values.dims else values.expand_dims("chain")
+    return stacked.transpose("chain", ...).to_numpy().astype(np.float64)
+
+
 def _steps(history: xr.Dataset) -> NDArray[np.float64]:
     known = "step" in history.coords
     step = history["step"].to_numpy() if known else np.arange(history.sizes["step"])
@@ -76,26 +85,27 @@ def _steps(history: xr.Dataset) -> NDArray[np.float64]:
 
 def _curve(ax: Axes, history: xr.Dataset, step: NDArray[np.float64], name: str) -> None:
     title, color, meaning = _PARTS[name]
-    values = history[name].to_numpy().astype(np.float64)
-    smooth = len(values) >= 50
-    ax.plot(
-        step,
-        values,
-        color=color,
-        linewidth=0.7 if smooth else 1.5,
-        alpha=0.35 if smooth else 1.0,
-        label=name,
-    )
-    if smooth:
-        ax.plot(step, _running_mean(values), color=color, linewidth=1.6, label="running mean")
-    shown = [values]
+    values = _by_member(history[name])
+    smooth = values.shape[1] >= 50
+    for member in values:
+        ax.plot(
+            step,
+            member,
+            color=color,
+            linewidth=0.7 if smooth else 1.5,
+            alpha=0.35 / len(values) ** 0.5 if smooth else 1.0,
+            label=name,
+        )
+    for member in values if smooth else ():
+        ax.plot(step, _running_mean(member), color=color, linewidth=1.6, label="running mean")
+    shown = [*values]
     if name == "nll" and "validation_nll" in history:
-        shown.append(_validation(ax, history, step))
+        shown += [*_validation(ax, history, step)]
     low, high = robust_limits(shown)
     ax.set(ylim=(low, high), ylabel=f"{title}\n[nats per case]")
     outside = int(((values < low) | (values > high)).sum())
     if outside:
-        meaning += f" · {outside} of {len(values)} steps outside the frame"
+        meaning += f" · {outside} of {values.size} steps outside the frame"
     ax.set_title(meaning, loc="right", fontsize=8.5, color=MUTED, pad=3)
     clean(ax)
 
@@ -109,16 +119,16 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _validation(ax: Axes, history: xr.Dataset, step: NDArray[np.float64]) -> NDArray[np.float64]:
-    values = history["validation_nll"].to_numpy().astype(np.float64)
+    values = _by_member(history["validation_nll"])
     if "epoch" in history.coords:
         epoch = history["epoch"].to_numpy()
         last = np.searchsorted(epoch, history["validation_epoch"].to_numpy(), side="right") - 1
         position = step[np.clip(last, 0, len(step) - 1)]
     else:
-        position = np.linspace(step[0], step[-1], len(values) + 1)[1:]
+        position = np.linspace(step[0], step[-1], values.shape[1] + 1)[1:]
     ax.plot(
         position,
-        values,
+        values.T,
         color=_VALIDATION,
         marker="o",
         markersize=4,

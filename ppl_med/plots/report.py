@@ -280,6 +280,8 @@ def _training(history: xr.Dataset | None) -> Section | None:
     if history is None:
         return None
     figure = elbo_figure(history)
-    last = ", ".join(f"{n} {float(history[n][-1]):.3g}" for n in ("elbo", "nll", "kl"))
-    alt = f"Training curves in nats per case; at the last step {last}."
+    end = history.isel(step=-1)
+    last = ", ".join(f"{n} {float(end[n].mean()):.3g}" for n in ("elbo", "nll", "kl"))
+    who = ", mean of the members" if "chain" in history.dims else ""
+    alt = f"Training curves in nats per case; at the last step{who}: {last}."
     return _section("training", "Training", picture(figure, alt))
