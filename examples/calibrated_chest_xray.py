@@ -203,7 +203,7 @@ def show(study: Study, result: xr.Dataset, gaps: xr.Dataset, chosen: dict[str, s
     report(
         study.folder / "report.html",
         title=study.pictures.title,
-        tree=test,
+        tree=after,
         images=study.images,
         reliability=reliability,
         scores=scoring.score(after),

@@ -30,7 +30,7 @@ import torch
 import tyro
 import xarray as xr
 from ambiguous_masks.pages import tables
-from ambiguous_masks.training import check_same, markdown
+from ambiguous_masks.training import markdown
 from dense_uncertainty.variants import (
     Cell,
     StudyOptions,
@@ -60,7 +60,7 @@ from ppl_med.plots import selective as selective_figures
 from ppl_med.plots.depth_maps import depth_maps, noise_recovery
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 SHIFTS: tuple[Literal["none", "colour", "texture"], ...] = ("none", "colour", "texture")
 NAMES = {"none": "like training", "colour": "shifted colour", "texture": "shifted texture"}
@@ -360,10 +360,10 @@ def _examples(study: Study, trees: dict[str, xr.DataTree]) -> Any:
     """One scene like the training ones and, of the same layout, one of every shift."""
     joined = {
         group: xr.concat(
-            [tree[group].to_dataset().isel(case=[0])[names] for tree in trees.values()],
+            [tree[group].to_dataset().isel(case=[0]) for tree in trees.values()],
             "case", data_vars="all",
         )
-        for group, names in (("posterior", ["loc", "scale"]), ("observed_data", ["depth"]))
+        for group in ("posterior", "observed_data")
     }  # fmt: skip
     tree = xr.DataTree.from_dict({f"/{name}": part for name, part in joined.items()})
     images = np.concatenate([study.tests[shift]["image"][:1] for shift in trees])
@@ -422,7 +422,7 @@ def main(options: Options) -> None:
     folder = open_run(options.out, resume=options.resume)
     if options.smoke:
         options.shrink()
-    check_same(options, folder, free=("variant", "fraction", "seed"))  # type: ignore[arg-type]
+    check_same(options, folder, free=("variant", "fraction", "seed"))
     study = Study(options, folder)
     result = collect(study)
     print(markdown(*rows_of(result, COLUMNS, "images")))

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
-from ambiguous_masks.training import check_same, markdown
+from ambiguous_masks.training import markdown
 from dense_uncertainty.variants import dropout
 from monai.networks.nets.unet import UNet
 from scipy.stats import binom
@@ -48,7 +48,7 @@ from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture, table
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 LEVEL = 0.9
 SIZE = (40, 56, 32)  # voxels; holds every outlined voxel of the set and can be halved thrice

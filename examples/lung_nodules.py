@@ -26,7 +26,6 @@ from ambiguous_masks.training import (
     LATENT_PLANE,
     Run,
     cell,
-    check_same,
     decode_plane,
     ged_of_subsets,
     markdown,
@@ -50,7 +49,7 @@ from ppl_med.data.lidc import CLASS_NAMES
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 SAMPLES = (1, 4, 8, 16)
 MISSED, HALVES = (0.05, 0.1, 0.2), 40  # shares that may be missed; divisions of the patients
@@ -315,7 +314,7 @@ def main(options: Options) -> None:
     folder = open_run(options.out, resume=options.resume)
     if options.smoke:
         options.shrink()
-    check_same(options, folder, free=("data", "split"))
+    check_same(options, folder, free=("data", "split", "model"))
     nodules = Nodules(options)
     whole_epochs(options, nodules.train)
     runs, found, left_out = {}, [], {}

@@ -41,7 +41,7 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.networks import AlexNet
 from ppl_med.plots.report import report
 from ppl_med.priors import Normal
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 Guide = Literal["frequentist", "mean_field", "dropout", "ensemble"]
 MEMBERS = 5
@@ -81,6 +81,7 @@ class Study:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.folder = open_run(options.out, resume=options.resume)
+        check_same(options, self.folder, free=("data", "guide", "fraction", "seed"))
         splits = load_malaria(options.data)
         self.loc, self.scale = standardization(splits["train"]["image"])
         self.test, self.val = (self._batches(splits[name]) for name in ("test", "val"))

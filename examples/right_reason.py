@@ -37,7 +37,7 @@ from ppl_med.plots.attribution import attribution
 from ppl_med.plots.curves import elbo
 from ppl_med.plots.page import Section, paragraph, picture, table
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 HEAD = ("data", "net", "accuracy as collected %", "accuracy, tags exchanged %",
         "less the unconfounded", "effect of the tag", "dCor² with the tag, chance, p")  # fmt: skip
@@ -306,6 +306,7 @@ def main(options: Options) -> None:
     folder = open_run(options.out, resume=options.resume)
     if options.smoke:
         options.shrink()
+    check_same(options, folder, free=("data", "planted", "source", "part"))
     if not (options.planted or options.source):
         raise ValueError("planted is empty and source is off; there is nothing to do")
     text, sections, trees = [], [], []

@@ -30,7 +30,6 @@ from ambiguous_masks.training import (
     LATENT_PLANE,
     Run,
     cell,
-    check_same,
     decode_plane,
     ged_of_subsets,
     markdown,
@@ -56,7 +55,7 @@ from ppl_med.data import (
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 SAMPLES = (1, 4, 8, 16)
 SHOWN = 4  # cases in the pictures
@@ -272,7 +271,7 @@ def main(options: Options) -> None:
     folder = open_run(options.out, resume=options.resume)
     if options.smoke:
         options.shrink()
-    check_same(options, folder, free=("data", "split"))
+    check_same(options, folder, free=("data", "split", "model"))
     streets = Streets(options)
     whole_epochs(options, streets.train)
     runs, flips, found = {}, {}, []

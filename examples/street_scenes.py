@@ -30,7 +30,7 @@ import torch
 import tyro
 import xarray as xr
 from ambiguous_masks.pages import tables
-from ambiguous_masks.training import check_same, markdown
+from ambiguous_masks.training import markdown
 from dense_uncertainty.corruption import Corruption, corrupt
 from dense_uncertainty.pixels import (
     SCORES,
@@ -68,7 +68,7 @@ from ppl_med.plots import segmentation as figures
 from ppl_med.plots import selective as selective_figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 
 BLOCK = 8  # images predicted at a time
 SHOWN = 4  # images in the pictures
@@ -353,8 +353,13 @@ def show(study: Study, result: xr.Dataset) -> None:
         sections=sections,
         notes=(
             f"CamVid, split {options.split}, {rows} × {cols} pixels, {options.net}, "
-            f"{options.steps} steps of {options.batch_size} images at every fraction, dropout at "
-            f"{options.rate:g}, {options.draws} draws.",
+            f"{options.steps} steps of {options.batch_size} images at every fraction, "
+            + (
+                f"dropout at {options.rate:g}"
+                if options.guide == "dropout"
+                else f"{options.members} nets in an ensemble"
+            )
+            + f", {options.draws} draws.",
             PUBLISHED,
             "What differs here: the size of images and net, the length of training, and the split; "
             "frames of one drive are in training and in validation.",
@@ -394,7 +399,7 @@ def main(options: Options) -> None:
     folder = open_run(options.out, resume=options.resume)
     if options.smoke:
         options.shrink()
-    check_same(options, folder, free=("data", "variant", "fraction", "seed"))  # type: ignore[arg-type]
+    check_same(options, folder, free=("data", "variant", "fraction", "seed"))
     study = Study(options, folder)
     result = collect(study)
     print(markdown(*rows_of(result, COLUMNS, "images")))

@@ -78,14 +78,16 @@ def digest(pairs: Sequence[tuple[Program, Program | None]]) -> str:
 
 
 def settings(model: Program) -> str:
-    """Priors and likelihoods of a model with their settings, which no tensor's shape shows."""
-    found: list[Any] = []
+    """Priors, likelihoods and other losses of a model, with settings that no shape shows."""
+    found: list[str] = []
     for part in parts_of(model):
         if type(part).__module__.startswith("ppl_med.likelihoods"):
-            found.append(part)
+            found.append(_with_settings(part))
+        elif isinstance(getattr(part, "training_loss", None), str):
+            found.append(f"{type(part).__name__}({part.training_loss})")
         if isinstance(getattr(part, "prior", None), Prior):
-            found.append(part.prior)
-    return "; ".join(map(_with_settings, found))
+            found.append(_with_settings(part.prior))
+    return "; ".join(found)
 
 
 def _with_settings(part: Any) -> str:

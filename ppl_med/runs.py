@@ -1,6 +1,11 @@
-"""Folders of runs: a new run never overwrites an earlier one."""
+"""Folders of runs: a new run never overwrites an earlier one, nor goes on in another's name."""
 
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def open_run(folder: str | Path, *, resume: bool) -> Path:
@@ -27,3 +32,36 @@ def open_run(folder: str | Path, *, resume: bool) -> Path:
         print(f"The earlier run in {folder} is now {aside}.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def check_same(options: Any, folder: str | Path, free: Sequence[str] = ()) -> None:
+    """Raise if what is in a run's folder was begun with other options; else note them there.
+
+    Call it after ``open_run``, before anything in the folder is read.
+
+    Args:
+        options: Of this call, a dataclass. ``out``, ``device`` and ``resume`` may always differ.
+        folder: Of the run.
+        free: Names of other options that may differ, such as those that name parts of a study.
+
+    Raises:
+        ValueError: If an option differs; the message names the first.
+    """
+    ours = {
+        name: str(value)
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("out", "device", "resume", *free)
+    }
+    path = Path(folder) / "options.json"
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in ours if earlier.get(name) != ours[name]]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {ours[name]}, but the run in {folder} was begun "
+                f"with {earlier.get(name)}; use another --out, or go on with the same options"
+            )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -129,6 +129,12 @@ def test_draws_are_kept_datasets_go_through_and_lazy_maps_stay_lazy() -> None:
         np.testing.assert_allclose(lazy, aggregate(array, how, **options))
 
 
+def test_errors_of_single_pixels_are_not_passed_off_as_those_of_the_mean() -> None:
+    array = maps(2, 4, 5)
+    whole = xr.Dataset({"entropy": array, "entropy_mcse": 0.1 * array, "entropy_se": 0.1 * array})
+    assert list(aggregate(whole, "mean")) == ["entropy"]
+
+
 def test_the_predicted_mask_is_the_mode_of_the_mean() -> None:
     probs = random_probs(extra={"row": 4, "col": 5}, cases=3, draws=3)
     found = aggregation.predicted_mask(probs)

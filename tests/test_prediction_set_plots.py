@@ -33,6 +33,15 @@ def bars(ax: Axes, color: str) -> np.ndarray:
     return np.array([p.get_height() for p in sorted(found, key=lambda p: p.get_x())])
 
 
+def test_many_classes_leave_the_labels_apart() -> None:
+    sizes = np.arange(60)
+    member = np.arange(59)[None] < sizes[:, None]
+    sets = xr.Dataset({"prediction_set": (("case", "class"), member)})
+    (ax,) = set_sizes(sets).axes
+    ticks = ax.get_xticks()
+    assert len(ticks) < 20 and (ticks == np.round(ticks)).all() and not ax.texts
+
+
 def test_bars_are_the_shares_of_sizes() -> None:
     sets, _, _ = study()
     figure = set_sizes(sets)

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 from ppl_med.analysis import scoring
-from ppl_med.plots.report import report
+from ppl_med.plots.report import _positions, report
 from ppl_med.plots.summary import score_table
 
 NUM_CASES = 12
@@ -185,6 +185,7 @@ def test_scores_of_masks_are_of_a_pixel() -> None:
     masks = scoring.score(make_tree())
     masks["nll"].attrs["per"] = "pixel"
     assert "nats per pixel" in score_table(masks) and "nats per case" not in score_table(masks)
+    assert "share of pixels" in score_table(masks) and "share of cases" not in score_table(masks)
 
 
 def test_report_shows_prediction_sets_and_provenance(whole: Path) -> None:
@@ -241,6 +242,17 @@ def test_report_outlines_the_mask_of_the_explained_cases(
     report(tmp_path / "r.html", title="Order", **inputs)
     np.testing.assert_array_equal(seen["images"], inputs["images"][[5, 2]])
     np.testing.assert_array_equal(seen["mask"], inputs["mask"][[5, 2]])
+
+
+def test_maps_of_masks_stand_beside_the_images_of_their_cases() -> None:
+    space = ("row", "col")
+    masks = xr.DataArray(np.zeros((1, 2, 5, 4, 4)), {"case": list("abcde")},
+                         ("chain", "draw", "case", *space), "mask")  # fmt: skip
+    tree = xr.DataTree.from_dict({"/posterior": masks.to_dataset()})
+    maps = xr.Dataset({"mean": (("case", *space), np.zeros((2, 4, 4)))}, {"case": ["e", "d"]})
+    assert _positions(tree, maps).tolist() == [4, 3]
+    with pytest.raises(ValueError, match="cases that the tree lacks .first: 'z'"):
+        _positions(tree, maps.assign_coords(case=["a", "z"]))
 
 
 def test_report_rejects_what_does_not_fit(tmp_path: Path) -> None:

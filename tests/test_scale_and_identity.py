@@ -26,6 +26,7 @@ from torch.utils.data import (
 
 from ppl_med.data import Batches
 from ppl_med.dims import dims
+from ppl_med.explain import AttributionConstrained, RightReasons
 from ppl_med.inference import (
     BernoulliDropout,
     ConditionalNormal,
@@ -35,9 +36,10 @@ from ppl_med.inference import (
     fit,
     predict,
 )
+from ppl_med.inference.checkpoint import settings
 from ppl_med.inference.loader import as_loader
 from ppl_med.likelihoods import FocalLoss, LabelNoise
-from ppl_med.models import BayesianClassifier, LatentClassifier
+from ppl_med.models import BayesianClassifier, ConfounderFreeClassifier, LatentClassifier
 from ppl_med.networks import ConvGaussian, GaussianEncoder
 from ppl_med.priors import Normal
 
@@ -343,3 +345,15 @@ def test_an_ensemble_still_starts_anew() -> None:
     guide = Ensemble(model, PointEstimate, members=2)
     history = fit(model, guide, Batches(arrays(), batch_size=10), epochs=1, progress=False)
     assert history.sizes["chain"] == 2
+
+
+def test_the_weights_of_other_losses_are_part_of_what_is_resumed() -> None:
+    def constrained(weight: float) -> str:
+        return settings(AttributionConstrained(small(), [RightReasons(weight)]))
+
+    def adversarial(weight: float) -> str:
+        parts = nn.Flatten(), nn.Linear(16, 2)
+        return settings(ConfounderFreeClassifier(*parts, ["no", "yes"], 16, weight=weight))
+
+    for build in (constrained, adversarial):
+        assert build(3.0) == build(3.0) != build(300.0)

@@ -327,6 +327,17 @@ def test_the_standard_error_feels_no_offset_of_the_score() -> None:
     assert float(moved["aurc_se"]) == pytest.approx(float(plain["aurc_se"]), rel=1e-3)
 
 
+def test_the_standard_error_feels_no_outlier_of_the_score() -> None:
+    rng = np.random.default_rng(3)
+    score, error = rng.normal(size=300), rng.random(300)
+    score[0] = -4.0
+    near = run(score, error, replicates=200)
+    score[0] = -1e4
+    far = run(score, error, replicates=200)
+    for name in ("aurc", "aurc_se"):
+        assert float(far[name]) == pytest.approx(float(near[name]), rel=0.02)
+
+
 def test_a_useful_uncertainty_gains_and_precision_falls_with_recall() -> None:
     """Errors of N(0, s^2) with s known: the mean |error| at coverage c is that of s below."""
     rng = np.random.default_rng(0)

@@ -1,7 +1,5 @@
 """Training a model and predicting with it, or picking up what an earlier call left."""
 
-import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,32 +16,6 @@ from ppl_med.inference import cooldown, fit, predict
 WEIGHT_DECAY = 1e-5
 LATENT_PLANE = ("prob_unet", "image_to_image_vae")  # models with one code a case
 GRID = np.linspace(-2, 2, 5)
-
-
-def check_same(options: ModelOptions, folder: Path, free: tuple[str, ...]) -> None:
-    """Raise if a study in this folder was begun with other options; note them for the next call.
-
-    Args:
-        options: Of this call.
-        folder: Of the study.
-        free: Names of options that may differ.
-    """
-    own = {
-        name: str(value)
-        for name, value in dataclasses.asdict(options).items()
-        if name not in ("model", "out", "device", "resume", *free)
-    }
-    path = folder / "options.json"
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        changed = [name for name in own if earlier.get(name) != own[name]]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {own[name]}, but the study in {folder} was begun "
-                f"with {earlier.get(name)}; use another --out, or go on with the same options"
-            )
-    path.write_text(json.dumps(own, indent=1) + "\n")
 
 
 def whole_epochs(options: ModelOptions, train: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ppl_med import storage
 from ppl_med.analysis import spray
+from ppl_med.analysis.draw_ranks import RANKS
 from ppl_med.data import Batches, mirror_with_mask, standardization
 from ppl_med.data.folders import find_place
 from ppl_med.data.image_files import read_rgb
@@ -265,7 +266,8 @@ class Source:
         share = (inside / relevance.sum(("row", "col"))).isel(case=source == 1).mean("case")
         result["mass_on_frame"] = share.mean()
         for end, place in (("lower", 0.025), ("upper", 0.975)):
-            result[f"mass_on_frame_{end}"] = share.quantile(place).drop_vars("quantile")
+            reached = share.quantile(place, method=RANKS)
+            result[f"mass_on_frame_{end}"] = reached.drop_vars("quantile")
         result["frame_area"] = self.frame.mean()
         return result
 

@@ -27,7 +27,7 @@ _ROWS = 64  # image height that the widths are given for
 def corrupt(
     images: NDArray[np.uint8], kind: Corruption, severity: int, *, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Corrupt every image; one image gets the same corruption wherever it stands.
+    """Corrupt every image; its place among the images determines its noise and drifts.
 
     Args:
         images: Dims (case, channel, row, col).

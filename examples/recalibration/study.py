@@ -13,7 +13,7 @@ from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, 
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet
 from ppl_med.priors import Normal
-from ppl_med.runs import open_run
+from ppl_med.runs import check_same, open_run
 from recalibration.pictures import PICTURES
 
 PARTS = ("recalibration", "conformal", "test")
@@ -45,6 +45,7 @@ class Study:
             options.draws, options.replicates, options.seed = 2, 10, options.seed[:1]
         self.options = options
         self.folder = open_run(options.out, resume=options.resume)
+        check_same(options, self.folder, free=("data", "guide", "seed", "alpha", "replicates"))
         self.pictures = PICTURES[options.pictures]
         splits = self.pictures.read(options.data)
         loc, scale = standardization(splits["train"]["image"])

@@ -50,7 +50,8 @@ def aggregate(
 
     Args:
         maps: Map (case, ..., row, col), also with depth; or a Dataset, whose variables without
-            these axes are left out. Other axes, such as draw, are kept. Lazy maps give a lazy
+            these axes are left out, and the errors of single pixels (``*_mcse``, ``*_se``), which
+            are not those of the result. Other axes, such as draw, are kept. Lazy maps give a lazy
             result.
         how: As the module says.
         level: Of the quantile, in [0, 1].
@@ -71,7 +72,12 @@ def aggregate(
     """
     _check(how, level, patch, width)
     if isinstance(maps, xr.Dataset):
-        found = {name: array for name, array in maps.items() if _space(array)}
+        errors = ("_mcse", "_se")
+        found = {
+            name: array
+            for name, array in maps.items()
+            if _space(array) and not str(name).endswith(errors)
+        }
         if not found:
             raise ValueError(f"maps has no variable with axes of an image, only {list(maps)}.")
         options: dict[str, Any] = {"level": level, "patch": patch, "mask": mask, "width": width}

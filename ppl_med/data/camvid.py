@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_med.data.class_flips import ClassFlips
-from ppl_med.data.disjoint import check_disjoint
+from ppl_med.data.folders import check_splits, find_place
 
 CLASS_NAMES = (
     "sky",
@@ -62,26 +62,11 @@ def load_camvid(
     """
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size is {size}; expected (rows, cols), both at least 1")
-    lists = _find(Path(folder))
-    splits = {split: _read(path, size) for split, path in lists.items()}
-    names = list(splits)
-    for k, first in enumerate(names):
-        for second in names[k + 1 :]:
-            check_disjoint(splits[first]["id"], splits[second]["id"], names=(first, second))
+    place = find_place(folder, "camvid", ("train.txt", "val.txt"), module=__name__)
+    lists = {split: place / f"{split}.txt" for split in SPLITS}
+    splits = {split: _read(path, size) for split, path in lists.items() if path.is_file()}
+    check_splits(splits)
     return splits
-
-
-def _find(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {str(folder)!r} is not there")
-    for place in (folder, folder / "camvid"):
-        paths = {split: place / f"{split}.txt" for split in SPLITS}
-        if all(paths[split].is_file() for split in SPLITS[:2]):
-            return {split: path for split, path in paths.items() if path.is_file()}
-    raise FileNotFoundError(
-        f"folder {str(folder)!r} has neither train.txt and val.txt nor camvid/ with both; the "
-        "layout is described in ppl_med.data.camvid"
-    )
 
 
 def _read(path: Path, size: tuple[int, int] | None) -> dict[str, NDArray[Any]]:

@@ -83,4 +83,5 @@ def check_splits(splits: Mapping[str, Mapping[str, Any]], key: str = "id") -> No
         ValueError: Two splits share an entry of it.
     """
     for first, second in combinations(splits, 2):
-        check_disjoint(splits[first][key], splits[second][key], names=(first, second))
+        names = (first, second) if key == "id" else (f"{key}s of {first}", f"{key}s of {second}")
+        check_disjoint(splits[first][key], splits[second][key], names=names)

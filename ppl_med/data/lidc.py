@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.disjoint import check_disjoint
+from ppl_med.data.folders import check_splits, find_place
 
 CLASS_NAMES = ("background", "nodule")
 SPLITS = ("train", "val", "test")
@@ -73,9 +73,12 @@ def load_lidc(
         raise ValueError(
             f'size is {size}; it is at most {SIDE} and, with resize="average", divides {SIDE}'
         )
-    paths = _find(Path(folder))
+    place = find_place(folder, "lidc", ("lidc_train.npz", "lidc_val.npz"), module=__name__)
+    paths = {split: place / f"lidc_{split}.npz" for split in SPLITS}
     splits = {}
     for split, path in paths.items():
+        if not path.is_file():
+            continue
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in _KEYS if key not in file]
             if missing:
@@ -83,28 +86,8 @@ def load_lidc(
             arrays = {key: file[key] for key in _KEYS}
         _check(path, arrays)
         splits[split] = _named(arrays, size, resize, absent)
-    names = list(splits)
-    for k, first in enumerate(names):
-        for second in names[k + 1 :]:
-            check_disjoint(
-                splits[first]["patient"],
-                splits[second]["patient"],
-                names=(f"patients of {first}", f"patients of {second}"),
-            )
+    check_splits(splits, "patient")
     return splits
-
-
-def _find(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {str(folder)!r} is not there")
-    for place in (folder, folder / "lidc"):
-        paths = {split: place / f"lidc_{split}.npz" for split in SPLITS}
-        if all(paths[split].is_file() for split in SPLITS[:2]):
-            return {split: path for split, path in paths.items() if path.is_file()}
-    raise FileNotFoundError(
-        f"folder {str(folder)!r} has neither lidc_train.npz and lidc_val.npz nor lidc/ with both; "
-        "the keys of these files are described in ppl_med.data.lidc"
-    )
 
 
 def _check(path: Path, arrays: dict[str, NDArray]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.disjoint import check_disjoint
+from ppl_med.data.folders import check_splits, find_place
 
 CLASS_NAMES = ("uninfected", "parasitized")
 SPLITS = ("train", "val", "test")
@@ -58,7 +58,7 @@ def load_malaria(
         raise ValueError(f"fraction is {fraction}; it is a share, above 0 and up to 1")
     if by not in ("cell", "patient"):
         raise ValueError(f'by is {by!r}; it is "cell" or "patient"')
-    path = _find(Path(folder))
+    path = find_place(folder, "malaria", ("malaria.npz",), module=__name__) / "malaria.npz"
     with np.load(path, allow_pickle=False) as file:
         missing = [
             f"{split}_{part}"
@@ -74,29 +74,12 @@ def load_malaria(
             )
             for split in SPLITS
         }
-    for names in (("train", "val"), ("train", "test"), ("val", "test")):
-        check_disjoint(
-            splits[names[0]]["patient"],
-            splits[names[1]]["patient"],
-            names=(f"patients of {names[0]}", f"patients of {names[1]}"),
-        )
+    check_splits(splits, "patient")
     if fraction < 1:
         train = splits["train"]
         kept = _cells_of(train, fraction, seed) if by == "cell" else _people(train, fraction, seed)
         splits["train"] = {name: values[kept] for name, values in train.items()}
     return splits
-
-
-def _find(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {str(folder)!r} is not there")
-    for path in (folder / "malaria.npz", folder / "malaria" / "malaria.npz"):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"folder {str(folder)!r} has neither malaria.npz nor malaria/malaria.npz; the keys of that "
-        "file are described in ppl_med.data.malaria"
-    )
 
 
 def _read(

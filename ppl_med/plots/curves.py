@@ -94,6 +94,7 @@ def _curve(ax: Axes, history: xr.Dataset, step: NDArray[np.float64], name: str) 
             color=color,
             linewidth=0.7 if smooth else 1.5,
             alpha=0.35 / len(values) ** 0.5 if smooth else 1.0,
+            marker="o" if len(step) < 3 else None,
             label=name,
         )
     for member in values if smooth else ():

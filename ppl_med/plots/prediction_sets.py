@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.plots.checks import require_dims, require_images, require_variables
@@ -16,6 +17,7 @@ _SETS = "ppl_med.analysis.conformal.predict_sets"
 _COVERAGE = "ppl_med.analysis.conformal.coverage"
 _COLUMNS = 4
 _LINES = 5
+_LABELLED = 16  # bars that have room for figures
 
 
 def set_sizes(sets: xr.Dataset) -> Figure:
@@ -46,13 +48,16 @@ def set_sizes(sets: xr.Dataset) -> Figure:
     ax.bar(place, hit, 0.72, color=_HIT if known else _UNKNOWN, label="holds the true class")
     if known:
         ax.bar(place, miss, 0.72, bottom=hit, color=_MISS, label="misses it")
-    for x, share in enumerate(hit + miss):
+    for x, share in enumerate(hit + miss if len(place) <= _LABELLED else ()):
         text = f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "<1 %"
         ax.text(x, share, text, ha="center", va="bottom", fontsize=8.5, color=INK)
     ax.set(
         xlabel="Classes in the set", ylabel="Share of cases", ylim=(0, 1.13 * (hit + miss).max())
     )
-    ax.set_xticks(place)
+    if len(place) <= _LABELLED:
+        ax.set_xticks(place)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     clean(ax)
     if known:

@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.analysis.posterior import probabilities
 from ppl_med.plots.atomic_file import write_text
 from ppl_med.plots.attribution import attribution as attribution_figure
 from ppl_med.plots.calibration import expected_calibration_error
@@ -255,9 +254,7 @@ def _attribution(
 
 
 def _positions(tree: xr.DataTree, maps: xr.Dataset) -> NDArray[np.intp]:
-    ids = probabilities(tree)["case"].to_numpy().tolist() if _classifies(tree) else []
-    if not ids:
-        return np.arange(maps.sizes["case"])
+    ids = tree["posterior"]["case"].to_numpy().tolist() if "posterior" in tree.children else []
     place = {case: position for position, case in enumerate(ids)}
     wanted = maps["case"].to_numpy().tolist()
     unknown = [case for case in wanted if case not in place]

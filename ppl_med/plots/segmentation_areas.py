@@ -56,8 +56,11 @@ def area_intervals(sizes: xr.Dataset, class_name: str | None = None, *, num: int
     if graders is not None:
         _graders(ax, place, graders[order], low[order], high[order])
         inside = (graders >= low[:, None]) & (graders <= high[:, None])
-        share = inside[~np.isnan(graders)].mean()
-        note = f"{100 * share:.0f} % of the graders of all {len(median)} cases inside"
+        known = ~np.isnan(graders)
+        note = "no grader measured any case"
+        if known.any():
+            share = 100 * inside[known].mean()
+            note = f"{share:.0f} % of the graders of all {len(median)} cases inside"
     largest = np.fmax(high[order], median[order])
     if graders is not None:
         largest = np.fmax(largest, np.fmax.reduce(graders[order], axis=1, initial=0.0))

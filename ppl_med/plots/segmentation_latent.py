@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,7 @@ from ppl_med.plots.segmentation_samples import SAMPLE, positions
 from ppl_med.plots.theme import INK, MARKERS, SERIES, clean, heading, new_figure, plain
 
 _GAP = 2  # pixels between masks
+_UNKNOWN = "#b8c1cc"  # of points without a value
 
 
 def latent_plane(
@@ -149,11 +151,14 @@ def _ticks(ax: Axes, decoded: xr.DataArray, rows: int, cols: int) -> None:
 def _scatter(ax: Axes, points: NDArray, values: NDArray, every: NDArray) -> None:
     style: dict[str, Any] = {"s": 34, "edgecolors": "white", "linewidths": 0.5}
     if values.dtype.kind in "iuf":
-        low, high = float(every.min()), float(every.max())
+        known = every[np.isfinite(every)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         high = high if high > low else low + 1  # equal values get one colour in every panel
+        shades = colormaps["viridis"].with_extremes(bad=_UNKNOWN)
         ax.scatter(
-            points[:, 0], points[:, 1], c=values, cmap="viridis", vmin=low, vmax=high, **style
-        )
+            points[:, 0], points[:, 1], c=np.ma.masked_invalid(values), cmap=shades, vmin=low,
+            vmax=high, plotnonfinite=True, **style,
+        )  # fmt: skip
         return
     for index, name in enumerate(np.unique(every)):
         here = values == name

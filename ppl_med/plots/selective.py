@@ -177,8 +177,9 @@ def _finish(figure: Figure, ax: Axes, title: str, named: Mapping[str, xr.Dataset
     )  # fmt: skip
     first = next(iter(named.values()))
     number, cases = first.attrs.get("num_entries"), first.attrs.get("num_cases")
-    if number is not None and number == cases:
-        title += f" · {number} cases"
+    left_out = first.attrs.get("num_left_out", 0)
+    if number is not None and number + left_out == cases:
+        title += f" · {number} of {cases} cases" if left_out else f" · {number} cases"
     elif number is not None:
         title += f" · {number:,} pixels of {cases} cases"
     heading(figure, title)

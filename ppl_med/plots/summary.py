@@ -16,7 +16,7 @@ _NAMES = {
     "elpd_sum": "Expected log predictive density",
 }
 _MEANINGS = {
-    "accuracy": "share of cases whose most probable class is right; higher is better",
+    "accuracy": "share of {entries} whose most probable class is right; higher is better",
     "nll": "surprise at the true label; lower is better",
     "brier": "squared distance from the true label; lower is better",
     "ece": "mean distance between confidence and accuracy; lower is better",
@@ -63,7 +63,7 @@ def score_table(scores: xr.Dataset) -> str:
             _number(scores[f"{name}_se"]) if _finite(scores, f"{name}_se") else "–",
             _draw_range(scores, name),
             _unit(scores, name),
-            _MEANINGS.get(name, ""),
+            _MEANINGS.get(name, "").format(entries=_entries(scores)),
         )
         for name in names
     ]
@@ -71,6 +71,11 @@ def score_table(scores: xr.Dataset) -> str:
     if "accuracy_per_class" in scores:
         html += "<h3>Accuracy by true class</h3>" + _class_table(scores)
     return html
+
+
+def _entries(scores: xr.Dataset) -> str:
+    """What one score is of: cases, or the pixels of maps."""
+    return "pixels" if "nll" in scores and scores["nll"].attrs.get("per") == "pixel" else "cases"
 
 
 def _class_table(scores: xr.Dataset) -> str:
@@ -84,7 +89,7 @@ def _class_table(scores: xr.Dataset) -> str:
                 str(name),
                 _number(one["accuracy_per_class"])
                 if _finite(one, "accuracy_per_class")
-                else "no case",
+                else f"no {_entries(scores)[:-1]}",
                 _number(one["accuracy_per_class_se"])
                 if _finite(one, "accuracy_per_class_se")
                 else "–",

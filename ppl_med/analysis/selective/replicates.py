@@ -15,6 +15,7 @@ from ppl_med.analysis.selective.entries import Entries
 from ppl_med.analysis.selective.levels import Levels, Table, join, round_off
 
 _BITS = 7
+_BULK = (0.05, 0.95)
 
 
 class Replicates:
@@ -55,9 +56,10 @@ class Replicates:
         return Levels(levels.number[filled], levels.total[filled])
 
     def _coarse(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Round relative to the range of the first block, so that an offset does no harm."""
+        """Round relative to the bulk of the first block: neither offset nor outlier does harm."""
         if name not in self._ranges:
-            self._ranges[name] = float(values.min()), float(np.ptp(values)) or 1.0
+            low, high = np.quantile(values, _BULK)
+            self._ranges[name] = float(low), float(high - low) or float(np.ptp(values)) or 1.0
         low, width = self._ranges[name]
         return round_off((values - low) / width, _BITS)
 

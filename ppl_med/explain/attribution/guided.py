@@ -12,7 +12,7 @@ References: Springenberg et al., "Striving for simplicity", 2015; Selvaraju et a
 ICCV 2017.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,10 +46,10 @@ class GuidedGradCam(GradCam):
 
     Attributes:
         layer: As of Grad-CAM.
-        relu: Of the Grad-CAM map; always so.
+        relu: Of the Grad-CAM map; always so, and no option here.
     """
 
-    relu: bool = True
+    relu: bool = field(default=True, init=False)
     name = "guided_grad_cam"
     unit = "{} per unit of intensity"
 
