@@ -45,6 +45,9 @@ class StochasticSegmentationNetwork(nn.Module):
         channels: Channels of the U-Net by scale, the finest first.
         num_convolutions: Convolutions a block.
         spatial_dims: 2 for images, 3 for volumes.
+        net: In place of the U-Net, which ``channels`` and ``num_convolutions`` then do not describe:
+            a network from images to ``(2 + rank) * len(classes)`` maps, the means of all classes
+            first, then their log-variances, then a column of the factor after the other.
     """
 
     def __init__(
@@ -55,14 +58,17 @@ class StochasticSegmentationNetwork(nn.Module):
         channels: Sequence[int] = CHANNELS,
         num_convolutions: int = 3,
         spatial_dims: int = 2,
+        net: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if rank < 0:
             raise ValueError(f"rank must be 0 or more, got {rank!r}")
         self.in_channels, self.rank = in_channels, rank
-        unet = UNet(in_channels, channels, num_convolutions, spatial_dims)
-        output = convolution(spatial_dims, channels[0], (2 + rank) * len(classes), 1)
-        self.network = nn.Sequential(unet, output)
+        if net is None:
+            unet = UNet(in_channels, channels, num_convolutions, spatial_dims)
+            output = convolution(spatial_dims, channels[0], (2 + rank) * len(classes), 1)
+            net = nn.Sequential(unet, output)
+        self.network = net
         self.likelihood = Categorical(classes, SPACE[spatial_dims], site="mask", partial=True)
         self.coords = {"class": list(classes)}
 
@@ -78,9 +84,18 @@ class StochasticSegmentationNetwork(nn.Module):
 
         Returns:
             Logits that were drawn, dims (case, class, *space).
+
+        Raises:
+            ValueError: If the network's output does not fit classes, rank and image.
         """
         output: Tensor = once(self.network, image).float()
         space, num_classes = image.shape[2:], len(self.likelihood.classes)
+        expected = (len(image), (2 + self.rank) * num_classes, *space)
+        if tuple(output.shape) != expected:
+            raise ValueError(
+                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: "
+                f"(2 + rank) * classes maps of the size of the image, with rank {self.rank}"
+            )
         parts = output.view(len(image), 2 + self.rank, num_classes, *space)
         mean, log_variance, factor = parts[:, 0], parts[:, 1], parts[:, 2:]
         scale = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()

@@ -63,6 +63,17 @@ def test_every_model_of_classes_looks_at_their_names(kind: Any, classes: Any) ->
         kind(1, classes)
 
 
+def test_a_stochastic_segmentation_network_takes_a_net_of_the_user() -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"rank": 3, "spatial_dims": 3}
+    volume, mask = torch.randn(2, 1, 4, 8, 8), torch.zeros(2, 4, 8, 8, dtype=torch.long)
+    model = StochasticSegmentationNetwork(1, ["a", "b"], net=nn.Conv3d(1, 10, 1), **settings)
+    assert model(volume, mask).shape == (2, 2, 4, 8, 8)
+    model = StochasticSegmentationNetwork(1, ["a", "b"], net=nn.Conv3d(1, 9, 1), **settings)
+    with pytest.raises(ValueError, match=r"\(2, 9, 4, 8, 8\) but \(2, 10, 4, 8, 8\) is needed"):
+        model(volume, mask)
+
+
 def test_a_latent_classifier_takes_the_tighter_bound() -> None:
     torch.manual_seed(0)
     model = LatentClassifier(1, ["a", "b"], latent_dim=2, width=4)

@@ -251,7 +251,7 @@ def test_maps_of_masks_stand_beside_the_images_of_their_cases() -> None:
     tree = xr.DataTree.from_dict({"/posterior": masks.to_dataset()})
     maps = xr.Dataset({"mean": (("case", *space), np.zeros((2, 4, 4)))}, {"case": ["e", "d"]})
     assert _positions(tree, maps).tolist() == [4, 3]
-    with pytest.raises(ValueError, match="cases that the tree lacks .first: 'z'"):
+    with pytest.raises(ValueError, match=r"cases that the tree lacks .first: 'z'"):
         _positions(tree, maps.assign_coords(case=["a", "z"]))
 
 
