@@ -45,9 +45,9 @@ class StochasticSegmentationNetwork(nn.Module):
         channels: Channels of the U-Net by scale, the finest first.
         num_convolutions: Convolutions a block.
         spatial_dims: 2 for images, 3 for volumes.
-        net: In place of the U-Net, which ``channels`` and ``num_convolutions`` then do not describe:
-            a network from images to ``(2 + rank) * len(classes)`` maps, the means of all classes
-            first, then their log-variances, then a column of the factor after the other.
+        net: In place of the U-Net, whose settings then say nothing: a network from images to
+            ``(2 + rank) * len(classes)`` maps, the means of all classes first, then their
+            log-variances, then a column of the factor after the other.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ class FocalLoss(LossOfClasses):
         partial: bool = False,
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
-        steps = ((1.0, gamma),) if isinstance(gamma, Real) else tuple(gamma)
+        steps = tuple(gamma) if isinstance(gamma, Sequence) else ((1.0, gamma),)
         steps = tuple((float(bound), float(exponent)) for bound, exponent in steps)
         _check_steps(steps)
         self.register_buffer("bounds", torch.tensor([b for b, _ in steps[:-1]]), persistent=False)
