@@ -60,11 +60,11 @@ class Options:
     """What is planted."""
     probability: tuple[float, float] = (0.1, 0.9)
     """Of the tag, in class 0 and in class 1."""
-    cases: int = 3000
+    cases: int = 6000
     """Most training cases, and most cases to compare on."""
     explained: int = 60
     """Cases whose attributions are computed."""
-    epochs: int = 12
+    epochs: int = 40
     """Passes over the training cases; twice as many, in batches twice as large, with adversary."""
     constraint: float = 300.0
     """Weight of the attribution constraint, nats times intensity squared."""

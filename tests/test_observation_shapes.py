@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_med.data import Batches, RotateAndScale, standardization
+from ppl_med.data import (
+    Batches,
+    RotateAndScale,
+    check_disjoint,
+    one_grader_per_case,
+    standardization,
+)
 from ppl_med.data.folders import read_list
 from ppl_med.data.image_files import check_size, read_classes, read_rgb
 from ppl_med.data.splits import data_digest
@@ -182,3 +188,13 @@ def test_a_broken_picture_is_named(tmp_path: Path, read: Any) -> None:
 def test_a_size_that_is_none_is_named(size: Any) -> None:
     with pytest.raises(ValueError, match=r"size is .*; expected \(rows, cols\)"):
         check_size(size, ("rows", "cols"))
+
+
+def test_what_is_missing_or_ragged_is_told_or_made_up_for() -> None:
+    arrays = {"image": IMAGE.numpy(), "mask": np.zeros((6, 2, 8, 8), np.int8), "id": None}
+    assert one_grader_per_case(arrays)["id"].tolist()[:3] == ["0/g0", "0/g1", "1/g0"]
+    ragged = [np.zeros((1, 8, 8), np.float32), np.zeros((1, 9, 8), np.float32)]
+    with pytest.raises(ValueError, match="image holds arrays of different shapes"):
+        Batches({"image": ragged})
+    with pytest.raises(ValueError, match="share 1 id"):
+        check_disjoint([torch.tensor(1), torch.tensor(2)], [torch.tensor(2)])

@@ -125,7 +125,12 @@ def as_metadata(name: str, values: Any, num_cases: int) -> Tensor | np.ndarray:
 def _tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} holds arrays of different shapes; bring them to one size first"
+        ) from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected numbers")
     if name != "image" and array.dtype.kind == "u" and array.dtype.itemsize > 1:

@@ -132,7 +132,7 @@ class Batches:
             yield self._batch(window if order is None else order[window], epoch, batch)
 
     def subset(self, indices: Indices, **settings: Any) -> "Batches":
-        """Return batches over some of the cases, with the same settings unless told otherwise.
+        """Return ``Batches`` over some of the cases, with the same settings unless told otherwise.
 
         Args:
             indices: Positions in the arrays, or a boolean mask with one entry per case.

@@ -32,4 +32,5 @@ def check_disjoint(
 
 def _plain(ids: Iterable[Hashable]) -> set[Hashable]:
     """Ids as Python values, so that ``np.str_``, tensors and str compare equal."""
-    return set(ids.tolist() if hasattr(ids, "tolist") else ids)
+    listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    return {one.item() if hasattr(one, "item") else one for one in listed}

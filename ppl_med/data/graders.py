@@ -42,7 +42,8 @@ def one_grader_per_case(
     missing = {"image", "mask"} - arrays.keys()
     if missing:
         raise ValueError(f"arrays lacks {sorted(missing)}; its keys are {sorted(arrays)}")
-    ids = np.asarray(arrays.get("id", np.arange(len(arrays["image"]))))
+    given = arrays.get("id")
+    ids = np.arange(len(arrays["image"])) if given is None else np.asarray(given)
     check_masks(arrays["image"], arrays["mask"], num_classes=num_classes, ids=ids.tolist())
     image, mask = np.asarray(arrays["image"]), np.asarray(arrays["mask"])
     if mask.ndim != image.ndim:
