@@ -13,7 +13,12 @@ evidence), and on these with an adversary that must not find the tag in the feat
 Real: COVID-19 X-rays of several publications against X-rays without findings of the NIH. A net that
 tells them apart is asked what the outer frame of the image, which shows no lung, does to it.
 
-Settings were chosen on the validation part (--part val); the test part is read once.
+Settings were chosen on the validation part (--part val). Writes to the output folder, for every
+data set, checkpoints, posteriors, relevance.png and maps-<net>.png, and for all of them
+
+    table.md, table.nc       accuracies, effects of the tag, relevance on it by method
+    source.nc, clusters.nc   of the two sources: effects of frames, clusters of attribution maps
+    report.html              all of it, with pictures
 """
 
 import os
@@ -42,6 +47,7 @@ from ppl_med.runs import check_same, open_run
 HEAD = ("data", "net", "accuracy as collected %", "accuracy, tags exchanged %",
         "less the unconfounded", "effect of the tag", "dCor² with the tag, chance, p")  # fmt: skip
 SHOWN = 3  # cases in a picture
+DOTS = 100  # an inch, of pictures in files
 
 
 @dataclass
@@ -200,23 +206,25 @@ def planted_sections(study: Planted, result: xr.Dataset) -> list[Section]:
     for net in ("confounded", "constrained"):
         maps = study.shown[net].isel(case=slice(SHOWN))
         mask = np.broadcast_to(study.region, (SHOWN, *study.region.shape))
+        figure = attribution(cases["image"][:SHOWN], maps, mask)
+        figure.savefig(study.folder / f"maps-{net}.png", dpi=DOTS)
         seen.append(
             paragraph(f"The {net} net, integrated gradients; the outline is the tag's region.")
             + picture(
-                attribution(cases["image"][:SHOWN], maps, mask),
+                figure,
                 f"Attributions of the {net} net on {name}.",
                 wide=True,
             )
         )
+    bars = figures.relevance_mass({net.replace("_", "-"): one for net, one in study.found.items()})
+    bars.savefig(study.folder / "relevance.png", dpi=DOTS)
     return [
         Section(
             f"mass-{name}",
             f"{name}: relevance on the tag",
             paragraph(f"The tag's region is {area:.1%} of the image.")
             + picture(
-                figures.relevance_mass(
-                    {net.replace("_", "-"): one for net, one in study.found.items()}
-                ),
+                bars,
                 "Relevance on the tag by method and net.",
                 wide=True,
             )

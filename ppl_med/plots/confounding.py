@@ -48,14 +48,18 @@ def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
         ax.bar(place, mean, 0.92 * width, color=color, label=plain(name))
         ax.vlines(place, low, high, color=MUTED, linewidth=1.4)
     area = 100 * float(next(iter(named.values()))["area_share"].mean())
-    ax.axhline(area, color=INK, linestyle="--", linewidth=1.0)
-    ax.text(len(methods) - 0.45, area, " area", color=INK, fontsize=8.5, va="bottom", ha="right")
+    ax.axhline(area, color=INK, linestyle="--", linewidth=1.0, label="if spread evenly")
     ax.set_xticks(range(len(methods)), [plain(name.replace("_", "\n")) for name in methods])
     ax.set_ylabel("Relevance on the confounder [%]")
     ax.set_ylim(bottom=0)
     clean(ax)
-    if len(named) > 1:
-        figure.legend(loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
+    drawn, names = ax.get_legend_handles_labels()
+    last = len(named) > 1  # bars first, one net needs no name
+    order = [*range(1, len(names)), 0] if last else [names.index("if spread evenly")]
+    figure.legend(
+        [drawn[k] for k in order], [names[k] for k in order],
+        loc="outside lower center", ncols=len(order), frameon=False, fontsize=9,
+    )  # fmt: skip
     heading(figure, "Relevance on the confounder")
     return figure
 
