@@ -60,7 +60,7 @@ class ConfounderFreeClassifier(nn.Module):
         classes: Class names, in the order of the labels.
         num_features: Features of a case, flattened.
         adversary: Network from flattened features (case, feature) to one number (case, 1). By
-            default two layers of 32 units.
+            default two layers, of 32 units; a constant added to its output would change nothing.
         weight: Of the factor, in nats a case; at 0 neither adversary nor model feel it.
         control: Class whose cases the adversary sees.
         prior: Prior over the random weights; He-scaled normals by default.
@@ -72,6 +72,8 @@ class ConfounderFreeClassifier(nn.Module):
         ValueError: If the classes or the likelihood do not fit, the weight is negative or the
             control no class.
     """
+
+    training_inputs = ("confounder",)
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class ConfounderFreeClassifier(nn.Module):
         self.likelihood = class_likelihood(likelihood, classes, (), "label")
         self.num_features = num_features
         self.adversary = adversary or nn.Sequential(
-            nn.Linear(num_features, 32), nn.LeakyReLU(0.1), nn.Linear(32, 1)
+            nn.Linear(num_features, 32), nn.LeakyReLU(0.1), nn.Linear(32, 1, bias=False)
         )
         self.weight, self.control = float(weight), control
         self.coords = {"class": list(classes)}

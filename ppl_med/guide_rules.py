@@ -27,6 +27,7 @@ from ppl_med.program_runs import (
     Program,
     ProgramError,
     Site,
+    factors,
     learnable,
     log_density,
     plates,
@@ -225,6 +226,9 @@ def _elbo(
         else:
             density = log_density(site, scaled=True)
             elbo = elbo if density is None else elbo + density.sum()
+    for site in factors(model_trace):
+        density = log_density(site, scaled=True)
+        elbo = elbo if density is None else elbo + density.sum()
     return elbo, {
         **{f"model.{name}": leaf for name, leaf in learnable(model, model_trace).items()},
         **{f"guide.{name}": leaf for name, leaf in learnable(guide, guide_trace).items()},

@@ -24,6 +24,7 @@ from ppl_med.program_runs import (
     Call,
     Program,
     ProgramError,
+    factors,
     learnable,
     log_density,
     plates,
@@ -223,9 +224,10 @@ def _event_names(trace: Trace) -> list[str]:
 
 
 def _log_joint(model: Program, call: Call, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log p(observations, latents) with the latents drawn from their priors."""
+    """Log p(observations, latents) and factors, with the latents drawn from their priors."""
     set_mode(model, training=True)
     trace = run(model, call, seed=seed)
-    terms = [log_density(site, scaled=True) for _, site in sites(trace)]
+    stated = [*(site for _, site in sites(trace)), *factors(trace)]
+    terms = [log_density(site, scaled=True) for site in stated]
     total = sum((term.sum() for term in terms if term is not None), torch.zeros(()))
     return total, learnable(model, trace)

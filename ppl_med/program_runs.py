@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pyro
@@ -26,11 +26,13 @@ class Call:
         inputs: Arguments without a default, ``image`` among them.
         observations: Arguments whose default is None, as far as the batch has them.
         takes_num_cases: Whether the program takes the keyword ``num_cases``.
+        training_inputs: Arguments that only factors read, in training; see ``bind``.
     """
 
     inputs: dict[str, Any]
     observations: dict[str, Any]
     takes_num_cases: bool
+    training_inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_cases(self) -> int:
@@ -39,7 +41,7 @@ class Call:
 
     def arguments(self, *, observed: bool = True, num_cases: int | None = None) -> dict[str, Any]:
         """Keyword arguments of one run."""
-        observations = self.observations if observed else {}
+        observations = self.observations | self.training_inputs if observed else {}
         return {**self.inputs, **observations, "num_cases": num_cases}
 
     def without_last_case(self) -> "Call":
@@ -48,11 +50,15 @@ class Call:
         def cut(values: dict[str, Any]) -> dict[str, Any]:
             return {name: value[:-1] for name, value in values.items()}
 
-        return Call(cut(self.inputs), cut(self.observations), self.takes_num_cases)
+        parts = cut(self.inputs), cut(self.observations), self.takes_num_cases
+        return Call(*parts, cut(self.training_inputs))
 
 
 def bind(model: Program, batch: Mapping[str, Any]) -> Call:
     """Pick the model's arguments from a batch.
+
+    A model may name in ``training_inputs`` arguments that condition no site: what its factors read
+    in training besides the observations, such as a mask of an attribution constraint.
 
     Raises:
         ValueError: If the batch lacks an argument or every observation, has fewer than two cases,
@@ -73,14 +79,17 @@ def bind(model: Program, batch: Mapping[str, Any]) -> Call:
             "the model has no argument 'image' without a default; its signature must be "
             "model(image, label=None, *, num_cases=None)"
         )
-    observations = {name: batch[name] for name in optional if batch.get(name) is not None}
+    given = {name: batch[name] for name in optional if batch.get(name) is not None}
+    aids = getattr(model, "training_inputs", ())
+    observations = {name: value for name, value in given.items() if name not in aids}
     if not observations:
         raise ValueError(f"batch holds none of the model's observations {optional}")
     inputs = {name: batch[name] for name in required}
-    lengths = {name: len(value) for name, value in {**inputs, **observations}.items()}
+    lengths = {name: len(value) for name, value in {**inputs, **given}.items()}
     if len(set(lengths.values())) > 1 or lengths["image"] < 2:
         raise ValueError(f"batch needs two cases or more, as many of each entry; it has {lengths}")
-    return Call(inputs, observations, takes_num_cases)
+    aid = {name: value for name, value in given.items() if name in aids}
+    return Call(inputs, observations, takes_num_cases, aid)
 
 
 def set_mode(program: Program, *, training: bool) -> None:
@@ -155,6 +164,13 @@ def sites(trace: Trace, *, observed: bool | None = None) -> Iterator[tuple[str, 
             continue
         if observed is None or observed == site["is_observed"]:
             yield name, cast(Site, site)
+
+
+def factors(trace: Trace) -> Iterator[Site]:
+    """Factor sites of a trace."""
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and site_is_factor(site):
+            yield cast(Site, site)
 
 
 def plates(site: Site) -> dict[str, Any]:

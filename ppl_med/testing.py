@@ -106,6 +106,9 @@ def check_program(model: Callable[..., Any], batch: Mapping[str, Any]) -> None:
     or appear only after a first call; random numbers outside sample sites, such as an active
     ``nn.Dropout``; buffers that move at prediction, such as BatchNorm's running statistics.
 
+    A model whose factors read more of a batch in training, such as a mask of a constraint, names
+    those arguments in ``training_inputs``; they condition no site.
+
     Afterwards parameters, gradients, buffers, modes, the parameter store and the random number
     generators are what they were. A plain function has no ``train`` and ``eval``: networks of its
     closure run in the mode they are in.

@@ -16,9 +16,11 @@ import torch
 import torchvision
 import xarray as xr
 from monai.networks import nets as monai_nets
+from pyro.poutine.util import site_is_factor
 from torch import Tensor, nn
 
 from ppl_med.data import Batches
+from ppl_med.explain import AttributionConstrained, NoPositiveAttribution, RightReasons
 from ppl_med.inference import (
     BernoulliDropout,
     BestHead,
@@ -39,6 +41,7 @@ from ppl_med.models import (
     BayesianRegressor,
     BayesianSegmenter,
     ConditionalVAE,
+    ConfounderFreeClassifier,
     DenseRegressor,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
@@ -275,6 +278,21 @@ def conditional_vae() -> Pair:
     return model, ConditionalNormal(model.posterior_net())
 
 
+def confounder_free() -> Pair:
+    features = nn.Sequential(nn.Conv2d(CHANNELS, 4, 3), nn.ReLU(), nn.Flatten())
+    width = 4 * (SIZE - 2) ** 2
+    model = ConfounderFreeClassifier(features, nn.Linear(width, 2), CLASSES, width)
+    return model, BernoulliDropout(model)
+
+
+def constrained() -> Pair:
+    net = nn.Sequential(nn.Conv2d(CHANNELS, 4, 3), nn.GELU(), nn.Flatten())  # no BatchNorm
+    net.append(nn.Linear(4 * (SIZE - 2) ** 2, 2))
+    model = BayesianClassifier(net, CLASSES)
+    wrapped = AttributionConstrained(model, [RightReasons(0.1), NoPositiveAttribution(0.1)])
+    return wrapped, MeanFieldNormal(wrapped)
+
+
 SMALL: dict[str, Any] = {"channels": (4, 6), "num_convolutions": 1}
 
 
@@ -410,6 +428,8 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "label-smoothing": partial(classifier, BernoulliDropout, likelihood="label_smoothing"),
     "margin-smoothing": partial(classifier, MeanFieldNormal, likelihood="margin_smoothing"),
     "focal": partial(classifier, BernoulliDropout, likelihood="focal"),
+    "confounder-free": confounder_free,
+    "constrained": constrained,
     **SEGMENTERS,
     **REGRESSORS,
     **DENSE_REGRESSORS,
@@ -434,7 +454,11 @@ def data(name: str) -> dict[str, Any]:
         "depth": 2.0 * mask - 1 + noise,
     }
     site = observation(name)
-    return {"image": image, site: observations[site], "id": ids}
+    irrelevant = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.bool)
+    irrelevant[..., SIZE // 2 :] = True
+    aids = {"confounder-free": {"confounder": noise[:, 0, 1]}}
+    aids["constrained"] = {"irrelevant": irrelevant}
+    return {"image": image, site: observations[site], "id": ids, **aids.get(name, {})}
 
 
 def observation(name: str) -> str:
@@ -453,7 +477,8 @@ def start_values(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     for name, parameter in guide.named_parameters():
         value = parameter.detach().clone()
         if name.startswith("parts."):
-            views = model.network.layout.views(value)  # type: ignore[union-attr, operator]
+            own: Any = model.model if isinstance(model, AttributionConstrained) else model
+            views = own.network.layout.views(value)
             found |= {f"{name}[{entry}]": view for entry, view in views.items()}
         else:
             found[name] = value
@@ -472,6 +497,7 @@ def test_the_guide_proposes_exactly_the_latents(name: str) -> None:
     model, guide = PROGRAMS[name]()
     batch = mini_batch(name)
     sites = sample_sites(poutine.trace(model).get_trace(**batch))
+    sites = {name: site for name, site in sites.items() if not site_is_factor(site)}
     latents = {n for n, site in sites.items() if not site["is_observed"]}
     assert latents and set(sites) - latents == {observation(name)}
     proposed = set(sample_sites(poutine.trace(guide).get_trace(**batch)))

@@ -143,6 +143,8 @@ class AttributionConstrained(nn.Module):
         ValueError: If there is no constraint.
     """
 
+    training_inputs = ("irrelevant",)
+
     def __init__(self, model: nn.Module, constraints: Sequence[Constraint]) -> None:
         super().__init__()
         if not constraints:
