@@ -75,7 +75,7 @@ def test_gradients_of_the_adversary_are_reversed_and_those_of_features_are_not()
         return program.squared_correlation(features, *pairs)
 
     loss().backward()
-    step = 1e-6
+    step = 1e-3  # r² is float32 there, so that a smaller step finds rounding
     for tensor, sign in ((features, 1), (next(program.adversary.parameters()), -1)):
         assert tensor.grad is not None
         for at in ((0, 0), (2, 3)):
@@ -86,8 +86,7 @@ def test_gradients_of_the_adversary_are_reversed_and_those_of_features_are_not()
                     slopes.append(float(loss()))
                     tensor[at] -= move
             slope = (slopes[0] - slopes[1]) / (2 * step)
-            # The output is float32 there, so slopes are good to a few digits.
-            assert float(tensor.grad[at]) == pytest.approx(sign * slope, rel=0.1, abs=2e-2)
+            assert float(tensor.grad[at]) == pytest.approx(sign * slope, rel=0.02, abs=1e-3)
     assert features.grad is not None and not features.grad[1::2].any(), (
         "a case of the other class was looked at"
     )
