@@ -113,11 +113,15 @@ class Options(StudyOptions):
     convolutional DenseNet of so many layers."""
     channels: tuple[int, ...] = (16, 32, 48, 64)
     """Channels of the U-Nets by scale, the finest first."""
-    steps: int = 1500
+    steps: int = 750
     """Training steps, the same for every fraction."""
+    guide: Literal["dropout", "ensemble"] = "ensemble"
+    """Distribution over weights, in the variants that have one."""
+    draws: int = 4
+    """Posterior draws; of an ensemble, divided among its members."""
     rate: float = 0.1
     """Rate of dropout; 0.2 in the papers."""
-    noise_samples: int = 8
+    noise_samples: int = 4
     """Samples of the noise on the logits in every run of the net; a step costs with them."""
     corruption: tuple[Corruption, ...] = ("blur", "noise", "fog")
     """What the corrupted images have."""

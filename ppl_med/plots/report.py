@@ -254,7 +254,8 @@ def _attribution(
 
 
 def _positions(tree: xr.DataTree, maps: xr.Dataset) -> NDArray[np.intp]:
-    ids = tree["posterior"]["case"].to_numpy().tolist() if "posterior" in tree.children else []
+    groups = [part.to_dataset() for part in tree.children.values() if "case" in part.sizes]
+    ids = groups[0]["case"].to_numpy().tolist() if groups else []
     place = {case: position for position, case in enumerate(ids)}
     wanted = maps["case"].to_numpy().tolist()
     unknown = [case for case in wanted if case not in place]

@@ -32,7 +32,7 @@ class Replicates:
         self._tables: dict[str, Table] = {}
         self._rng = np.random.default_rng(seed)
         self._first, self._weights = -1, np.zeros((0, number))
-        self._ranges: dict[str, tuple[float, float]] = {}
+        self._least: dict[str, float] = {}
 
     def add(self, block: Entries) -> None:
         """Weigh the entries of a block by their cases."""
@@ -56,12 +56,15 @@ class Replicates:
         return Levels(levels.number[filled], levels.total[filled])
 
     def _coarse(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Round relative to the bulk of the first block: neither offset nor outlier does harm."""
-        if name not in self._ranges:
+        """Round, finest about the least value of the first block that is no outlier.
+
+        Floating numbers lie as densely as they are near 0, so that an offset would do harm, and so
+        would an outlier far below that stood there.
+        """
+        if name not in self._least:
             low, high = np.quantile(values, _BULK)
-            self._ranges[name] = float(low), float(high - low) or float(np.ptp(values)) or 1.0
-        low, width = self._ranges[name]
-        return round_off((values - low) / width, _BITS)
+            self._least[name] = float(max(values.min(), low - (high - low)))
+        return round_off(values - self._least[name], _BITS)
 
     def _weigh(self, order: np.ndarray, block: Entries) -> Table:
         value, level = np.unique(order, return_inverse=True)
