@@ -37,13 +37,7 @@ from scipy.stats import binom
 from ppl_med import storage
 from ppl_med.analysis import binning, conformal, segmentation
 from ppl_med.data import Batches, hippocampus, load_hippocampus
-from ppl_med.inference import (
-    Ensemble,
-    MeanFieldNormal,
-    PointEstimate,
-    fit,
-    predict,
-)
+from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture, table

@@ -34,6 +34,7 @@ from ppl_med.program_runs import (
     run,
     set_mode,
     sites,
+    total_log_density,
 )
 from ppl_med.proposals import follows_prior, is_fixed, left_to_prior
 
@@ -219,16 +220,12 @@ def _elbo(
     guide_trace = run(guide, call, seed=seed)
     model_trace = run(model, call, replay=guide_trace, seed=seed)
     proposed = dict(sites(guide_trace, observed=False))
-    elbo = torch.zeros(())
-    for name, site in sites(model_trace):
-        if name in proposed:
-            elbo = elbo - _divergence(proposed[name], site)
-        else:
-            density = log_density(site, scaled=True)
-            elbo = elbo if density is None else elbo + density.sum()
-    for site in factors(model_trace):
-        density = log_density(site, scaled=True)
-        elbo = elbo if density is None else elbo + density.sum()
+    stated = dict(sites(model_trace))
+    others = [site for name, site in stated.items() if name not in proposed]
+    elbo = total_log_density([*others, *factors(model_trace)])
+    for name, mine in proposed.items():
+        if name in stated:
+            elbo = elbo - _divergence(mine, stated[name])
     return elbo, {
         **{f"model.{name}": leaf for name, leaf in learnable(model, model_trace).items()},
         **{f"guide.{name}": leaf for name, leaf in learnable(guide, guide_trace).items()},

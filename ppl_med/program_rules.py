@@ -32,6 +32,7 @@ from ppl_med.program_runs import (
     same,
     set_mode,
     sites,
+    total_log_density,
 )
 from ppl_med.weights import RandomWeights
 
@@ -228,6 +229,4 @@ def _log_joint(model: Program, call: Call, seed: int) -> tuple[Tensor, dict[str,
     set_mode(model, training=True)
     trace = run(model, call, seed=seed)
     stated = [*(site for _, site in sites(trace)), *factors(trace)]
-    terms = [log_density(site, scaled=True) for site in stated]
-    total = sum((term.sum() for term in terms if term is not None), torch.zeros(()))
-    return total, learnable(model, trace)
+    return total_log_density(stated), learnable(model, trace)

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -185,6 +185,12 @@ def log_density(site: Site, *, scaled: bool = False) -> Tensor | None:
     except NotImplementedError:
         return None
     return scale_and_mask(value, site["scale"], site["mask"]) if scaled else value
+
+
+def total_log_density(found: Iterable[Site]) -> Tensor:
+    """Scaled log-density of sites together, in nats; those that declare none add nothing."""
+    terms = [log_density(site, scaled=True) for site in found]
+    return sum((term.sum() for term in terms if term is not None), torch.zeros(()))
 
 
 def learnable(program: Program, trace: Trace) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ppl_med.atomic_file import write_text
 
 
 def open_run(folder: str | Path, *, resume: bool) -> Path:
@@ -62,6 +63,4 @@ def check_same(options: Any, folder: str | Path, free: Sequence[str] = ()) -> No
                 f"--{name.replace('_', '-')} is {ours[name]}, but the run in {folder} was begun "
                 f"with {earlier.get(name)}; use another --out, or go on with the same options"
             )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(ours, indent=1) + "\n")

@@ -299,7 +299,7 @@ def test_write_cut_short_by_the_system_leaves_the_earlier_file(tmp_path: Path) -
     path.write_text("earlier")
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from ppl_med.plots.atomic_file import write_text\n"
+        "from ppl_med.atomic_file import write_text\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_text(Path(sys.argv[1]), 'x' * 100_000)\n"
         "except OSError as error: print(type(error).__name__)\n"

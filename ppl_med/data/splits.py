@@ -7,7 +7,6 @@ carries two SHA-256 digests: of the split itself and of the data it was made for
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.disjoint import check_disjoint
+from ppl_med.atomic_file import write_text
+from ppl_med.data.folders import check_splits
 
 _FORMAT = 1
 
@@ -77,10 +77,7 @@ def save_split(
         "split_sha256": _split_digest(patients),
         "data_sha256": data_digest(arrays),
     }
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(Path(path), json.dumps(content, indent=1) + "\n")
 
 
 def load_split(
@@ -176,14 +173,7 @@ def _split_digest(patients: Mapping[str, Sequence[str]]) -> str:
 def _check_cover(split: Mapping[str, Sequence[str]], arrays: Mapping[str, Any]) -> None:
     if "patient" not in arrays:
         raise ValueError(f'arrays has no "patient"; its keys are {sorted(arrays)}')
-    names = list(split)
-    for k, first in enumerate(names):
-        for second in names[k + 1 :]:
-            check_disjoint(
-                split[first],
-                split[second],
-                names=(f"patients of {first}", f"patients of {second}"),
-            )
+    check_splits({name: {"patient": members} for name, members in split.items()}, "patient")
     named = {str(who) for members in split.values() for who in members}
     missing = sorted(set(np.asarray(arrays["patient"]).astype(str).tolist()) - named)
     if missing:

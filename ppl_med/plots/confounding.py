@@ -40,26 +40,23 @@ def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
             )
     figure = new_figure(max(6.0, 1.1 * len(methods) + 1.5), 3.9)
     ax = figure.subplots()
-    width = 0.8 / len(named)
+    width, bars = 0.8 / len(named), []
     for position, (name, one) in enumerate(named.items()):
         mean, low, high = (100 * one[f"{_MASS}{end}"].values for end in _ENDS)
         place = np.arange(len(methods)) + (position - (len(named) - 1) / 2) * width
         color = SERIES[position % len(SERIES)]
-        ax.bar(place, mean, 0.92 * width, color=color, label=plain(name))
+        bars.append(ax.bar(place, mean, 0.92 * width, color=color, label=plain(name)))
         ax.vlines(place, low, high, color=MUTED, linewidth=1.4)
     area = 100 * float(next(iter(named.values()))["area_share"].mean())
-    ax.axhline(area, color=INK, linestyle="--", linewidth=1.0, label="if spread evenly")
+    even = ax.axhline(area, color=INK, linestyle="--", linewidth=1.0, label="if spread evenly")
     ax.set_xticks(range(len(methods)), [plain(name.replace("_", "\n")) for name in methods])
     ax.set_ylabel("Relevance on the confounder [%]")
     ax.set_ylim(bottom=0)
     clean(ax)
-    drawn, names = ax.get_legend_handles_labels()
-    last = len(named) > 1  # bars first, one net needs no name
-    order = [*range(1, len(names)), 0] if last else [names.index("if spread evenly")]
+    keys = [*bars, even] if len(bars) > 1 else [even]  # one network needs no name
     figure.legend(
-        [drawn[k] for k in order], [names[k] for k in order],
-        loc="outside lower center", ncols=len(order), frameon=False, fontsize=9,
-    )  # fmt: skip
+        handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9
+    )
     heading(figure, "Relevance on the confounder")
     return figure
 

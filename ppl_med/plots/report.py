@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.plots.atomic_file import write_text
+from ppl_med.atomic_file import write_text
 from ppl_med.plots.attribution import attribution as attribution_figure
 from ppl_med.plots.calibration import expected_calibration_error
 from ppl_med.plots.calibration import reliability as reliability_figure
@@ -140,7 +140,7 @@ def report(
     ]
     opening = _notes(notes) + ("" if scores is None else score_cards(scores)) + _words(tree)
     parts = [section for section in own if section is not None]
-    write_text(target, page(title, lead(tree), opening, parts, _FOOTER))
+    write_text(target, page(title, lead(tree), opening, parts, _FOOTER), "report")
     return target
 
 

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, what: str = "file") -> None:
     """Write text under a temporary name beside ``path``, then move it there in one step.
 
     Args:
         path: Where the file goes; an earlier file is replaced only when the new one is complete.
         text: UTF-8 is written.
+        what: The file is, for messages.
 
     Raises:
         OSError: The file could not be written; an earlier file is untouched. Where the disk is full
@@ -30,8 +31,8 @@ def write_text(path: Path, text: str) -> None:
             free = shutil.disk_usage(path.parent).free
             raise OSError(
                 error.errno,
-                f"no space for the report: it needs {len(data) / 1e6:.1f} MB, {free / 1e6:.1f} MB "
-                "are free; an earlier report is untouched. Free some space or choose another path",
+                f"no space for the {what}: it needs {len(data) / 1e6:.1f} MB, {free / 1e6:.1f} MB "
+                f"are free; an earlier {what} is untouched. Free some space or choose another path",
                 str(path),
             ) from error
         raise
