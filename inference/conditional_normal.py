@@ -13,7 +13,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.inference.conditional_guide import ConditionalGuide
 
 

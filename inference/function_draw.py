@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
-from ppl_med.dims import site_dims
+from ppl_med.axes import site_dims
 from ppl_med.inference.generators import seed_torch, torch_restored
 from ppl_med.inference.noise import derive_seed, sample_by_case
 from ppl_med.inference.parameters import private_store

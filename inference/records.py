@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_med.dims import site_dims
+from ppl_med.axes import site_dims
 from ppl_med.inference.function_draw import Sampler, case_dim
 from ppl_med.inference.programs import Program, batch_size, has_graders
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters

@@ -35,7 +35,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.likelihoods.statement import check_class_names, precision, state
 from ppl_med.networks.encoder import LOG_SCALE_RANGE
 from ppl_med.networks.image_code import LabelledDecoder, LabelledEncoder

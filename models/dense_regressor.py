@@ -18,7 +18,7 @@ from typing import Literal
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.dims import SPACE
+from ppl_med.axes import SPACE
 from ppl_med.likelihoods import LaplaceNoise
 from ppl_med.models.regressor import Likelihood, check_output, coords_of
 from ppl_med.priors import Prior

@@ -23,7 +23,7 @@ import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from ppl_med.dims import SPACE, dims
+from ppl_med.axes import SPACE, dims
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.hierarchical_unet import CHANNELS, HierarchicalUNet
 

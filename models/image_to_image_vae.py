@@ -22,7 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_med.dims import SPACE, dims
+from ppl_med.axes import SPACE, dims
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.encoder import ConvGaussian
 from ppl_med.networks.unet import CHANNELS, UNet, convolution

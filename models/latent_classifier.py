@@ -20,7 +20,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.encoder import GaussianEncoder
 

@@ -23,7 +23,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_med.dims import SPACE
+from ppl_med.axes import SPACE
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
 from ppl_med.reuse import once

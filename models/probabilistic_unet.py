@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.dims import SPACE, dims
+from ppl_med.axes import SPACE, dims
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.combine import Combine
 from ppl_med.networks.encoder import ConvGaussian

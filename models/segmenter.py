@@ -20,7 +20,7 @@ from typing import Literal
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.dims import SPACE
+from ppl_med.axes import SPACE
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.priors import Prior

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.inference import (
     BernoulliDropout,
     ConditionalNormal,

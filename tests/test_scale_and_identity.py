@@ -24,8 +24,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from ppl_med.axes import dims
 from ppl_med.data import Batches
-from ppl_med.dims import dims
 from ppl_med.explain import AttributionConstrained, RightReasons
 from ppl_med.inference import (
     BernoulliDropout,

@@ -17,7 +17,7 @@ from monai.inferers.inferer import SlidingWindowInferer
 from posterior_trees import array
 from torch import Tensor, nn
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.inference import (
     BernoulliDropout,
     Ensemble,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.inference.bernoulli_dropout import BernoulliDropout
 from ppl_med.inference.conditional_normal import ConditionalNormal
 from ppl_med.inference.mean_field import MeanFieldNormal

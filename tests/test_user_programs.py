@@ -23,7 +23,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from scipy import stats
 from torch import Tensor, nn
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.inference import MeanFieldNormal, fit, functions, load, predict, save
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet

@@ -16,7 +16,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 from ppl_med.likelihoods.classes import PartialCategorical
 from ppl_med.likelihoods.statement import precision, state
 

@@ -7,7 +7,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_med.dims import dims
+from ppl_med.axes import dims
 
 
 def precision(output: Tensor, *, training: bool) -> torch.dtype:

@@ -1,10 +1,7 @@
 """Names of axes, written at the sample site and read by ``predict``."""
 
 from collections.abc import Sequence
-from typing import Any, cast
-
-import pyro.poutine as poutine
-from pyro.poutine.runtime import InferDict
+from typing import Any
 
 AXES = (
     "chain",
@@ -22,11 +19,14 @@ AXES = (
     "box",
 )
 
+SAMPLES = ("chain", "draw")
+"""Axes of draws: independently trained members, and draws of each."""
+
 SPACE = {2: ("row", "col"), 3: ("depth", "row", "col")}
 """Names of the spatial axes of images and of volumes."""
 
 
-def dims(*names: str, stored: bool = True, proposed: bool = True) -> InferDict:
+def dims(*names: str, stored: bool = True, proposed: bool = True) -> Any:
     """Name a site's event axes: ``pyro.sample("z", ..., infer=dims("latent"))``.
 
     Args:
@@ -44,16 +44,16 @@ def dims(*names: str, stored: bool = True, proposed: bool = True) -> InferDict:
         infer["stored"] = False
     if not proposed:
         infer["proposed"] = False
-    return cast(InferDict, infer)
+    return infer
 
 
-def site_dims(trace: "poutine.Trace", site: str) -> list[str]:
+def site_dims(trace: Any, site: str) -> list[str]:
     """Return a site's axis names: its plates, outermost first, then its event axes.
 
     Event axes without a name are called ``<site>_dim_<i>``, which is ArviZ's convention.
 
     Args:
-        trace: A trace of the program.
+        trace: A ``poutine.Trace`` of the program.
         site: Name of a sample site in it.
     """
     node: Any = trace.nodes[site]

@@ -1,0 +1,65 @@
+"""Old names of what has moved: they still work, and say once where it is now.
+
+ppl_med.dims             imports ``ppl_med.axes`` and warns, by the table below
+__getattr__ = renamed()  gives a package the old names of its own functions and classes
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+MODULES: dict[str, str] = {
+    "ppl_med.dims": "ppl_med.axes",
+}
+
+
+class _OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module under its old name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The spec of an old name, None for any other."""
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in MODULES else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Let the old module answer with the new one's names."""
+        old = module.__name__
+        _warn(old, MODULES[old])
+        new = importlib.import_module(MODULES[old])
+        setattr(module, "__getattr__", lambda name: getattr(new, name))  # noqa: B010
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
+
+
+def renamed(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that knows old names.
+
+    Args:
+        package: ``__name__`` of the module.
+        names: Its new names by the old ones; a new name may be a path to another module, such as
+            ``"ppl_med.axes.dims"``.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        owner, _, attribute = names[name].rpartition(".")
+        owner = owner or package
+        _warn(f"{package}.{name}", f"{owner}.{attribute}")
+        return getattr(importlib.import_module(owner), attribute)
+
+    return __getattr__
+
+
+def install() -> None:
+    """Let old module names be imported; called by ``import ppl_med``."""
+    if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(_OldModules())
