@@ -10,12 +10,10 @@ import zlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special
 from torch import Tensor
-from torch import distributions as laws
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
-from ppl_med.likelihoods import class_probs
+from ppl_med.likelihoods.inverse_transform import transformed
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -86,86 +84,13 @@ def sample_by_case(
     Returns:
         The draw, or None for a distribution whose inverse transform is not known.
     """
-    if isinstance(fn, laws.MixtureSameFamily):
-        return _sample_mixture(fn, keys, site, cases, case_dim)
     axis = len(fn.batch_shape) + case_dim
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    event = fn.event_shape if isinstance(fn, laws.MultivariateNormal) else torch.Size()
-    shape = fn.batch_shape + event
-    if axis < 0 or shape[axis] != len(cases) or fn.event_shape != event:
-        return None
-    rest = [size for dim, size in enumerate(shape) if dim != axis]
-    numbers = uniform(keys, site, cases, int(np.prod(rest, dtype=int)))
-    return _inverse(fn, torch.from_numpy(numbers).view(len(cases), *rest).movedim(0, axis))
 
+    def of_cases(shape: torch.Size, suffix: str = "") -> Tensor | None:
+        if axis < 0 or shape[axis] != len(cases):
+            return None
+        rest = [size for dim, size in enumerate(shape) if dim != axis]
+        numbers = uniform(keys, site + suffix, cases, int(np.prod(rest, dtype=int)))
+        return torch.from_numpy(numbers).view(len(cases), *rest).movedim(0, axis)
 
-def _sample_mixture(
-    fn: laws.MixtureSameFamily,
-    keys: tuple[int, int, int],
-    site: str,
-    cases: NDArray[np.integer],
-    case_dim: int,
-) -> Tensor | None:
-    """A draw of the component, then one of each component, of which the chosen one is taken."""
-    mixing, parts = fn.mixture_distribution, fn.component_distribution
-    chosen = sample_by_case(mixing, keys, f"{site}/component", cases, case_dim)
-    values = sample_by_case(parts, keys, site, cases, case_dim - 1)
-    if chosen is None or values is None:
-        return None
-    axis = len(fn.batch_shape)
-    index = chosen.view(*chosen.shape, *[1] * (values.dim() - axis))
-    index = index.expand(*values.shape[:axis], 1, *values.shape[axis + 1 :])
-    return values.gather(axis, index).squeeze(axis)
-
-
-def _inverse(fn: Distribution, u: Tensor) -> Tensor | None:
-    """Quantiles of a distribution at u, float64 on the CPU; None where they are not known."""
-    if isinstance(fn, laws.Categorical):
-        edges = class_probs(fn)[..., :-1].double().cumsum(-1)
-        return (u.to(edges.device).unsqueeze(-1) > edges).sum(-1)
-    if isinstance(fn, laws.Bernoulli):
-        return (u.to(fn.probs.device) < fn.probs.double()).to(fn.probs.dtype)
-    if isinstance(fn, laws.Normal):
-        return fn.loc + fn.scale * torch.special.ndtri(u).to(fn.loc)
-    if isinstance(fn, laws.MultivariateNormal):
-        noise = torch.special.ndtri(u).to(fn.loc).unsqueeze(-1)
-        return fn.loc + (fn._unbroadcasted_scale_tril @ noise).squeeze(-1)
-    if isinstance(fn, laws.Gamma | laws.Beta | laws.StudentT):
-        return _by_scipy(fn, u)
-    reference = _reference(fn)
-    limits = torch.finfo(reference.dtype)
-    try:
-        return fn.icdf(u.to(reference).clamp(limits.tiny, 1 - limits.eps / 2))
-    except NotImplementedError:
-        return None
-
-
-def _by_scipy(fn: laws.Gamma | laws.Beta | laws.StudentT, u: Tensor) -> Tensor | None:
-    """Quantiles that torch lacks; None where a gradient through them is wanted."""
-    parameters = [getattr(fn, name) for name in fn.arg_constraints]
-    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-        return None
-    limits = torch.finfo(parameters[0].dtype)
-    if isinstance(fn, laws.Gamma):
-        standard = _quantile(special.gammaincinv, u, fn.concentration).clamp_min(limits.tiny)
-        return standard / fn.rate
-    if isinstance(fn, laws.Beta):
-        value = _quantile(special.betaincinv, u, fn.concentration1, fn.concentration0)
-        return value.clamp(limits.tiny, 1 - limits.eps / 2)
-    return fn.loc + fn.scale * _quantile(special.stdtrit, u, fn.df)
-
-
-def _quantile(inverse: np.ufunc, u: Tensor, *parameters: Tensor) -> Tensor:
-    """An inverse distribution function of SciPy; u is its last argument."""
-    arrays = [parameter.detach().double().cpu().numpy() for parameter in parameters]
-    return torch.from_numpy(np.asarray(inverse(*arrays, u.numpy()))).to(parameters[0])
-
-
-def _reference(fn: Distribution) -> Tensor:
-    """A tensor with the distribution's dtype and device."""
-    for name in fn.arg_constraints:
-        value = getattr(fn, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return torch.zeros((), dtype=torch.get_default_dtype())
+    return transformed(fn, of_cases)

@@ -15,6 +15,8 @@ from typing import Any
 
 MODULES: dict[str, str] = {
     "ppl_med.dims": "ppl_med.axes",
+    "ppl_med.likelihoods.laws": "ppl_med.likelihoods.distributions",
+    "ppl_med.likelihoods.records": "ppl_med.likelihoods.stored",
 }
 
 

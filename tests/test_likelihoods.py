@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_med.data import Batches
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.likelihoods import Gaussian, LaplaceNoise, LogitNormal, Quantiles, StudentT
-from ppl_med.likelihoods.laws import QuantileLaw
+from ppl_med.likelihoods.distributions import QuantileDistribution
 from ppl_med.models import BayesianClassifier, BayesianRegressor, BayesianSegmenter, DenseRegressor
 from ppl_med.testing import assert_mean, assert_uniform
 
@@ -185,9 +185,11 @@ def test_outliers_move_laplace_and_student_less_than_the_gaussian() -> None:
 LEVELS = (0.1, 0.5, 0.9)
 
 
-def law(levels: tuple[float, ...] = LEVELS, number: int = 1) -> QuantileLaw:
+def law(levels: tuple[float, ...] = LEVELS, number: int = 1) -> QuantileDistribution:
     quantiles = torch.tensor([[-1.0, 0.5, 4.0]]).double()[:, : len(levels)].expand(number, -1)
-    return QuantileLaw(quantiles, torch.ones(number).double(), torch.tensor(levels).double())
+    return QuantileDistribution(
+        quantiles, torch.ones(number).double(), torch.tensor(levels).double()
+    )
 
 
 def test_one_level_is_a_density() -> None:

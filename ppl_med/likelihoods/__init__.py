@@ -18,13 +18,13 @@ from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, Quantiles, St
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
-from ppl_med.likelihoods.records import (
+from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
+from ppl_med.likelihoods.stored import (
     class_probs,
     in_double,
     log_prob_in_double,
     stored_parameters,
 )
-from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
 
 __all__ = [
     "FLSD_53",

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_med.likelihoods.laws import (
+from ppl_med.likelihoods.distributions import (
     BetaNormal,
     PartialLaplace,
     PartialNormal,
     PartialStudentT,
-    QuantileLaw,
+    QuantileDistribution,
 )
 from ppl_med.likelihoods.statement import precision, state
 
@@ -211,7 +211,7 @@ class Quantiles(nn.Module):
     over a learned scale (Yu and Moyeed, Statistics and Probability Letters 2001). For one level it
     is a density of the value; for several it is a composite one, whose weight against a prior is
     that of one observation but whose ELBO is no evidence bound. ``predict`` stores ``quantile``
-    (…, level) and draws from the piecewise linear law through the quantiles.
+    (…, level) and draws from the piecewise linear distribution through the quantiles.
 
     Args:
         levels: Probabilities of the quantiles, rising, inside (0, 1).
@@ -262,4 +262,6 @@ class Quantiles(nn.Module):
         quantiles = torch.cat([output[..., :1], softplus(output[..., 1:])], -1).cumsum(-1)
         scale = self.log_scale.to(output).exp().expand(quantiles.shape[:-1])
         levels: Any = self.levels
-        state(self.site, QuantileLaw(quantiles, scale, levels.to(output)), self.event, value)
+        state(
+            self.site, QuantileDistribution(quantiles, scale, levels.to(output)), self.event, value
+        )

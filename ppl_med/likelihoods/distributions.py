@@ -1,5 +1,6 @@
 """Distributions of numbers that Pyro lacks: with missing entries, weighted, by their quantiles."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -8,9 +9,12 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ppl_med.likelihoods.stored import Parameters, in_double, stored_parameters
+from ppl_med.moved import renamed
+
 
 class _Partial:
-    """A law whose value NaN means "not observed" and has log-density 0."""
+    """A distribution whose value NaN means "not observed" and has log-density 0."""
 
     loc: Tensor
 
@@ -71,8 +75,8 @@ class BetaNormal(TorchDistribution):
         return weight * PartialNormal(self.loc, self.scale).log_prob(value)
 
 
-class QuantileLaw(TorchDistribution):
-    """A law known by some of its quantiles; its density is composite, see ``Quantiles``.
+class QuantileDistribution(TorchDistribution):
+    """A distribution known by some of its quantiles; its density is composite, see ``Quantiles``.
 
     Args:
         quantiles: Rising, dims (..., level).
@@ -91,11 +95,11 @@ class QuantileLaw(TorchDistribution):
         self.quantiles, self.scale, self.levels = quantiles, scale, levels
         super().__init__(scale.shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "QuantileLaw":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "QuantileDistribution":
         """The same with more batch dims."""
         shape = torch.Size(batch_shape)
         quantiles = self.quantiles.expand(*shape, self.quantiles.shape[-1])
-        return QuantileLaw(quantiles, self.scale.expand(shape), self.levels)
+        return QuantileDistribution(quantiles, self.scale.expand(shape), self.levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Mean over levels of asymmetric Laplace log-densities, in nats."""
@@ -137,3 +141,16 @@ class QuantileLaw(TorchDistribution):
         """Draws by inverse transform."""
         shape = self._extended_shape(sample_shape)
         return self.icdf(torch.rand(shape, dtype=self.quantiles.dtype, device=self.scale.device))
+
+
+@in_double.register(QuantileDistribution)
+def _(fn: QuantileDistribution) -> QuantileDistribution:
+    return QuantileDistribution(fn.quantiles.double(), fn.scale.double(), fn.levels.double())
+
+
+@stored_parameters.register(QuantileDistribution)
+def _(fn: QuantileDistribution, names: Sequence[str]) -> Parameters:
+    return {"quantile": ([*names, "level"], fn.quantiles)}
+
+
+__getattr__ = renamed(__name__, {"QuantileLaw": "QuantileDistribution"})

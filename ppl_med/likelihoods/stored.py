@@ -1,0 +1,146 @@
+"""What ``predict`` asks of an observed site's distribution: its log-density, its parameters.
+
+Both are answered per type, for the distributions of Pyro and of torch here, and for a new one by
+``in_double.register`` and ``stored_parameters.register`` in the file that defines it.
+"""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Laplace, Normal
+from torch.distributions import StudentT as StudentsT
+
+Parameters = dict[str, tuple[list[str], Tensor]]
+"""Values of a distribution's parameters with the names of their axes."""
+
+
+@singledispatch
+def in_double(fn: Distribution) -> Distribution:
+    """The same distribution with float64 parameters; itself where its type is not known.
+
+    Renormalising in float64 what was normalised in float32 keeps the differences of logits and
+    takes the ties out of the log-likelihood.
+    """
+    return fn
+
+
+@in_double.register(Independent)
+def _(fn: Independent) -> Distribution:
+    return dist.Independent(in_double(fn.base_dist), fn.reinterpreted_batch_ndims)
+
+
+@in_double.register(Categorical)
+def _(fn: Categorical) -> Distribution:
+    double = fn.logits.dtype == torch.float64
+    return fn if double else type(fn)(logits=fn.logits.double())
+
+
+@in_double.register(Bernoulli)
+def _(fn: Bernoulli) -> Distribution:
+    return dist.Bernoulli(logits=fn.logits.double())
+
+
+@in_double.register(Normal)
+@in_double.register(Laplace)
+def _(fn: Normal | Laplace) -> Distribution:
+    return _as_pyro(fn)(fn.loc.double(), fn.scale.double())
+
+
+@in_double.register(StudentsT)
+def _(fn: StudentsT) -> Distribution:
+    return _as_pyro(fn)(fn.df.double(), fn.loc.double(), fn.scale.double())
+
+
+def _as_pyro(fn: Distribution) -> Any:
+    """The distribution's own class if it is one of Pyro's, which know more; else Pyro's."""
+    return type(fn) if isinstance(fn, TorchDistributionMixin) else getattr(dist, type(fn).__name__)
+
+
+def log_prob_in_double(fn: Distribution, value: Tensor) -> Tensor:
+    """Log-density of an observation under float64 parameters, in nats.
+
+    Args:
+        fn: The distribution, in any precision.
+        value: The observation; a Bernoulli's may be integers, as labels are.
+    """
+    if isinstance(without_event(fn), Bernoulli):
+        value = value.double()
+    return in_double(fn).log_prob(value)
+
+
+def without_event(fn: Distribution) -> Distribution:
+    """The distribution of one entry, below all that ``to_event`` made of it."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def class_probs(fn: Categorical) -> Tensor:
+    """Class probabilities, dims (..., class), computed once and kept on the distribution.
+
+    They are the exponential of the normalised logits. ``fn.probs`` would be a softmax, which takes
+    several times as long where the class axis is not the last in memory, as in one class a pixel.
+
+    Args:
+        fn: The distribution.
+    """
+    if "probs" not in vars(fn):
+        fn.probs = fn.logits.exp()
+    return fn.probs
+
+
+@singledispatch
+def stored_parameters(fn: Distribution, names: Sequence[str]) -> Parameters:
+    """What ``predict`` keeps of an observed site's distribution.
+
+    Args:
+        fn: The site's distribution.
+        names: Axis names of the site's values, plates first.
+
+    Returns:
+        ``probs`` with a ``class`` axis after the first for Categorical and Bernoulli; ``loc`` and
+        ``scale`` for Normal, Laplace and Student's t, with ``variance`` for the latter two;
+        ``quantile`` with a last axis ``level``; ``mean`` and ``variance`` for others that have
+        them.
+    """
+    try:
+        return {"mean": (list(names), fn.mean), "variance": (list(names), fn.variance)}
+    except NotImplementedError:
+        return {}
+
+
+@stored_parameters.register(Independent)
+def _(fn: Independent, names: Sequence[str]) -> Parameters:
+    return stored_parameters(fn.base_dist, names)
+
+
+@stored_parameters.register(Categorical)
+def _(fn: Categorical, names: Sequence[str]) -> Parameters:
+    return _by_class(class_probs(fn).movedim(-1, 1 if names else 0), names)
+
+
+@stored_parameters.register(Bernoulli)
+def _(fn: Bernoulli, names: Sequence[str]) -> Parameters:
+    both = torch.sigmoid(-fn.logits), torch.sigmoid(fn.logits)
+    return _by_class(torch.stack(both, 1 if names else 0), names)
+
+
+def _by_class(probs: Tensor, names: Sequence[str]) -> Parameters:
+    return {"probs": ([*names[:1], "class", *names[1:]], probs)}
+
+
+@stored_parameters.register(Normal)
+def _(fn: Normal, names: Sequence[str]) -> Parameters:
+    return {"loc": (list(names), fn.loc), "scale": (list(names), fn.scale)}
+
+
+@stored_parameters.register(Laplace)
+@stored_parameters.register(StudentsT)
+def _(fn: Laplace | StudentsT, names: Sequence[str]) -> Parameters:
+    of_one = {"loc": fn.loc, "scale": fn.scale, "variance": fn.variance}  # not the squared scale
+    return {name: (list(names), value) for name, value in of_one.items()}
