@@ -41,7 +41,7 @@ from ppl_med.plots.counterfactual import side_by_side
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.page import table as html_table
 from ppl_med.plots.report import report
-from ppl_med.runs import open_run
+from ppl_med.storage import open_run
 
 SHOWN = 3  # cases of each class in the figure
 

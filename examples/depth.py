@@ -60,7 +60,7 @@ from ppl_med.plots import selective as selective_figures
 from ppl_med.plots.depth_maps import depth_maps, noise_recovery
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 SHIFTS: tuple[Literal["none", "colour", "texture"], ...] = ("none", "colour", "texture")
 NAMES = {"none": "like training", "colour": "shifted colour", "texture": "shifted texture"}

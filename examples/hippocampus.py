@@ -42,7 +42,7 @@ from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture, table
 from ppl_med.plots.report import report
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 LEVEL = 0.9
 SIZE = (40, 56, 32)  # voxels; holds every outlined voxel of the set and can be halved thrice

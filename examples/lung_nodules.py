@@ -49,7 +49,7 @@ from ppl_med.data.lidc import CLASS_NAMES
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 SAMPLES = (1, 4, 8, 16)
 MISSED, HALVES = (0.05, 0.1, 0.2), 40  # shares that may be missed; divisions of the patients

@@ -41,7 +41,7 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.networks import AlexNet
 from ppl_med.plots.report import report
 from ppl_med.priors import Normal
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 Guide = Literal["frequentist", "mean_field", "dropout", "ensemble"]
 MEMBERS = 5

@@ -26,7 +26,7 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.networks import CompactCNN
 from ppl_med.plots.report import report
 from ppl_med.priors import Normal
-from ppl_med.runs import open_run
+from ppl_med.storage import open_run
 
 CLASSES = ("uninfected", "parasitized")
 NOISE = 0.05

@@ -42,7 +42,7 @@ from ppl_med.plots.attribution import attribution
 from ppl_med.plots.curves import elbo
 from ppl_med.plots.page import Section, paragraph, picture, table
 from ppl_med.plots.report import report
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 HEAD = ("data", "net", "accuracy as collected %", "accuracy, tags exchanged %",
         "less the unconfounded", "effect of the tag", "dCor² with the tag, chance, p")  # fmt: skip

@@ -55,7 +55,7 @@ from ppl_med.data import (
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 SAMPLES = (1, 4, 8, 16)
 SHOWN = 4  # cases in the pictures

@@ -68,7 +68,7 @@ from ppl_med.plots import segmentation as figures
 from ppl_med.plots import selective as selective_figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 BLOCK = 8  # images predicted at a time
 SHOWN = 4  # images in the pictures

@@ -18,7 +18,7 @@ from torch import Tensor
 from ppl_med import storage
 from ppl_med.data import Batches, blood_smear
 from ppl_med.inference import fit, predict
-from ppl_med.runs import open_run
+from ppl_med.storage import open_run
 from ppl_med.testing import check_program
 
 

@@ -1,10 +1,6 @@
 """Saving and loading what was learned: atomic files of plain tensors, never unpickled code."""
 
-import contextlib
-import errno
-import glob
 import hashlib
-import os
 import pickle
 import zipfile
 import zlib
@@ -29,6 +25,7 @@ from ppl_med.inference.programs import (
     to_device,
 )
 from ppl_med.priors import Prior
+from ppl_med.storage.atomic import remove_leftovers, replacing
 
 FORMAT = 1
 Pairs = list[tuple[Any, Any]]
@@ -117,28 +114,13 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
         OSError: If it cannot be written (disk full, no permission); the earlier file is intact.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    needed = sum(tensor.nbytes for _, tensor in named_tensors(content))
+    advice = "free some space or choose another path, then resume with resume=True"
+    with replacing(path, "checkpoint", needed=needed, advice=advice) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with partial.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        for left_by_a_killed_run in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            left_by_a_killed_run.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "enforce fail" in str(error)
-        reason = "the disk is full" if full else str(error)
-        raise OSError(
-            errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO,
-            f"checkpoint {path} could not be written: {reason}; "
-            "the earlier checkpoint, if there was one, is intact. Free space or choose another "
-            "path, then go on with resume=True",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    remove_leftovers(path)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Where ``predict`` puts its chunks: memory, a netCDF file, or a Zarr store that grows."""
 
-import errno
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import xarray as xr
 from ppl_med import storage
 from ppl_med.inference import records
 from ppl_med.inference.records import Chunk
+from ppl_med.storage.atomic import not_written, remove_leftovers, write_text
 
 PRIOR_GROUPS = ("prior", "prior_predictive")
 
@@ -223,9 +223,7 @@ class ZarrSink:
                 self._write(group, dataset, chunk.start)
             self.cases_done = chunk.start + chunk.num_cases
             state = {"cases_done": self.cases_done, "attrs": self.attrs}
-            temporary = self.progress.with_suffix(".tmp")
-            temporary.write_text(json.dumps(state))
-            temporary.replace(self.progress)
+            write_text(self.progress, json.dumps(state))
 
     def start_prior(self) -> None:
         """Remove prior draws of an interrupted run; they are drawn anew."""
@@ -263,13 +261,11 @@ class ZarrSink:
         try:
             yield
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "the disk is full" if full else error.strerror or str(error)
-            raise OSError(
-                error.errno or errno.EIO,
-                f"store {self.path} could not be written: {reason}. The first {self.cases_done} "
-                f"cases are safe in {self.partial}; free space, then go on with resume=True",
-            ) from error
+            advice = (
+                f"the first {self.cases_done} cases are safe in {self.partial}; free some space, "
+                "then resume with resume=True"
+            )
+            raise not_written(f"store {self.path}", self.path, error, advice) from error
 
     def open(self) -> xr.DataTree:
         """The complete store, lazily; coordinates are in memory, as plain text."""
@@ -293,4 +289,5 @@ class ZarrSink:
             zarr.open_group(self.partial, mode="a").attrs.update(attrs)
             os.replace(self.partial, self.path)
             self.progress.unlink(missing_ok=True)
+            remove_leftovers(self.progress)
         return self.open()

@@ -9,14 +9,16 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 MODULES: dict[str, str] = {
+    "ppl_med.atomic_file": "ppl_med.storage.atomic",
     "ppl_med.dims": "ppl_med.axes",
     "ppl_med.likelihoods.laws": "ppl_med.likelihoods.distributions",
     "ppl_med.likelihoods.records": "ppl_med.likelihoods.stored",
+    "ppl_med.runs": "ppl_med.storage.runs",
 }
 
 
@@ -24,7 +26,7 @@ class _OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module under its old name."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """The spec of an old name, None for any other."""
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in MODULES else None
@@ -64,4 +66,4 @@ def renamed(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 def install() -> None:
     """Let old module names be imported; called by ``import ppl_med``."""
     if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
-        sys.meta_path.append(_OldModules())
+        sys.meta_path.insert(0, _OldModules())  # before a finder of an older installation

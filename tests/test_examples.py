@@ -29,7 +29,7 @@ def test_help_lists_the_options(name, monkeypatch, capsys):
 
 
 def test_a_second_run_moves_the_first_aside(tmp_path):
-    from ppl_med.runs import open_run
+    from ppl_med.storage import open_run
 
     folder = open_run(tmp_path / "run", resume=False)
     (folder / "posterior.nc").write_text("kept")

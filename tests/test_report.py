@@ -287,7 +287,7 @@ def test_full_disk_leaves_the_earlier_report(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match=r"no space for the report: it needs .* MB") as caught:
+    with pytest.raises(OSError, match=r"report .* disk is full .* MB are needed") as caught:
         report(path, title="Full", tree=make_tree())
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
@@ -299,7 +299,7 @@ def test_write_cut_short_by_the_system_leaves_the_earlier_file(tmp_path: Path) -
     path.write_text("earlier")
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from ppl_med.atomic_file import write_text\n"
+        "from ppl_med.storage import write_text\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_text(Path(sys.argv[1]), 'x' * 100_000)\n"
         "except OSError as error: print(type(error).__name__)\n"

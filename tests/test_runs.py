@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 
 
 @dataclass

@@ -14,6 +14,7 @@ import xarray as xr
 from posterior_trees import array, classification_tree
 
 from ppl_med import storage
+from ppl_med.storage import atomic, trees
 
 BOTH = pytest.mark.parametrize("suffix", [".nc", ".zarr"])
 
@@ -95,11 +96,11 @@ def test_a_failed_save_leaves_the_earlier_result(
         return write
 
     for name in ("_write_netcdf", "_write_zarr"):
-        monkeypatch.setattr(storage, name, fail(getattr(storage, name)))
+        monkeypatch.setattr(trees, name, fail(getattr(trees, name)))
     with pytest.raises(type(failure)) as caught:
         storage.save(classification_tree(), path)
     if getattr(failure, "errno", None) == errno.ENOSPC:
-        assert "no space left to save" in str(caught.value)
+        assert "the disk is full" in str(caught.value)
         assert caught.value.errno == errno.ENOSPC  # type: ignore[attr-defined]
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     xr.testing.assert_identical(storage.load(path), rich_tree())
@@ -119,7 +120,7 @@ def test_a_write_cut_short_by_the_system_is_reported(suffix: str, tmp_path: Path
         "try:\n"
         f"    storage.save(tree, {str(path)!r})\n"
         "except OSError as error:\n"
-        "    sys.exit(9 if 'no space left' in str(error) else 1)\n"
+        "    sys.exit(9 if 'the disk is full' in str(error) else 1)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
@@ -131,7 +132,7 @@ def test_a_swap_that_fails_half_way_is_undone(
 ) -> None:
     path = tmp_path / "run.zarr"
     storage.save(rich_tree(), path)
-    replace, failed = storage.os.replace, []
+    replace, failed = atomic.os.replace, []
 
     def last_move_fails(source: Path, target: Path) -> None:
         if target == path and str(source).endswith(".partial"):
@@ -139,7 +140,7 @@ def test_a_swap_that_fails_half_way_is_undone(
             raise OSError(errno.EIO, "input/output error")
         replace(source, target)
 
-    monkeypatch.setattr(storage.os, "replace", last_move_fails)
+    monkeypatch.setattr(atomic.os, "replace", last_move_fails)
     with pytest.raises(OSError, match="input/output"):
         storage.save(classification_tree(), path)
     assert failed == [True]

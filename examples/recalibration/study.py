@@ -13,7 +13,7 @@ from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, 
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet
 from ppl_med.priors import Normal
-from ppl_med.runs import check_same, open_run
+from ppl_med.storage import check_same, open_run
 from recalibration.pictures import PICTURES
 
 PARTS = ("recalibration", "conformal", "test")

@@ -6,7 +6,6 @@ nothing of it is run: the few names that arrays need are answered by stand-ins t
 they were given, every other name is refused, and arrays are built from the noted bytes.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -15,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ppl_med.storage.atomic import replacing
 
 SIDE = 128
 _KINDS = "biufSU"  # of dtypes: numbers and strings, no objects
@@ -92,20 +93,15 @@ def convert_lidc_pickle(source: str | PathLike[str], target: str | PathLike[str]
     shapes = {one.shape for one in masks}
     if len(shapes) > 1:
         raise ValueError(f"{source} holds masks of shapes {sorted(shapes)}; expected one shape")
-    destination = Path(target)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                images=np.stack(images),
-                masks=np.stack(masks),
-                series_uid=np.array(series),
-                name=np.array(names),
-            )
-        os.replace(temporary, destination)
-    finally:
-        temporary.unlink(missing_ok=True)
+    needed = sum(one.nbytes for one in (*images, *masks))
+    with replacing(target, "npz file", needed=needed) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            images=np.stack(images),
+            masks=np.stack(masks),
+            series_uid=np.array(series),
+            name=np.array(names),
+        )
     return len(rows)
 
 

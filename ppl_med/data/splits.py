@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.atomic_file import write_text
 from ppl_med.data.folders import check_splits
+from ppl_med.storage.atomic import write_text
 
 _FORMAT = 1
 

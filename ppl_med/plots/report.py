@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.atomic_file import write_text
 from ppl_med.plots.attribution import attribution as attribution_figure
 from ppl_med.plots.calibration import expected_calibration_error
 from ppl_med.plots.calibration import reliability as reliability_figure
@@ -20,6 +19,7 @@ from ppl_med.plots.data_size import data_size as data_size_figure
 from ppl_med.plots.page import Section, page, paragraph, picture
 from ppl_med.plots.summary import lead, provenance, score_cards, score_table, set_summary
 from ppl_med.plots.uncertainty import uncertainty as uncertainty_figure
+from ppl_med.storage.atomic import write_text
 
 _WORDS = """<div class="words">
 <p><span class="swatch aleatoric"></span><strong>Aleatoric</strong> uncertainty is in the image:

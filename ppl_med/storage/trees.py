@@ -1,22 +1,20 @@
 """Saving and loading results: a posterior tree or a Dataset, as netCDF (.nc) or zarr (.zarr).
 
-A save is atomic: it writes beside the target under a temporary name and moves it into place, so
-an earlier result survives a full disk or a crash. Nothing is ever unpickled. A netCDF file is
-built in memory first, so prefer zarr for large results. For data larger than memory open the
-store lazily: ``xarray.open_datatree("run.zarr", engine="zarr")``.
+Nothing is ever unpickled. A netCDF file is built in memory first, so prefer zarr for large results.
+For data larger than memory open the store lazily:
+``xarray.open_datatree("run.zarr", engine="zarr")``.
 """
 
 import errno
 import os
-import shutil
-import time
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from ppl_med.storage.atomic import replacing, set_aside
 
 _SUFFIXES = (".nc", ".zarr")
 _COMPLETE = "ppl_med_complete"  # root attribute of a zarr store that holds every chunk
@@ -40,20 +38,9 @@ def save(tree: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """
     path = _target(path)
     _check_tree(tree)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        if path.suffix == ".nc":
-            _write_netcdf(tree, partial)
-        else:
-            _write_zarr(tree, partial)
-        _move_into_place(partial, path)
-    except (OSError, RuntimeError) as error:
-        if _is_full(error):
-            message = f"no space left to save {path}; any earlier result there is unchanged"
-            raise OSError(errno.ENOSPC, message) from error
-        raise
-    finally:
-        _clear(partial)
+    write = _write_netcdf if path.suffix == ".nc" else _write_zarr
+    with replacing(path, "result", needed=tree.nbytes) as partial:
+        write(tree, partial)
     return path
 
 
@@ -72,7 +59,7 @@ def load(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
     """
     path = _target(path)
     if not path.exists():
-        earlier = _earlier(path)
+        earlier = set_aside(path)
         hint = f" A crash left the previous result at {earlier}." if earlier.exists() else ""
         raise FileNotFoundError(errno.ENOENT, f"no saved result.{hint}", str(path))
     engine = "h5netcdf" if path.suffix == ".nc" else "zarr"
@@ -162,8 +149,6 @@ def _write_netcdf(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
     content = tree.to_netcdf(engine="h5netcdf")
     with partial.open("xb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_zarr(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
@@ -217,52 +202,3 @@ def _check_chunks(path: Path) -> None:
         if isinstance(array, zarr.Array) and array.nchunks_initialized < array.nchunks:
             missing = array.nchunks - array.nchunks_initialized
             raise ValueError(f"{name} lacks {missing} of {array.nchunks} chunks")
-
-
-def _earlier(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
-
-
-def _move_into_place(partial: Path, path: Path) -> None:
-    if not path.is_dir():
-        os.replace(partial, path)
-        return
-    if partial.is_file():
-        raise IsADirectoryError(errno.EISDIR, "a folder is in the way of the file", str(path))
-    earlier = _earlier(path)
-    _remove(earlier)
-    os.replace(path, earlier)
-    try:
-        os.replace(partial, path)
-    except BaseException:
-        os.replace(earlier, path)
-        raise
-    _remove(earlier)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _clear(partial: Path) -> None:
-    """Remove what a failed write left; zarr's own threads may still be adding to it."""
-    absent = 0 if partial.exists() else 3
-    for _ in range(100):
-        if absent == 3:
-            return
-        _remove(partial)
-        time.sleep(0.02)
-        absent = 0 if partial.exists() else absent + 1
-
-
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if f"errno = {errno.ENOSPC}," in str(error) or "No space left" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -1,4 +1,4 @@
-"""Folders of runs: a new run never overwrites an earlier one, nor goes on in another's name."""
+"""Folders of runs: a new run never overwrites an earlier one, nor resumes another one."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_med.atomic_file import write_text
+from ppl_med.storage.atomic import write_text
 
 
 def open_run(folder: str | Path, *, resume: bool) -> Path:
@@ -14,7 +14,7 @@ def open_run(folder: str | Path, *, resume: bool) -> Path:
 
     Args:
         folder: Where the run writes.
-        resume: Go on in the folder as it is.
+        resume: Keep the folder as it is.
 
     Returns:
         The folder, which exists. An earlier run is renamed to ``<folder>.1``, ``<folder>.2``, …
@@ -36,13 +36,14 @@ def open_run(folder: str | Path, *, resume: bool) -> Path:
 
 
 def check_same(options: Any, folder: str | Path, free: Sequence[str] = ()) -> None:
-    """Raise if what is in a run's folder was begun with other options; else note them there.
+    """Raise if a run's folder was begun with other options; else note them there.
 
     Call it after ``open_run``, before anything in the folder is read.
 
     Args:
-        options: Of this call, a dataclass. ``out``, ``device`` and ``resume`` may always differ.
-        folder: Of the run.
+        options: Dataclass of this call's options. ``out``, ``device`` and ``resume`` may always
+            differ.
+        folder: Folder of the run.
         free: Names of other options that may differ, such as those that name parts of a study.
 
     Raises:
@@ -61,6 +62,6 @@ def check_same(options: Any, folder: str | Path, free: Sequence[str] = ()) -> No
             name = changed[0]
             raise ValueError(
                 f"--{name.replace('_', '-')} is {ours[name]}, but the run in {folder} was begun "
-                f"with {earlier.get(name)}; use another --out, or go on with the same options"
+                f"with {earlier.get(name)}; use another --out, or resume with the same options"
             )
     write_text(path, json.dumps(ours, indent=1) + "\n")
