@@ -310,7 +310,7 @@ def test_ncc_needs_uncertainty_that_varies(rng: np.random.Generator) -> None:
     assert result["ncc_mean"].attrs["num_undefined"] == 2
     with pytest.raises(ValueError, match="needs class probabilities"):
         segmentation.ncc(sampled(graders), graded(graders))
-    with pytest.raises(ValueError, match="offset must be positive"):
+    with pytest.raises(ValueError, match="offset must be a finite number above 0"):
         segmentation.ncc(flat, graded(graders), offset=0)
 
 

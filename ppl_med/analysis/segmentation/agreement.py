@@ -19,18 +19,17 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import UNANNOTATED, cases, open_annotations
-from ppl_med.analysis.segmentation.draws import (
-    ClassList,
-    Draws,
-    class_indices,
-    class_labels,
-    open_draws,
+from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
+from ppl_med.analysis.segmentation.comparison import (
+    grader_fraction,
+    mean_predictions,
+    open_comparison,
 )
-from ppl_med.analysis.segmentation.fractions import foreground_blocks, grader_fraction
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.segmentation.draws import ClassList
+from ppl_med.analysis.segmentation.summary import case_dataset
 
 _THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -113,11 +112,9 @@ def oracle_iou(
     Raises:
         TypeError, ValueError: An array is missing or malformed, or sizes differ.
     """
-    overlap.check_empty(empty)
-    draws = open_draws(tree)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    rebuilt = open_annotations(tree, reconstruction, draws, "reconstruction")
+    pair = open_comparison(tree, annotations, None, classes, empty)
+    graded = pair.graded
+    rebuilt = open_annotations(tree, reconstruction, pair.draws, "reconstruction")
     if rebuilt.sizes["grader"] != graded.sizes["grader"]:
         raise ValueError(
             f"reconstruction holds {rebuilt.sizes['grader']} grader(s), the annotations "
@@ -129,11 +126,11 @@ def oracle_iou(
         masks = rebuilt.isel(case=case).values.reshape(values.shape[1], -1)
         for grader, known in enumerate(truth != UNANNOTATED):
             if known.any():
-                pair = masks[[grader]][:, known], truth[[grader]][:, known]
-                values[case, grader] = overlap.pairwise(*pair, numbers, empty)[0, 0]
-    result = case_dataset(graded, {"iou": overlap.class_mean(values.T)}, "1")
+                given = masks[[grader]][:, known], truth[[grader]][:, known]
+                values[case, grader] = overlap.pairwise(*given, pair.classes, empty)[0, 0]
+    result = pair.result({"iou": overlap.known_mean(values.T)})
     result["iou_per_grader"] = (("case", "grader"), values, {"units": "1"})
-    return describe(result, classes=class_labels(numbers, draws), empty=float(empty))
+    return result
 
 
 def soft_dice(
@@ -162,32 +159,22 @@ def soft_dice(
     Raises:
         TypeError, ValueError: Samples, annotations, classes or thresholds are malformed.
     """
-    overlap.check_empty(empty)
     levels = np.array(thresholds, dtype=np.float64)
     if levels.ndim != 1 or not levels.size or not ((levels >= 0) & (levels < 1)).all():
-        raise ValueError(f"thresholds must be a list of levels in [0, 1), not {thresholds!r}.")
-    draws, blocks = foreground_blocks(tree, samples)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    values = np.full((draws.num_cases, len(levels)), np.nan)
-    for block, means in blocks(numbers):
-        masks = graded.isel(case=block).values
+        checks.reject("thresholds", "a list of levels in [0, 1)", thresholds)
+    pair = open_comparison(tree, annotations, samples, classes, empty, averaged=True)
+    values = np.full((pair.draws.num_cases, len(levels)), np.nan)
+    for block, means in mean_predictions(pair.draws, pair.classes, samples):
+        masks = pair.graded.isel(case=block).values
         for offset, mean in enumerate(means):
-            truth, domain = grader_fraction(masks[offset], numbers)
+            truth, domain = grader_fraction(masks[offset], pair.classes)
             values[block.start + offset] = _dice_at(
                 mean[:, domain], truth[:, domain], levels, empty
             )
-    figures = {"dice": values}
-    result = case_dataset(graded, figures, "1", dims=("threshold",), coords={"threshold": levels})
-    total = case_dataset(graded, {"dice_over_thresholds": values.mean(1)}, "1")
-    labels = class_labels(numbers, draws)
-    return describe(
-        result.merge(total),
-        classes=labels,
-        empty=float(empty),
-        samples=samples,
-        num_samples=draws.num_samples,
-    )
+    axis = {"threshold": levels}
+    result = case_dataset(pair.graded, {"dice": values}, "1", dims=("threshold",), coords=axis)
+    total = case_dataset(pair.graded, {"dice_over_thresholds": values.mean(1)}, "1")
+    return pair.describe(result.merge(total))
 
 
 def _best(
@@ -199,22 +186,13 @@ def _best(
     classes: ClassList,
     empty: float,
 ) -> xr.Dataset:
-    overlap.check_empty(empty)
-    draws: Draws = open_draws(tree, samples)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    values = np.full(draws.num_cases, np.nan)
-    for index, case in enumerate(cases(draws, graded)):
+    pair = open_comparison(tree, annotations, samples, classes, empty)
+    values = np.full(pair.draws.num_cases, np.nan)
+    for index, case in enumerate(pair.cases()):
         if case.comparable:
-            pairs = overlap.pairwise(case.samples, case.graders, numbers, empty, "dice")
+            pairs = overlap.pairwise(case.samples, case.graders, pair.classes, empty, "dice")
             values[index] = pairs.max(axis).mean()
-    return describe(
-        case_dataset(graded, {name: values}, "1"),
-        classes=class_labels(numbers, draws),
-        empty=float(empty),
-        samples=samples,
-        num_samples=draws.num_samples,
-    )
+    return pair.result({name: values})
 
 
 def _dice_at(mean: np.ndarray, truth: np.ndarray, levels: np.ndarray, empty: float) -> np.ndarray:
@@ -225,5 +203,5 @@ def _dice_at(mean: np.ndarray, truth: np.ndarray, levels: np.ndarray, empty: flo
         left, right = mean > level, truth > level
         both, total = (left & right).sum(1), left.sum(1) + right.sum(1)
         dice = np.divide(2 * both, total, out=np.full(len(total), float(empty)), where=total > 0)
-        result[index] = overlap.class_mean(dice)
+        result[index] = overlap.known_mean(dice)
     return result

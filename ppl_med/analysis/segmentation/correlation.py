@@ -15,9 +15,11 @@ of its section 3.
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
 from ppl_med.analysis.segmentation.draws import Draws, open_probabilities
+from ppl_med.analysis.segmentation.overlap import known_mean
 from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
 _OFFSET = 1e-8
@@ -44,8 +46,7 @@ def ncc(
         TypeError, ValueError: Probabilities or annotations are missing or malformed, or ``offset``
             is not positive.
     """
-    if not offset > 0:
-        raise ValueError(f"offset must be positive, not {offset!r}; 1e-8 is the published value.")
+    checks.positive("offset", offset, fix="1e-8 is the published value")
     draws = open_probabilities(tree)
     graded = open_annotations(tree, annotations, draws)
     rows = []
@@ -56,11 +57,7 @@ def ncc(
         for index, graders in enumerate(masks):
             rows.append([_one_grader(expected[index], log[index], mask) for mask in graders])
     values = np.array(rows)
-    known = ~np.isnan(values)
-    number = known.sum(1)
-    total = np.where(known, values, 0).sum(1)
-    per_case = np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
-    result = case_dataset(graded, {"ncc": per_case}, "1")
+    result = case_dataset(graded, {"ncc": known_mean(values.T)}, "1")
     result["ncc_per_grader"] = (("case", "grader"), values, {"units": "1"})
     return describe(
         result,

@@ -25,14 +25,8 @@ import xarray as xr
 
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import (
-    Case,
-    Weights,
-    cases,
-    grader_law,
-    open_annotations,
-    sample_law,
-)
+from ppl_med.analysis.segmentation.annotations import Case, Weights, grader_law, sample_law
+from ppl_med.analysis.segmentation.comparison import open_comparison
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
     class_indices,
@@ -45,6 +39,7 @@ _FIGURES = (
     "biased", "unbiased", "floor", "sample_grader", "sample_sample", "grader_grader",
     "sample_sample_unbiased", "grader_grader_unbiased",
 )  # fmt: skip
+_DISTANCE = "1 - IoU, mean over classes"
 _UNDEFINED = (
     "a case without comparable graders has no figure; a case with one grader has no pair of "
     "different graders, so neither an unbiased figure nor a floor (unless weights make the graders "
@@ -85,29 +80,19 @@ def ged(
     Raises:
         TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
     """
-    overlap.check_empty(empty)
-    draws = open_draws(tree, samples)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    grader_p, sample_p = grader_law(grader_weights, graded), sample_law(sample_weights, draws)
+    pair = open_comparison(tree, annotations, samples, classes, empty)
+    grader_p = grader_law(grader_weights, pair.graded)
+    sample_p = sample_law(sample_weights, pair.draws)
     rows, num_graders = [], []
-    for index, case in enumerate(cases(draws, graded)):
+    for index, case in enumerate(pair.cases()):
         p = None if sample_p is None else sample_p[index]
         q = None if grader_p is None else grader_p[index][case.present]
-        rows.append(_energy(case, numbers, empty, p, q))
+        rows.append(_energy(case, pair.classes, empty, p, q))
         num_graders.append(len(case.graders))
     figures = dict(zip(_FIGURES, np.array(rows).T, strict=True))
-    result = case_dataset(graded, figures, "1")
+    result = pair.result(figures, distance=_DISTANCE, undefined=_UNDEFINED)
     result["num_graders"] = ("case", np.array(num_graders), {"units": "1"})
-    return describe(
-        result,
-        distance="1 - IoU, mean over classes",
-        classes=class_labels(numbers, draws),
-        empty=float(empty),
-        samples=samples,
-        num_samples=draws.num_samples,
-        undefined=_UNDEFINED,
-    )
+    return result
 
 
 def diversity(
@@ -145,7 +130,7 @@ def diversity(
     figures = dict(zip(("biased", "unbiased"), np.array(rows).T, strict=True))
     return describe(
         case_dataset(draws.array, figures, "1"),
-        distance="1 - IoU, mean over classes",
+        distance=_DISTANCE,
         classes=class_labels(numbers, draws),
         empty=float(empty),
         samples=samples,

@@ -21,14 +21,9 @@ import xarray as xr
 
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import Case, cases, open_annotations
-from ppl_med.analysis.segmentation.draws import (
-    ClassList,
-    class_indices,
-    class_labels,
-    open_draws,
-)
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.segmentation.annotations import Case
+from ppl_med.analysis.segmentation.comparison import open_comparison
+from ppl_med.analysis.segmentation.draws import ClassList
 
 _FIGURES = ("released", "harmonic", "sensitivity", "d_max", "agreement")
 
@@ -59,20 +54,10 @@ def collective_insight(
     Raises:
         TypeError, ValueError: Samples, annotations or classes are missing or malformed.
     """
-    overlap.check_empty(empty)
-    draws = open_draws(tree, samples)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    rows = [_insight(case, numbers, empty) for case in cases(draws, graded)]
+    pair = open_comparison(tree, annotations, samples, classes, empty)
+    rows = [_insight(case, pair.classes, empty) for case in pair.cases()]
     figures = dict(zip(_FIGURES, np.array(rows).T, strict=True))
-    return describe(
-        case_dataset(graded, figures, "1"),
-        classes=class_labels(numbers, draws),
-        empty=float(empty),
-        samples=samples,
-        num_samples=draws.num_samples,
-        undefined="agreement needs two graders and two samples",
-    )
+    return pair.result(figures, undefined="agreement needs two graders and two samples")
 
 
 def _insight(case: Case, classes: np.ndarray, empty: float) -> tuple[float, ...]:
@@ -83,7 +68,7 @@ def _insight(case: Case, classes: np.ndarray, empty: float) -> tuple[float, ...]
     cross = overlap.Counts(
         counts.both[:, :number, number:], counts.first[:, :number], counts.first[:, number:]
     )
-    pairs = overlap.class_mean(overlap.dice_per_class(cross, empty))
+    pairs = overlap.known_mean(overlap.dice_per_class(cross, empty))
     best = float(pairs.max(0).mean())
     found = _sensitivity(case, classes, empty)
     spread = _difference_variance(counts, case.samples.shape[1])
@@ -108,7 +93,7 @@ def _sensitivity(case: Case, classes: np.ndarray, empty: float) -> float:
             values[index] = (wanted & given).sum() / wanted.sum()
         else:
             values[index] = 0.0 if given.any() else empty
-    return float(overlap.class_mean(values))
+    return float(overlap.known_mean(values))
 
 
 def _difference_variance(counts: overlap.Counts, num_pixels: int) -> np.ndarray:

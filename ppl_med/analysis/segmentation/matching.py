@@ -16,22 +16,12 @@ import xarray as xr
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment, linprog
 
+from ppl_med import checks
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap as overlaps
-from ppl_med.analysis.segmentation.annotations import (
-    Weights,
-    cases,
-    grader_law,
-    open_annotations,
-    sample_law,
-)
-from ppl_med.analysis.segmentation.draws import (
-    ClassList,
-    class_indices,
-    class_labels,
-    open_draws,
-)
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.segmentation.annotations import Weights, grader_law, sample_law
+from ppl_med.analysis.segmentation.comparison import open_comparison
+from ppl_med.analysis.segmentation.draws import ClassList
 
 _LARGEST_SQUARE = 2000  # copies per side; beyond it the transport problem is the smaller one
 
@@ -66,29 +56,20 @@ def hungarian(
     Raises:
         TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
     """
-    overlaps.check_empty(empty)
-    if overlap not in overlaps.PER_CLASS:
-        raise ValueError(f"overlap must be 'iou' or 'dice', not {overlap!r}.")
-    draws = open_draws(tree, samples)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    grader_p, sample_p = grader_law(grader_weights, graded), sample_law(sample_weights, draws)
-    values = np.full(draws.num_cases, np.nan)
-    for index, case in enumerate(cases(draws, graded)):
+    checks.choice("overlap", overlap, overlaps.PER_CLASS)
+    pair = open_comparison(tree, annotations, samples, classes, empty)
+    grader_p = grader_law(grader_weights, pair.graded)
+    sample_p = sample_law(sample_weights, pair.draws)
+    values = np.full(pair.draws.num_cases, np.nan)
+    for index, case in enumerate(pair.cases()):
         if not case.comparable:
             continue
-        pairs = overlaps.pairwise(case.samples, case.graders, numbers, empty, overlap)
+        pairs = overlaps.pairwise(case.samples, case.graders, pair.classes, empty, overlap)
         p = None if sample_p is None else sample_p[index]
         q = None if grader_p is None else grader_p[index][case.present]
         values[index] = matched_mean(pairs, p, q)
-    return describe(
-        case_dataset(graded, {overlap: values}, "1"),
-        matching="both sets repeated to the least common multiple of their sizes",
-        classes=class_labels(numbers, draws),
-        empty=float(empty),
-        samples=samples,
-        num_samples=draws.num_samples,
-    )
+    matching = "both sets repeated to the least common multiple of their sizes"
+    return pair.result({overlap: values}, matching=matching)
 
 
 def matched_mean(

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.draw_ranks import RANKS, attained
 from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
@@ -31,7 +32,7 @@ from ppl_med.analysis.segmentation.draws import (
     class_labels,
     open_draws,
 )
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.segmentation.summary import add_draws, case_dataset, describe
 
 
 def sizes(
@@ -68,8 +69,7 @@ def sizes(
     Raises:
         TypeError, ValueError: Samples, annotations, classes, spacing or level are malformed.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), not {level!r}.")
+    checks.inside("level", level)
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     graded = _annotations(tree, annotations, draws)
@@ -83,7 +83,7 @@ def sizes(
     for name, quantile in (("median", 0.5), ("lower", tail), ("upper", 1 - tail)):
         found = np.quantile(values, quantile, axis=1, method=RANKS)
         result[name] = (("case", "class"), found, {"units": unit})
-    result = _with_draws(result, values, draws, unit)
+    result = add_draws(result, "size", values, draws, "class", unit)
     if graded is not None:
         result = _coverage(result, graded, numbers, factor, unit)
     reached = attained(level, draws.num_samples)
@@ -125,16 +125,6 @@ def _pixel_size(
     if not ((values > 0) & np.isfinite(values)).all():
         raise ValueError("spacing must be positive and finite along every axis.")
     return values.prod(1), unit if dimension == 1 else f"{unit}^{dimension}"
-
-
-def _with_draws(result: xr.Dataset, values: np.ndarray, draws: Draws, unit: str) -> xr.Dataset:
-    chains, per_chain = draws.array.sizes["chain"], draws.array.sizes["draw"]
-    split = values.reshape(len(values), chains, per_chain, -1).transpose(1, 2, 0, 3)
-    result["size"] = (("chain", "draw", "case", "class"), split, {"units": unit})
-    for dim in ("chain", "draw"):
-        if dim in draws.array.coords:
-            result = result.assign_coords({dim: draws.array[dim].variable})
-    return result
 
 
 def _coverage(

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation import overlap
 from ppl_med.analysis.segmentation.annotations import cases, open_annotations
@@ -164,10 +165,7 @@ def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.nda
 
 
 def _check_ties(ties: str, probabilities: object) -> None:
-    if ties not in ("exclude", "proportional", "equal", "first"):
-        raise ValueError(
-            f"ties must be 'exclude', 'proportional', 'equal' or 'first', not {ties!r}."
-        )
+    checks.choice("ties", ties, ("exclude", "proportional", "equal", "first"))
     if ties == "proportional" and probabilities is None:
         raise ValueError("ties='proportional' needs probabilities, the true law of the modes.")
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppl_med import checks
+
 _CHUNK = 2**18  # pixels per product; float32 counts exactly up to 2^24
 
 
@@ -24,12 +26,11 @@ class Counts(NamedTuple):
     second: np.ndarray  # (class, second)
 
 
-def check_empty(empty: float) -> None:
-    """Raise unless ``empty`` is NaN or in [0, 1]."""
-    if isinstance(empty, bool) or not isinstance(empty, int | float | np.number):
-        raise ValueError(f"empty must be a number in [0, 1] or nan, not {empty!r}.")
-    if not np.isnan(empty) and not 0 <= empty <= 1:
-        raise ValueError(f"empty must be a number in [0, 1] or nan, not {empty!r}.")
+def check_empty(empty: float) -> float:
+    """Return what an absent class counts, as float, or raise unless it is NaN or in [0, 1]."""
+    if (checks.is_finite(empty) and 0 <= empty <= 1) or empty != empty:
+        return float(empty)
+    checks.reject("empty", "a number from 0 to 1, or nan", empty)
 
 
 def count(first: np.ndarray, second: np.ndarray, classes: np.ndarray) -> Counts:
@@ -83,11 +84,11 @@ def pairwise(
     overlap: str = "iou",
 ) -> np.ndarray:
     """Return the overlap of every pair, averaged over classes: (first, second), 0..1 or NaN."""
-    return class_mean(PER_CLASS[overlap](count(first, second, classes), empty))
+    return known_mean(PER_CLASS[overlap](count(first, second, classes), empty))
 
 
-def class_mean(values: np.ndarray) -> np.ndarray:
-    """Average over the leading class axis without NaN; NaN where no class is left."""
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """Average over the leading axis without NaN; NaN where nothing is left."""
     known = ~np.isnan(values)
     number = known.sum(0)
     total = np.where(known, values, 0.0).sum(0)

@@ -94,11 +94,3 @@ def block_maps(draws: Draws, block: slice) -> dict[str, np.ndarray]:
         "mutual_information": (predictive - expected).clip(min=0),
         "variance": spread,
     }
-
-
-def mean_probabilities(draws: Draws, block: slice) -> np.ndarray:
-    """Return the mean over draws of the class probabilities (case, class, pixel), float64."""
-    total = np.zeros((block.stop - block.start, draws.array.sizes["class"], draws.num_pixels))
-    for piece in draws.probabilities(block):
-        total += piece
-    return total / draws.num_samples

@@ -20,6 +20,7 @@ models get on the same cases.
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis import binning
 from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
@@ -72,13 +73,10 @@ def presence_reliability(
         TypeError, ValueError: Samples, truth, annotations, classes or bins are malformed, fewer
             than three cases, or a regressor that is the same in all cases.
     """
-    binning.check_bins(bins)
-    if isinstance(simulations, bool) or not simulations >= 1:
-        raise ValueError(f"simulations must be a positive integer, not {simulations!r}.")
+    for name, value in (("bins", bins), ("simulations", simulations), ("min_pixels", min_pixels)):
+        checks.whole(name, value)
     if truth is not None and annotations is not None:
         raise ValueError("Pass truth or annotations, not both: one of them is compared with.")
-    if isinstance(min_pixels, bool) or not min_pixels >= 1:
-        raise ValueError(f"min_pixels must be a positive integer, not {min_pixels!r}.")
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     given = np.array([_present(masks, numbers, min_pixels).mean() for masks in draws.samples()])
@@ -186,13 +184,8 @@ def _least_squares(
     return beta, np.sqrt(np.diagonal(scale * bread @ score.T @ score @ bread))
 
 
-def _bin_index(f: np.ndarray, bins: int) -> np.ndarray:
-    edges = np.linspace(0, 1, bins + 1)
-    return np.clip(np.searchsorted(edges, f, side="left") - 1, 0, bins - 1)
-
-
 def _bins(f: np.ndarray, t: np.ndarray, bins: int) -> xr.Dataset:
-    index = _bin_index(f, bins)
+    index = binning.equal_width(f, bins)
     count = np.bincount(index, minlength=bins)
     filled = np.where(count > 0, count, np.nan)
     unit = {"units": "probability"}
@@ -208,7 +201,7 @@ def _bins(f: np.ndarray, t: np.ndarray, bins: int) -> xr.Dataset:
 
 
 def _ece(f: np.ndarray, t: np.ndarray, bins: int) -> float:
-    return float(np.abs(np.bincount(_bin_index(f, bins), t - f, bins)).sum() / len(f))
+    return float(np.abs(np.bincount(binning.equal_width(f, bins), t - f, bins)).sum() / len(f))
 
 
 def _perfect(

@@ -18,14 +18,16 @@ import numpy as np
 import xarray as xr
 from scipy import ndimage
 
+from ppl_med import checks
 from ppl_med.analysis.posterior import Posterior
+from ppl_med.analysis.segmentation.comparison import mean_probabilities
 from ppl_med.analysis.segmentation.draws import (
     ClassList,
     class_indices,
     class_labels,
     open_probabilities,
 )
-from ppl_med.analysis.segmentation.pixel_maps import UNITS, block_maps, mean_probabilities
+from ppl_med.analysis.segmentation.pixel_maps import UNITS, block_maps
 from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
 _REGIONS = ("boundary", "predicted", "background")
@@ -58,10 +60,8 @@ def region_uncertainty(
     Raises:
         TypeError, ValueError: ``probs`` or an argument is missing or malformed.
     """
-    if quantity not in UNITS:
-        raise ValueError(f"quantity must be one of {list(UNITS)}, not {quantity!r}.")
-    if isinstance(band, bool) or not isinstance(band, int | np.integer) or band < 1:
-        raise ValueError(f"band must be a positive integer (pixels), not {band!r}.")
+    checks.choice("quantity", quantity, UNITS)
+    checks.whole("band", band)
     draws = open_probabilities(tree)
     numbers = class_indices(classes, draws)
     names = dict(zip(numbers, class_labels(numbers, draws), strict=True))

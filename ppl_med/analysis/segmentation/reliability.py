@@ -16,13 +16,16 @@ Source: Gao et al., MoSE, ICLR 2023, arXiv:2212.07328 (10 bins, all pixels).
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis import binning
 from ppl_med.analysis.posterior import Posterior
-from ppl_med.analysis.segmentation.annotations import open_annotations
-from ppl_med.analysis.segmentation.draws import ClassList, class_indices, class_labels
-from ppl_med.analysis.segmentation.fractions import foreground_blocks, grader_fraction
+from ppl_med.analysis.segmentation.comparison import (
+    grader_fraction,
+    mean_predictions,
+    open_comparison,
+)
+from ppl_med.analysis.segmentation.draws import ClassList
 from ppl_med.analysis.segmentation.frequencies import ratio_error
-from ppl_med.analysis.segmentation.summary import describe
 
 _NEVER = 1e-3  # probability below which no draw is said to see foreground
 
@@ -54,15 +57,14 @@ def pixel_reliability(
     Raises:
         TypeError, ValueError: Samples, annotations, classes or bins are malformed.
     """
-    binning.check_bins(bins)
-    draws, blocks = foreground_blocks(tree, samples)
-    numbers = class_indices(classes, draws)
-    graded = open_annotations(tree, annotations, draws)
-    sums = np.zeros((2, draws.num_cases, 3, bins))  # all or inside; count, probability, fraction
-    for block, means in blocks(numbers):
-        masks = graded.isel(case=block).values
+    checks.whole("bins", bins)
+    pair = open_comparison(tree, annotations, samples, classes, averaged=True)
+    # of all pixels, or of those inside: count, sum of probabilities, sum of fractions
+    sums = np.zeros((2, pair.draws.num_cases, 3, bins))
+    for block, means in mean_predictions(pair.draws, pair.classes, samples):
+        masks = pair.graded.isel(case=block).values
         for offset, mean in enumerate(means):
-            fraction, domain = grader_fraction(masks[offset], numbers)
+            fraction, domain = grader_fraction(masks[offset], pair.classes)
             given = mean.sum(0)[domain].clip(0, 1)
             truth = fraction.sum(0)[domain].clip(0, 1)
             inside = (given > _NEVER) | (truth > 0)
@@ -75,18 +77,11 @@ def pixel_reliability(
         result[name] = ((), value, {"units": "probability"})
         note = {"units": "probability", "note": "standard error over cases"}
         result[f"{name}_se"] = ((), error, note)
-    return describe(
-        result,
-        classes=class_labels(numbers, draws),
-        samples=samples,
-        num_cases=int((sums[0, :, 0].sum(1) > 0).sum()),
-        num_samples=draws.num_samples,
-    )
+    return pair.describe(result, num_cases=int((sums[0, :, 0].sum(1) > 0).sum()))
 
 
 def _bin_sums(given: np.ndarray, truth: np.ndarray, bins: int) -> np.ndarray:
-    edges = np.linspace(0, 1, bins + 1)
-    index = np.clip(np.searchsorted(edges, given, side="left") - 1, 0, bins - 1)
+    index = binning.equal_width(given, bins)
     return np.stack(
         [
             np.bincount(index, minlength=bins),

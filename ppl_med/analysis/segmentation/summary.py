@@ -5,6 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.segmentation.draws import Draws
+from ppl_med.axes import SAMPLES
+
 
 def case_dataset(
     template: xr.DataArray,
@@ -50,6 +53,16 @@ def mean_and_error(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     mean = array.sum("case") / number.where(number > 0)
     square = ((array - mean) ** 2).sum("case") / (number - 1).where(number > 1)
     return mean, (square / number.where(number > 0)) ** 0.5
+
+
+def add_draws(
+    result: xr.Dataset, name: str, values: np.ndarray, draws: Draws, axis: str, units: str
+) -> xr.Dataset:
+    """Add values (case, sample, axis) as ``name`` (chain, draw, case, axis), with coordinates."""
+    split = values.reshape(len(values), *(draws.array.sizes[dim] for dim in SAMPLES), -1)
+    result[name] = ((*SAMPLES, "case", axis), split.transpose(1, 2, 0, 3), {"units": units})
+    known = [dim for dim in SAMPLES if dim in draws.array.coords]
+    return result.assign_coords({dim: draws.array[dim].variable for dim in known})
 
 
 def describe(result: xr.Dataset, **attrs: object) -> xr.Dataset:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation.annotations import open_annotations
 from ppl_med.analysis.segmentation.draws import (
@@ -28,7 +29,8 @@ from ppl_med.analysis.segmentation.draws import (
     open_draws,
 )
 from ppl_med.analysis.segmentation.frequencies import compare, ratio_error
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.segmentation.overlap import known_mean
+from ppl_med.analysis.segmentation.summary import add_draws, case_dataset, describe
 
 _MOST_SWITCHES = 12  # 2^12 modes
 
@@ -109,32 +111,19 @@ def _figures(
     fraction: np.ndarray, accuracy: np.ndarray, draws: Draws, names: list[str]
 ) -> xr.Dataset:
     means = {
-        "consistency": _sample_mean(np.maximum(fraction, 1 - fraction)),
-        "accuracy": _sample_mean(accuracy),
-        "flip": _sample_mean(_flipped(fraction)),
+        "consistency": np.maximum(fraction, 1 - fraction),
+        "accuracy": accuracy,
+        "flip": _flipped(fraction),
     }
+    means = {name: known_mean(values.swapaxes(0, 1)) for name, values in means.items()}
     result = case_dataset(
         draws.array, means, "probability", dims=("switch",), coords={"switch": names}
     )
-    chains, per_chain = draws.array.sizes["chain"], draws.array.sizes["draw"]
-    split = fraction.reshape(len(fraction), chains, per_chain, -1).transpose(1, 2, 0, 3)
-    result["alternative_fraction"] = (
-        ("chain", "draw", "case", "switch"), split, {"units": "probability"},
-    )  # fmt: skip
-    for dim in ("chain", "draw"):
-        if dim in draws.array.coords:
-            result = result.assign_coords({dim: draws.array[dim].variable})
+    result = add_draws(result, "alternative_fraction", fraction, draws, "switch", "probability")
     flat = _flipped(fraction).reshape(-1, fraction.shape[2])
     result = result.assign_coords(switch_other=names)
     result["correlation"] = (("switch", "switch_other"), _correlation(flat), {"units": "1"})
     return result
-
-
-def _sample_mean(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    number = known.sum(1)
-    total = np.where(known, values, 0).sum(1)
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
 
 def _correlation(flat: np.ndarray) -> np.ndarray:
@@ -198,7 +187,7 @@ def _check_rates(rates: Sequence[float] | np.ndarray | None, number: int) -> np.
         return None
     values = np.asarray(rates, dtype=np.float64)
     if values.shape != (number,) or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"rates must be {number} probabilities, one per switch, not {rates!r}.")
+        checks.reject("rates", f"{number} probabilities, one per switch", rates)
     return values
 
 

@@ -6,25 +6,26 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med import checks
 from ppl_med.analysis.attribution_maps import SPACE, taken_out
+from ppl_med.axes import SAMPLES
 
 Part = Literal["signed", "positive", "absolute"]
 Embedding = Literal["tsne", "spectral"]
-_SAMPLES = ("chain", "draw")
 
 
 def as_maps(maps: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """Maps (chain, draw, case, [channel,] [depth,] row, col)."""
     maps = taken_out(maps, "maps")
     missing = {"case", "row", "col"} - set(maps.dims)
-    unknown = set(maps.dims) - {*_SAMPLES, "case", "channel", *SPACE}
+    unknown = set(maps.dims) - {*SAMPLES, "case", "channel", *SPACE}
     if missing or unknown:
         raise ValueError(
             f"maps has the axes {maps.dims}; it needs case, row and col, and may have chain, draw, "
             "channel and depth"
         )
-    maps = maps.expand_dims([dim for dim in _SAMPLES if dim not in maps.dims])
-    order = (*_SAMPLES, "case", "channel", *SPACE)
+    maps = maps.expand_dims([dim for dim in SAMPLES if dim not in maps.dims])
+    order = (*SAMPLES, "case", "channel", *SPACE)
     return maps.transpose(*[dim for dim in order if dim in maps.dims])
 
 
@@ -55,14 +56,12 @@ def check(
     if num_clusters is not None:
         counts["num_clusters"] = num_clusters
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number from 1")
+        checks.whole(name, value)
+    checks.choice("part", part, get_args(Part))
+    checks.choice("embedding", embedding, get_args(Embedding))
     least = max(neighbours, most_clusters, num_clusters or 1) + 2
     if num_cases < least:
         raise ValueError(
             f"{num_cases} cases are too few; neighbours={neighbours}, "
             f"most_clusters={most_clusters} and num_clusters={num_clusters} need {least}"
         )
-    for name, text, choices in (("part", part, Part), ("embedding", embedding, Embedding)):
-        if text not in get_args(choices):
-            raise ValueError(f"{name} is {text!r}; it is one of {get_args(choices)}")

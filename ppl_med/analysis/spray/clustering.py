@@ -34,12 +34,12 @@ from numpy.typing import ArrayLike
 
 from ppl_med.analysis.attribution_maps import SPACE
 from ppl_med.analysis.spray.arguments import Embedding, Part, as_label, as_maps, check
-from ppl_med.analysis.spray.draws import of_draws
+from ppl_med.analysis.spray.cluster_summary import of_classes, of_groups
+from ppl_med.analysis.spray.draw_agreement import of_draws
 from ppl_med.analysis.spray.graph import Settings, partition, plane
-from ppl_med.analysis.spray.groups import of_classes, of_groups
 from ppl_med.analysis.spray.pooled_maps import features, of_unit_length
+from ppl_med.axes import SAMPLES
 
-_SAMPLES = ("chain", "draw")
 _ATTRS = {
     "eigenvalue": ("1", "eigenvalue of the normalised graph Laplacian, in rising order"),
     "gap": ("1", "next eigenvalue minus this one"),
@@ -91,16 +91,16 @@ def clusters(
             which ``attribution`` is taken if it is there, else ``mean``. Lazy maps are read draw
             by draw.
         label: What may explain a cluster, (case,), numbers or text: the class, the scanner.
-        num_clusters: Overrides the eigengap.
-        most_clusters: Most that the eigengap may choose.
-        neighbours: k. A group of fewer than k + 1 cases can not come apart from the rest, and with
-            a small k one group may fall into pieces by chance.
-        size: Most places along each axis after pooling.
+        num_clusters: Number of clusters; None chooses it by the eigengap.
+        most_clusters: Largest number that the eigengap may choose.
+        neighbours: Number k of neighbours. A group of fewer than k + 1 cases cannot separate from
+            the rest, and with a small k one group may fall into pieces by chance.
+        size: Largest number of places along each axis after pooling.
         part: "signed" keeps the maps as they are; "positive" what speaks for the output;
             "absolute" what mattered at all.
         embedding: Plane of ``coordinate``: t-SNE of the pooled maps, or the eigenvectors of the
             second and third eigenvalue, where pieces of the graph fall onto one point each.
-        seed: Of k-means and t-SNE.
+        seed: Seed of k-means and t-SNE.
 
     Returns:
         Of the mean map: ``eigenvalue`` and ``gap`` (number), ``num_clusters`` and ``num_pieces``;
@@ -149,7 +149,7 @@ def clusters(
         variables |= of_classes(whole.cluster, classes, len(names))
     ids = maps["case"].values
     coords: dict[str, Any] = {"number": np.arange(1, len(whole.eigenvalue) + 1), "case": ids}
-    coords |= {name: maps[name].values for name in (*_SAMPLES, *SPACE) if name in maps.coords}
+    coords |= {name: maps[name].values for name in (*SAMPLES, *SPACE) if name in maps.coords}
     coords |= {"group": np.arange(number)}
     if draw_pooled is not None:
         coords["case2"] = ids
@@ -168,7 +168,7 @@ def clusters(
 
 
 def unit_maps(maps: xr.DataArray | xr.Dataset, part: Part = "signed") -> xr.DataArray:
-    """Return what is clustered before it is pooled: one map of unit length a case.
+    """Return what is clustered, before pooling: one map of unit length per case.
 
     Args:
         maps: As in `clusters`.

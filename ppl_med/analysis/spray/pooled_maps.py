@@ -5,8 +5,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ppl_med.analysis.spray.arguments import Part
-
-_SAMPLES = ("chain", "draw")
+from ppl_med.axes import SAMPLES
 
 
 def features(
@@ -16,8 +15,8 @@ def features(
 
     The last is None where there are fewer than two draws.
     """
-    num_chains, num_draws = (maps.sizes[dim] for dim in _SAMPLES)
-    total = np.zeros([maps.sizes[dim] for dim in maps.dims if dim not in (*_SAMPLES, "channel")])
+    num_chains, num_draws = (maps.sizes[dim] for dim in SAMPLES)
+    total = np.zeros([maps.sizes[dim] for dim in maps.dims if dim not in (*SAMPLES, "channel")])
     pooled: list[list[NDArray[np.float64]]] = []
     for chain in range(num_chains):
         pooled.append([])

@@ -9,8 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ppl_med.analysis import monte_carlo
 from ppl_med.analysis.spray.graph import Partition
-
-_SAMPLES = ("chain", "draw")
+from ppl_med.axes import SAMPLES
 
 
 def of_draws(cluster: NDArray[np.int64], parts: list[list[Partition]]) -> dict[str, Any]:
@@ -30,14 +29,14 @@ def of_draws(cluster: NDArray[np.int64], parts: list[list[Partition]]) -> dict[s
     for own in (cluster == group for group in range(number)):
         within.append([[_same_pairs(one[own]) for one in chain] for chain in draw_cluster])
         outside.append(together[own][:, ~own].mean() if not own.all() else np.nan)
-    shares = xr.DataArray(within, dims=("group", *_SAMPLES))
-    sample = (*_SAMPLES, "case")
+    shares = xr.DataArray(within, dims=("group", *SAMPLES))
+    sample = (*SAMPLES, "case")
     return {
         "draw_eigenvalue": (
-            (*_SAMPLES, "number"),
+            (*SAMPLES, "number"),
             [[one.eigenvalue for one in chain] for chain in parts],
         ),
-        "draw_num_clusters": (_SAMPLES, [[one.own_number for one in chain] for chain in parts]),
+        "draw_num_clusters": (SAMPLES, [[one.own_number for one in chain] for chain in parts]),
         "draw_cluster": (sample, draw_cluster),
         "membership": ("case", (flat == cluster).mean(0)),
         "co_clustering": (("case", "case2"), together),
