@@ -40,8 +40,8 @@ from ppl_med.inference import (
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import AlexNet
 from ppl_med.plots.report import report
-from ppl_med.priors import Normal
 from ppl_med.storage import check_same, open_run
+from ppl_med.weights import Normal
 
 Guide = Literal["frequentist", "mean_field", "dropout", "ensemble"]
 MEMBERS = 5

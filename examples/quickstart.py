@@ -25,8 +25,8 @@ from ppl_med.inference import MeanFieldNormal, fit, functions, predict
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import CompactCNN
 from ppl_med.plots.report import report
-from ppl_med.priors import Normal
 from ppl_med.storage import open_run
+from ppl_med.weights import Normal
 
 CLASSES = ("uninfected", "parasitized")
 NOISE = 0.05

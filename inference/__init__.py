@@ -1,20 +1,20 @@
 """One guide per file, and the verbs ``fit``, ``predict``, ``functions``, ``save``, ``load``."""
 
-from ppl_med.inference.bernoulli_dropout import BernoulliDropout
-from ppl_med.inference.best_head import BestHead
 from ppl_med.inference.checkpoint import load, save
-from ppl_med.inference.conditional_hierarchy import ConditionalHierarchy
-from ppl_med.inference.conditional_normal import ConditionalNormal
-from ppl_med.inference.elbo import elbo_terms
-from ppl_med.inference.ensemble import Ensemble
-from ppl_med.inference.from_prior import FromPrior
-from ppl_med.inference.functions import functions
-from ppl_med.inference.guides import Guides
-from ppl_med.inference.mean_field import MeanFieldNormal
-from ppl_med.inference.objectives import Elbo, Geco, ImportanceWeighted
-from ppl_med.inference.point_estimate import PointEstimate
+from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
+from ppl_med.inference.guides.best_head import BestHead
+from ppl_med.inference.guides.conditional_hierarchy import ConditionalHierarchy
+from ppl_med.inference.guides.conditional_normal import ConditionalNormal
+from ppl_med.inference.guides.ensemble import Ensemble
+from ppl_med.inference.guides.from_prior import FromPrior
+from ppl_med.inference.guides.joined import Guides
+from ppl_med.inference.guides.mean_field import MeanFieldNormal
+from ppl_med.inference.guides.point_estimate import PointEstimate
+from ppl_med.inference.prediction.plain_functions import functions
 from ppl_med.inference.predictive import predict
 from ppl_med.inference.svi import cooldown, fit, warm_up
+from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
+from ppl_med.programs.elbo import elbo_terms
 
 __all__ = [
     "BernoulliDropout",

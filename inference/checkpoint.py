@@ -13,9 +13,9 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_med.inference.ensemble import members_of
-from ppl_med.inference.parameters import free_parameters, remember_store_names, undisturbed
-from ppl_med.inference.programs import (
+from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.programs.parameters import free_parameters, remember_store_names, undisturbed
+from ppl_med.programs.sites import (
     Program,
     full_name,
     modules_of,
@@ -24,8 +24,8 @@ from ppl_med.inference.programs import (
     select_arguments,
     to_device,
 )
-from ppl_med.priors import Prior
 from ppl_med.storage.atomic import remove_leftovers, replacing
+from ppl_med.weights import Prior
 
 FORMAT = 1
 Pairs = list[tuple[Any, Any]]

@@ -17,21 +17,24 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from ppl_med.inference.checkpoint import digest, settings
-from ppl_med.inference.ensemble import members_of
-from ppl_med.inference.function_draw import Sampler
-from ppl_med.inference.generators import torch_restored
-from ppl_med.inference.loader import (
+from ppl_med.inference.batches import (
+    batch_spec,
     check_draws,
     check_iterable,
     check_seed,
     first_batch,
     loader_generators,
-    model_limits,
     num_cases_in,
 )
-from ppl_med.inference.parameters import move, private_store, set_mode
-from ppl_med.inference.programs import (
+from ppl_med.inference.checkpoint import digest, settings
+from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.inference.prediction.sinks import open_sink
+from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
+from ppl_med.inference.training.dry_run import not_running
+from ppl_med.programs.parameters import move, private_store, set_mode
+from ppl_med.programs.rng import torch_restored
+from ppl_med.programs.sites import (
     Program,
     batch_size,
     first_grader,
@@ -41,11 +44,8 @@ from ppl_med.inference.programs import (
     to_device,
     without_observations,
 )
-from ppl_med.inference.records import Chunk, Recorder, case_ids
-from ppl_med.inference.rehearsal import not_running
-from ppl_med.inference.sinks import open_sink
-from ppl_med.patches import Blend, Patches, by_patches
-from ppl_med.reuse import reuse
+from ppl_med.weights.call_cache import caching
+from ppl_med.weights.sliding_window import Blend, Patches, by_patches
 
 CHUNK_CASES, CHUNK_NUMBERS = 512, 2**26
 
@@ -93,10 +93,10 @@ def predict(
             along every spatial axis, such as (64, 64, 32). Networks with random weights run by
             overlapping patches, one weight draw a draw for all patches of all cases; their outputs
             are blended to the map of the whole image, which the program goes on with. See
-            ``ppl_med.patches``. In memory are features of one patch a case of the batch, maps of
-            one draw of the batch and, without a Zarr store, the result; a ``store="run.zarr"``
-            keeps draws of a large case on the disk on the way, so batches of one volume need
-            little memory whatever the number of draws.
+            ``ppl_med.weights.sliding_window``. Memory holds the features of one patch per case of
+            the batch, the maps of one draw of the batch and, without a Zarr store, the result;
+            ``store="run.zarr"`` keeps the draws of a large case on disk meanwhile, so batches of
+            one volume need little memory whatever the number of draws.
         overlap: Share of a patch that it has in common with the next one, in [0, 1).
         blend: Weights of overlapping patches, "gaussian" (less towards the border of a patch) or
             "constant".
@@ -193,7 +193,7 @@ class _Run:
         self.model = pairs[0][0]
         self.batches, self.device, self.draws = batches, device, draws
         first = first_batch(batches)
-        self.limits = model_limits(self.model)
+        self.limits = batch_spec(self.model)
         self.limits.check(first)
         for pair in pairs:
             move(pair, device)
@@ -205,7 +205,8 @@ class _Run:
                 bare = without_observations(self.model, first_grader(one))
             chains = range(first_chain or 0, (first_chain or 0) + len(pairs))
             self.samplers = [
-                Sampler(*pair, bare, seed, chain) for pair, chain in zip(pairs, chains, strict=True)
+                PosteriorSampler(*pair, bare, seed, chain)
+                for pair, chain in zip(pairs, chains, strict=True)
             ]
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, one) from error
@@ -215,7 +216,7 @@ class _Run:
         self.with_observations = first_chain is None
         inputs = self._inputs(first)
         sampler = self.samplers[0]
-        self.recorder = Recorder(self.model, sampler, first, inputs, len(pairs), draws)
+        self.recorder = TreeBuilder(self.model, sampler, first, inputs, len(pairs), draws)
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         values = to_device(select_arguments(self.model, batch), self.device)
@@ -276,7 +277,7 @@ class _Run:
         inputs = [self._inputs(batch) for batch in group]
         ends = start + np.cumsum([batch_size(given) for given in inputs])
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
-        with torch.no_grad(), reuse():
+        with torch.no_grad(), caching():
             observations = list(map(self.samplers[0].observations, inputs, cases))
             chunk = self.recorder.start(start, group, inputs, observations)
             for chain, sampler in enumerate(self.samplers):
@@ -306,7 +307,7 @@ def _attributes(
     seed: int,
     draws: int,
     origin: str,
-    sampler: Sampler,
+    sampler: PosteriorSampler,
 ) -> dict[str, Any]:
     model, guide = pairs[0]
     losses = _training_losses(model)

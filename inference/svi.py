@@ -16,14 +16,14 @@ import pyro
 import torch
 import xarray as xr
 
-from ppl_med.inference import generators
-from ppl_med.inference.ensemble import Ensemble, members_of
-from ppl_med.inference.history import join_histories
-from ppl_med.inference.loader import as_loader, check_arguments, model_limits
-from ppl_med.inference.objectives import Elbo, Geco, ImportanceWeighted
-from ppl_med.inference.plan import Plan
-from ppl_med.inference.programs import Program
-from ppl_med.inference.training import Trainer
+from ppl_med.inference.batches import as_loader, batch_spec, check_arguments
+from ppl_med.inference.guides.ensemble import Ensemble, members_of
+from ppl_med.inference.training.history import join_histories
+from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
+from ppl_med.inference.training.plan import Plan
+from ppl_med.inference.training.trainer import Trainer
+from ppl_med.programs import rng
+from ppl_med.programs.sites import Program
 
 Schedule = Callable[[float], float]
 
@@ -125,10 +125,10 @@ def fit(
         checkpoint_every=checkpoint_every,
         validation=validation,
         progress=progress,
-        limits=model_limits(pairs[0][0]),
+        limits=batch_spec(pairs[0][0]),
     )
     trainer = Trainer(plan, pairs)
-    with generators.restored(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with rng.restored(), pyro.validation_enabled(False), warnings.catch_warnings():
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
         trainer.prepare(resume=resume)

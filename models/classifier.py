@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.likelihoods.statement import check_class_names
-from ppl_med.priors import Prior
-from ppl_med.weights import RandomWeights, Where
+from ppl_med.weights import Prior, RandomWeights, Where
 
 
 class BayesianClassifier(nn.Module):

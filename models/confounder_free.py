@@ -41,9 +41,8 @@ from torch.func import functional_call
 
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.likelihoods.statement import check_class_names
-from ppl_med.one_draw import OneDraw
-from ppl_med.priors import Prior
-from ppl_med.weights import RandomWeights, Where
+from ppl_med.weights import Prior, RandomWeights, Where
+from ppl_med.weights.estimators import SharedWeightDraw
 
 SITE = "confounder_adversary"
 _SMALL = 1e-6  # of a variance, beside which a batch's counts as constant
@@ -138,7 +137,7 @@ class ConfounderFreeClassifier(nn.Module):
                     f"confounder is {got}; every training batch needs one number a case, "
                     f"({len(image)},)"
                 )
-            with OneDraw():
+            with SharedWeightDraw():
                 logits, features = self._parts(image)
             loss = self.weight * self.squared_correlation(features, label, confounder)
         with pyro.plate("case", num_cases or len(image), subsample=image):

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from ppl_med.axes import SPACE
 from ppl_med.likelihoods import LaplaceNoise
 from ppl_med.models.regressor import Likelihood, check_output, coords_of
-from ppl_med.priors import Prior
-from ppl_med.weights import RandomWeights, Where
+from ppl_med.weights import Prior, RandomWeights, Where
 
 
 class DenseRegressor(nn.Module):

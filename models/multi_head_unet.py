@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ppl_med.axes import SPACE
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
-from ppl_med.reuse import once
+from ppl_med.weights.call_cache import cached_call
 
 
 class MultiHeadUNet(nn.Module):
@@ -62,7 +62,7 @@ class MultiHeadUNet(nn.Module):
 
     def all_heads(self, image: Tensor) -> Tensor:
         """Logits of every head, dims (case, head, class, *space)."""
-        output: Tensor = once(self.network, image)
+        output: Tensor = cached_call(self.network, image)
         return output.view(len(image), self.heads, -1, *image.shape[2:])
 
     def forward(

@@ -26,7 +26,7 @@ from ppl_med.likelihoods import Categorical
 from ppl_med.networks.combine import Combine
 from ppl_med.networks.encoder import ConvGaussian
 from ppl_med.networks.unet import CHANNELS, UNet
-from ppl_med.reuse import once
+from ppl_med.weights.call_cache import cached_call
 
 
 class ProbabilisticUNet(nn.Module):
@@ -95,8 +95,8 @@ class ProbabilisticUNet(nn.Module):
         Returns:
             Logits given the z that was drawn, dims (case, class, *space).
         """
-        features = once(self.combine.of_features, once(self.backbone, image))
-        prior = once(self.prior, image)
+        features = cached_call(self.combine.of_features, cached_call(self.backbone, image))
+        prior = cached_call(self.prior, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             z = pyro.sample("z", prior, infer=dims("latent"))
             logits = self.combine(features, z)

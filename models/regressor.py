@@ -21,8 +21,7 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.likelihoods import Gaussian, LaplaceNoise, Quantiles, StudentT
-from ppl_med.priors import Prior
-from ppl_med.weights import RandomWeights, Where
+from ppl_med.weights import Prior, RandomWeights, Where
 
 Likelihood = Gaussian | LaplaceNoise | StudentT | Quantiles
 

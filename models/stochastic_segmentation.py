@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ppl_med.axes import SPACE, dims
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
-from ppl_med.reuse import once
+from ppl_med.weights.call_cache import cached_call
 
 LOG_VARIANCE_RANGE = (-10.0, 10.0)
 
@@ -88,7 +88,7 @@ class StochasticSegmentationNetwork(nn.Module):
         Raises:
             ValueError: If the network's output does not fit classes, rank and image.
         """
-        output: Tensor = once(self.network, image).float()
+        output: Tensor = cached_call(self.network, image).float()
         space, num_classes = image.shape[2:], len(self.likelihood.classes)
         expected = (len(image), (2 + self.rank) * num_classes, *space)
         if tuple(output.shape) != expected:

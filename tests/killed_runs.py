@@ -24,8 +24,8 @@ from ppl_med.inference import (
     fit,
     predict,
 )
-from ppl_med.inference.function_draw import Sampler
-from ppl_med.inference.training import Trainer
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.inference.training.trainer import Trainer
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
 
@@ -243,7 +243,7 @@ def draw(kind: str, store: Path, moment: Moment | None, write: int | None = None
     predictive.CHUNK_CASES = 2 * BATCH_SIZE
     torch.set_num_threads(1)
     if moment is not None:
-        moment.arm(Sampler, "run")
+        moment.arm(PosteriorSampler, "run")
     if write is not None:
         die_in_zarr_write(write)
     model = classifier()

@@ -35,7 +35,7 @@ from ppl_med.inference import (
     warm_up,
 )
 from ppl_med.models import BayesianClassifier, LatentClassifier
-from ppl_med.priors import Normal
+from ppl_med.weights import Normal
 
 Batch = dict[str, Any]
 

@@ -29,11 +29,10 @@ from ppl_med.inference import (
     fit,
     predict,
 )
-from ppl_med.inference.elbo import total
 from ppl_med.models import BayesianClassifier
-from ppl_med.priors import FanInNormal, Laplace, Normal, Prior
+from ppl_med.programs.elbo import total
 from ppl_med.testing import assert_mean
-from ppl_med.weights import RandomWeights
+from ppl_med.weights import FanInNormal, Laplace, Normal, Prior, RandomWeights
 
 NOISE, PRIOR_SCALE, CASES = 0.6, 1.5, 24
 

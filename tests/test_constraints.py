@@ -31,8 +31,8 @@ from ppl_med.inference import (
 )
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
-from ppl_med.priors import Normal
 from ppl_med.testing import check_guide, check_program
+from ppl_med.weights import Normal
 
 CLASSES = ("healthy", "lesion")
 SIZE = 4

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_med.inference import BernoulliDropout, elbo_terms
-from ppl_med.inference.elbo import total
 from ppl_med.models import BayesianClassifier
-from ppl_med.priors import Normal
+from ppl_med.programs.elbo import total
 from ppl_med.testing import assert_mean
-from ppl_med.weights import RandomWeights
+from ppl_med.weights import Normal, RandomWeights
 
 PRIOR_SCALE = 0.7
 RATES = {"1.weight": 0.3, "3.weight": 0.5}

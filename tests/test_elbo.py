@@ -23,11 +23,11 @@ from ppl_med.inference import (
     PointEstimate,
     elbo_terms,
 )
-from ppl_med.inference.elbo import total
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
-from ppl_med.priors import Normal
+from ppl_med.programs.elbo import total
 from ppl_med.testing import assert_mean
+from ppl_med.weights import Normal
 
 OBSERVED = torch.tensor([0.3, -0.7, 1.9, 0.4], dtype=torch.float64)
 

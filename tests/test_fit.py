@@ -36,8 +36,7 @@ from ppl_med.inference import (
 )
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
-from ppl_med.priors import Normal
-from ppl_med.weights import RandomWeights
+from ppl_med.weights import Normal, RandomWeights
 
 CLASSES = ("a", "b", "c")
 CASES, SIZE = 22, 8

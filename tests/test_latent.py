@@ -17,9 +17,9 @@ from scipy import stats
 
 from ppl_med.data import Batches
 from ppl_med.inference import ConditionalNormal, fit, predict
-from ppl_med.inference.programs import sample_sites
 from ppl_med.models import LatentClassifier
 from ppl_med.networks import GaussianEncoder
+from ppl_med.programs.sites import sample_sites
 from ppl_med.testing import assert_mean, assert_uniform
 
 FREQUENCIES = (0.3, 0.9)  # of "lesion", by image type

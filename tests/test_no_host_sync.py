@@ -24,10 +24,10 @@ from ppl_med.inference import (
     PointEstimate,
     elbo_terms,
 )
-from ppl_med.inference.elbo import total
 from ppl_med.likelihoods import Categorical
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import AlexNet, GaussianEncoder, LeNet
+from ppl_med.programs.elbo import total
 from ppl_med.weights import RandomWeights
 
 HOST_READS = {

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from ppl_med.inference import noise
-from ppl_med.inference.noise import derive_seed, sample_by_case, uniform
+from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case, uniform
 from ppl_med.testing import assert_uniform
 
 FALSE_ALARM = 1e-6

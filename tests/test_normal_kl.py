@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ppl_med import normal_kl
-from ppl_med.priors import FlatNormal
+from ppl_med.weights import FlatNormal
 
 
 def vectors(size: int, *, scalar_prior: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -25,9 +25,9 @@ from ppl_med.inference import (
     predict,
     save,
 )
-from ppl_med.inference.parameters import private_store
-from ppl_med.inference.programs import named_modules_of
 from ppl_med.models import BayesianClassifier
+from ppl_med.programs.parameters import private_store
+from ppl_med.programs.sites import named_modules_of
 
 CASES = 12
 

@@ -27,11 +27,11 @@ from ppl_med.inference import (
     fit,
     predict,
 )
-from ppl_med.inference.function_draw import Sampler
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
-from ppl_med.priors import Normal
 from ppl_med.testing import assert_uniform
+from ppl_med.weights import Normal
 
 CLASSES = ["a", "b", "c"]
 CASES = 7
@@ -109,7 +109,7 @@ def test_probabilities_agree_with_the_drawn_weights_by_hand(name: str) -> None:
     assert isinstance(model, BayesianClassifier)
     image, label = data()
     tree = run((model, guide), batches(image.double(), label, 4))
-    sampler = Sampler(model, guide, {"image": image[:1].double()}, 2, 0)
+    sampler = PosteriorSampler(model, guide, {"image": image[:1].double()}, 2, 0)
     layout = model.network.layout
     for draw in range(3):
         views = layout.views(sampler.draw(draw)["weights"])
@@ -247,7 +247,7 @@ def test_what_a_program_makes_of_its_observation_is_seen(
             pyro.sample("y", law.to_event(value.ndim - 1), obs=seen)
 
     inputs = {"image": torch.zeros(300, 1, 1, 1), "y": value}
-    sampler = Sampler(program, None, {"image": inputs["image"][:1]}, 0, 0)
+    sampler = PosteriorSampler(program, None, {"image": inputs["image"][:1]}, 0, 0)
     sampler.kept(0)
     ran.clear()
     found = sampler.observations(inputs, np.arange(300))["y"]

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate
-from ppl_med.inference.elbo import elbo_terms
-from ppl_med.inference.mean_field import Estimator
+from ppl_med.inference.guides.mean_field import Estimator
 from ppl_med.models import BayesianClassifier
-from ppl_med.priors import (
+from ppl_med.programs.elbo import elbo_terms
+from ppl_med.testing import assert_mean, assert_uniform
+from ppl_med.weights import (
     FanInNormal,
     FlatDistribution,
     FlatLaplace,
@@ -24,13 +25,13 @@ from ppl_med.priors import (
     FlatPoint,
     FlatScaleMixture,
     Laplace,
+    Layout,
     Normal,
     Prior,
+    RandomWeights,
     ScaleMixture,
     kl_divergence,
 )
-from ppl_med.testing import assert_mean, assert_uniform
-from ppl_med.weights import Layout, RandomWeights
 
 PRIORS: dict[str, Callable[[], Prior]] = {
     "normal": lambda: Normal(0.7),
@@ -221,13 +222,13 @@ def test_normal_around_pretrained_weights_starts_there() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Normal(0.0), "scale must be a positive"),
-        (lambda: Normal(math.nan), "scale must be a positive"),
-        (lambda: FanInNormal(-1.0), "gain must be a positive"),
+        (lambda: Normal(0.0), "scale must be a finite number above 0"),
+        (lambda: Normal(math.nan), "scale must be a finite number above 0"),
+        (lambda: FanInNormal(-1.0), "gain must be a finite number above 0"),
         (lambda: FanInNormal(1.0, bias_scale=0.0), "bias_scale must be"),
-        (lambda: Laplace(math.inf), "scale must be a positive"),
-        (lambda: ScaleMixture(mixing=1.0), "mixing must lie strictly"),
-        (lambda: ScaleMixture(narrow=0.0), "narrow must be a positive"),
+        (lambda: Laplace(math.inf), "scale must be a finite number above 0"),
+        (lambda: ScaleMixture(mixing=1.0), "mixing must be strictly"),
+        (lambda: ScaleMixture(narrow=0.0), "narrow must be a finite number above 0"),
     ],
 )
 def test_wrong_arguments_are_named(make: Callable[[], Prior], message: str) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ppl_med.inference import ConditionalNormal, fit, predict
 from ppl_med.models import ProbabilisticUNet
-from ppl_med.reuse import once, reuse
 from ppl_med.weights import RandomWeights
+from ppl_med.weights.call_cache import cached_call, caching
 
 
 class Counting(nn.Module):
@@ -32,50 +32,50 @@ def net() -> Counting:
 @torch.no_grad()
 def test_the_same_tensor_is_the_same_call(net: Counting) -> None:
     image, other = torch.zeros(2), torch.zeros(2)
-    with reuse():
-        assert once(net, image) is once(net, image)
+    with caching():
+        assert cached_call(net, image) is cached_call(net, image)
         assert net.calls == 1
-        once(net, other)
+        cached_call(net, other)
         assert net.calls == 2
         image.add_(1)  # the same object, other values
-        assert torch.equal(once(net, image), torch.full((2,), 2.0))
-    once(net, image)
+        assert torch.equal(cached_call(net, image), torch.full((2,), 2.0))
+    cached_call(net, image)
     assert net.calls == 4, "nothing is kept outside the block"
 
 
 @torch.no_grad()
 def test_a_tensor_in_the_place_of_one_that_is_gone_is_another(net: Counting) -> None:
-    with reuse():
+    with caching():
         for value in range(20):
-            assert once(net, torch.full((1,), float(value))).item() == value + 1
+            assert cached_call(net, torch.full((1,), float(value))).item() == value + 1
 
 
 def test_training_and_gradients_run_every_time(net: Counting) -> None:
     image = torch.zeros(2)
-    with reuse():
-        once(net, image), once(net, image)
+    with caching():
+        cached_call(net, image), cached_call(net, image)
         assert net.calls == 2
         with torch.no_grad():
             net.train()
-            once(net, image), once(net, image)
+            cached_call(net, image), cached_call(net, image)
     assert net.calls == 4
 
 
 @torch.inference_mode()
 def test_inference_mode_runs_every_time(net: Counting) -> None:
     image = torch.zeros(2)
-    with reuse():
-        first = once(net, image)
+    with caching():
+        first = cached_call(net, image)
         image.add_(1)
-        assert not torch.equal(once(net, image), first)
+        assert not torch.equal(cached_call(net, image), first)
 
 
 @torch.no_grad()
 def test_random_weights_are_drawn_every_time() -> None:
     net = RandomWeights(nn.Linear(2, 2)).eval()
     image = torch.ones(1, 2)
-    with reuse():
-        assert not torch.equal(once(net, image), once(net, image))
+    with caching():
+        assert not torch.equal(cached_call(net, image), cached_call(net, image))
 
 
 def test_predict_runs_the_unet_once_a_batch() -> None:

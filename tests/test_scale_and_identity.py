@@ -36,12 +36,12 @@ from ppl_med.inference import (
     fit,
     predict,
 )
+from ppl_med.inference.batches import as_loader
 from ppl_med.inference.checkpoint import settings
-from ppl_med.inference.loader import as_loader
 from ppl_med.likelihoods import FocalLoss, LabelNoise
 from ppl_med.models import BayesianClassifier, ConfounderFreeClassifier, LatentClassifier
 from ppl_med.networks import ConvGaussian, GaussianEncoder
-from ppl_med.priors import Normal
+from ppl_med.weights import Normal
 
 CASES = 20
 Loaders = dict[str, Any]

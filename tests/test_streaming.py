@@ -174,7 +174,7 @@ def test_an_existing_store_is_named_before_any_work(
     path = tmp_path / f"run{suffix}"
     path.mkdir()
     (path / "keep").write_text("me")
-    monkeypatch.setattr(predictive.Sampler, "kept", None)
+    monkeypatch.setattr(predictive.PosteriorSampler, "kept", None)
     with pytest.raises(FileExistsError, match=f"run{suffix}"):
         run(store=path)
     assert (path / "keep").read_text() == "me"

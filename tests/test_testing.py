@@ -18,13 +18,13 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 from ppl_med.axes import dims
-from ppl_med.inference.bernoulli_dropout import BernoulliDropout
-from ppl_med.inference.conditional_normal import ConditionalNormal
-from ppl_med.inference.mean_field import MeanFieldNormal
+from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
+from ppl_med.inference.guides.conditional_normal import ConditionalNormal
+from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.latent_classifier import LatentClassifier
-from ppl_med.priors import ScaleMixture
 from ppl_med.testing import assert_mean, assert_uniform, check_guide, check_program
+from ppl_med.weights import ScaleMixture
 
 CASES, FEATURES, LATENT, CLASSES = 4, 6, 2, 3
 

@@ -13,8 +13,7 @@ from torchvision.ops import StochasticDepth
 
 from ppl_med.inference import MeanFieldNormal
 from ppl_med.models import BayesianClassifier
-from ppl_med.priors import FanInNormal, Normal
-from ppl_med.weights import Layout, RandomWeights, Where, random_weights
+from ppl_med.weights import FanInNormal, Layout, Normal, RandomWeights, Where, find_random_weights
 
 
 def small_net() -> nn.Module:
@@ -272,9 +271,9 @@ def test_random_weights_are_found_by_site() -> None:
             super().__init__()
             self.nets = nn.ModuleList(RandomWeights(nn.Linear(2, 2), site=site) for site in sites)
 
-    assert set(random_weights([Two("a", "b"), lambda: None])) == {"a", "b"}
+    assert set(find_random_weights([Two("a", "b"), lambda: None])) == {"a", "b"}
     with pytest.raises(ValueError, match="share the site name 'a'"):
-        random_weights([Two("a", "a")])
+        find_random_weights([Two("a", "a")])
 
 
 def test_priors_follow_the_net_to_its_type() -> None:

@@ -34,7 +34,6 @@ from ppl_med.inference import (
     predict,
     save,
 )
-from ppl_med.inference.programs import is_local, sample_sites
 from ppl_med.likelihoods import Categorical, Gaussian, LaplaceNoise, Quantiles, StudentT
 from ppl_med.models import (
     BayesianClassifier,
@@ -51,10 +50,10 @@ from ppl_med.models import (
     StochasticSegmentationNetwork,
 )
 from ppl_med.networks import AlexNet, CompactCNN, FCDenseNet, GaussianEncoder, LeNet, UNet
-from ppl_med.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
-from ppl_med.proposals import follows_prior, left_to_prior
+from ppl_med.programs.elbo import follows_prior, left_to_prior
+from ppl_med.programs.sites import is_local, sample_sites
 from ppl_med.testing import check_guide, check_program
-from ppl_med.weights import RandomWeights
+from ppl_med.weights import FanInNormal, Laplace, Normal, Prior, RandomWeights, ScaleMixture
 
 CLASSES = ("a", "b")
 CASES = 4

@@ -27,7 +27,7 @@ from ppl_med.explain.confounding import dependence, exposure, swap_test
 from ppl_med.inference import BernoulliDropout, fit, functions, predict
 from ppl_med.models import BayesianClassifier, ConfounderFreeClassifier
 from ppl_med.networks import LeNet
-from ppl_med.priors import Normal
+from ppl_med.weights import Normal
 
 NETS = ("unconfounded", "confounded", "constrained", "confounder_free")
 READERS: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {

@@ -27,7 +27,7 @@ from ppl_med.explain.confounding import swap_effects, swap_frame, swap_test
 from ppl_med.inference import BernoulliDropout, fit, functions, predict
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet
-from ppl_med.priors import Normal
+from ppl_med.weights import Normal
 
 CLASSES = ("no finding, NIH", "COVID-19, other source")
 COVID = "ood_covid19_cohen"

@@ -22,7 +22,7 @@ from ppl_med.data import (
 )
 from ppl_med.inference import ConditionalNormal, MeanFieldNormal, fit
 from ppl_med.models import BayesianClassifier, ConditionalVAE
-from ppl_med.priors import Normal
+from ppl_med.weights import Normal
 
 Name = Literal["malaria", "pneumonia"]
 CLASSES = {"malaria": malaria.CLASS_NAMES, "pneumonia": pneumoniamnist.CLASS_NAMES}

@@ -12,8 +12,8 @@ from ppl_med.data import Batches, standardization
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, fit, load, predict
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet
-from ppl_med.priors import Normal
 from ppl_med.storage import check_same, open_run
+from ppl_med.weights import Normal
 from recalibration.pictures import PICTURES
 
 PARTS = ("recalibration", "conformal", "test")

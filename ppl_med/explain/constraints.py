@@ -37,7 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_med.explain.attribution.score import class_logits
 from ppl_med.explain.function_checks import check_choice
-from ppl_med.one_draw import OneDraw
+from ppl_med.weights.estimators import SharedWeightDraw
 
 RightScore = Literal["sum_of_log_probabilities", "log_odds"]
 SITE = "attribution_constraint"
@@ -186,7 +186,7 @@ class AttributionConstrained(nn.Module):
         if label is None or not self.training:
             return self.model(image, label, num_cases=num_cases)
         self._check(image, irrelevant)
-        with torch.enable_grad(), OneDraw():
+        with torch.enable_grad(), SharedWeightDraw():
             leaf = image.detach().clone().requires_grad_()
             output = self.model(leaf.clone(), label, num_cases=num_cases)
             if (

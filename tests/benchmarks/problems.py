@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy
 from ppl_med.likelihoods import Categorical
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet
-from ppl_med.priors import FanInNormal
-from ppl_med.weights import RandomWeights
+from ppl_med.weights import FanInNormal, RandomWeights
 
 NUM_CASES = 10_000  # size of the data set that a batch is said to come from
 NUM_CLASSES = 10

@@ -2,8 +2,8 @@
 
 A pass runs the U-Net and the prior net, draws z and combines the two to logits. More masks of the
 same image only draw z and combine again, since ``predict`` keeps what does not depend on z
-(``ppl_med.reuse``). Timed is what ``predict`` runs, the model under ``reuse``, without the
-probabilities and labels that it writes. Read ratios, never seconds.
+(``ppl_med.weights.call_cache``). Timed is what ``predict`` runs, the model under ``caching``,
+without the probabilities and labels that it writes. Read ratios, never seconds.
 
     python tests/benchmarks/sampling.py --rounds 9 --out sampling.md
 """
@@ -21,7 +21,7 @@ from measure import tune_allocator as tune
 from torch import Tensor
 
 from ppl_med.models import ProbabilisticUNet
-from ppl_med.reuse import reuse
+from ppl_med.weights.call_cache import caching
 
 MASKS, TARGET = 100, 2.0
 SMALL: dict[str, Any] = {"channels": (8, 12), "num_convolutions": 1}
@@ -70,7 +70,7 @@ def measure(num_images: int, settings: argparse.Namespace) -> dict[str, Any]:
     model.likelihood = Silent()
 
     def masks(number: int) -> None:
-        with torch.no_grad(), reuse():
+        with torch.no_grad(), caching():
             for _ in range(number):
                 model(image)
 

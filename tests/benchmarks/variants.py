@@ -27,8 +27,8 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, elbo_terms, fit
-from ppl_med.inference.elbo import total
-from ppl_med.inference.mean_field import Estimator
+from ppl_med.inference.guides.mean_field import Estimator
+from ppl_med.programs.elbo import total
 from ppl_med.weights import DETERMINISTIC, RandomWeights
 
 LEARNING_RATE = 1e-4

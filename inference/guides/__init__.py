@@ -1,0 +1,23 @@
+"""What is proposed for a model's latents: one guide per file."""
+
+from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
+from ppl_med.inference.guides.best_head import BestHead
+from ppl_med.inference.guides.conditional_hierarchy import ConditionalHierarchy
+from ppl_med.inference.guides.conditional_normal import ConditionalNormal
+from ppl_med.inference.guides.ensemble import Ensemble
+from ppl_med.inference.guides.from_prior import FromPrior
+from ppl_med.inference.guides.joined import Guides
+from ppl_med.inference.guides.mean_field import MeanFieldNormal
+from ppl_med.inference.guides.point_estimate import PointEstimate
+
+__all__ = [
+    "BernoulliDropout",
+    "BestHead",
+    "ConditionalHierarchy",
+    "ConditionalNormal",
+    "Ensemble",
+    "FromPrior",
+    "Guides",
+    "MeanFieldNormal",
+    "PointEstimate",
+]

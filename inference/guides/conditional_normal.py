@@ -1,0 +1,36 @@
+"""Conditional guide: a posterior net reads image and observation and proposes the latent code.
+
+    z | image, observation  ~  Normal(m, diag s^2)        one per case
+
+Without the observation there is nothing to condition on: the guide proposes nothing and z falls
+back to the model's own p(z | image). So ``predict`` needs no second path.
+
+Reference: Sohn, Lee and Yan, NeurIPS 2015; Kohl et al., NeurIPS 2018 (the posterior net).
+"""
+
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from ppl_med.axes import dims
+from ppl_med.inference.guides.conditional_guide import ConditionalGuide
+
+
+class ConditionalNormal(ConditionalGuide):
+    """The variational family q(z | image, observation).
+
+    Args:
+        encoder: Posterior net, called as ``encoder(image, observation)``; returns the distribution
+            of z with event dims (latent,), such as ``networks.GaussianEncoder``.
+        site: Name of the latent site.
+        observation: Name of the observation's argument.
+    """
+
+    def __init__(self, encoder: nn.Module, site: str = "z", observation: str = "label") -> None:
+        super().__init__(observation)
+        self.encoder, self.site = encoder, site
+
+    def propose(self, image: Tensor, value: Any) -> None:
+        """Sample z from the encoder's distribution."""
+        pyro.sample(self.site, self.encoder(image, value), infer=dims("latent"))

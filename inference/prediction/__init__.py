@@ -1,0 +1,1 @@
+"""From posterior draws to a tree: sampler, noise per case, tree builder, sinks, functions."""

@@ -1,0 +1,237 @@
+"""One draw of a program's global latents, and running the program with it.
+
+Draw s of chain c is one function: the same weights serve every case, patch and batch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.poutine as poutine
+import torch
+from numpy.typing import NDArray
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Independent
+
+from ppl_med.axes import site_dims
+from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
+from ppl_med.programs.parameters import private_store
+from ppl_med.programs.rng import seed_torch, torch_restored
+from ppl_med.programs.sites import (
+    Program,
+    argument_names,
+    has_graders,
+    is_local,
+    sample_sites,
+)
+
+TELLING_CASES = 8  # on which it is seen how a program reads its observations
+KEPT_NUMBERS = 256 * 1024**2  # numbers of drawn latents kept for the next batch: 1 GiB of float32
+
+Inputs = Mapping[str, Any]
+Globals = dict[str, Tensor]
+
+
+class _Substitute(Messenger):
+    """Give latent sites their values; draw the others by numbers that belong to the case."""
+
+    def __init__(
+        self, values: Mapping[str, Tensor], keys: tuple[int, int, int], cases: NDArray[np.integer]
+    ) -> None:
+        super().__init__()
+        self.values, self.keys, self.cases = values, keys, cases
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
+            return
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif is_local(msg):
+            value = sample_by_case(msg["fn"], self.keys, msg["name"], self.cases, case_dim(msg))
+            if value is not None:
+                msg["value"], msg["done"] = value, True
+
+
+class PosteriorSampler:
+    """Draws functions of one (model, guide) pair.
+
+    Neither parameters nor random number generators of the process are changed.
+
+    Args:
+        model: The model, in evaluation mode.
+        guide: The guide, in evaluation mode; None draws from the prior.
+        example: Inputs of one case, without observations.
+        seed: Seed of all draws.
+        chain: Index of the member.
+
+    Raises:
+        ValueError: If the guide proposes not all of the model's global latents, or a site that the
+            model does not have.
+    """
+
+    def __init__(
+        self, model: Program, guide: Program | None, example: Inputs, seed: int, chain: int
+    ) -> None:
+        self.model, self.guide, self.example = model, guide, example
+        self.seed, self.chain = seed, chain
+        self._kept: dict[int, Globals] = {}
+        self._num_kept = 0
+        self._as_given: bool | None = None
+        with torch_restored(), torch.no_grad(), private_store():
+            seed_torch(derive_seed(seed, chain))
+            trace = _trace(model, example)
+            proposed = {} if guide is None else sample_sites(_trace(guide, example))
+        sites = sample_sites(trace)
+        arguments = set(argument_names(model))
+        self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
+        latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
+        self.local = [name for name in latents if is_local(sites[name])]
+        self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
+        self.numbers_per_case = sum(_num_stored(sites[n]) for n in [*self.observed, *self.local])
+        self.guide_has_local = any(is_local(site) for site in proposed.values())
+        missing = sorted(self.globals.keys() - proposed.keys()) if guide is not None else []
+        if missing:
+            raise ValueError(
+                f"the guide does not propose the latent site {missing[0]!r} of the model; add it "
+                "to the guide, or join guides with Guides(first, second)"
+            )
+        auxiliary = {n for n, site in proposed.items() if site["infer"].get("is_auxiliary")}
+        unknown = sorted(proposed.keys() - sites.keys() - auxiliary)
+        if unknown:
+            raise ValueError(
+                f"the guide proposes {unknown[0]!r}, which is no latent site of the model; rename "
+                "it, or mark it infer={'is_auxiliary': True}"
+            )
+
+    def draw(self, draw: int) -> Globals:
+        """Global latents of one draw; the same for the same (seed, chain, draw)."""
+        program = self.guide if self.guide is not None else self.model
+        with torch_restored(), torch.no_grad(), private_store():
+            seed_torch(derive_seed(self.seed, self.chain, draw))
+            sites = sample_sites(_trace(program, self.example))
+        chosen = self.globals if not self.guide_has_local else sites
+        return {
+            name: site["value"]
+            for name, site in sites.items()
+            if name in chosen and not is_local(site)
+        }
+
+    def kept(self, draw: int) -> Globals:
+        """As ``draw``, kept for the next time while memory allows."""
+        if draw in self._kept:
+            return self._kept[draw]
+        values = self.draw(draw)
+        size = sum(value.numel() for value in values.values())
+        if self._num_kept + size <= KEPT_NUMBERS:
+            self._kept[draw] = values
+            self._num_kept += size
+        return values
+
+    def run(
+        self, values: Globals, draw: int, inputs: Inputs, cases: NDArray[np.integer]
+    ) -> poutine.Trace:
+        """Trace the model on a batch with the draw's latents.
+
+        Args:
+            values: What ``draw`` gave.
+            draw: Index of the draw.
+            inputs: A batch without observations.
+            cases: Position of each of its cases in the data set.
+        """
+        keys = (self.seed, self.chain, draw)
+        with torch_restored(), private_store():
+            # For what cannot be drawn case by case: the same for the same batch at least.
+            seed_torch(derive_seed(*keys, int(cases[0])))
+            if self.guide_has_local:
+                with _Substitute(values, keys, cases):
+                    sites = sample_sites(_trace(self.guide, inputs))
+                values = values | {n: s["value"] for n, s in sites.items() if is_local(s)}
+            with _Substitute(values, keys, cases):
+                return _trace(self.model, inputs)
+
+    def observations(self, inputs: Inputs, cases: NDArray[np.integer]) -> Globals:
+        """What a batch's observed sites condition on, in the site's layout.
+
+        That is mostly the argument as it was given; but a program may transpose or transform it.
+        A run on a few cases of the first batch, of observations as different as there are, shows
+        whether it does. Masks of several graders, (case, grader, ...), are turned into (grader,
+        case, ...): each is scored under the draw of its case.
+
+        Args:
+            inputs: A batch with observations.
+            cases: Position of each of its cases in the data set.
+        """
+        given = {name: inputs[name] for name in self.observed if name in inputs}
+        if has_graders(inputs) and "mask" in given:
+            return {**given, "mask": given["mask"].movedim(1, 0)}
+        if given and self._as_given is None:
+            few = _few_cases(given)
+            some = {
+                name: value[few]
+                if isinstance(value, Tensor) and len(value) == len(cases)
+                else value
+                for name, value in inputs.items()
+            }
+            taken = self._taken(some, cases[few.cpu().numpy()], given)
+            self._as_given = all(_same(taken[name], some[name]) for name in given)
+        return given if not given or self._as_given else self._taken(inputs, cases, given)
+
+    def _taken(self, inputs: Inputs, cases: NDArray[np.integer], names: Inputs) -> Globals:
+        """Values of the observed sites in one run."""
+        nodes: dict[str, Any] = dict(self.run(self.kept(0), 0, inputs, cases).nodes)
+        return {name: nodes[name]["value"] for name in names}
+
+
+def case_dim(node: Mapping[str, Any]) -> int:
+    """Dim of the plate of cases in a site's batch shape, counted from the right, so negative.
+
+    Raises:
+        ValueError: If the site stands in no such plate.
+    """
+    for frame in node["cond_indep_stack"]:
+        if frame.name == "case":
+            return int(frame.dim)
+    raise ValueError(
+        f"site {node['name']!r} stands in no plate of cases; write it inside "
+        "pyro.plate('case', num_cases or len(image), subsample=image)"
+    )
+
+
+def _num_stored(site: Mapping[str, Any]) -> int:
+    """Numbers that ``predict`` keeps of a site in one draw of one case."""
+    if not (site["infer"] or {}).get("stored", True):
+        return 0
+    fn = site["fn"]
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    num_parameters = fn.logits.shape[-1] if isinstance(fn, torch.distributions.Categorical) else 2
+    return int(site["value"].numel()) * (num_parameters + 1)
+
+
+def _few_cases(given: Mapping[str, Tensor]) -> Tensor:
+    """Positions of cases whose observations differ, up to ``TELLING_CASES`` of each name."""
+    found = []
+    for value in given.values():
+        size = value.flatten(1).double().nan_to_num().sum(1) if value.ndim > 1 else value.double()
+        order = size.argsort()
+        ranked = size[order]
+        new = torch.cat([ranked.new_ones(1, dtype=torch.bool), ranked[1:] != ranked[:-1]])
+        distinct = order[new]
+        steps = torch.linspace(0, len(distinct) - 1, min(TELLING_CASES, len(distinct)))
+        found.append(distinct[steps.round().long().to(distinct.device)])
+    return torch.cat(found).unique()
+
+
+def _same(taken: Tensor, given: Tensor) -> bool:
+    """Whether two arrays agree entry by entry, NaN with NaN."""
+    return taken.shape == given.shape and torch.allclose(
+        taken.double(), given.double(), rtol=0.0, atol=0.0, equal_nan=True
+    )
+
+
+def _trace(program: Any, inputs: Inputs) -> poutine.Trace:
+    with pyro.validation_enabled(False):
+        return poutine.trace(program).get_trace(**inputs)

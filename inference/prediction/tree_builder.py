@@ -1,0 +1,320 @@
+"""Filling the arrays of a result, one (chain, draw, batch) at a time."""
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.poutine as poutine
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppl_med.axes import site_dims
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, case_dim
+from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
+from ppl_med.programs.sites import Program, batch_size, has_graders
+from ppl_med.weights import RandomWeights, find_random_weights
+
+SMALL_SITE = 1000
+LARGE_ARRAY = 2**29  # bytes from which on an array is filled on the disk, where there is a store
+Key = tuple[str, str]  # group, variable
+
+
+@dataclass
+class Chunk:
+    """Results of some consecutive cases.
+
+    Attributes:
+        start: Position of the first case.
+        num_cases: How many.
+        ids: Their ids.
+        arrays: Values by (group, variable).
+        dims: Dims by (group, variable).
+        coords: Coordinates shared by all groups.
+        scratch: Folder whose disk holds large arrays while they are filled; None for memory.
+    """
+
+    start: int
+    num_cases: int
+    ids: list[Any]
+    arrays: dict[Key, np.ndarray] = field(default_factory=dict)
+    dims: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None
+
+    def make(self, key: Key, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Make an array that is to be filled.
+
+        Raises:
+            OSError: If the disk cannot hold it.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if self.scratch is None or size < LARGE_ARRAY:
+            self.arrays[key] = np.empty(shape, dtype)
+            return
+        with tempfile.TemporaryFile(dir=self.scratch) as file:  # it lives as long as the array
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, a crash later
+                os.posix_fallocate(file.fileno(), 0, size)
+            self.arrays[key] = np.memmap(file, dtype, "w+", shape=shape)
+
+    def datasets(self) -> dict[str, xr.Dataset]:
+        """One Dataset a group."""
+        groups: dict[str, dict[str, Any]] = {}
+        for (group, name), values in self.arrays.items():
+            groups.setdefault(group, {})[name] = (self.dims[group, name], values)
+        result = {}
+        for group, variables in groups.items():
+            used = {dim for dims, _ in variables.values() for dim in dims}
+            coords = {n: (n, np.asarray(v)) for n, v in self.coords.items() if n in used}
+            result[group] = xr.Dataset(variables, coords=coords)
+        return result
+
+
+class TreeBuilder:
+    """Knows a program's sites and how they are stored.
+
+    Args:
+        model: The model.
+        sampler: A sampler of it, for the names of its sites.
+        first: The first batch, which fixes what there is of observations and metadata.
+        inputs: Its arguments of the model.
+        chains: Number of chains.
+        draws: Draws per chain.
+
+    Attributes:
+        scratch: Folder for large arrays while they are filled, or None.
+
+    Warns:
+        UserWarning: On entries of the batch that no array can hold; they are left out.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        sampler: PosteriorSampler,
+        first: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        chains: int,
+        draws: int,
+    ) -> None:
+        self.chains, self.draws = chains, draws
+        self.scratch: Path | None = None
+        self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
+        self.given = [name for name in self.observed if name in inputs]
+        self.coords = dict(getattr(model, "coords", {}))
+        self.layouts: dict[str, RandomWeights] = find_random_weights([model])
+        self.group = "posterior" if sampler.guide is not None else "prior"
+        self.by_graders = has_graders(first)
+        self.columns = _columns(first, {"id", *inputs}, batch_size(inputs))
+
+    def start(
+        self,
+        start: int,
+        group: Sequence[Mapping[str, Any]],
+        inputs: Sequence[Mapping[str, Any]],
+        observations: Sequence[Mapping[str, Tensor]],
+    ) -> Chunk:
+        """An empty chunk with ids, observations and metadata filled in.
+
+        Args:
+            start: Position of the first case.
+            group: Batches.
+            inputs: Their arguments of the model.
+            observations: What their observed sites condition on.
+
+        Raises:
+            ValueError: If batches differ in what they hold.
+        """
+        ids = case_ids(start, group, inputs)
+        chunk = Chunk(start, sum(map(batch_size, inputs)), ids, scratch=self.scratch)
+        chunk.coords = {
+            "chain": range(self.chains),
+            "draw": range(self.draws),
+            "case": chunk.ids,
+            **self.coords,
+        }
+        for name in self.observed:
+            with_it = sum(name in values for values in observations)
+            if with_it != (len(inputs) if name in self.given else 0):
+                raise ValueError(
+                    f"some batches have {name!r} and some have not; predict the cases with and "
+                    "without observations apart"
+                )
+        self.by_graders = has_graders(inputs[0])
+        for name in self.given:
+            dims, axis = _case_first(self._observation_dims(name))
+            arrays = [v[name].detach().movedim(axis, 0).cpu().numpy() for v in observations]
+            chunk.arrays["observed_data", name] = np.concatenate(arrays)
+            chunk.dims["observed_data", name] = dims
+        for name in self.columns:
+            parts = [
+                _array(batch.get(name), batch_size(v))
+                for batch, v in zip(group, inputs, strict=True)
+            ]
+            shapes = {None if part is None else part.shape[1:] for part in parts}
+            if len(shapes) > 1 or None in shapes:
+                raise ValueError(
+                    f"{name!r} is missing from a batch, or its shape differs between batches: "
+                    f"{sorted(map(str, shapes))}; give every case the same, or leave it out"
+                )
+            column = np.concatenate([part for part in parts if part is not None])
+            chunk.arrays["constant_data", name] = column
+            chunk.dims["constant_data", name] = _column_dims(name, column, group[0].get("image"))
+        return chunk
+
+    def record(
+        self,
+        chunk: Chunk,
+        trace: poutine.Trace,
+        observations: Mapping[str, Tensor],
+        chain: int,
+        draw: int,
+        offset: int,
+    ) -> None:
+        """Store one draw of one batch."""
+        where = (chain, draw, offset)
+        for name in self.observed:
+            node: Any = trace.nodes[name]
+            case_dim(node)  # raises on a site outside the plate of cases
+            names, fn = site_dims(trace, name), in_double(node["fn"])
+            prefix = "" if len(self.observed) == 1 else f"{name}_"
+            for parameter, (dims, value) in stored_parameters(fn, names).items():
+                if len(names) > len(node["fn"].batch_shape):  # maps are large; 7 digits do
+                    value = value.float()
+                self._put(chunk, (self.group, prefix + parameter), dims, value, where)
+            value = node["value"]
+            drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
+            self._put(chunk, (f"{self.group}_predictive", name), names, drawn, where)
+            if name in observations and self.group == "posterior":
+                log_prob = log_prob_in_double(fn, observations[name])
+                if self.by_graders and name == "mask":
+                    absent = (observations[name] < 0).flatten(2).all(2)
+                    log_prob = torch.where(absent, torch.nan, log_prob)
+                dims = self._observation_dims(name)[: log_prob.dim()]
+                self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
+        for name in self.local:
+            local: Any = trace.nodes[name]
+            if local["infer"].get("stored", True):
+                value = local["value"]
+                self._put(chunk, (self.group, name), site_dims(trace, name), value, where)
+
+    def _observation_dims(self, name: str) -> list[str]:
+        """Dims of what an observed site conditions on, in the site's layout."""
+        graders = ["grader"] if self.by_graders and name == "mask" else []
+        return [*graders, *self.observed[name]]
+
+    def _put(
+        self,
+        chunk: Chunk,
+        key: Key,
+        dims: list[str],
+        value: Tensor,
+        where: tuple[int, int, int],
+    ) -> None:
+        chain, draw, offset = where
+        ordered, axis = _case_first(dims)
+        values = value.detach().movedim(axis, 0).cpu().numpy()
+        if key not in chunk.arrays:
+            shape = (self.chains, self.draws, chunk.num_cases, *values.shape[1:])
+            chunk.make(key, shape, values.dtype)
+            chunk.dims[key] = ("chain", "draw", *ordered)
+        chunk.arrays[key][chain, draw, offset : offset + len(values)] = values
+
+    def record_globals(
+        self, chunk: Chunk, values: Mapping[str, Tensor], chain: int, draw: int
+    ) -> None:
+        """Store a summary of the global latents: norms per layer, small sites whole."""
+        for name, site_dim_names in self.globals.items():
+            value = values[name].detach()
+            if name in self.layouts:
+                layout = self.layouts[name].layout
+                label = "layer" if len(self.layouts) == 1 else f"{name}_layer"
+                stored = torch.stack([view.norm() for view in layout.views(value).values()])
+                key, dims = name.removesuffix("s") + "_norm", [label]
+                chunk.coords[label] = layout.names
+            elif value.numel() <= SMALL_SITE:
+                generic = [f"{name}_dim_{axis}" for axis in range(value.dim())]
+                fits = len(site_dim_names) == value.dim()
+                stored, key, dims = value, name, site_dim_names if fits else generic
+            else:
+                stored, key, dims = value.norm(), f"{name}_norm", []
+            where = (self.group, key)
+            if where not in chunk.arrays:
+                shape = (self.chains, self.draws, *stored.shape)
+                chunk.arrays[where] = np.empty(shape, dtype=np.float64)
+                chunk.dims[where] = ("chain", "draw", *dims)
+            chunk.arrays[where][chain, draw] = stored.double().cpu().numpy()
+
+
+def _case_first(dims: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """Dims with the case in front, and the axis where it stood."""
+    axis = dims.index("case")
+    return ("case", *dims[:axis], *dims[axis + 1 :]), axis
+
+
+def case_ids(
+    start: int, group: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """Ids of the cases in some batches; positions where there are none."""
+    ids: list[Any] = []
+    for batch, values in zip(group, inputs, strict=True):
+        own, size, position = batch.get("id"), batch_size(values), start + len(ids)
+        if own is not None and len(own) != size:
+            raise ValueError(f"id has {len(own)} entries in a batch of {size} cases")
+        ids += list(range(position, position + size)) if own is None else _plain(own)
+    return ids
+
+
+def _plain(values: Any) -> list[Any]:
+    return values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
+
+
+def _columns(batch: Mapping[str, Any], taken: set[str], size: int) -> list[str]:
+    """Entries of a batch that hold a number, a text or an array of one shape for every case."""
+    names = sorted(name for name in batch.keys() - taken if batch[name] is not None)
+    fitting = [name for name in names if _array(batch[name], size) is not None]
+    left_out = [name for name in names if name not in fitting]
+    if left_out:
+        warnings.warn(
+            f"{left_out} are left out of constant_data: they are no number, text or array of one "
+            "shape for every case",
+            stacklevel=5,
+        )
+    return fitting
+
+
+def _array(values: Any, size: int) -> np.ndarray | None:
+    """Values with the case on the first axis; None where they are no such thing."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        array = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+    elif isinstance(values, np.ndarray | list | tuple):
+        try:
+            array = np.asarray(values)
+        except ValueError:  # rows of different lengths
+            return None
+    else:
+        return None
+    if array.dtype == object and all(isinstance(one, str) for one in array.flat):
+        array = array.astype(str)
+    fits = array.ndim > 0 and len(array) == size and array.dtype.kind in "biufUM"
+    return array if fits else None
+
+
+def _column_dims(name: str, column: np.ndarray, image: Any) -> tuple[str, ...]:
+    """Dims of metadata: those of the image where shapes agree, ``<name>_dim_<axis>`` elsewhere."""
+    rest = column.shape[1:]
+    dims = [f"{name}_dim_{axis}" for axis in range(len(rest))]
+    if isinstance(image, Tensor) and image.dim() in (4, 5):
+        spatial = ["row", "col"] if image.dim() == 4 else ["depth", "row", "col"]
+        if len(rest) >= len(spatial) and rest[-len(spatial) :] == image.shape[2:]:
+            dims[-len(spatial) :] = spatial
+        if tuple(rest) == tuple(image.shape[1:]):
+            dims[0] = "channel"
+    return ("case", *dims)

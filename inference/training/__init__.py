@@ -1,0 +1,1 @@
+"""The training loop behind ``fit``: objectives, history, held-out scores, the dry run."""

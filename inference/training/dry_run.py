@@ -1,0 +1,173 @@
+"""What ``fit`` finds out before the first step: does everything run, and what is there to train?"""
+
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_med.data.validation import check_batch
+from ppl_med.inference.batches import BatchSpec, check_iterable, first_batch
+from ppl_med.inference.prediction.posterior_sampler import case_dim
+from ppl_med.inference.training.heldout import heldout_nll
+from ppl_med.programs.elbo import elbo_terms
+from ppl_med.programs.parameters import (
+    StoreNames,
+    move,
+    remember_store_names,
+    set_mode,
+    trainable,
+)
+from ppl_med.programs.sites import (
+    Program,
+    argument_names,
+    batch_size,
+    describe,
+    is_local,
+    sample_sites,
+    select_arguments,
+    takes_num_cases,
+    to_device,
+)
+
+
+@dataclass
+class DryRun:
+    """What a first run of a model and its guide showed.
+
+    Attributes:
+        parameters: What there is to train.
+        local_latents: Names of latent sites with one value a case.
+    """
+
+    parameters: list[Tensor]
+    local_latents: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: Program,
+        guide: Program,
+        batch: dict[str, Any],
+        num_cases: int,
+        device: torch.device,
+    ) -> "DryRun":
+        """Run a pair once without learning; lazily made parameters come to be.
+
+        Raises:
+            ValueError: If the two do not run on the batch, do not fit each other, observe nothing
+                or have nothing to train.
+        """
+        for program, role in ((model, "model"), (guide, "guide")):
+            if not takes_num_cases(program):
+                raise ValueError(
+                    f"the {role} takes no keyword num_cases; write it as "
+                    f"{role}(image, label=None, *, num_cases=None) with "
+                    'pyro.plate("case", num_cases or len(image), subsample=image)'
+                )
+        move((model, guide), device)
+        set_mode((model, guide), False)
+        values = to_device(select_arguments(model, batch), device)
+        options = {**values, "num_cases": num_cases}
+        names = StoreNames()
+        try:
+            with torch.no_grad(), pyro.validation_enabled(True), names:
+                sites = sample_sites(poutine.trace(model).get_trace(**options))
+                _check_observed(model, sites, batch_size(values), num_cases)
+                with torch.enable_grad():  # whether a proposal learns shows only here
+                    elbo_terms(model, guide, **options)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+            raise not_running(error, values) from error
+        remember_store_names((model, guide), names.names)
+        move((model, guide), device)
+        parameters = trainable(model, guide)
+        if not parameters:
+            raise ValueError(
+                "neither the model nor the guide has a parameter to train; check requires_grad"
+            )
+        local = {n for n, site in sites.items() if is_local(site) and not site["is_observed"]}
+        return cls(parameters, frozenset(local))
+
+
+def _check_observed(
+    model: Program, sites: dict[str, dict[str, Any]], size: int, num_cases: int
+) -> None:
+    arguments = argument_names(model)
+    for name, site in sites.items():
+        if name not in arguments:
+            continue
+        if not site["is_observed"]:
+            raise ValueError(
+                f"batches have no {name!r}, which the model observes; to train, every batch needs "
+                f"it: {{..., {name!r}: Tensor}}"
+            )
+        case_dim(site)
+        frame = next(f for f in site["cond_indep_stack"] if f.name == "case")
+        if (frame.size, frame.full_size) != (size, num_cases):
+            raise ValueError(
+                f"site {name!r}: the plate of cases stands for {frame.full_size} cases of which "
+                f"{frame.size} are drawn, but num_cases is {num_cases} and the batch has {size}; "
+                "write pyro.plate('case', num_cases or len(image), subsample=image)"
+            )
+
+
+def not_running(error: Exception, values: dict[str, Any]) -> Exception:
+    """What to raise where a program stopped on its first batch."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    image = values.get("image")
+    channels = re.search(r"to have (\d+) channels, but got (\d+) channels", str(error))
+    if channels and isinstance(image, Tensor) and image.shape[1] == int(channels[2]):
+        try:
+            check_batch({"image": image.cpu()}, in_channels=int(channels[1]))
+        except (TypeError, ValueError) as known:
+            return known
+    return ValueError(
+        f"the model or the guide does not run on the first batch ({describe(values)}): "
+        f"{type(error).__name__}: {error}. Check the shapes and types of these arguments against "
+        "what the network takes"
+    )
+
+
+def check_validation(
+    model: Program, guide: Program, validation: Any, limits: BatchSpec, device: torch.device
+) -> None:
+    """Raise where validation batches cannot be scored; scores the first of them by one draw.
+
+    Raises:
+        TypeError: If they are no re-iterable batches.
+        ValueError: If they do not fit the model or lack the observation.
+    """
+    check_iterable(validation, "validation")
+    first = first_batch(validation, "validation")
+    try:
+        limits.check(first)
+        heldout_nll(model, guide, [first], device, 1, 0)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"validation: {error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise where a checkpoint cannot be written.
+
+    Raises:
+        IsADirectoryError: If the path is a folder.
+        OSError: If its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint {path} is a folder; give the path of a file in it")
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"checkpoint {path} cannot be written: {error.strerror}; give another path"
+        ) from error

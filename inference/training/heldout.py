@@ -1,0 +1,80 @@
+"""Held-out negative log-likelihood during training."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_med.inference.batches import first_batch
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, case_dim
+from ppl_med.likelihoods import log_prob_in_double
+from ppl_med.programs.sites import (
+    Program,
+    batch_size,
+    check_one_grader,
+    select_arguments,
+    to_device,
+    without_observations,
+)
+
+
+def heldout_nll(
+    model: Program,
+    guide: Program,
+    batches: Any,
+    device: torch.device,
+    draws: int,
+    seed: int,
+) -> float:
+    """Mean over cases of -log of the mean over draws of the likelihood, in nats per case.
+
+    Args:
+        model: The model, in evaluation mode.
+        guide: The guide, in evaluation mode.
+        batches: Held-out batches with observations.
+        device: Where model and guide are.
+        draws: Posterior draws.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If a batch lacks an observation.
+    """
+    first = to_device(select_arguments(model, first_batch(batches)), device)
+    one = {n: value[:1] if isinstance(value, Tensor) else value for n, value in first.items()}
+    check_one_grader(one)
+    sampler = PosteriorSampler(model, guide, without_observations(model, one), seed, 0)
+    summed, cases = 0.0, 0
+    for batch in batches:
+        inputs = to_device(select_arguments(model, batch), device)
+        missing = [name for name in sampler.observed if name not in inputs]
+        if missing:
+            raise ValueError(f"a batch has no {missing[0]!r}, without which nothing can be scored")
+        check_one_grader(inputs)
+        positions = np.arange(cases, cases + batch_size(inputs))
+        with torch.no_grad():
+            seen = sampler.observations(inputs, positions)
+            bare = {name: value for name, value in inputs.items() if name not in seen}
+            logs = [_log_likelihood(sampler, draw, bare, seen, positions) for draw in range(draws)]
+        mixture = torch.stack(logs).logsumexp(0) - math.log(draws)
+        summed, cases = summed - float(mixture.sum()), cases + len(positions)
+    return summed / cases
+
+
+def _log_likelihood(
+    sampler: PosteriorSampler,
+    draw: int,
+    inputs: Mapping[str, Any],
+    observations: Mapping[str, Tensor],
+    positions: np.ndarray,
+) -> Tensor:
+    """Of each case under one draw, summed over observed sites, dims (case,), float64."""
+    trace = sampler.run(sampler.kept(draw), draw, inputs, positions)
+    by_site = []
+    for name, value in observations.items():
+        node: Any = trace.nodes[name]
+        log_prob = log_prob_in_double(node["fn"], value).double().movedim(case_dim(node), 0)
+        by_site.append(log_prob.reshape(len(positions), -1).sum(1))
+    return torch.stack(by_site).sum(0)

@@ -1,0 +1,192 @@
+"""The evidence lower bound, term by term.
+
+    ELBO = E_q[log p(observed | latents)] - KL(q(latents) || p(latents))        in nats
+
+The KL is the closed form where one is registered and its one-draw Monte Carlo estimate otherwise.
+Only the terms that are needed are computed, and nothing waits for the device.
+
+Two traps of ``TraceMeanField_ELBO`` are avoided: a Delta site's log-density is kept (so stock
+AutoGuides over constrained sites are right), and a guide site whose plate scale differs from the
+model's raises.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor, nn
+from torch.distributions import Independent, kl_divergence
+
+from ppl_med.programs.sites import argument_names, is_local, sample_sites
+
+Terms = dict[str, Tensor]
+
+
+def elbo_terms(
+    model: Callable[..., Any], guide: Callable[..., Any], /, *inputs: Any, **options: Any
+) -> tuple[Terms, Terms]:
+    """One draw of the negative log-likelihood and of the KL divergence.
+
+    Args:
+        model: A Pyro program.
+        guide: A Pyro program with the model's signature.
+        inputs: Positional arguments of both.
+        options: Keyword arguments of both, such as ``num_cases``.
+
+    Returns:
+        Two dicts by site name, of zero-dimensional tensors in nats for the whole data set: the
+        negative log-likelihood of every observed site, and the KL of every latent site.
+
+    Raises:
+        ValueError: If guide and model do not propose the same latents, if their plate scales
+            differ, or if a guide site cannot be reparameterised.
+    """
+    guide_trace = poutine.trace(guide).get_trace(*inputs, **options)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*inputs, **options)
+    nll: Terms = {}
+    kl: Terms = {}
+    sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
+    check_sites(model, guide, sites, proposed)
+    for name, site in sites.items():
+        if site["is_observed"]:
+            nll[name] = -_scaled(site["fn"].log_prob(site["value"]), site).sum()
+        elif name in proposed:
+            kl[name] = _site_kl(name, proposed[name], site)
+    _add_auxiliary(kl, sites, proposed)
+    return nll, kl
+
+
+def check_sites(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    sites: Mapping[str, Any],
+    proposed: Mapping[str, Any],
+) -> None:
+    """Raise where guide and model do not fit each other.
+
+    Args:
+        model: A Pyro program.
+        guide: Its guide.
+        sites: Sample sites of the model.
+        proposed: Sample sites of the guide.
+
+    Raises:
+        ValueError: If a latent is neither proposed nor left to the prior on purpose, if the guide
+            proposes what the model does not have, or if the model observed nothing.
+    """
+    for name, site in sites.items():
+        if site["is_observed"] or name in proposed:
+            continue
+        if not follows_prior(site, name, left_to_prior(guide)):
+            raise ValueError(_unproposed(name, model))
+        if not is_local(site):
+            raise ValueError(
+                f"the latent {name!r} is shared by all cases; FromPrior leaves it at the prior, "
+                "so that nothing would be learned of it; propose it"
+            )
+    for name, site in proposed.items():
+        if name not in sites and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"the guide proposes {name!r}, which is no latent site of the model; "
+                "rename it, or mark it infer={'is_auxiliary': True}"
+            )
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ValueError(
+            "the model observed nothing: pass the observation in the batch under the name of the "
+            "observation site, such as batch['label']"
+        )
+
+
+def _unproposed(name: str, model: Callable[..., Any]) -> str:
+    if name in argument_names(model):
+        return f"the model observed no {name!r}: pass it in the batch, as batch[{name!r}]"
+    return (
+        f"the guide does not propose the latent site {name!r} of the model; add it to the guide, "
+        "or join guides with Guides(first, second)"
+    )
+
+
+def _scaled(values: Tensor, site: dict[str, Any]) -> Tensor:
+    return scale_and_mask(values, site["scale"], site["mask"])
+
+
+def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
+    if isinstance(q["scale"], float | int) and q["scale"] != p["scale"]:
+        raise ValueError(
+            f"site {name!r}: the guide scales its log-density by {q['scale']}, the model by "
+            f"{p['scale']}; give the guide's plate the same size=num_cases and subsample"
+        )
+    q_fn, p_fn = q["fn"], p["fn"]
+    if not _is_delta(q_fn):
+        if not (q_fn.has_rsample or is_fixed(q_fn)):
+            raise ValueError(
+                f"guide site {name!r} ({type(q_fn).__name__}) cannot be reparameterised; "
+                "fit needs rsample: marginalise the site or propose a continuous relaxation"
+            )
+        with contextlib.suppress(NotImplementedError):
+            return _scaled(kl_divergence(q_fn, p_fn), p).sum()
+    value = q["value"]
+    if not isinstance(value, Tensor):  # drawn only where a layer uses it, see LazyWeights
+        value = q_fn.shared_draw()
+    return (_scaled(q_fn.log_prob(value), q) - _scaled(p_fn.log_prob(value), p)).sum()
+
+
+def _is_delta(fn: Any) -> bool:
+    """Whether a distribution is a Delta at heart, for which the registered KL drops the density."""
+    while isinstance(fn, Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def _add_auxiliary(kl: Terms, sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
+    """Add log q of guide sites that the model does not know (stock AutoGuides have them)."""
+    for name, site in proposed.items():
+        if name not in sites:
+            kl[name] = _scaled(site["fn"].log_prob(site["value"]), site).sum()
+
+
+def total(terms: Terms) -> Tensor:
+    """Sum of the terms, zero-dimensional, in nats."""
+    if not terms:
+        return torch.zeros(())
+    values = list(terms.values())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
+
+
+def left_to_prior(guide: Callable[..., Any]) -> frozenset[str]:
+    """Latent sites that a guide, or one of joined guides, leaves to the model's prior.
+
+    Args:
+        guide: A guide; one that leaves sites has their names as ``left_to_prior``.
+    """
+    modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
+    names: list[frozenset[str]] = [getattr(one, "left_to_prior", frozenset()) for one in modules]
+    return frozenset().union(*names)
+
+
+def follows_prior(site: Mapping[str, Any], name: str, left: frozenset[str]) -> bool:
+    """Whether a latent site of a model follows its prior on purpose.
+
+    Args:
+        site: The site.
+        name: Its name.
+        left: What the guide leaves to the prior, see ``left_to_prior``.
+    """
+    return name in left or not (site["infer"] or {}).get("proposed", True)
+
+
+def is_fixed(fn: Any) -> bool:
+    """Whether no parameter of a distribution learns, so that its draws need no gradient.
+
+    Args:
+        fn: The distribution.
+    """
+    while isinstance(fn, Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    values = (getattr(fn, name) for name in fn.arg_constraints if name in vars(fn))
+    return not any(isinstance(value, Tensor) and value.requires_grad for value in values)

@@ -1,0 +1,96 @@
+"""Run a Pyro program and leave no trace: parameters, buffers, modes and random numbers as before.
+
+Pyro programs write to places outside themselves: the global parameter store, the random number
+generators, running statistics of BatchNorm, parameters made at the first call. ``preserved_state``
+puts all of them back, also for networks that a plain function reaches through its closure.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+@contextmanager
+def preserved_state(*programs: Callable[..., Any]) -> Iterator[dict[nn.Module, str]]:
+    """Restore the programs and the process when the block ends, whatever happened in it.
+
+    Values of parameters are not copied: a program that writes to them while it runs changes them.
+
+    Args:
+        programs: Functions or modules that the block calls.
+
+    Yields:
+        Name of every module that ran so far, with its program's parts in it from the start; it
+        grows as functions call networks of their closure.
+    """
+    names: dict[nn.Module, str] = {}
+    saved: list[_Saved] = []
+
+    def remember(module: nn.Module, name: str) -> None:
+        if module not in names:
+            names[module] = name
+            saved.append(_Saved(module))
+
+    for program in programs:
+        if isinstance(program, nn.Module):
+            for name, module in program.named_modules():
+                remember(module, name or type(module).__name__)
+    handle = register_module_forward_pre_hook(
+        lambda module, _: remember(module, type(module).__name__)
+    )
+    generators = get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    store = pyro.get_param_store()
+    try:
+        with store.scope(store.get_state()):
+            yield names
+    finally:
+        handle.remove()
+        set_rng_state(generators)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        for state in reversed(saved):
+            state.restore()
+
+
+class _Saved:
+    """What one module was: its attributes, its tables of parameters and buffers, buffer values."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.tables = [
+            (table, dict(table)) for table in self.attributes.values() if isinstance(table, dict)
+        ]
+        self.values = [
+            (buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)
+        ]
+        self.parameters = [
+            (parameter, parameter.grad, parameter.requires_grad)
+            for parameter in module.parameters(recurse=False)
+        ]
+        # Pyro marks a module that has run, and refuses to nest it in another one afterwards.
+        context = self.attributes.get("_pyro_context")
+        self.context = None if context is None else (context, context.used)
+
+    def restore(self) -> None:
+        """Put everything back in place; objects keep their identity."""
+        for table, content in self.tables:
+            table.clear()
+            table.update(content)
+        vars(self.module).clear()
+        vars(self.module).update(self.attributes)
+        with torch.no_grad():
+            for buffer, value in self.values:
+                buffer.copy_(value)
+        for parameter, gradient, requires_grad in self.parameters:
+            parameter.grad = gradient
+            parameter.requires_grad_(requires_grad)
+        if self.context is not None:
+            self.context[0].used = self.context[1]

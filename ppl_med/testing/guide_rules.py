@@ -1,0 +1,246 @@
+"""What the contract asks of a guide, rule by rule; ``ppl_med.testing.check_guide`` runs them all.
+
+Every rule returns sentences: what is wrong, and how to mend it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_med.programs.elbo import follows_prior, is_fixed, left_to_prior
+from ppl_med.testing.behaviour_rules import (
+    Modules,
+    active_dropout,
+    gradient_faults,
+    infinite_densities,
+    late_parameters,
+    moving_buffers,
+    parameter_names,
+    randomness,
+)
+from ppl_med.testing.program_runs import (
+    Call,
+    Program,
+    ProgramError,
+    Site,
+    factors,
+    learnable,
+    log_density,
+    plates,
+    run,
+    set_mode,
+    sites,
+    total_log_density,
+)
+from ppl_med.weights.estimators import LazyWeights
+
+
+def guide_violations(model: Program, guide: Program, call: Call, modules: Modules) -> list[str]:
+    """Everything in which a guide breaks its contract with a model.
+
+    Args:
+        model: A model that keeps its own contract.
+        guide: The guide.
+        call: Arguments for both.
+        modules: Modules that ran so far and their names, kept up to date by ``preserved_state``.
+    """
+    for program in (model, guide):
+        set_mode(program, training=False)
+    before = parameter_names(guide)
+    try:
+        with torch.no_grad():
+            run(guide, call)
+            late = late_parameters(guide, before, beside=model)
+            traces = _traces(model, guide, call)
+    except ProgramError as error:
+        fault = getattr(error, "__notes__", ["it fails with observations"])[0]
+        return [f"{fault}: {error}"]
+    mismatched = [
+        *_latents(traces, left_to_prior(guide)),
+        *_shapes_and_plates(traces, call.num_cases),
+        *_support(traces),
+        *_unreparametrised(guide, call, traces),
+    ]
+    dropout = active_dropout(guide, modules)
+    found = [
+        *late,
+        *mismatched,
+        *dropout,
+        *moving_buffers(guide, call, modules),
+    ]
+    broken = [
+        *infinite_densities(sites(traces["guide"], observed=False), "the guide"),
+        *infinite_densities(sites(traces["model"]), "under the guide's draw, the model"),
+    ]
+    if broken:  # the other rules read log-densities
+        return found + broken
+    if not dropout:
+        found += randomness(guide, call, traces["guide"])
+    if not mismatched:  # else the ELBO is not defined
+        found += gradient_faults(lambda seed: _elbo(model, guide, call, seed), "the ELBO")
+    return found
+
+
+def _traces(model: Program, guide: Program, call: Call) -> dict[str, Trace]:
+    """Run guide and model with and without observations, and as a third of a data set."""
+    size = call.num_cases
+    options: list[tuple[str, str, Program, str | None, dict]] = [
+        ("prior", "the model fails", model, None, {}),
+        ("guide", "it fails with observations", guide, None, {}),
+        ("silent", "it fails without observations", guide, None, {"observed": False}),
+        (
+            "third",
+            f"it fails with num_cases={3 * size} for {size} images",
+            guide,
+            None,
+            {"num_cases": 3 * size},
+        ),
+        ("prior_third", "the model fails", model, None, {"num_cases": 3 * size}),
+        ("model", "the model fails with the guide's draw", model, "guide", {}),
+        ("predicted", "the model fails without observations", model, "silent", {"observed": False}),
+    ]
+    traces: dict[str, Trace] = {}
+    for name, fault, program, replay, how in options:
+        try:
+            traces[name] = run(program, call, replay=traces[replay] if replay else None, **how)
+        except ProgramError as error:
+            error.add_note(fault)
+            raise
+    return traces
+
+
+def _latents(traces: Mapping[str, Trace], left: frozenset[str]) -> list[str]:
+    wanted = dict(sites(traces["prior"], observed=False))
+    proposed, silent = (dict(sites(traces[name], observed=False)) for name in ("guide", "silent"))
+    found = [
+        f"it proposes no {name!r}, a latent of the model; sample it, or leave it to the prior by "
+        f"FromPrior({name!r})"
+        for name, site in wanted.items()
+        if name not in proposed and not follows_prior(site, name, left)
+    ]
+    found += [
+        f"it leaves {name!r} to the prior, but that is shared by all cases; propose it, or nothing "
+        "is learned of it"
+        for name, site in wanted.items()
+        if name not in proposed and follows_prior(site, name, left) and "case" not in plates(site)
+    ]
+    found += [
+        f"it proposes {name!r}, which is no latent of the model ({sorted(wanted)}); rename or "
+        "remove it, or mark it infer={'is_auxiliary': True}"
+        for name in {**proposed, **silent}
+        if name not in wanted
+    ]
+    found += [
+        f"it observes site {name!r}; a guide only proposes, so take obs= away"
+        for name, _ in sites(traces["guide"], observed=True)
+    ]
+    found += [
+        f"without observations it proposes no {name!r}, a global latent: only local latents may "
+        "fall back to the model's prior"
+        for name, site in wanted.items()
+        if name in proposed and name not in silent and "case" not in plates(site)
+    ]
+    return found
+
+
+def _shapes_and_plates(traces: Mapping[str, Trace], size: int) -> list[str]:
+    found = []
+    for name, mine, its in _pairs(traces, "guide", "prior"):
+        if mine["fn"].shape() != its["fn"].shape() or mine["fn"].event_dim != its["fn"].event_dim:
+            found.append(
+                f"it proposes {name!r} with shape {_shape(mine)}, the model has {_shape(its)} "
+                "(batch | event); make them equal, with to_event for event axes"
+            )
+        if {*plates(mine)} != {*plates(its)}:
+            found.append(
+                f"it proposes {name!r} in plates {sorted(plates(mine))}, the model in "
+                f"{sorted(plates(its))}; open the same plates"
+            )
+    for name, mine, its in _pairs(traces, "third", "prior_third"):
+        here, there = float(mine["scale"]), float(its["scale"])
+        if abs(here - there) > 1e-6 * there and {*plates(mine)} == {*plates(its)}:
+            found.append(
+                f"it scales {name!r} by {here:g}, the model by {there:g}, with num_cases="
+                f"{3 * size} for {size} images; open the plate as in the model, with num_cases"
+            )
+    return found
+
+
+def _shape(site: Site) -> str:
+    return f"{tuple(site['fn'].batch_shape)} | {tuple(site['fn'].event_shape)}"
+
+
+def _pairs(traces: Mapping[str, Trace], guide: str, model: str) -> list[tuple[str, Site, Site]]:
+    wanted = dict(sites(traces[model], observed=False))
+    proposed = sites(traces[guide], observed=False)
+    return [(name, site, wanted[name]) for name, site in proposed if name in wanted]
+
+
+def _support(traces: Mapping[str, Trace]) -> list[str]:
+    found = []
+    for name, mine, its in _pairs(traces, "guide", "model"):
+        value = mine["value"]
+        try:
+            inside = (
+                its["fn"].support.check(value) if isinstance(value, Tensor) else torch.tensor(True)
+            )
+        except (NotImplementedError, RuntimeError):
+            continue  # no declared support, or a shape that is reported already
+        if not inside.all():
+            found.append(
+                f"it proposes {name!r} outside the model's support {its['fn'].support}; propose "
+                "on that support, or transform"
+            )
+    return found
+
+
+def _unreparametrised(guide: Program, call: Call, traces: Mapping[str, Trace]) -> list[str]:
+    if all(site["fn"].has_rsample for _, site in sites(traces["guide"], observed=False)):
+        return []
+    with torch.enable_grad():  # which parameters learn shows only here
+        trace = run(guide, call)
+    return [
+        f"it proposes {name!r} from {type(site['fn']).__name__}, which has no rsample, so no "
+        "gradient passes; propose a continuous relaxation, or sum the latent out in the model"
+        for name, site in sites(trace, observed=False)
+        if not (site["fn"].has_rsample or is_fixed(site["fn"]))
+    ]
+
+
+def _elbo(
+    model: Program, guide: Program, call: Call, seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The ELBO in training mode: divergences closed where registered, one draw elsewhere."""
+    for program in (model, guide):
+        set_mode(program, training=True)
+    guide_trace = run(guide, call, seed=seed)
+    model_trace = run(model, call, replay=guide_trace, seed=seed)
+    proposed = dict(sites(guide_trace, observed=False))
+    stated = dict(sites(model_trace))
+    others = [site for name, site in stated.items() if name not in proposed]
+    elbo = total_log_density([*others, *factors(model_trace)])
+    for name, mine in proposed.items():
+        if name in stated:
+            elbo = elbo - _divergence(mine, stated[name])
+    return elbo, {
+        **{f"model.{name}": leaf for name, leaf in learnable(model, model_trace).items()},
+        **{f"guide.{name}": leaf for name, leaf in learnable(guide, guide_trace).items()},
+    }
+
+
+def _divergence(mine: Site, its: Site) -> Tensor:
+    try:
+        closed = kl_divergence(mine["fn"], its["fn"])
+    except NotImplementedError:
+        value = mine["value"]
+        if isinstance(value, LazyWeights):
+            value = mine["fn"].shared_draw()
+        log_q = log_density({**mine, "value": value}, scaled=True)
+        log_p = log_density({**its, "value": value}, scaled=True)
+        total = torch.zeros(()) if log_q is None else log_q.sum()
+        return total if log_p is None else total - log_p.sum()
+    return scale_and_mask(closed, its["scale"], its["mask"]).sum()

@@ -1,0 +1,33 @@
+"""Random weights for any network: priors, one flat site with named views, training estimators."""
+
+from torch.distributions import kl_divergence
+
+from ppl_med.weights.distributions import (
+    FlatDistribution,
+    FlatLaplace,
+    FlatNormal,
+    FlatPoint,
+    FlatScaleMixture,
+)
+from ppl_med.weights.layout import Entry, Layout, Where
+from ppl_med.weights.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
+from ppl_med.weights.random_weights import RandomWeights, find_random_weights
+
+__all__ = [
+    "Entry",
+    "FanInNormal",
+    "FlatDistribution",
+    "FlatLaplace",
+    "FlatNormal",
+    "FlatPoint",
+    "FlatScaleMixture",
+    "Laplace",
+    "Layout",
+    "Normal",
+    "Prior",
+    "RandomWeights",
+    "ScaleMixture",
+    "Where",
+    "find_random_weights",
+    "kl_divergence",
+]

@@ -1,0 +1,68 @@
+"""Run once what no latent changes: the deterministic part of a program, while it is drawn from.
+
+``predict`` runs a program once a draw on the same batch. A network of the image alone gives the
+same output every time; called through ``cached_call``, it runs once a batch:
+
+    features = cached_call(self.backbone, image)
+
+Outside ``predict`` and in training, ``cached_call(net, *inputs)`` is ``net(*inputs)``.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_med.moved import renamed
+from ppl_med.weights.random_weights import RandomWeights
+
+Kept = dict[tuple[int | str, ...], tuple[Any, ...]]
+_kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def caching() -> Iterator[None]:
+    """Keep outputs of ``cached_call`` until the block is left."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def cached_call(net: Callable[..., Any], *inputs: Tensor) -> Any:
+    """``net(*inputs)``, run once for the same tensors inside a ``caching`` block.
+
+    A network is run every time while it trains, while gradients are recorded, in torch's inference
+    mode, which does not tell whether a tensor was changed in place, and if it draws random numbers
+    of a program itself (``RandomWeights``, ``PyroModule``).
+
+    Args:
+        net: A deterministic network, or a method of one.
+        inputs: Its inputs; the same tensor objects mean the same call.
+    """
+    kept = _kept.get()
+    if kept is None or torch.is_grad_enabled() or any(value.is_inference() for value in inputs):
+        return net(*inputs)
+    owner: Any = getattr(net, "__self__", net)  # a bound method is made anew each time it is read
+    if owner.training:
+        return net(*inputs)
+    name = getattr(net, "__name__", "")
+    key = (id(owner), name, *(n for value in inputs for n in (id(value), value._version)))
+    if key not in kept:
+        if _draws(owner):
+            return net(*inputs)
+        # The inputs are kept too: the id of a tensor that is gone may be given to another.
+        kept[key] = (net(*inputs), net, inputs)
+    return kept[key][0]
+
+
+def _draws(net: nn.Module) -> bool:
+    return any(isinstance(module, RandomWeights | PyroModule) for module in net.modules())
+
+
+__getattr__ = renamed(__name__, {"once": "cached_call", "reuse": "caching"})

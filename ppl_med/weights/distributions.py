@@ -1,0 +1,236 @@
+"""Distributions over a flat vector of weights, and the closed forms between them.
+
+Every distribution factorises over the weights: ``log_density`` is elementwise.
+
+    KL(q || p) = sum_i [ (s_i^2 + (m_i - l_i)^2) / (2 t_i^2) - log(s_i / t_i) - 1/2 ]        nats
+
+for q = Normal(m, s^2) and p = Normal(l, t^2). Written as a chain of torch operations, every one of
+them and every gradient would stream a vector of millions of weights through memory; on the CPU that
+is most of a mean-field step. ``normal_kl`` walks through the vector in blocks that stay in the
+cache.
+"""
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions import register_kl
+
+Shape = torch.Size | list[int] | tuple[int, ...]
+_LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
+BLOCK = 2**18  # numbers; 1 MiB of float32
+
+
+class FlatDistribution(TorchDistribution):
+    """Independent weights: event shape (weights,), elementwise ``log_density``.
+
+    Args:
+        num_weights: Length of the flat vector.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012  torch's protocol
+    has_rsample = True
+    support = constraints.real_vector
+
+    def __init__(self, num_weights: int) -> None:
+        super().__init__(torch.Size(), torch.Size((num_weights,)), validate_args=False)
+
+    def log_density(self, weights: Tensor) -> Tensor:
+        """Log-density of each weight, in nats."""
+        raise NotImplementedError
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the vector, in nats."""
+        return self.log_density(value).sum(-1)
+
+
+class FlatNormal(FlatDistribution):
+    """Independent normals.
+
+    Args:
+        loc: Location; a vector, or a scalar that holds for all.
+        scale: Standard deviation, likewise.
+        num_weights: Length of the vector where both are scalars.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, num_weights: int | None = None) -> None:
+        super().__init__(num_weights or max(loc.numel(), scale.numel()))
+        self.loc, self.scale = loc, scale
+
+    @property
+    def stddev_vector(self) -> Tensor:
+        """Standard deviation of every weight."""
+        return self.scale.expand(self.event_shape)
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        """``loc + scale * noise``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, device=self.scale.device, dtype=self.scale.dtype)
+        return torch.addcmul(self.loc.expand(self.event_shape), self.scale, noise)
+
+    def log_density(self, weights: Tensor) -> Tensor:
+        """Log-density of each weight, in nats."""
+        standardised = (weights - self.loc) / self.scale
+        return -0.5 * standardised.square() - self.scale.log() - _LOG_SQRT_TWO_PI
+
+
+class FlatLaplace(FlatDistribution):
+    """Independent Laplace distributions.
+
+    Args:
+        loc: Location, scalar.
+        scale: b, mean absolute deviation, scalar or vector.
+        num_weights: Length of the vector.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, num_weights: int) -> None:
+        super().__init__(num_weights)
+        self.loc, self.scale = loc, scale
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        """Inverse-transform draw."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        tiny = torch.finfo(self.scale.dtype).tiny
+        u = torch.rand(shape, device=self.scale.device, dtype=self.scale.dtype) * 2 - 1
+        return self.loc - self.scale * u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-7) + tiny)
+
+    def log_density(self, weights: Tensor) -> Tensor:
+        """Log-density of each weight, in nats."""
+        return -(weights - self.loc).abs() / self.scale - (2 * self.scale).log()
+
+
+class FlatScaleMixture(FlatDistribution):
+    """Two zero-mean normals, a wide and a narrow one.
+
+    Args:
+        wide: Standard deviation of the first, scalar.
+        narrow: Standard deviation of the second, scalar.
+        mixing: Probability of the first.
+        num_weights: Length of the vector.
+    """
+
+    def __init__(self, wide: Tensor, narrow: Tensor, mixing: Tensor, num_weights: int) -> None:
+        super().__init__(num_weights)
+        self.wide, self.narrow, self.mixing = wide, narrow, mixing
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        """A draw of component and value."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        first = torch.rand(shape, device=self.wide.device) < self.mixing
+        scale = torch.where(first, self.wide, self.narrow)
+        return scale * torch.randn(shape, device=self.wide.device, dtype=self.wide.dtype)
+
+    def log_density(self, weights: Tensor) -> Tensor:
+        """Log-density of each weight, in nats."""
+        wide = -0.5 * (weights / self.wide).square() - self.wide.log() + self.mixing.log()
+        narrow = -0.5 * (weights / self.narrow).square() - self.narrow.log()
+        return torch.logaddexp(wide, narrow + torch.log1p(-self.mixing)) - _LOG_SQRT_TWO_PI
+
+
+class FlatPoint(FlatDistribution):
+    """All mass on one vector; what a point estimate proposes.
+
+    Args:
+        value: The vector.
+        use_prior: True for maximum a posteriori (the prior is the penalty), False for maximum
+            likelihood (no penalty).
+    """
+
+    def __init__(self, value: Tensor, *, use_prior: bool) -> None:
+        super().__init__(value.numel())
+        self.value, self.use_prior = value, use_prior
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        """The vector."""
+        return self.value.expand(self._extended_shape(torch.Size(sample_shape)))
+
+    def log_density(self, weights: Tensor) -> Tensor:
+        """0 at the vector, by the convention that makes the objective log p(w)."""
+        return torch.zeros_like(weights)
+
+
+class _NormalKL(torch.autograd.Function):
+    """Differentiable, twice too, in the location and scale of q."""
+
+    @staticmethod
+    def forward(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+        vectors = (loc, scale, prior_loc, prior_scale)
+        terms = []
+        for m, s, prior_m, prior_s in zip(*_blocks(*vectors), strict=True):
+            ratio = s / prior_s
+            logarithm = ratio.log()
+            shift = (m - prior_m).div_(prior_s)
+            terms.append((ratio.square_().addcmul_(shift, shift).mul_(0.5).sub_(logarithm)).sum())
+        return torch.stack(terms).sum() - 0.5 * len(loc)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        if torch.is_grad_enabled():
+            return (*_gradients(gradient, *ctx.saved_tensors), None, None)
+        loc, scale = ctx.saved_tensors[:2]
+        by_loc, by_scale = torch.empty_like(loc), torch.empty_like(scale)
+        blocks = _blocks(loc, scale, *ctx.saved_tensors[2:], by_loc, by_scale)
+        for m, s, prior_m, prior_s, to_loc, to_scale in zip(*blocks, strict=True):
+            precision = gradient / prior_s.square()
+            torch.sub(m, prior_m, out=to_loc).mul_(precision)
+            torch.mul(s, precision, out=to_scale).sub_(gradient / s)
+        return by_loc, by_scale, None, None
+
+
+def _gradients(
+    gradient: Tensor, loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    precision = gradient / prior_scale.square()
+    return (loc - prior_loc) * precision, scale * precision - gradient / scale
+
+
+def _blocks(*vectors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Pieces of each vector; a number is repeated. One piece where there is no cache to stay in."""
+    size = max(len(vector) for vector in vectors if vector.dim())
+    block = BLOCK if vectors[0].device.type == "cpu" else size
+    count = -(-size // block)
+    return [v.split(block) if v.dim() else (v,) * count for v in vectors]
+
+
+def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """KL(Normal(loc, scale) || Normal(prior_loc, prior_scale)) summed over weights, in nats.
+
+    Args:
+        loc: Location of q, dims (weight,).
+        scale: Standard deviation of q, dims (weight,).
+        prior_loc: Location of p, dims (weight,) or ().
+        prior_scale: Standard deviation of p, dims (weight,) or ().
+    """
+    if torch.is_grad_enabled() and (prior_loc.requires_grad or prior_scale.requires_grad):
+        ratio, shift = scale / prior_scale, (loc - prior_loc) / prior_scale
+        return (0.5 * (ratio.square() + shift.square()) - ratio.log()).sum() - 0.5 * len(ratio)
+    return _NormalKL.apply(loc, scale, prior_loc, prior_scale)
+
+
+@register_kl(FlatNormal, FlatNormal)
+def _normal_normal(q: FlatNormal, p: FlatNormal) -> Tensor:
+    return normal_kl(q.loc.expand(q.event_shape), q.stddev_vector, p.loc, p.scale)
+
+
+@register_kl(FlatNormal, FlatLaplace)
+def _normal_laplace(q: FlatNormal, p: FlatLaplace) -> Tensor:
+    """E|w - m| is the mean of a folded normal (Leone et al., Technometrics 1961)."""
+    scale, shift = q.stddev_vector, q.loc - p.loc
+    standardised = shift / scale
+    folded = scale * math.sqrt(2 / math.pi) * torch.exp(-0.5 * standardised.square())
+    folded = folded + shift * torch.erf(standardised / math.sqrt(2))
+    entropy = 0.5 + _LOG_SQRT_TWO_PI + scale.log()
+    return ((2 * p.scale).log() + folded / p.scale - entropy).sum()
+
+
+@register_kl(FlatPoint, FlatDistribution)
+def _point_any(q: FlatPoint, p: FlatDistribution) -> Tensor:
+    """-log p(w): the penalty of maximum a posteriori; 0 for maximum likelihood."""
+    return -p.log_prob(q.value) if q.use_prior else q.value.new_zeros(())

@@ -1,0 +1,326 @@
+"""Random weights that stay random until a layer uses them.
+
+A training estimator may give every example of a batch its own weights. Then no single tensor is
+"the weight": the value of a weight site is a ``LazyWeights``, whose entries are ``RandomWeight``
+tensors. Linear and convolutional layers push the entry's estimator through themselves; every other
+operation sees one realised draw, the same for the whole batch. Both are exact draws from q.
+
+A weight that one forward pass uses more than once must be the same weight each time. The first
+pass of a guide therefore realises everything and counts the uses; only weights used once are
+given to a per-example estimator afterwards.
+
+Estimators: flipout (Wen et al., ICLR 2018), local reparameterization (Kingma et al., NeurIPS 2015),
+Bernoulli dropout of input units (Gal and Ghahramani, ICML 2016).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+LAYERS: frozenset[Callable[..., Tensor]] = frozenset(
+    {
+        F.linear,
+        F.conv1d,
+        F.conv2d,
+        F.conv3d,
+        F.conv_transpose1d,
+        F.conv_transpose2d,
+        F.conv_transpose3d,
+    }
+)
+_TRANSPOSED = frozenset({F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
+_METADATA = frozenset(
+    {
+        Tensor.shape.__get__,  # type: ignore[attr-defined]
+        Tensor.dtype.__get__,  # type: ignore[attr-defined]
+        Tensor.device.__get__,
+        Tensor.ndim.__get__,  # type: ignore[attr-defined]
+        Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+        Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+        Tensor.size,
+        Tensor.dim,
+        Tensor.numel,
+        Tensor.is_floating_point,
+    }
+)
+Layer = Callable[..., Tensor]
+
+
+class WeightEstimator:
+    """How one parameter tensor of q is drawn.
+
+    Args:
+        loc: Location, in the parameter's shape.
+    """
+
+    def __init__(self, loc: Tensor) -> None:
+        self.loc = loc
+        self._realised: Tensor | None = None
+
+    def realise(self) -> Tensor:
+        """One draw for the whole batch; asked twice, the same draw."""
+        if self._realised is None:
+            self._realised = self.draw()
+        return self._realised
+
+    def draw(self) -> Tensor:
+        """A fresh draw of the parameter."""
+        raise NotImplementedError
+
+    def through(
+        self,
+        layer: Layer,
+        inputs: Tensor,
+        bias: "Tensor | WeightEstimator | None",
+        rest: tuple,
+        options: dict,
+    ) -> Tensor:
+        """The layer's output under per-example draws of this parameter."""
+        raise NotImplementedError
+
+
+class NormalEstimator(WeightEstimator):
+    """Independent normals.
+
+    Args:
+        loc: Location.
+        scale: Standard deviation, in the parameter's shape.
+        method: ``"flipout"``, ``"local"`` or ``"auto"``: local on (batch, features) linear
+            layers, the only place where it is exact, flipout elsewhere.
+        on_tokens: Called when ``"local"`` meets a linear layer on tokens, where it is biased.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        method: str,
+        on_tokens: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(loc)
+        self.scale, self.method, self.on_tokens = scale, method, on_tokens
+
+    def draw(self) -> Tensor:
+        """``loc + scale * noise``."""
+        return self.loc + self.scale * torch.randn_like(self.loc)
+
+    def through(
+        self,
+        layer: Layer,
+        inputs: Tensor,
+        bias: "Tensor | WeightEstimator | None",
+        rest: tuple,
+        options: dict,
+    ) -> Tensor:
+        """Push the normal through the layer; see the module's sources."""
+        flat = layer is F.linear and inputs.dim() == 2
+        if self.method == "local" and layer is F.linear and not flat and self.on_tokens:
+            self.on_tokens()
+        if self.method == "local" or (self.method == "auto" and flat):
+            return self._local(layer, inputs, bias, rest, options)
+        return self._flipout(layer, inputs, bias, rest, options)
+
+    def _local(
+        self,
+        layer: Layer,
+        inputs: Tensor,
+        bias: "Tensor | WeightEstimator | None",
+        rest: tuple,
+        options: dict,
+    ) -> Tensor:
+        loc_bias = bias.loc if isinstance(bias, WeightEstimator) else bias
+        var_bias = bias.scale.square() if isinstance(bias, NormalEstimator) else None
+        loc = layer(inputs, self.loc, loc_bias, *rest, **options)
+        variance = layer(inputs.square(), self.scale.square(), var_bias, *rest, **options)
+        return loc + variance.clamp_min(1e-16).sqrt() * torch.randn_like(loc)
+
+    def _flipout(
+        self,
+        layer: Layer,
+        inputs: Tensor,
+        bias: "Tensor | WeightEstimator | None",
+        rest: tuple,
+        options: dict,
+    ) -> Tensor:
+        axis = -1 if layer is F.linear else 1
+        loc_bias = bias.loc if isinstance(bias, WeightEstimator) else bias
+        loc = layer(inputs, self.loc, loc_bias, *rest, **options)
+        noise = self.scale * torch.randn_like(self.loc)
+        flipped = layer(inputs * _signs(inputs, axis), noise, None, *rest, **options)
+        output = loc + flipped * _signs(loc, axis)
+        if isinstance(bias, NormalEstimator):
+            shape = _per_example(loc, axis)
+            output = output + bias.scale.view(shape[1:]) * torch.randn(
+                shape, device=loc.device, dtype=loc.dtype
+            )
+        return output
+
+
+class DropoutEstimator(WeightEstimator):
+    """M diag(z), z Bernoulli(keep) over the layer's input units.
+
+    Args:
+        loc: M, the parameter.
+        rate: Probability that an input unit is dropped; number or zero-dimensional tensor.
+        transposed: Whether the layer's input axis is axis 0 (transposed convolutions).
+        groups: Groups of a convolution.
+    """
+
+    def __init__(self, loc: Tensor, rate: float, transposed: bool, groups: int) -> None:
+        super().__init__(loc)
+        self.rate, self.transposed, self.groups = rate, transposed, groups
+
+    def draw(self) -> Tensor:
+        """One mask for all."""
+        return self.loc * unit_mask(self.loc, self.rate, self.transposed, self.groups)
+
+    def through(
+        self,
+        layer: Layer,
+        inputs: Tensor,
+        bias: "Tensor | WeightEstimator | None",
+        rest: tuple,
+        options: dict,
+    ) -> Tensor:
+        """Mask each example's input units, which equals masking that example's weights."""
+        axis = -1 if layer is F.linear else 1
+        shape = _per_example(inputs, axis)
+        keep = torch.rand(shape, device=inputs.device) >= self.rate
+        loc_bias = bias.loc if isinstance(bias, WeightEstimator) else bias
+        return layer(inputs * keep.to(inputs.dtype), self.loc, loc_bias, *rest, **options)
+
+
+def unit_mask(weight: Tensor, rate: float, transposed: bool, groups: int) -> Tensor:
+    """Mask of 0 and 1 over a weight's input units, in a shape that multiplies the weight.
+
+    Args:
+        weight: Weight of a linear, convolutional or transposed convolutional layer.
+        rate: Probability of 0.
+        transposed: Whether inputs stand on axis 0.
+        groups: Groups of the convolution; each group has input units of its own.
+    """
+    ones = (1,) * (weight.dim() - 2)
+    if transposed:
+        shape: tuple[int, ...] = (weight.shape[0], 1, *ones)
+    elif groups == 1:
+        shape = (1, weight.shape[1], *ones)
+    else:
+        shape = (groups, weight.shape[1], *ones)
+    mask = (torch.rand(shape, device=weight.device) >= rate).to(weight.dtype)
+    if groups > 1 and not transposed:
+        mask = mask.repeat_interleave(weight.shape[0] // groups, dim=0)
+    return mask
+
+
+def _per_example(values: Tensor, axis: int) -> tuple[int, ...]:
+    """Shape of one number an example and unit, broadcast over pixels or tokens."""
+    middle = (1,) * (values.dim() - 2)
+    units = values.shape[axis]
+    return (len(values), *middle, units) if axis == -1 else (len(values), units, *middle)
+
+
+def _signs(values: Tensor, axis: int) -> Tensor:
+    shape = _per_example(values, axis)
+    return torch.randint(0, 2, shape, device=values.device).mul_(2).sub_(1).to(values.dtype)
+
+
+class RandomWeight(Tensor):
+    """A view of a parameter together with its estimator."""
+
+    estimator: WeightEstimator
+    parameter: str
+    owner: "LazyWeights"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Push the estimator through layers; realise one draw for everything else."""
+        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _METADATA:
+                return func(*args, **kwargs)
+            if func in LAYERS:
+                names = ("input", "weight", "bias")
+                inputs, weight, bias = (
+                    args[i] if i < len(args) else kwargs.pop(name, None)
+                    for i, name in enumerate(names)
+                )
+                if isinstance(weight, cls) and not isinstance(inputs, cls):
+                    return weight.owner.apply(func, inputs, weight, bias, args[3:], kwargs)
+                args = (inputs, weight, bias, *args[3:])
+            return func(*tree_map(_realise, args), **tree_map(_realise, kwargs))
+
+
+def _realise(value: Any) -> Any:
+    if not isinstance(value, RandomWeight):
+        return value
+    value.owner.uses[value.parameter] += 1
+    return value.estimator.realise()
+
+
+class LazyWeights:
+    """The value of a weight site under a per-example estimator.
+
+    Args:
+        estimators: Estimator by parameter name; a plain tensor for a parameter that is not random.
+        per_example: Names that one pass uses once; None on the first pass, when it is not known.
+    """
+
+    def __init__(
+        self, estimators: Mapping[str, WeightEstimator | Tensor], per_example: frozenset[str] | None
+    ) -> None:
+        self.uses: Counter[str] = Counter()
+        self.num_examples: int | None = None
+        self.per_example = per_example
+        self.params: dict[str, Tensor] = {}
+        for name, estimator in estimators.items():
+            if isinstance(estimator, Tensor):
+                self.params[name] = estimator
+                continue
+            weight = estimator.loc.as_subclass(RandomWeight)
+            weight.estimator, weight.parameter, weight.owner = estimator, name, self
+            self.params[name] = weight
+
+    def apply(
+        self,
+        layer: Layer,
+        inputs: Tensor,
+        weight: RandomWeight,
+        bias: Any,
+        rest: tuple,
+        options: dict,
+    ) -> Tensor:
+        """Run one layer with a random weight, per example where that is exact."""
+        lazy = (
+            self.per_example is not None
+            and weight.parameter in self.per_example
+            and len(inputs) == self.num_examples
+            and (
+                inputs.dim() >= 2
+                if layer is F.linear
+                else inputs.dim() == weight.estimator.loc.dim()
+            )
+        )
+        bias_is_random = isinstance(bias, RandomWeight)
+        if not lazy or (bias_is_random and bias.parameter not in (self.per_example or ())):
+            return layer(inputs, _realise(weight), _realise(bias), *rest, **options)
+        self.uses[weight.parameter] += 1
+        if bias_is_random:
+            self.uses[bias.parameter] += 1
+            bias = bias.estimator
+        return weight.estimator.through(layer, inputs, bias, rest, options)
+
+
+class SharedWeightDraw(Messenger):
+    """Context in which weights of estimators by example are one draw for the whole batch."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], LazyWeights):
+            msg["value"].per_example = None
