@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_med.inference import noise
+from ppl_med.inference.prediction import case_noise
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case, uniform
 from ppl_med.testing import assert_uniform
 
@@ -81,7 +81,7 @@ def test_numbers_belong_to_the_case() -> None:
 
 @pytest.mark.parametrize("bits", [0, 2**64 - 1])
 def test_no_number_is_0_or_1(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "_absorb", lambda *_: np.full((1, 1), bits, dtype=np.uint64))
+    monkeypatch.setattr(case_noise, "_absorb", lambda *_: np.full((1, 1), bits, dtype=np.uint64))
     assert 0 < uniform(KEYS, "z", np.zeros(1, dtype=int), 1).item() < 1
 
 

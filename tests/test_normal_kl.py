@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from ppl_med import normal_kl
-from ppl_med.weights import FlatNormal
+from ppl_med.weights import FlatNormal, distributions
 
 
 def vectors(size: int, *, scalar_prior: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -26,9 +25,9 @@ def vectors(size: int, *, scalar_prior: bool) -> tuple[Tensor, Tensor, Tensor, T
 def test_blocks_change_nothing(
     size: int, scalar_prior: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(normal_kl, "BLOCK", 8)
+    monkeypatch.setattr(distributions, "BLOCK", 8)
     loc, scale, prior_loc, prior_scale = vectors(size, scalar_prior=scalar_prior)
-    value = normal_kl.normal_kl(loc, scale, prior_loc, prior_scale)
+    value = distributions.normal_kl(loc, scale, prior_loc, prior_scale)
     expected = kl_divergence(Normal(loc, scale), Normal(prior_loc, prior_scale)).sum()
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(3 * value, (loc, scale))
@@ -37,11 +36,11 @@ def test_blocks_change_nothing(
 
 @pytest.mark.parametrize("scalar_prior", [True, False])
 def test_both_derivatives(scalar_prior: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_kl, "BLOCK", 2)
+    monkeypatch.setattr(distributions, "BLOCK", 2)
     loc, scale, *prior = vectors(5, scalar_prior=scalar_prior)
 
     def function(loc: Tensor, scale: Tensor) -> Tensor:
-        return normal_kl.normal_kl(loc, scale, *prior)
+        return distributions.normal_kl(loc, scale, *prior)
 
     assert torch.autograd.gradcheck(function, (loc, scale))
     assert torch.autograd.gradgradcheck(function, (loc, scale))
@@ -52,7 +51,7 @@ def test_a_learnt_prior_gets_its_gradient() -> None:
     prior_loc.requires_grad_()
     prior_scale.requires_grad_()
     inputs = (loc, scale, prior_loc, prior_scale)
-    value = normal_kl.normal_kl(*inputs)
+    value = distributions.normal_kl(*inputs)
     expected = kl_divergence(Normal(loc, scale), Normal(prior_loc, prior_scale)).sum()
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(
@@ -69,7 +68,7 @@ def test_float32_keeps_its_digits_over_many_weights() -> None:
     exact = kl_divergence(
         Normal(loc.double(), scale.double()), Normal(prior[0].double(), prior[1].double())
     ).sum()
-    value = normal_kl.normal_kl(loc, scale, *prior)
+    value = distributions.normal_kl(loc, scale, *prior)
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
 
 

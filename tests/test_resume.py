@@ -199,7 +199,8 @@ def stored(folder: Path, guide_seed: int = 0, **options: Any) -> xr.DataTree:
 
 def interrupted(folder: Path, monkeypatch: Any) -> None:
     """Leave what a run leaves that stops after its first chunk of cases."""
-    from ppl_med.inference import predictive, sinks
+    from ppl_med.inference import predictive
+    from ppl_med.inference.prediction import sinks
 
     monkeypatch.setattr(predictive, "CHUNK_CASES", 16)
     append = sinks.ZarrSink.append
@@ -265,7 +266,8 @@ def test_a_run_resumed_after_every_step_equals_the_whole_run(
 
 
 def test_prior_draws_that_were_interrupted_are_drawn_anew(tmp_path: Path, monkeypatch: Any) -> None:
-    from ppl_med.inference import predictive, sinks
+    from ppl_med.inference import predictive
+    from ppl_med.inference.prediction import sinks
 
     monkeypatch.setattr(predictive, "CHUNK_CASES", 16)
     write = sinks.ZarrSink.append_prior

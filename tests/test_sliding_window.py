@@ -27,8 +27,8 @@ from ppl_med.inference import (
     PointEstimate,
     functions,
     predict,
-    records,
 )
+from ppl_med.inference.prediction import tree_builder
 from ppl_med.likelihoods import Categorical, Gaussian
 from ppl_med.models import BayesianClassifier, BayesianSegmenter, DenseRegressor, ProbabilisticUNet
 from ppl_med.networks.unet import UNet, convolution
@@ -288,7 +288,7 @@ def test_a_store_holds_the_draws_of_a_volume_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A draw of the result takes 0.6 MB: 10 more of them, nothing in memory."""
-    monkeypatch.setattr(records, "LARGE_ARRAY", 2**19)
+    monkeypatch.setattr(tree_builder, "LARGE_ARRAY", 2**19)
     peak(1, None)  # imports
     few, _ = peak(2, tmp_path / "few.zarr")
     many, stored = peak(12, tmp_path / "many.zarr")
@@ -305,7 +305,7 @@ def test_a_store_holds_the_draws_of_a_volume_on_the_disk(
 def test_several_large_volumes_go_through_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "LARGE_ARRAY", 2**10)
+    monkeypatch.setattr(tree_builder, "LARGE_ARRAY", 2**10)
     monkeypatch.setattr("ppl_med.inference.predictive.CHUNK_NUMBERS", 1)
     model = segmenter(3)
     guide = MeanFieldNormal(model, init_scale=0.5)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ppl_med import storage
 from ppl_med.analysis import scoring, uncertainty
 from ppl_med.data import Batches
-from ppl_med.inference import MeanFieldNormal, PointEstimate, fit, predict, predictive, sinks
+from ppl_med.inference import MeanFieldNormal, PointEstimate, fit, predict, predictive
+from ppl_med.inference.prediction import sinks
 from ppl_med.models import BayesianClassifier
 
 CASES, CHUNK = 50, 16
