@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.likelihoods import Likelihood
+from ppl_med.likelihoods.interface import settings_of
 from ppl_med.programs.parameters import free_parameters, remember_store_names, undisturbed
 from ppl_med.programs.sites import (
     Program,
@@ -78,24 +80,13 @@ def settings(model: Program) -> str:
     """Priors, likelihoods and other losses of a model, with settings that no shape shows."""
     found: list[str] = []
     for part in parts_of(model):
-        if type(part).__module__.startswith("ppl_med.likelihoods"):
-            found.append(_with_settings(part))
+        if isinstance(part, Likelihood):
+            found.append(part.settings())
         elif isinstance(getattr(part, "training_loss", None), str):
             found.append(f"{type(part).__name__}({part.training_loss})")
         if isinstance(getattr(part, "prior", None), Prior):
-            found.append(_with_settings(part.prior))
+            found.append(settings_of(part.prior))
     return "; ".join(found)
-
-
-def _with_settings(part: Any) -> str:
-    plain = {
-        name: value
-        for name, value in vars(part).items()
-        if not name.startswith("_")
-        and name != "training"
-        and isinstance(value, bool | int | float | str | list | tuple)
-    }
-    return f"{type(part).__name__}({', '.join(f'{n}={v!r}' for n, v in plain.items())})"
 
 
 def fingerprint(model: Program, guide: Program) -> dict[str, Any]:

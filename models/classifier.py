@@ -21,7 +21,6 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
-from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.weights import Prior, RandomWeights, Where
 
 
@@ -56,10 +55,9 @@ class BayesianClassifier(nn.Module):
         batch_norm: Literal["update", "frozen"] = "update",
     ) -> None:
         super().__init__()
-        check_class_names(classes)
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
         self.likelihood = class_likelihood(likelihood, classes, (), "label")
-        self.coords = {"class": list(classes)}
+        self.coords = self.likelihood.coords
 
     def forward(
         self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
@@ -78,12 +76,7 @@ class BayesianClassifier(nn.Module):
             ValueError: If the network's output does not fit the classes.
         """
         output = self.network(image)
-        expected = (len(image), self.likelihood.num_outputs)
-        if tuple(output.shape) != expected:
-            raise ValueError(
-                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: "
-                f"{expected[1]} output unit(s) for classes {list(self.likelihood.classes)}"
-            )
+        self.likelihood.check_output(output, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(output, label)
         return output

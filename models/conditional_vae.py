@@ -36,7 +36,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from ppl_med.axes import dims
-from ppl_med.likelihoods.statement import check_class_names, precision, state
+from ppl_med.checks import different_names
+from ppl_med.likelihoods.interface import observe, precision
 from ppl_med.networks.encoder import LOG_SCALE_RANGE
 from ppl_med.networks.image_code import LabelledDecoder, LabelledEncoder
 
@@ -93,7 +94,7 @@ class ConditionalVAE(nn.Module):
         class_probs: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        check_class_names(classes)
+        different_names("classes", classes, least=2)
         probs = torch.tensor([1.0] * len(classes) if class_probs is None else [*class_probs])
         if probs.shape != (len(classes),) or not bool((probs > 0).all()):
             raise ValueError(
@@ -159,10 +160,10 @@ class ConditionalVAE(nn.Module):
             if label is None:
                 classes = torch.arange(len(self.log_class_probs), device=image.device)
                 joint = torch.stack([self._log_joint(image, z, k) for k in classes], dim=-1)
-                state("label", dist.Categorical(logits=joint), (), None)
+                observe("label", dist.Categorical(logits=joint), (), None)
                 return joint
             law = _ImageAndLabel(partial(self._log_joint, image, z), z.shape[:-1])
-            state("label", law, (), label)
+            observe("label", law, (), label)
             return None
 
     def _log_joint(self, image: Tensor, z: Tensor, label: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
-from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.weights import Prior, RandomWeights, Where
 from ppl_med.weights.estimators import SharedWeightDraw
 
@@ -89,7 +88,6 @@ class ConfounderFreeClassifier(nn.Module):
         likelihood: str | ClassLikelihood = "categorical",
     ) -> None:
         super().__init__()
-        check_class_names(classes)
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight is {weight}; it must be a finite number, 0 or more")
         if not 0 <= control < len(classes):

@@ -19,8 +19,7 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_med.axes import SPACE
-from ppl_med.likelihoods import LaplaceNoise
-from ppl_med.models.regressor import Likelihood, check_output, coords_of
+from ppl_med.likelihoods import LaplaceNoise, Likelihood
 from ppl_med.weights import Prior, RandomWeights, Where
 
 
@@ -54,13 +53,9 @@ class DenseRegressor(nn.Module):
         super().__init__()
         space = SPACE[spatial_dims]
         self.likelihood = likelihood or LaplaceNoise(space, site="depth", partial=True)
-        if self.likelihood.event != space or self.likelihood.site != "depth":
-            raise ValueError(
-                f"likelihood has site {self.likelihood.site!r} and axes {self.likelihood.event}; "
-                f"build it with event={space} and site='depth'"
-            )
+        self.likelihood.check_fits("depth", space)
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
-        self.coords = coords_of(self.likelihood)
+        self.coords = self.likelihood.coords
 
     def forward(
         self, image: Tensor, depth: Tensor | None = None, *, num_cases: int | None = None
@@ -79,7 +74,7 @@ class DenseRegressor(nn.Module):
             ValueError: If the network's output does not fit likelihood and image.
         """
         output = self.network(image)
-        check_output(output, (len(image), self.likelihood.num_outputs, *image.shape[2:]))
+        self.likelihood.check_output(output, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(output, depth)
         return output

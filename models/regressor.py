@@ -20,10 +20,8 @@ from typing import Literal
 import pyro
 from torch import Tensor, nn
 
-from ppl_med.likelihoods import Gaussian, LaplaceNoise, Quantiles, StudentT
+from ppl_med.likelihoods import Gaussian, Likelihood
 from ppl_med.weights import Prior, RandomWeights, Where
-
-Likelihood = Gaussian | LaplaceNoise | StudentT | Quantiles
 
 
 class BayesianRegressor(nn.Module):
@@ -33,13 +31,13 @@ class BayesianRegressor(nn.Module):
         net: Any network from images to (case, output), with as many outputs as the likelihood
             needs (``likelihood.num_outputs``: 2 for ``Gaussian()``).
         likelihood: ``Gaussian()`` by default, with noise that depends on the image; or
-            ``LaplaceNoise``, ``StudentT``, ``Quantiles``, or ``Gaussian(heteroscedastic=False)``.
+            any other of the site "value", such as ``LaplaceNoise()`` or ``Quantiles()``.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If the likelihood is one of maps.
+        ValueError: If the likelihood is of another site, or of maps (see ``DenseRegressor``).
     """
 
     def __init__(
@@ -52,13 +50,9 @@ class BayesianRegressor(nn.Module):
     ) -> None:
         super().__init__()
         self.likelihood = Gaussian() if likelihood is None else likelihood
-        if self.likelihood.event or self.likelihood.site != "value":
-            raise ValueError(
-                f"likelihood has site {self.likelihood.site!r} and axes {self.likelihood.event}; "
-                "build it without them, or use DenseRegressor for one number a pixel"
-            )
+        self.likelihood.check_fits("value", ())
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
-        self.coords = coords_of(self.likelihood)
+        self.coords = self.likelihood.coords
 
     def forward(
         self, image: Tensor, value: Tensor | None = None, *, num_cases: int | None = None
@@ -77,23 +71,7 @@ class BayesianRegressor(nn.Module):
             ValueError: If the network's output does not fit the likelihood.
         """
         output = self.network(image)
-        check_output(output, (len(image), self.likelihood.num_outputs))
+        self.likelihood.check_output(output, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(output, value)
         return output
-
-
-def coords_of(likelihood: Likelihood) -> dict[str, list[float]]:
-    """Coordinates that a likelihood's stored parameters have."""
-    if isinstance(likelihood, Quantiles):
-        return {"level": likelihood.levels.tolist()}  # type: ignore[operator]
-    return {}
-
-
-def check_output(output: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise where a network's output does not fit a likelihood of numbers."""
-    if tuple(output.shape) != expected:
-        raise ValueError(
-            f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: the "
-            f"likelihood takes {expected[1]} output(s) a value"
-        )

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ppl_med.axes import SPACE
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
-from ppl_med.likelihoods.statement import check_class_names
 from ppl_med.weights import Prior, RandomWeights, Where
 
 
@@ -59,10 +58,9 @@ class BayesianSegmenter(nn.Module):
         likelihood: str | ClassLikelihood = "categorical",
     ) -> None:
         super().__init__()
-        check_class_names(classes)
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
         self.likelihood = class_likelihood(likelihood, classes, SPACE[spatial_dims], "mask")
-        self.coords = {"class": list(classes)}
+        self.coords = self.likelihood.coords
 
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
@@ -81,12 +79,7 @@ class BayesianSegmenter(nn.Module):
             ValueError: If the network's output does not fit classes and image.
         """
         output = self.network(image)
-        expected = (len(image), self.likelihood.num_outputs, *image.shape[2:])
-        if tuple(output.shape) != expected:
-            raise ValueError(
-                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: one "
-                f"channel for each of {list(self.likelihood.classes)}, at the image's size"
-            )
+        self.likelihood.check_output(output, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.likelihood(output, mask)
         return output

@@ -37,7 +37,7 @@ from ppl_med.likelihoods import (
     FocalLoss,
     LabelNoise,
     LabelSmoothing,
-    LossOfClasses,
+    LossLikelihood,
     MarginSmoothing,
     NeighbourAware,
     SpatialSmoothing,
@@ -411,7 +411,7 @@ def test_every_name_trains_and_predicts(make: Any, name: str, guide: str) -> Non
     logs = xr.ufuncs.log(chosen.where(seen, 1.0))
     total = logs if site == "label" else logs.sum(("row", "col"))
     np.testing.assert_allclose(log_likelihood, total, rtol=1e-5, atol=1e-6)
-    by_loss = isinstance(model.likelihood, LossOfClasses)
+    by_loss = isinstance(model.likelihood, LossLikelihood)
     assert ("training_loss" in tree.attrs) == by_loss
     assert by_loss == (name != "label_noise")
 
@@ -460,8 +460,8 @@ def test_a_likelihood_moves_and_is_saved_with_its_model() -> None:
         (lambda: SpatialSmoothing(CLASSES, sigma=0.0), "sigma must be"),
         (lambda: NeighbourAware(CLASSES, weight=-1.0), "weight must be"),
         (lambda: classifier("spatial_smoothing"), "likelihood must be one of"),
-        (lambda: classifier(FocalLoss(CLASSES)), "is of classes"),
-        (lambda: segmenter(FocalLoss(("a", "b"))), "the model needs .* 'mask'"),
+        (lambda: classifier(FocalLoss(CLASSES)), "likelihood must be of the classes"),
+        (lambda: segmenter(FocalLoss(("a", "b"))), "likelihood must be of"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(make: Any, message: str) -> None:

@@ -324,10 +324,13 @@ def test_depth_may_have_holes() -> None:
         (lambda: Gaussian(init_scale=0.0), "init_scale must be"),
         (lambda: Gaussian(beta=1.5), "beta must be"),
         (lambda: StudentT(df=2.0), "df must be above 2"),
-        (lambda: Quantiles((0.5, 0.4)), "levels must rise"),
-        (lambda: Quantiles((0.0, 0.4)), "levels must rise"),
+        (lambda: Quantiles((0.5, 0.4)), "levels must be rising"),
+        (lambda: Quantiles((0.0, 0.4)), "levels must be rising"),
         (lambda: LogitNormal(("a", "b"), samples=0), "samples must be"),
-        (lambda: BayesianRegressor(constant(2), Gaussian(("row", "col"))), "use DenseRegressor"),
+        (
+            lambda: BayesianRegressor(constant(2), Gaussian(("row", "col"))),
+            r"axes \(\), got site 'value' and axes \('row', 'col'\)",
+        ),
         (lambda: DenseRegressor(constant(2), Gaussian()), "site='depth'"),
         (
             lambda: BayesianSegmenter(constant(2), ("a", "b"), likelihood="gaussian"),
@@ -339,7 +342,7 @@ def test_depth_may_have_holes() -> None:
         ),
         (
             lambda: BayesianRegressor(constant(3))(torch.zeros(2, 1, 1, 1)),
-            "the likelihood takes 2 output",
+            "Gaussian takes 2 output",
         ),
     ],
 )

@@ -11,11 +11,12 @@ posterior, says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several levels,
     loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware
 """
 
-from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, ClassLikelihood, class_likelihood
-from ppl_med.likelihoods.class_loss import ClassLoss, LossOfClasses
-from ppl_med.likelihoods.classes import Bernoulli, Categorical, PartialCategorical
+from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, class_likelihood
+from ppl_med.likelihoods.class_loss import ClassLoss, LossLikelihood
+from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood, PartialCategorical
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, Quantiles, StudentT
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
+from ppl_med.likelihoods.interface import Likelihood, observe
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
 from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
@@ -25,6 +26,7 @@ from ppl_med.likelihoods.stored import (
     log_prob_in_double,
     stored_parameters,
 )
+from ppl_med.moved import renamed
 
 __all__ = [
     "FLSD_53",
@@ -39,8 +41,9 @@ __all__ = [
     "LabelNoise",
     "LabelSmoothing",
     "LaplaceNoise",
+    "Likelihood",
     "LogitNormal",
-    "LossOfClasses",
+    "LossLikelihood",
     "MarginSmoothing",
     "NeighbourAware",
     "PartialCategorical",
@@ -51,5 +54,8 @@ __all__ = [
     "class_probs",
     "in_double",
     "log_prob_in_double",
+    "observe",
     "stored_parameters",
 ]
+
+__getattr__ = renamed(__name__, {"LossOfClasses": "LossLikelihood"})

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ppl_med.likelihoods.classes import Bernoulli, Categorical
+from ppl_med.checks import reject
+from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood
 from ppl_med.likelihoods.focal import FocalLoss
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
 from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
-
-ClassLikelihood = Categorical | Bernoulli | LogitNormal
 
 OF_CASES: Mapping[str, Callable[..., ClassLikelihood]] = {
     "categorical": Categorical,
@@ -45,14 +44,11 @@ def class_likelihood(
     if isinstance(chosen, str) and chosen in kinds:
         settings: dict[str, Any] = {"event": event, "site": site}
         return kinds[chosen](classes, **settings, **({"partial": True} if event else {}))
-    own = (tuple(classes), event, site)
     if isinstance(chosen, ClassLikelihood):
-        if (chosen.classes, chosen.event, chosen.site) == own:
-            return chosen
-        raise ValueError(
-            f"likelihood is of classes {chosen.classes}, event {chosen.event} and site "
-            f"{chosen.site!r}; the model needs {own[0]}, {event} and {site!r}"
-        )
+        if chosen.classes != tuple(classes):
+            reject("likelihood", f"of the classes {tuple(classes)}", chosen.classes)
+        chosen.check_fits(site, event)
+        return chosen
     raise ValueError(
         f"likelihood must be one of {sorted(kinds)} or a likelihood of classes such as "
         f"Categorical({list(classes)}, event={event}, site={site!r}), got {chosen!r}"

@@ -27,7 +27,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ppl_med.likelihoods.classes import Categorical
-from ppl_med.likelihoods.statement import precision, state
+from ppl_med.likelihoods.interface import observe, precision
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -72,27 +72,20 @@ class ClassLoss(TorchDistribution):
         return torch.where(seen, -loss, torch.zeros_like(loss)) if self.partial else -loss
 
 
-class LossOfClasses(Categorical):
+class LossLikelihood(Categorical):
     """A ``Categorical`` whose training is a loss; subclasses give ``loss`` and ``training_loss``.
 
     ``training_loss`` names what is trained; ``predict`` writes it into the tree's attributes.
     """
 
-    training_loss: str
-
-    def forward(self, output: Tensor, label: Tensor | None) -> None:
-        """State the site.
-
-        Args:
-            output: Logits, dims (case, class, *event), perhaps with dims before the case.
-            label: Observed classes, dims (case, *event), integers in 0..K-1, or None.
-        """
-        if not self.training or label is None:
-            super().forward(output, label)
+    def forward(self, output: Tensor, value: Tensor | None) -> None:
+        """State the site; with an observation in training, by the loss."""
+        if not self.training or value is None:
+            super().forward(output, value)
             return
-        logits = output.movedim(-1 - len(self.event), -1)
-        logits = logits.to(precision(output, training=True))
-        state(self.site, ClassLoss(logits, self.loss, partial=self.partial), self.event, label)
+        logits = self.class_last(output).to(precision(output, training=True))
+        fn = ClassLoss(logits, self.loss, partial=self.partial)
+        observe(self.site, fn, self.event, value)
 
     def loss(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
         """The loss of every entry in nats, dims (..., *event).

@@ -1,14 +1,15 @@
-"""Likelihoods of classes: one a case, or one a pixel."""
+"""Likelihoods of classes: one per case, or one per pixel."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_med.likelihoods.statement import check_class_names, precision, state
+from ppl_med.checks import different_names
+from ppl_med.likelihoods.interface import Likelihood, precision
 
 
 class PartialCategorical(dist.Categorical):
@@ -27,7 +28,36 @@ class PartialCategorical(dist.Categorical):
         return torch.where(value < 0, torch.zeros_like(log_prob), log_prob)
 
 
-class Categorical(nn.Module):
+class ClassLikelihood(Likelihood):
+    """A likelihood of K classes.
+
+    Attributes:
+        classes: Class names.
+    """
+
+    classes: tuple[str, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels that the network must have: one per class."""
+        return len(self.classes)
+
+    @property
+    def coords(self) -> dict[str, list[Any]]:
+        """The class names."""
+        return {"class": list(self.classes)}
+
+    def class_last(self, output: Tensor) -> Tensor:
+        """The output with its classes on the last axis, dims (..., *event, class)."""
+        return output.movedim(-1 - len(self.event), -1)
+
+    def categorical(self, logits: Tensor) -> Any:
+        """The categorical of some logits (..., *event, class), with missing labels if partial."""
+        kind = PartialCategorical if self.partial else dist.Categorical
+        return kind(logits=logits)
+
+
+class Categorical(ClassLikelihood):
     """One of K classes: ``label ~ Categorical(softmax(logits))``.
 
     Log-densities are summed over the event axes: that is what one observation of a whole map is,
@@ -35,7 +65,8 @@ class Categorical(nn.Module):
 
     Args:
         classes: Class names, K >= 2 of them.
-        event: Names of the axes after the class axis, such as ("row", "col") for one class a pixel.
+        event: Names of the axes after the class axis, such as ("row", "col") for one class per
+            pixel.
         site: Name of the observed site.
         partial: Whether a value of -1 says that an entry was not observed; it then has no
             influence.
@@ -50,30 +81,15 @@ class Categorical(nn.Module):
         partial: bool = False,
     ) -> None:
         super().__init__()
-        check_class_names(classes)
-        self.classes, self.event, self.site = tuple(classes), tuple(event), site
-        self.partial = partial
+        self.classes = different_names("classes", classes, least=2)
+        self.event, self.site, self.partial = tuple(event), site, partial
 
-    @property
-    def num_outputs(self) -> int:
-        """Channels the network must have on axis 1."""
-        return len(self.classes)
-
-    def forward(self, output: Tensor, label: Tensor | None) -> None:
-        """State the site.
-
-        Args:
-            output: Logits, dims (case, class, *event), perhaps with dims before the case, such
-                as of particles.
-            label: Observed classes, dims (case, *event), integers in 0..K-1, or None.
-        """
-        class_axis = -1 - len(self.event)
-        logits = output.movedim(class_axis, -1).to(precision(output, training=self.training))
-        kind = PartialCategorical if self.partial else dist.Categorical
-        state(self.site, kind(logits=logits), self.event, label)
+    def distribution(self, output: Tensor) -> Any:
+        """Categorical of the logits."""
+        return self.categorical(self.class_last(output))
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(ClassLikelihood):
     """Two classes from one logit: ``label ~ Bernoulli(sigmoid(logit))``.
 
     Args:
@@ -82,26 +98,22 @@ class Bernoulli(nn.Module):
         site: Name of the observed site.
     """
 
+    num_outputs = 1
+
     def __init__(
         self, classes: Sequence[str], event: Sequence[str] = (), site: str = "label"
     ) -> None:
         super().__init__()
+        self.classes = different_names("classes", classes, least=2)
         if len(classes) != 2:
             raise ValueError(f"Bernoulli takes two classes, got {len(classes)}: {list(classes)}")
-        self.classes, self.event, self.site = tuple(classes), tuple(event), site
+        self.event, self.site = tuple(event), site
 
-    @property
-    def num_outputs(self) -> int:
-        """Channels the network must have on axis 1."""
-        return 1
+    def distribution(self, output: Tensor) -> Any:
+        """Bernoulli of the logit of the second class."""
+        return dist.Bernoulli(logits=output.squeeze(-1 - len(self.event)))
 
-    def forward(self, output: Tensor, label: Tensor | None) -> None:
-        """State the site.
-
-        Args:
-            output: Logits of the second class, dims (case, 1, *event).
-            label: Observed classes, dims (case, *event), integers 0 or 1, or None.
-        """
-        logits = output.squeeze(1).to(precision(output, training=self.training))
-        observed = None if label is None else label.to(logits.dtype)
-        state(self.site, dist.Bernoulli(logits=logits), self.event, observed)
+    def forward(self, output: Tensor, value: Tensor | None) -> None:
+        """State the site; labels 0 and 1 may be integers."""
+        kind = precision(output, training=self.training)
+        super().forward(output, None if value is None else value.to(kind))

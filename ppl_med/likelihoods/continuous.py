@@ -8,6 +8,7 @@ learning for computer vision?", NeurIPS 2017, eq. 5 and 8).
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_med.checks import finite, positive, reject
 from ppl_med.likelihoods.distributions import (
     BetaNormal,
     PartialLaplace,
@@ -23,13 +25,13 @@ from ppl_med.likelihoods.distributions import (
     PartialStudentT,
     QuantileDistribution,
 )
-from ppl_med.likelihoods.statement import precision, state
+from ppl_med.likelihoods.interface import Likelihood
 
 LOG_SCALE_RANGE = (-10.0, 10.0)
 _START_DF = 5.0  # degrees of freedom
 
 
-class _LocationScale(nn.Module):
+class _LocationScale(Likelihood):
     """Location and scale, of the input or learned as one number.
 
     Args:
@@ -52,8 +54,7 @@ class _LocationScale(nn.Module):
         init_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(init_scale) and init_scale > 0):
-            raise ValueError(f"init_scale must be a finite number above 0, got {init_scale!r}")
+        positive("init_scale", init_scale)
         self.event, self.site, self.partial = tuple(event), site, partial
         self.heteroscedastic, self.init_scale = heteroscedastic, init_scale
         if not heteroscedastic:
@@ -66,26 +67,19 @@ class _LocationScale(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """Channels the network must have on its channel axis."""
+        """Channels that the network must have: the location, and the scale if it gives that."""
         return 2 if self.heteroscedastic else 1
 
-    def forward(self, output: Tensor, value: Tensor | None) -> None:
-        """State the site.
-
-        Args:
-            output: Location, and logarithm of the squared scale where heteroscedastic, dims
-                (case, output, *event).
-            value: Observed numbers, dims (case, *event), or None.
-        """
-        output = output.to(precision(output, training=self.training))
+    def distribution(self, output: Tensor) -> Any:
+        """Of location, and of the logarithm of the squared scale where heteroscedastic."""
         loc, *rest = output.unbind(-1 - len(self.event))
         log_scale = 0.5 * rest[0] if self.heteroscedastic else self.log_scale.to(loc)
         scale = log_scale.clamp(*LOG_SCALE_RANGE).exp()
-        state(self.site, self.law(loc, scale.expand(loc.shape)), self.event, value)
+        return self.located(loc, scale.expand(loc.shape))
 
-    def law(self, loc: Tensor, scale: Tensor) -> Any:
-        """The distribution of one entry."""
-        raise NotImplementedError
+    @abstractmethod
+    def located(self, loc: Tensor, scale: Tensor) -> Any:
+        """The distribution of a location and a scale, dims (..., case, *event)."""
 
 
 class Gaussian(_LocationScale):
@@ -124,13 +118,12 @@ class Gaussian(_LocationScale):
             partial=partial,
             init_scale=init_scale,
         )
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta must be in [0, 1], got {beta!r}")
+        finite("beta", beta, 0, 1)
         self.beta = beta
         if beta:
             self.training_loss = f"beta-NLL, beta {beta:g}"
 
-    def law(self, loc: Tensor, scale: Tensor) -> Any:
+    def located(self, loc: Tensor, scale: Tensor) -> Any:
         """Normal; in training, weighted by ``beta``."""
         if self.beta and self.training:
             return BetaNormal(loc, scale, self.beta)
@@ -143,7 +136,7 @@ class LaplaceNoise(_LocationScale):
     Kendall and Gal use it for depth (their section 5.1). Arguments as of ``Gaussian`` but ``beta``.
     """
 
-    def law(self, loc: Tensor, scale: Tensor) -> Any:
+    def located(self, loc: Tensor, scale: Tensor) -> Any:
         """Laplace."""
         return PartialLaplace(loc, scale) if self.partial else dist.Laplace(loc, scale)
 
@@ -178,7 +171,8 @@ class StudentT(_LocationScale):
             init_scale=init_scale,
         )
         if df is not None and not df > 2:
-            raise ValueError(f"df must be above 2, so that there is a variance, got {df!r}")
+            reject("df", "above 2, so that there is a variance", df)
+        self.given_df = df
         above = (_START_DF if df is None else df) - 2
         start = torch.tensor(above + math.log(-math.expm1(-above)))  # softplus of it is above
         if df is None:
@@ -197,13 +191,13 @@ class StudentT(_LocationScale):
         """Degrees of freedom."""
         return 2 + softplus(self.raw_df)
 
-    def law(self, loc: Tensor, scale: Tensor) -> Any:
+    def located(self, loc: Tensor, scale: Tensor) -> Any:
         """Student's t."""
         kind = PartialStudentT if self.partial else dist.StudentT
         return kind(self.df.to(loc).expand(loc.shape), loc, scale)
 
 
-class Quantiles(nn.Module):
+class Quantiles(Likelihood):
     """Several quantiles at once, which never cross.
 
     The network gives the lowest and the logarithms-like distances to the next ones (softplus). What
@@ -220,6 +214,8 @@ class Quantiles(nn.Module):
         init_scale: Where the learned scale starts, in units of the value.
     """
 
+    levels: Tensor
+
     def __init__(
         self,
         levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
@@ -231,13 +227,13 @@ class Quantiles(nn.Module):
         super().__init__()
         rising = all(a < b for a, b in itertools.pairwise(levels))
         if not levels or not rising or not (0 < levels[0] and levels[-1] < 1):
-            raise ValueError(f"levels must rise inside (0, 1), got {tuple(levels)}")
-        if not (math.isfinite(init_scale) and init_scale > 0):
-            raise ValueError(f"init_scale must be a finite number above 0, got {init_scale!r}")
+            reject("levels", "rising inside (0, 1)", tuple(levels))
+        positive("init_scale", init_scale)
         self.event, self.site, self.partial = tuple(event), site, False
         if len(levels) > 1:
             self.training_loss = f"mean pinball loss of {len(levels)} quantiles"
-        self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float64))
+        self.probabilities = tuple(map(float, levels))
+        self.register_buffer("levels", torch.tensor(self.probabilities, dtype=torch.float64))
         self.init_scale = init_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
 
@@ -247,21 +243,17 @@ class Quantiles(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """Channels the network must have on its channel axis."""
-        return len(self.levels)  # type: ignore[arg-type]
+        """Channels that the network must have: one per level."""
+        return len(self.probabilities)
 
-    def forward(self, output: Tensor, value: Tensor | None) -> None:
-        """State the site.
+    @property
+    def coords(self) -> dict[str, list[Any]]:
+        """The levels."""
+        return {"level": list(self.probabilities)}
 
-        Args:
-            output: Lowest quantile and raw distances, dims (case, level, *event).
-            value: Observed numbers, dims (case, *event), or None.
-        """
+    def distribution(self, output: Tensor) -> Any:
+        """Of the lowest quantile and raw distances to the next."""
         output = output.movedim(-1 - len(self.event), -1)
-        output = output.to(precision(output, training=self.training))
         quantiles = torch.cat([output[..., :1], softplus(output[..., 1:])], -1).cumsum(-1)
         scale = self.log_scale.to(output).exp().expand(quantiles.shape[:-1])
-        levels: Any = self.levels
-        state(
-            self.site, QuantileDistribution(quantiles, scale, levels.to(output)), self.event, value
-        )
+        return QuantileDistribution(quantiles, scale, self.levels.to(output))

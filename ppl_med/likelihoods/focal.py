@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_med.likelihoods.class_loss import LossOfClasses, log_prob_of
+from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
 
 FLSD_53 = ((0.2, 5.0), (1.0, 3.0))
 """Mukhoti et al.'s schedule: exponent 5 below a probability of 0.2 of the true class, 3 above."""
 
 
-class FocalLoss(LossOfClasses):
+class FocalLoss(LossLikelihood):
     """``-w_y (1 - p_y)^gamma log p_y`` for the label y; a loss, no density.
 
     Lin et al., "Focal loss for dense object detection", ICCV 2017, eq. 5; as a means of calibration
@@ -57,10 +57,10 @@ class FocalLoss(LossOfClasses):
         self.register_buffer("exponents", torch.tensor([g for _, g in steps]), persistent=False)
         weights = _weights(class_weights, len(self.classes))
         self.register_buffer("class_weights", weights, persistent=False)
-        shown = " ".join(f"{exponent:g}" for _, exponent in steps)
-        self.training_loss = f"focal loss, gamma {shown}" + (
-            "" if weights is None else ", weighted"
-        )
+        below = [f"{exponent:g} below {bound:g}" for bound, exponent in steps[:-1]]
+        self.training_loss = f"focal loss, gamma {', '.join([*below, f'{steps[-1][1]:g}'])}"
+        if weights is not None:
+            self.training_loss += f", weighted {' '.join(f'{w:g}' for w in weights.tolist())}"
 
     def loss(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
         """Focal loss, in nats."""

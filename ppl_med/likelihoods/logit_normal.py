@@ -14,16 +14,16 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_med.axes import dims
-from ppl_med.likelihoods.classes import PartialCategorical
-from ppl_med.likelihoods.statement import precision, state
+from ppl_med.checks import different_names, whole
+from ppl_med.likelihoods.classes import ClassLikelihood
 
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
 
-class LogitNormal(nn.Module):
+class LogitNormal(ClassLikelihood):
     """One of K classes, from a mean and a log-variance of every logit.
 
     The noise is a local latent of the model, named ``<site>_noise``; guides need not propose it.
@@ -47,31 +47,23 @@ class LogitNormal(nn.Module):
         partial: bool = False,
     ) -> None:
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"samples must be 1 or more, got {samples!r}")
-        self.classes, self.samples, self.event = tuple(classes), samples, tuple(event)
-        self.site, self.partial = site, partial
+        self.classes = different_names("classes", classes, least=2)
+        self.samples = whole("samples", samples)
+        self.event, self.site, self.partial = tuple(event), site, partial
 
     @property
     def num_outputs(self) -> int:
-        """Channels the network must have on axis 1: means, then log-variances."""
+        """Channels that the network must have: means, then log-variances."""
         return 2 * len(self.classes)
 
-    def forward(self, output: Tensor, label: Tensor | None) -> None:
-        """State the noise and the site; both belong inside the plate of cases.
-
-        Args:
-            output: Means and log-variances of the logits, dims (case, 2 * class, *event).
-            label: Observed classes, dims (case, *event), or None.
-        """
-        mean, log_variance = output.to(precision(output, training=self.training)).chunk(2, 1)
+    def distribution(self, output: Tensor) -> Any:
+        """Draw the noise, and give the categorical of the mean probabilities over it."""
+        mean, log_variance = output.chunk(2, 1)
         scale = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
         shape = (len(mean), self.samples, *mean.shape[1:])
-        law = dist.Normal(mean.new_zeros(()), 1.0).expand(shape).to_event(len(shape) - 1)
+        of_noise = dist.Normal(mean.new_zeros(()), 1.0).expand(shape).to_event(len(shape) - 1)
         infer = dims("step", "class", *self.event, stored=False, proposed=False)
-        noise = pyro.sample(f"{self.site}_noise", law, infer=infer)
+        noise = pyro.sample(f"{self.site}_noise", of_noise, infer=infer)
         # Classes before pixels: a softmax over a last axis of few entries is several times slower.
         log_probs = (mean.unsqueeze(1) + scale.unsqueeze(1) * noise).log_softmax(2)
-        logits = (log_probs.logsumexp(1) - math.log(self.samples)).movedim(1, -1)
-        kind: Any = PartialCategorical if self.partial else dist.Categorical
-        state(self.site, kind(logits=logits), self.event, label)
+        return self.categorical((log_probs.logsumexp(1) - math.log(self.samples)).movedim(1, -1))

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, conv3d, pad
 
-from ppl_med.likelihoods.class_loss import LossOfClasses, log_prob_of
-from ppl_med.likelihoods.smoothing import check_weight
+from ppl_med.checks import finite, is_whole, reject
+from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
 
 _CONVOLUTIONS = {2: conv2d, 3: conv3d}
 
 
-class SpatialSmoothing(LossOfClasses):
+class SpatialSmoothing(LossLikelihood):
     """Spatially varying label smoothing (SVLS): uncertain labels at borders; a loss, no density.
 
     Cross-entropy against one-hot labels convolved with a normal kernel whose centre weighs as much
@@ -51,7 +51,7 @@ class SpatialSmoothing(LossOfClasses):
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
         if not sigma > 0:
-            raise ValueError(f"sigma must be above 0, got {sigma!r}")
+            reject("sigma", "above 0", sigma)
         self.register_buffer("kernel", _svls_kernel(_dims(event), size, sigma), persistent=False)
         self.training_loss = f"spatially varying label smoothing, size {size}, sigma {sigma:g}"
 
@@ -61,7 +61,7 @@ class SpatialSmoothing(LossOfClasses):
         return -(target * logits.log_softmax(-1)).sum(-1)
 
 
-class NeighbourAware(LossOfClasses):
+class NeighbourAware(LossLikelihood):
     """Neighbour-aware calibration (NACL): cross-entropy plus a penalty on logits; a loss.
 
     The penalty is ``weight * mean_k |logit_k - share_k|``, with the shares of the classes among
@@ -92,7 +92,7 @@ class NeighbourAware(LossOfClasses):
         partial: bool = True,
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
-        check_weight(weight)
+        finite("weight", weight, 0)
         self.weight = weight
         _check_size(size)
         self.register_buffer("kernel", torch.ones([size] * _dims(event)), persistent=False)
@@ -154,5 +154,5 @@ def _dims(event: Sequence[str]) -> int:
 
 
 def _check_size(size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 3 or size % 2 == 0:
-        raise ValueError(f"size must be an odd whole number, 3 or more, got {size!r}")
+    if not is_whole(size) or size < 3 or size % 2 == 0:
+        reject("size", "an odd whole number, 3 or more", size)

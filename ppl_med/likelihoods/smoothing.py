@@ -13,16 +13,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_med.likelihoods.class_loss import LossOfClasses, log_prob_of
-from ppl_med.likelihoods.classes import Categorical, PartialCategorical
-from ppl_med.likelihoods.statement import precision, state
+from ppl_med.checks import finite, reject, share
+from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
+from ppl_med.likelihoods.classes import Categorical
 
 
-class LabelSmoothing(LossOfClasses):
+class LabelSmoothing(LossLikelihood):
     """Cross-entropy against ``(1 - smoothing) * one-hot + smoothing / K``; a loss, no density.
 
     Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016,
@@ -47,7 +46,7 @@ class LabelSmoothing(LossOfClasses):
         partial: bool = False,
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
-        _check_share("smoothing", smoothing)
+        share("smoothing", smoothing)
         self.smoothing = smoothing
         self.training_loss = f"label smoothing, {smoothing:g}"
 
@@ -58,7 +57,7 @@ class LabelSmoothing(LossOfClasses):
         return -(1 - self.smoothing) * of_label - self.smoothing * of_all
 
 
-class MarginSmoothing(LossOfClasses):
+class MarginSmoothing(LossLikelihood):
     """Cross-entropy plus ``weight * mean_k max(0, max(logits) - logit_k - margin)``; a loss.
 
     Liu, Ben Ayed, Galdran and Dolz, "The devil is in the margin: margin-based label smoothing for
@@ -86,8 +85,8 @@ class MarginSmoothing(LossOfClasses):
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
         if not margin >= 0:
-            raise ValueError(f"margin must be 0 or more, got {margin!r}")
-        check_weight(weight)
+            reject("margin", "0 or more", margin)
+        finite("weight", weight, 0)
         self.margin, self.weight = margin, weight
         self.training_loss = f"margin-based label smoothing, margin {margin:g}, weight {weight:g}"
 
@@ -124,31 +123,13 @@ class LabelNoise(Categorical):
         partial: bool = False,
     ) -> None:
         super().__init__(classes, event, site, partial=partial)
-        _check_share("noise", noise)
+        share("noise", noise)
         self.noise = noise
 
-    def forward(self, output: Tensor, label: Tensor | None) -> None:
-        """State the site.
-
-        Args:
-            output: Logits, dims (case, class, *event), perhaps with dims before the case.
-            label: Observed classes, dims (case, *event), or None.
-        """
-        logits = output.movedim(-1 - len(self.event), -1)
-        log_probs = logits.to(precision(output, training=self.training)).log_softmax(-1)
+    def distribution(self, output: Tensor) -> Any:
+        """Categorical of the label that is seen."""
+        log_probs = self.class_last(output).log_softmax(-1)
         if self.noise:
             uniform = log_probs.new_full((), math.log(self.noise / len(self.classes)))
             log_probs = torch.logaddexp(log_probs + math.log1p(-self.noise), uniform)
-        kind: Any = PartialCategorical if self.partial else dist.Categorical
-        state(self.site, kind(logits=log_probs), self.event, label)
-
-
-def check_weight(weight: float) -> None:
-    """Raise unless the weight of a penalty is a finite number, 0 or more."""
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight must be a finite number, 0 or more, got {weight!r}")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+        return self.categorical(log_probs)
