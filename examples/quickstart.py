@@ -20,7 +20,7 @@ from ppl_med import storage
 from ppl_med.analysis import conformal, scoring, uncertainty
 from ppl_med.data import Batches, blood_smear, flips_and_turns, standardization
 from ppl_med.explain.attribution import attribute
-from ppl_med.explain.localization import mass_inside
+from ppl_med.explain.quality import mass_inside
 from ppl_med.inference import MeanFieldNormal, fit, functions, predict
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import CompactCNN

@@ -22,6 +22,12 @@ MODULES: dict[str, str] = {
     "ppl_med.inference.elbo": "ppl_med.programs.elbo",
     "ppl_med.priors": "ppl_med.weights",
     "ppl_med.reuse": "ppl_med.weights.call_cache",
+    "ppl_med.explain.counterfactual": "ppl_med.explain.counterfactuals",
+    "ppl_med.explain.localization": "ppl_med.explain.quality.localization",
+    "ppl_med.explain.nearest_point": "ppl_med.explain.counterfactuals.tangent_search",
+    "ppl_med.explain.posterior_predictive": "ppl_med.explain.counterfactuals.posterior_predictive",
+    "ppl_med.explain.proximal": "ppl_med.explain.counterfactuals.proximal_gradient",
+    "ppl_med.explain.realism": "ppl_med.explain.counterfactuals.realism",
 }
 
 

@@ -167,7 +167,7 @@ def test_refuses_nets_without_space(method: str) -> None:
     ("net", "layer", "message"),
     [
         (conv_net(), "7", "without|no space"),
-        (conv_net(), "conv9", "do not call"),
+        (conv_net(), "conv9", "layer must be one of"),
         (segmenter(), None, "needs a layer"),
         (nn.Sequential(conv := nn.Conv2d(2, 2, 1).double(), conv, nn.Flatten()), "0", "2 times"),
         (nn.ModuleDict({"a": nn.ReLU()})["a"], None, "needs region="),

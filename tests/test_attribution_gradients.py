@@ -234,7 +234,7 @@ def test_numbers_are_explained_as_they_are() -> None:
     [
         ({"region": None}, "needs region="),
         ({"region": torch.ones(3, 8, 7)}, "covers"),
-        ({"region": torch.ones(2, 8, 8)}, "region has shape"),
+        ({"region": torch.ones(2, 8, 8)}, "region must be"),
         ({"region": torch.zeros(3, 8, 8)}, "empty in cases"),
         ({"region": torch.full((3, 8, 8), 0.5)}, "other than 0 and 1"),
         ({"target": None}, "target is missing"),

@@ -72,11 +72,11 @@ def test_superpixels_follow_the_intensity() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch": 9}, "patch is 9"),
-        ({"patch": 0}, "patch is 0"),
-        ({"patch": (2, 2, 2)}, "images have"),
+        ({"patch": 9}, "patch must"),
+        ({"patch": 0}, "patch must"),
+        ({"patch": (2, 2, 2)}, "patch must be one number"),
         ({"patch": 2, "stride": 3}, "leaves pixels out"),
-        ({"regions": torch.zeros(3, 8, 7, dtype=torch.int64)}, "regions has shape"),
+        ({"regions": torch.zeros(3, 8, 7, dtype=torch.int64)}, "regions must be labels"),
         ({"regions": torch.zeros(3, 8, 8)}, "integer labels"),
         ({"window": 3}, "no option 'window'"),
     ],

@@ -194,10 +194,12 @@ def test_full_gradient_by_hand(space: int) -> None:
     net, x = conv_net(space), images(space=space)
     result = attribute([net], x, TARGET, method="full_gradient", batch_size=2)
     logit = net(x)[range(3), TARGET]
-    np.testing.assert_allclose(total(result["mean"]) + result.unlocated[0, 0], logit, atol=1e-9)
+    np.testing.assert_allclose(
+        total(result["mean"]) + result.bias_attribution[0, 0], logit, atol=1e-9
+    )
     assert result["mean"].sizes["channel"] == 1
     # Of the layers, only the linear one has no space.
-    np.testing.assert_allclose(result.unlocated[0, 0], net[-1].bias[TARGET], atol=1e-12)
+    np.testing.assert_allclose(result.bias_attribution[0, 0], net[-1].bias[TARGET], atol=1e-12)
 
 
 def test_full_gradient_puts_the_bias_where_it_acts() -> None:

@@ -89,5 +89,5 @@ def test_refusals() -> None:
         attribute_uncertainty(nets, x, method="var_grad")
     with pytest.raises(ValueError, match="needs region="):
         attribute_uncertainty([segmenter()], x)
-    with pytest.raises((ValueError, TypeError), match=r"quantity is|Type-check"):
+    with pytest.raises((ValueError, TypeError), match=r"quantity must|Type-check"):
         attribute_uncertainty(nets, x, "variance")  # type: ignore[arg-type]

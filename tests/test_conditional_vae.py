@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_med.data import Batches
 from ppl_med.explain import latent_counterfactual, minimal_perturbation
-from ppl_med.explain.realism import log_density
+from ppl_med.explain.counterfactuals.realism import log_density
 from ppl_med.inference import ConditionalNormal, ImportanceWeighted, fit, predict
 from ppl_med.models import ConditionalVAE
 from ppl_med.testing import assert_mean

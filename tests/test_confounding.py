@@ -26,7 +26,7 @@ from ppl_med.explain.confounding import (
     swap_frame,
     swap_test,
 )
-from ppl_med.explain.localization import mass_inside
+from ppl_med.explain.quality import mass_inside
 
 MAP_DIMS = ("chain", "draw", "case", "channel", "row", "col")
 CASES = 30
@@ -118,8 +118,8 @@ def test_absolute_relevance_and_maps_without_mass() -> None:
         ({"a": maps(0)}, {"reference": {"b": maps(0)}}, "reference has the methods"),
         ({"a": maps(0), "b": maps(0, draws=2)}, {}, "another method"),
         ({"a": maps(0)}, {"reference": {"a": maps(0, draws=2)}}, "as many draws"),
-        ({"a": maps(0)}, {"level": 1.0}, "level is 1.0"),
-        ({"a": maps(0)}, {"sign": "negative"}, "sign is 'negative'"),
+        ({"a": maps(0)}, {"level": 1.0}, "level must"),
+        ({"a": maps(0)}, {"sign": "negative"}, "sign must"),
     ],
 )
 def test_exposure_refuses(given: Any, options: Any, message: str) -> None:
@@ -243,8 +243,8 @@ def test_frame() -> None:
         ({"swap": lambda x: x / 0}, "NaN or infinite"),
         ({"target": 2}, "classes 0 to 1"),
         ({"group": [1]}, "group has shape"),
-        ({"scale": "logit"}, "scale is 'logit'"),
-        ({"level": 0.0}, "level is 0.0"),
+        ({"scale": "logit"}, "scale must"),
+        ({"level": 0.0}, "level must"),
         ({"functions": []}, "functions is empty"),
     ],
 )
@@ -444,7 +444,7 @@ def test_dependence_is_found_and_only_within_controls() -> None:
         ({"controls": np.arange(5) < 3}, "3 cases are looked at"),
         ({"confounder": np.zeros(5, int)}, "one value only"),
         ({"confounder": np.array([0, 1, 1, 0, np.nan])}, "NaN or infinite"),
-        ({"permutations": 0}, "permutations is 0"),
+        ({"permutations": 0}, "permutations must"),
     ],
 )
 def test_dependence_refuses(options: dict[str, Any], message: str) -> None:

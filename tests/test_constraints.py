@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ppl_med.data import Batches
 from ppl_med.explain import AttributionConstrained, NoPositiveAttribution, RightReasons
 from ppl_med.explain.attribution import attribute
-from ppl_med.explain.localization import mass_inside
+from ppl_med.explain.quality import mass_inside
 from ppl_med.inference import (
     BernoulliDropout,
     ConditionalNormal,
@@ -248,9 +248,9 @@ def test_a_tag_is_unlearned(guide: Callable[[Any], nn.Module]) -> None:
     ("make", "message"),
     [
         (lambda: AttributionConstrained(nn.Identity(), []), "constraints is empty"),
-        (lambda: RightReasons(-1.0), "weight is -1"),
-        (lambda: NoPositiveAttribution(float("nan")), "weight is nan"),
-        (lambda: NoPositiveAttribution(1.0, 1, 1), "both class 1"),
+        (lambda: RightReasons(-1.0), "weight must .* got -1"),
+        (lambda: NoPositiveAttribution(float("nan")), "weight must .* got nan"),
+        (lambda: NoPositiveAttribution(1.0, 1, 1), "another class than target"),
         (lambda: run_without("irrelevant"), "irrelevant is missing"),
         (lambda: run_with(irrelevant=torch.zeros(6, 2, 2)), r"irrelevant is of shape \(6, 2, 2\)"),
         (lambda: run_mixing(), "'network.net.1' mixes the cases"),

@@ -13,10 +13,10 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from ppl_med.explain import latent_counterfactual, minimal_perturbation, sparse_additive
-from ppl_med.explain.nearest_point import Smooth, nearest_point
-from ppl_med.explain.posterior_predictive import PosteriorPredictive
-from ppl_med.explain.proximal import sparse_map
-from ppl_med.explain.realism import log_density
+from ppl_med.explain.counterfactuals.posterior_predictive import PosteriorPredictive
+from ppl_med.explain.counterfactuals.proximal_gradient import sparse_map
+from ppl_med.explain.counterfactuals.realism import log_density
+from ppl_med.explain.counterfactuals.tangent_search import Smooth, nearest_point
 
 SHAPE = (1, 3, 4)
 Net = Callable[[Tensor], Tensor]
@@ -332,7 +332,7 @@ def test_generated_counterfactuals_are_more_realistic_than_attacks(vae: Any) -> 
         (minimal_perturbation, {"target": 0}, "target is the present class of cases"),
         (sparse_additive, {"target": 0}, "target is the present class"),
         (minimal_perturbation, {"target": 2}, "the functions know classes 0 to 1"),
-        (minimal_perturbation, {"target": 1.0}, "target is|Type-check error"),
+        (minimal_perturbation, {"target": 1.0}, "target must|Type-check error"),
         (
             minimal_perturbation,
             {"functions": [lambda x: (x.flatten(1).sum(1, keepdim=True) > 0).double() - 0.5]},
@@ -341,16 +341,16 @@ def test_generated_counterfactuals_are_more_realistic_than_attacks(vae: Any) -> 
         (minimal_perturbation, {"functions": [lambda x: x.detach().flatten(1)[:, :1]]}, "gradient"),
         (minimal_perturbation, {"functions": [lambda x: x]}, "region="),
         (minimal_perturbation, {"functions": []}, "functions is empty"),
-        (minimal_perturbation, {"margin": 0.0}, "margin is 0"),
+        (minimal_perturbation, {"margin": 0.0}, "margin must"),
         (minimal_perturbation, {"bounds": (0.0, 0.1)}, "hold the image"),
-        (minimal_perturbation, {"steps": 0}, "steps is 0"),
-        (sparse_additive, {"map_bounds": (1.0, 2.0)}, "map_bounds are"),
-        (sparse_additive, {"penalty": -1.0}, "penalty is -1"),
+        (minimal_perturbation, {"steps": 0}, "steps must"),
+        (sparse_additive, {"map_bounds": (1.0, 2.0)}, "map_bounds must"),
+        (sparse_additive, {"penalty": -1.0}, "penalty must"),
         (latent_counterfactual, {"vae": (torch.nn.Identity(), torch.nn.Identity())}, "no|decode"),
         (
             latent_counterfactual,
             {"vae": "fitting", "encode_as": "other"},
-            "encode_as is|Type-check error",
+            "encode_as must|Type-check error",
         ),
         (latent_counterfactual, {"vae": "small"}, "vae decodes images"),
     ],

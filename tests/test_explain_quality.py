@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ppl_med.explain.attribution import attribute
 from ppl_med.explain.quality import (
-    likeness,
     linear_imputation,
+    map_similarity,
     max_sensitivity,
     parameter_randomisation,
     perturbation_curve,
@@ -128,11 +128,11 @@ def test_road_fills_a_plane_exactly() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attribution": maps(np.ones((3, 2, 8, 7)))}, "covers"),
+        ({"attribution": maps(np.ones((3, 2, 8, 7)))}, "attribution must be of shape"),
         ({"attribution": maps(np.ones((3, 2, 8, 8))).isel(channel=0)}, "lacks the axes"),
         ({"imputation": "road", "insert": True}, "road replaces"),
-        ({"imputation": "blur"}, "imputation is 'blur'"),
-        ({"steps": 0}, "steps is 0"),
+        ({"imputation": "blur"}, "imputation must"),
+        ({"steps": 0}, "steps must"),
         ({"target": 5}, "classes 0 to 2"),
     ],
 )
@@ -216,14 +216,14 @@ def test_max_sensitivity_of_a_linear_and_a_quadratic_function() -> None:
         max_sensitivity(explain, x, radius=0.0)
 
 
-def test_likeness_by_hand() -> None:
+def test_map_similarity_by_hand() -> None:
     one = np.arange(12.0).reshape(2, 1, 2, 3) - 2.5
-    result = likeness(maps(one), maps(-(one**3)))
+    result = map_similarity(maps(one), maps(-(one**3)))
     np.testing.assert_allclose(result.correlation, -1)
     np.testing.assert_allclose(result.correlation_absolute, 1)
-    assert np.isnan(likeness(maps(one), maps(np.ones_like(one))).correlation).all()
+    assert np.isnan(map_similarity(maps(one), maps(np.ones_like(one))).correlation).all()
     with pytest.raises(ValueError, match="differ in shape"):
-        likeness(maps(one), maps(one[:1]))
+        map_similarity(maps(one), maps(one[:1]))
 
 
 def test_randomisation_tells_the_net_from_the_image() -> None:
@@ -240,3 +240,10 @@ def test_randomisation_tells_the_net_from_the_image() -> None:
     np.testing.assert_allclose(parameter_randomisation(net, edges).correlation, 1)
     with pytest.raises(ValueError, match="no layer"):
         parameter_randomisation(nn.ReLU(), explain)
+
+
+def test_the_old_name_of_the_similarity_still_works() -> None:
+    from ppl_med.explain import quality
+
+    with pytest.warns(DeprecationWarning, match="likeness is now .*map_similarity"):
+        assert quality.likeness is map_similarity

@@ -8,8 +8,8 @@ import xarray as xr
 from torch import Tensor
 
 from counterfactuals.study import Study
-from ppl_med.explain.posterior_predictive import PosteriorPredictive
-from ppl_med.explain.realism import log_density
+from ppl_med.explain.counterfactuals.posterior_predictive import PosteriorPredictive
+from ppl_med.explain.counterfactuals.realism import log_density
 from ppl_med.inference import functions
 
 NAIVE = ("minimal perturbation", "sparse additive map")

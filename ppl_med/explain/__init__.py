@@ -5,7 +5,7 @@ from ppl_med.explain.constraints import (
     NoPositiveAttribution,
     RightReasons,
 )
-from ppl_med.explain.counterfactual import (
+from ppl_med.explain.counterfactuals import (
     latent_counterfactual,
     minimal_perturbation,
     sparse_additive,

@@ -27,7 +27,7 @@ Sdika, "Uncertainties and explainability" (lecture): "image is healthy => no pos
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import pyro
 import pyro.poutine as poutine
@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ppl_med.checks import choice, finite, reject
 from ppl_med.explain.attribution.score import class_logits
-from ppl_med.explain.function_checks import check_choice
 from ppl_med.weights.estimators import SharedWeightDraw
 
 RightScore = Literal["sum_of_log_probabilities", "log_odds"]
@@ -48,7 +48,7 @@ class Constraint(Protocol):
     """A loss of the input gradient.
 
     Attributes:
-        name: What the history of a prediction calls it.
+        name: What a history or a prediction calls it.
         needs_mask: Whether batches must say which pixels are irrelevant.
     """
 
@@ -88,9 +88,9 @@ class NoPositiveAttribution:
     def __init__(
         self, weight: float, healthy: int = 0, target: int = 1, baseline: float = 0.0
     ) -> None:
-        self.weight = _checked(weight)
+        self.weight = finite("weight", weight, 0)
         if healthy == target:
-            raise ValueError(f"healthy and target are both class {target}; they must differ")
+            reject("healthy", "another class than target", healthy)
         self.healthy, self.target, self.baseline = healthy, target, baseline
         self.name = f"no positive attribution in class {healthy}, weight {weight:g}"
 
@@ -119,8 +119,8 @@ class RightReasons:
     needs_mask = True
 
     def __init__(self, weight: float, score: RightScore = "sum_of_log_probabilities") -> None:
-        check_choice("score", score, RightScore)
-        self.weight, self.score = _checked(weight), score
+        choice("score", score, get_args(RightScore))
+        self.weight, self.score = finite("weight", weight, 0), score
         self.name = f"right reasons by {score}, weight {weight:g}"
 
     def loss(self, logits: Tensor, image: Tensor, label: Tensor, irrelevant: Any) -> Tensor:
@@ -225,12 +225,6 @@ class AttributionConstrained(nn.Module):
                 f"irrelevant is {got}; RightReasons needs a mask {wanted} in every training batch, "
                 "1 where a pixel holds no evidence"
             )
-
-
-def _checked(weight: float) -> float:
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight is {weight}; it must be a finite number, 0 or more")
-    return float(weight)
 
 
 def _log_odds(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,52 +1,45 @@
 """Checks of images, targets and function draws, made before any gradient is taken.
 
-A gradient explains a function. A callable that draws a random number inside, or whose output for
-one case depends on the cases beside it, is no function of the image, and these checks refuse it.
+A gradient explains a function. A callable that draws random numbers inside, or whose output for one
+case depends on the other cases of its batch, is not a function of the image and is refused here.
 """
 
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from ppl_med.axes import SAMPLES, SPACE
+from ppl_med.checks import is_whole
+
+Function = Callable[[Tensor], Tensor]
 # Above this change between two equal calls, relative to the largest output, a callable is random.
 RANDOMNESS = 1e-4
 # The same for a case with and without company; wider, as batch sizes choose kernels (TF32).
 CROSSTALK = 1e-2
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raise unless the value is one of a ``Literal``'s."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name} is {value!r}; use {' or '.join(map(repr, get_args(choices)))}")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise unless the value is an integer from 1."""
-    if not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {value!r}; it must be an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be 1 or more")
-
-
 def check_image(image: Tensor) -> None:
     """Raise unless ``image`` is finite floating point, (case, channel, [depth,] row, col)."""
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(
-            f"image is {kind}; it must be a floating-point tensor, for instance image.float()"
-        )
+        raise TypeError(f"image must be a floating-point tensor, got {kind}; call image.float()")
     if image.ndim not in (4, 5) or image.numel() == 0:
         raise ValueError(
-            f"image has shape {tuple(image.shape)}; it must be (case, channel, row, col) or "
-            "(case, channel, depth, row, col) with no empty axis; image[None] makes a batch of one"
+            "image must be (case, channel, [depth,] row, col) without empty axes, got shape "
+            f"{tuple(image.shape)}; image[None] makes a batch of one"
         )
     if not torch.isfinite(image).all():
         raise ValueError("image holds NaN or infinite intensities; replace them first")
+
+
+def map_dims(image: Tensor) -> tuple[str, ...]:
+    """Names of the axes of an image, and of a map of it."""
+    return "case", "channel", *SPACE[image.ndim - 2]
 
 
 def as_baseline(baseline: float | Tensor, image: Tensor) -> Tensor:
@@ -54,16 +47,16 @@ def as_baseline(baseline: float | Tensor, image: Tensor) -> Tensor:
     if isinstance(baseline, Tensor) and baseline.ndim > 0:
         if baseline.shape != image.shape:
             raise ValueError(
-                f"baseline has shape {tuple(baseline.shape)}, image {tuple(image.shape)}; give one "
-                "number or a tensor of the image's shape"
+                f"baseline must be one number or have the image's shape {tuple(image.shape)}, got "
+                f"shape {tuple(baseline.shape)}"
             )
         if not baseline.is_floating_point():
-            raise TypeError(f"baseline is {baseline.dtype}; it must be a floating-point tensor")
+            raise TypeError(f"baseline must be a floating-point tensor, got {baseline.dtype}")
         values = baseline.detach().to(image)
     elif isinstance(baseline, (numbers.Real, Tensor)) and not isinstance(baseline, bool):
         values = torch.full_like(image, float(baseline)).detach()
     else:
-        raise TypeError(f"baseline is {type(baseline).__name__}; it must be a number or a tensor")
+        raise TypeError(f"baseline must be a number or a tensor, got {type(baseline).__name__}")
     if not torch.isfinite(values).all():
         raise ValueError("baseline holds NaN or infinite intensities")
     return values
@@ -73,25 +66,23 @@ def as_target(target: int | Tensor, image: Tensor) -> Tensor:
     """Return the class to explain as an integer tensor (case) on the image's device."""
     values = torch.as_tensor(target)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(
-            f"target is {values.dtype}; it must hold integer classes, for instance target.long()"
-        )
+        raise TypeError(f"target must hold integer classes, got {values.dtype}; call target.long()")
     if values.ndim == 0:
         values = values.expand(len(image))
     if values.shape != (len(image),):
         raise ValueError(
-            f"target has shape {tuple(values.shape)} for {len(image)} cases; "
-            "give one class for all or one each"
+            f"target must be one class for all or one each of {len(image)} cases, got shape "
+            f"{tuple(values.shape)}"
         )
     return values.to(image.device, torch.int64).contiguous()
 
 
 def as_case(case: Sequence[str] | Sequence[int] | None, image: Tensor) -> np.ndarray:
-    """Return the ids of the cases, 0, 1, ... if None."""
+    """Return the ids of the cases; 0, 1, ... if None."""
     ids = np.arange(len(image)) if case is None else np.asarray(case)
     if ids.shape != (len(image),):
         raise ValueError(
-            f"case has shape {ids.shape} for {len(image)} images; give one id per image"
+            f"case must hold one id per image, got shape {ids.shape} for {len(image)} images"
         )
     if len(np.unique(ids)) < len(ids):
         raise ValueError("case holds an id twice; ids name the rows of the result and must differ")
@@ -99,24 +90,24 @@ def as_case(case: Sequence[str] | Sequence[int] | None, image: Tensor) -> np.nda
 
 
 def check_functions(
-    functions: Sequence[Callable[[Tensor], Tensor]],
+    functions: Sequence[Function],
     image: Tensor,
     baseline: Tensor,
-    check: Callable[[str, Callable[[Tensor], Tensor], Any], None],
+    check: Callable[[str, Function, Any], None],
 ) -> xr.DataArray:
     """Try every function once; return the position of each, an integer array (chain, draw).
 
     Args:
         functions: Callables with integer attributes ``chain`` and ``draw``, or all without; they
             may be made anew whenever the sequence is read.
-        image: Images (case, channel, ...); the functions are tried on the first.
+        image: Images (case, channel, ...); the functions are tried on the first one.
         baseline: Where a path to the image starts, of the same shape.
         check: Takes a function's name, the function and its output, with its graph, for an image
             and its baseline; raises if the output is not what is needed.
 
     Raises:
-        ValueError: If one is no function of one image, its output is not what is needed, or
-            the labels leave a (chain, draw) out.
+        ValueError: If a callable is not a function of one image, its output is not what is needed,
+            or the labels leave a (chain, draw) out.
     """
     if not isinstance(functions, Sequence):
         raise TypeError(f"functions is {type(functions).__name__}; give a list of callables")
@@ -124,7 +115,7 @@ def check_functions(
         raise ValueError("functions is empty; give one callable per posterior draw")
     labels = []
     for position, function in enumerate(functions):
-        labels.append((getattr(function, "chain", None), getattr(function, "draw", None)))
+        labels.append(tuple(getattr(function, dim, None) for dim in SAMPLES))
         name, pair = f"functions[{position}]", torch.cat([image[:1], baseline[:1]]).detach()
         with torch.enable_grad():
             output = function(pair.clone().requires_grad_().clone())
@@ -136,7 +127,7 @@ def check_functions(
 
 
 def check_gradient(name: str, output: Tensor) -> None:
-    """Raise unless an output is finite and carries a gradient."""
+    """Raise unless an output is floating point and carries a gradient."""
     if not output.is_floating_point():
         raise ValueError(
             f"{name} returned {output.dtype}, which has no gradient; return logits, not classes, "
@@ -149,8 +140,8 @@ def check_gradient(name: str, output: Tensor) -> None:
         )
 
 
-def _chain_draw_index(labels: list[tuple[Any, Any]]) -> xr.DataArray:
-    bad = [pair for pair in labels if not all(isinstance(part, numbers.Integral) for part in pair)]
+def _chain_draw_index(labels: list[tuple[Any, ...]]) -> xr.DataArray:
+    bad = [pair for pair in labels if not all(map(is_whole, pair))]
     if bad:
         raise ValueError(
             f"functions have (chain, draw) = {bad[0]}; both must be integers, or absent on all"
@@ -163,12 +154,10 @@ def _chain_draw_index(labels: list[tuple[Any, Any]]) -> xr.DataArray:
         )
     position = {label: at for at, label in enumerate(labels)}
     index = [[position[chain, draw] for draw in draws] for chain in chains]
-    return xr.DataArray(index, dims=("chain", "draw"), coords={"chain": chains, "draw": draws})
+    return xr.DataArray(index, dims=SAMPLES, coords={"chain": chains, "draw": draws})
 
 
-def _check_function(
-    function: Callable[[Tensor], Tensor], name: str, pair: Tensor, first: Tensor
-) -> None:
+def _check_function(function: Function, name: str, pair: Tensor, first: Tensor) -> None:
     """Raise unless the output of two images is a finite function of each image alone."""
     if not torch.isfinite(first).all():
         raise ValueError(f"{name} returned NaN or infinite logits for an image or its baseline")

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ppl_med.explain.attribution.draws import Draw, Function
+from ppl_med.explain.attribution.draw_groups import Draw
 from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.network import Call, last_name, on_every_module, watch
+from ppl_med.explain.attribution.network import Call, on_every_module, watch
 from ppl_med.explain.attribution.score import Score
+from ppl_med.explain.function_checks import Function
 
 GRADIENTS = "'integrated_gradients' or 'saliency', which need no layer"
 
@@ -35,9 +36,9 @@ class ActivationMap(Method):
     """A weighted sum of a layer's channels.
 
     Attributes:
-        layer: The layer, a module or its name (its last parts are enough, as in ``"layer4"``); the
+        layer: The layer, a module or its name (the last parts suffice, as in ``"layer4"``); the
             last one with space if None.
-        relu: Cut the negative part.
+        relu: Whether to cut the negative part.
     """
 
     layer: str | nn.Module | None = None
@@ -50,8 +51,7 @@ class ActivationMap(Method):
     def maps(self, draws: Draw, task: Task) -> Maps:
         """Weights times activations, interpolated."""
         module = find_layer(draws, task.image[:1], self.layer, self.name)
-        splits = (x.split(task.batch_size) for x in (task.image, task.baseline, task.rows))
-        parts = [Task(x, b, rows, task.batch_size) for x, b, rows in zip(*splits, strict=True)]
+        parts = task.split(task.batch_size)
         found = torch.cat([self._map(draws, module, part).detach() for part in parts])[:, None]
         return Maps(resized(found.relu() if self.relu else found, task.image)[None])
 
@@ -81,9 +81,8 @@ class Cam(ActivationMap):
             )
         if not fits:
             raise ValueError(
-                f"cam: the output of {name} is no linear layer of the average of the layer's "
-                "channels, which CAM needs; name the layer before the global average pool, or use "
-                "method='grad_cam', which has no such condition"
+                f"cam: the output of {name} is not a linear layer of the average of the layer's "
+                "channels; name the layer before the global average pool, or use method='grad_cam'"
             )
 
     def _map(self, draw: Draw, module: nn.Module, task: Task) -> Tensor:
@@ -200,7 +199,7 @@ def find_layer(draw: Draw, image: Tensor, layer: str | nn.Module | None, method:
     Args:
         draw: The function whose layer it is.
         image: One image.
-        layer: The module, its name or the end of it; None for the last one with space.
+        layer: The module, its name or the end of its name; None for the last one with space.
         method: Name of the method that asks.
     """
     calls, _ = watch(draw.function, image)
@@ -212,16 +211,14 @@ def find_layer(draw: Draw, image: Tensor, layer: str | nn.Module | None, method:
     chosen = [call for call in calls if _is_called(call, layer)]
     names = list(dict.fromkeys(call.name for call in calls if call.name))
     if not chosen:
-        raise ValueError(f"layer is {layer!r}, which the functions do not call; they call {names}")
+        raise ValueError(f"layer must be one of {names}, got {layer!r}")
     if len({call.module for call in chosen}) > 1:
         raise ValueError(f"layer {layer!r} fits {[c.name for c in chosen]}; give more of the name")
     if count[chosen[0].module] > 1:
-        raise ValueError(
-            f"layer {last_name(chosen[0])} is called {len(chosen)} times; name one called once"
-        )
+        raise ValueError(f"layer {chosen[0]} is called {len(chosen)} times; name one called once")
     if not _has_space(chosen[0], image):
         raise ValueError(
-            f"layer {last_name(chosen[0])} returns {chosen[0].shape}, which has no space; name a "
+            f"layer {chosen[0]} returns {chosen[0].shape}, which has no space; name a "
             f"convolutional layer, or use {GRADIENTS}"
         )
     return chosen[0].module
@@ -249,7 +246,7 @@ def _last_with_space(draw: Draw, image: Tensor, calls: list[Call], method: str) 
     after = calls[spatial[-1] + 1 :]
     if any(len(call.shape) not in (2, image.ndim) for call in after):
         raise ValueError(
-            f"{method}: the last layer with space, {last_name(calls[spatial[-1]])}, is followed by "
-            f"layers of tokens, so its map says little; use {GRADIENTS}"
+            f"{method}: the last layer with space, {calls[spatial[-1]]}, is followed by layers of "
+            f"tokens, so its map says little; use {GRADIENTS}"
         )
     return calls[spatial[-1]].module

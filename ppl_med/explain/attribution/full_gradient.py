@@ -4,8 +4,9 @@
 
 exact for nets of piecewise linear activations; a batch norm in evaluation mode has the bias
 β - γ μ / σ. The bias terms of a layer with space are interpolated to the image and keep their sum,
-so the map is complete; those of layers without space belong to no pixel and are ``unlocated``. The
-papers' pictures take absolute values and scale each case; here terms keep sign and unit.
+so the map is complete; those of layers without space belong to no pixel and are the
+``bias_attribution``. The paper's pictures take absolute values and scale each case; here terms keep
+sign and unit.
 
 Reference: Srinivas and Fleuret, "Full-gradient representation for neural network visualization",
 NeurIPS 2019.
@@ -19,9 +20,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ppl_med.explain.attribution.activation_maps import resized
-from ppl_med.explain.attribution.draws import Draw
-from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.network import bent, on_every_module, operations, watch
+from ppl_med.explain.attribution.draw_groups import Draw
+from ppl_med.explain.attribution.method import COMPLETE, Maps, Method, Task
+from ppl_med.explain.attribution.network import (
+    nonlinear_ops,
+    on_every_module,
+    operations,
+    watch,
+)
 from ppl_med.explain.attribution.relevance import WEIGHTED
 
 PIECEWISE = {"Relu", "LeakyRelu", "PreluKernel", "Hardtanh"}
@@ -35,38 +41,31 @@ class FullGradient(Method):
     name = "full_gradient"
     is_complete = True
     outputs = ("logit", "value")
-    advice = "use method='integrated_gradients'"
+    advice = COMPLETE
 
     def check_function(self, draw: Draw, name: str, task: Task) -> None:
         """Raise unless the net is piecewise linear and the terms of the first case sum to it."""
         _, output = watch(draw.function, task.image)
-        others = sorted(set(bent(operations(output))) - PIECEWISE)
-        advice = "use method='integrated_gradients', which is complete for any differentiable net"
+        others = sorted(set(nonlinear_ops(operations(output))) - PIECEWISE)
         if others:
             raise ValueError(
                 f"full_gradient holds for piecewise linear nets, and {name} has "
-                f"{', '.join(others)}; {advice}"
+                f"{', '.join(others)}; {COMPLETE}"
             )
         maps = self.maps(draw, task)
-        assert maps.total is not None and maps.unlocated is not None
-        values = maps.values.double().flatten(2)
-        gap = (values.sum(2) + maps.unlocated - maps.total).abs()
-        if bool((gap > ALLOWED * torch.maximum(maps.total.abs(), values.abs().sum(2) / 10)).any()):
+        assert maps.total is not None
+        gap = maps.delta().abs()
+        if bool((gap > ALLOWED * torch.maximum(maps.total.abs(), maps.mass() / 10)).any()):
             raise ValueError(
                 f"full_gradient misses {float(gap.max()):.2g} of the output of {name}, which adds "
-                f"constants outside linear, convolution and batch-norm modules; {advice}"
+                f"constants outside linear, convolution and batch-norm modules; {COMPLETE}"
             )
 
     def maps(self, draws: Draw, task: Task) -> Maps:
         """Terms of image and biases, in batches of cases."""
-        parts = [
-            self._part(draws, image, rows)
-            for image, rows in zip(
-                task.image.split(task.batch_size), task.rows.split(task.batch_size), strict=True
-            )
-        ]
-        values, unlocated, total = (torch.cat(part)[None] for part in zip(*parts, strict=True))
-        return Maps(values, total=total, unlocated=unlocated)
+        parts = [self._part(draws, p.image, p.rows) for p in task.split(task.batch_size)]
+        values, off_image, total = (torch.cat(part)[None] for part in zip(*parts, strict=True))
+        return Maps(values, total=total, bias_attribution=off_image)
 
     @staticmethod
     def _part(draw: Draw, image: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,14 +86,14 @@ class FullGradient(Method):
             value = draw.forward(points, rows)
             slopes = torch.autograd.grad(value.sum(), [points, *probes])
         maps = (image * slopes[0]).sum(1, keepdim=True)
-        unlocated = torch.zeros_like(value).detach()
+        off_image = torch.zeros_like(value).detach()
         for bias, slope in zip(biases, slopes[1:], strict=True):
             term = (bias * slope).detach()
             if term.ndim == image.ndim and term.shape[2:].numel() > 1:
                 maps = maps + spread(term.sum(1, keepdim=True), image)
             else:
-                unlocated = unlocated + term.flatten(1).sum(1)
-        return maps.detach(), unlocated, value.detach()
+                off_image = off_image + term.flatten(1).sum(1)
+        return maps.detach(), off_image, value.detach()
 
 
 def _bias(module: nn.Module) -> Tensor | None:

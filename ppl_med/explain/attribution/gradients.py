@@ -1,4 +1,4 @@
-"""The gradient family: methods that need no more of a network than its gradient.
+"""Gradient methods, which need no more of a network than its gradient.
 
     saliency               a(x) = ∇f(x)                                   signed
     input × gradient       a(x) = x · ∇f(x)
@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_med.explain.attribution.draws import DrawGroup, in_batches
+from ppl_med.checks import finite, reject, whole
+from ppl_med.explain.attribution.draw_groups import DrawGroup, in_batches
 from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.function_checks import check_count
 
 Path = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -41,7 +41,7 @@ class Saliency(Method):
     is_linear = True
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
-        """One gradient a case."""
+        """One gradient per case."""
         return Maps(in_batches(draws.gradient, task.image, task.rows, task.batch_size))
 
 
@@ -54,7 +54,7 @@ class InputXGradient(Method):
     is_linear = True
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
-        """One gradient a case; ``conservation`` is Σ attribution / f(image)."""
+        """One gradient per case; ``conservation`` is Σ attribution / f(image)."""
         slope = in_batches(draws.gradient, task.image, task.rows, task.batch_size)
         value = in_batches(draws.value, task.image, task.rows, task.batch_size)
         maps = task.image * slope
@@ -86,10 +86,10 @@ class IntegratedGradients(Method):
         return self.steps
 
     def validate(self, image: Tensor) -> None:
-        """Raise unless steps is a count and path is known."""
-        check_count("steps", self.steps)
+        """Raise unless the options are a count and a known path."""
+        whole("steps", self.steps)
         if not (callable(self.path) or self.path == "straight"):
-            raise ValueError(f"path is {self.path!r}; use 'straight' or a function")
+            reject("path", "'straight' or a function", self.path)
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
         """Sum over nodes, as many at once as a batch holds."""
@@ -152,9 +152,8 @@ class SmoothGrad(Method):
 
     def validate(self, image: Tensor) -> None:
         """Raise unless the options are counts and a scale from 0."""
-        check_count("samples", self.samples)
-        if not 0 <= self.noise_scale < float("inf"):
-            raise ValueError(f"noise_scale is {self.noise_scale}; it must be 0 or more")
+        whole("samples", self.samples)
+        finite("noise_scale", self.noise_scale, 0)
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
         """The mean; ``noise_error`` is the root mean square over pixels of its standard error."""
@@ -194,8 +193,7 @@ class VarGrad(SmoothGrad):
     def validate(self, image: Tensor) -> None:
         """Raise unless there are two samples or more."""
         super().validate(image)
-        if self.samples < 2:
-            raise ValueError("samples is 1; a variance needs 2 or more")
+        whole("samples", self.samples, 2)
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
         """The variance; ``noise_error`` is that of a variance of normal gradients."""

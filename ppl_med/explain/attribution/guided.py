@@ -3,10 +3,10 @@
     guided backpropagation   the gradient, cut at 0 whenever it enters a ReLU from above
     guided Grad-CAM          the same times relu(Grad-CAM), interpolated
 
-Both show fine detail, but little of what a net has learnt: they change hardly when its upper layers
+Both show fine detail, but little of what a net has learnt: they hardly change when its upper layers
 are randomised (Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018;
-``ppl_med.explain.quality.parameter_randomisation`` measures it). They are defined for ReLU modules:
-any other activation, or ReLU called as a function, would get the plain gradient, and raises.
+``ppl_med.explain.quality.parameter_randomisation`` measures it). They are defined for ReLU modules;
+any other activation, or ReLU called as a function, is refused.
 
 References: Springenberg et al., "Striving for simplicity", 2015; Selvaraju et al., "Grad-CAM",
 ICCV 2017.
@@ -19,9 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ppl_med.explain.attribution.activation_maps import GradCam
-from ppl_med.explain.attribution.draws import Draw, in_batches
+from ppl_med.explain.attribution.draw_groups import Draw, in_batches
 from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.network import bent, on_every_module, operations, watch
+from ppl_med.explain.attribution.network import (
+    nonlinear_ops,
+    on_every_module,
+    operations,
+    watch,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class GuidedBackprop(Method):
         check_relu(draw, name, task, self.name)
 
     def maps(self, draws: Draw, task: Task) -> Maps:
-        """One guided gradient a case."""
+        """One guided gradient per case."""
         return Maps(guided_gradient(draws, task))
 
 
@@ -45,8 +50,8 @@ class GuidedGradCam(GradCam):
     """Guided backpropagation times the positive part of Grad-CAM.
 
     Attributes:
-        layer: As of Grad-CAM.
-        relu: Of the Grad-CAM map; always so, and no option here.
+        layer: As in Grad-CAM.
+        relu: Always True here; not an option.
     """
 
     relu: bool = field(default=True, init=False)
@@ -64,7 +69,7 @@ class GuidedGradCam(GradCam):
 
 
 def check_relu(draw: Draw, name: str, task: Task, method: str) -> None:
-    """Raise unless all that bends in a function is ReLU modules.
+    """Raise unless the only nonlinear operations of a function are ReLU modules.
 
     Args:
         draw: The function.
@@ -73,10 +78,10 @@ def check_relu(draw: Draw, name: str, task: Task, method: str) -> None:
         method: Name of the method that asks.
     """
     calls, output = watch(draw.function, task.image)
-    bends = bent(operations(output))
+    found = nonlinear_ops(operations(output))
     modules = sum(isinstance(call.module, nn.ReLU) for call in calls)
-    others = sorted(kind for kind in bends if kind != "Relu")
-    if others or bends["Relu"] != modules:
+    others = sorted(kind for kind in found if kind != "Relu")
+    if others or found["Relu"] != modules:
         what = f"has {', '.join(others)}" if others else "calls relu as a function"
         raise ValueError(
             f"{method} holds for nets whose only activation is nn.ReLU modules, and {name} {what}; "

@@ -1,12 +1,12 @@
 """A look inside a function draw: which modules it calls, which operations its graph has.
 
-A function draw is any callable, so its network is not asked for but watched: a hook on every module
-notes what is called. Operations that are no modules show in the graph of the output.
+A function draw is any callable, so its network is observed: a hook on every module notes what is
+called. Operations that are no modules show in the graph of the output.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,42 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from ppl_med.explain.attribution.draws import Function
+from ppl_med.explain.function_checks import Function
 
 # Operations that are not linear in what depends on the image, by the start of their name in the
 # graph; pooling by the maximum, which is linear where it is smooth, is not among them.
-BENDS = (
-    "Relu",
-    "Prelu",
-    "LeakyRelu",
-    "Elu",
-    "Celu",
-    "Gelu",
-    "Silu",
-    "Mish",
-    "Tanh",
-    "Sigmoid",
-    "Softplus",
-    "Hardtanh",
-    "Hardswish",
-    "Hardsigmoid",
-    "LogSigmoid",
-    "Clamp",
-    "Softmax",
-    "ScaledDotProduct",
-    "Pow",
-    "ExpBackward",
-    "Log",
-    "Sqrt",
-    "Rsqrt",
-    "Abs",
-    "Maximum",
-    "Minimum",
-    "NativeGroupNorm",
-    "NativeLayerNorm",
-    "FusedRmsNorm",
-    "product",
-    "batch statistics",
+NONLINEAR = (
+    *"Relu Prelu LeakyRelu Elu Celu Gelu Silu Mish Tanh Sigmoid Softplus Hardtanh".split(),
+    *"Hardswish Hardsigmoid LogSigmoid Clamp Softmax ScaledDotProduct Pow ExpBackward Log".split(),
+    *"Sqrt Rsqrt Abs Maximum Minimum NativeGroupNorm NativeLayerNorm FusedRmsNorm".split(),
+    *("product", "batch statistics"),
 )
 
 
@@ -60,22 +33,33 @@ class Call:
     Attributes:
         module: The module.
         name: Its path in the outermost module.
-        shape: Of what it returned.
+        shape: Shape of the tensor.
     """
 
     module: nn.Module
     name: str
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        kind = type(self.module).__name__
+        return f"{self.name or repr(kind)} ({kind})"
+
 
 @contextmanager
-def on_every_module(hook: Any) -> Iterator[None]:
-    """Call a forward hook (module, inputs, output) on all modules; what it returns is passed on."""
-    handle = register_module_forward_hook(hook)
-    try:
+def on_every_module(
+    leave: Callable[..., Any], enter: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Call hooks on all modules; what they return is passed on.
+
+    Args:
+        leave: Forward hook (module, inputs, output).
+        enter: Forward pre-hook (module, inputs).
+    """
+    with ExitStack() as handles:
+        if enter is not None:
+            handles.callback(register_module_forward_pre_hook(enter).remove)
+        handles.callback(register_module_forward_hook(leave).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def watch(function: Function, points: Tensor) -> tuple[list[Call], Tensor]:
@@ -99,12 +83,8 @@ def watch(function: Function, points: Tensor) -> tuple[list[Call], Tensor]:
         if isinstance(output, Tensor):
             calls.append((module, tuple(output.shape)))
 
-    handle = register_module_forward_pre_hook(enter)
-    try:
-        with torch.enable_grad(), on_every_module(leave):
-            output = function(points.detach().clone().requires_grad_().clone())
-    finally:
-        handle.remove()
+    with torch.enable_grad(), on_every_module(leave, enter):
+        output = function(points.detach().clone().requires_grad_().clone())
     names = {module: name for root in roots for name, module in root.named_modules()}
     return [Call(module, names.get(module, ""), shape) for module, shape in calls], output
 
@@ -123,8 +103,8 @@ def operations(output: Tensor) -> Counter[str]:
             continue
         seen.add(node)
         name = type(node).__name__
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        inner = [p for p in parents if not _is_parameter(p)]
+        parents = _parents(node)
+        inner = [parent for parent in parents if not _is_parameter(parent)]
         if name in ("MulBackward0", "DivBackward0", "BmmBackward0") and len(inner) > 1:
             name = "product"
         elif "BatchNorm" in name and getattr(node, "_saved_training", False):
@@ -134,24 +114,22 @@ def operations(output: Tensor) -> Counter[str]:
     return counts
 
 
-def bent(counts: Counter[str]) -> Counter[str]:
+def nonlinear_ops(counts: Counter[str]) -> Counter[str]:
     """Those operations that are not linear, such as ``"Relu"``."""
     return Counter(
-        {k.removesuffix("Backward0"): n for k, n in counts.items() if k.startswith(BENDS)}
+        {k.removesuffix("Backward0"): n for k, n in counts.items() if k.startswith(NONLINEAR)}
     )
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
 
 
 def _is_parameter(node: Any) -> bool:
     """Whether a node leads to leaves that are parameters only, by way of reshapes."""
-    while True:
-        if type(node).__name__ == "AccumulateGrad":
-            return isinstance(node.variable, nn.Parameter)
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
+    while type(node).__name__ != "AccumulateGrad":
+        parents = _parents(node)
         if len(parents) != 1:
             return False
         node = parents[0]
-
-
-def last_name(call: Call) -> str:
-    """How to call a layer in a message."""
-    return f"{call.name or type(call.module).__name__!r} ({type(call.module).__name__})"
+    return isinstance(node.variable, nn.Parameter)

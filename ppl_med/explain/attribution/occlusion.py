@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_med.explain.attribution.draws import Draw
+from ppl_med.checks import reject, whole
+from ppl_med.explain.attribution.draw_groups import Draw
 from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.score import SPACE
-from ppl_med.explain.function_checks import check_count
+from ppl_med.explain.function_checks import map_dims
 
 Size = int | tuple[int, ...]
 
@@ -31,8 +31,8 @@ class Occlusion(Method):
     """The fall of the output when patches or regions are replaced by the baseline.
 
     Attributes:
-        patch: Side of a patch in pixels, one number or one per space axis.
-        stride: Distance of patches; their side if None, so that they do not overlap.
+        patch: Side of a patch in pixels, one number or one per spatial axis.
+        stride: Distance between patches; their side if None, so that they do not overlap.
         regions: Labels (case, [depth,] row, col) of parts to replace instead of patches, or
             ``"superpixel"`` for parts of like intensity (SLIC, needs scikit-image).
         num_superpixels: About how many superpixels a case has.
@@ -50,19 +50,19 @@ class Occlusion(Method):
         """Raise unless patches fit the image, or the labels are integers on its grid."""
         for name, size in (("patch", self._patch(image)), ("stride", self._stride(image))):
             for side in size:
-                check_count(name, side)
+                whole(name, side)
             if len(size) != image.ndim - 2:
-                raise ValueError(f"{name} is {size}; images have {SPACE[image.ndim]}")
+                reject(name, f"one number, or one each of {map_dims(image)[2:]}", size)
         too_large = [p > n for p, n in zip(self._patch(image), image.shape[2:], strict=True)]
         if self.regions is None and any(too_large):
-            raise ValueError(f"patch is {self.patch}; images have {tuple(image.shape[2:])} pixels")
+            reject("patch", f"at most the image's {tuple(image.shape[2:])} pixels", self.patch)
         gap = [s > p for s, p in zip(self._stride(image), self._patch(image), strict=True)]
         if self.regions is None and any(gap):
-            raise ValueError("stride is larger than patch, which leaves pixels out")
+            raise ValueError("stride must not exceed patch, which leaves pixels out")
         if isinstance(self.regions, str):
-            check_count("num_superpixels", self.num_superpixels)
+            whole("num_superpixels", self.num_superpixels)
             if self.regions != "superpixel":
-                raise ValueError(f"regions is {self.regions!r}; use 'superpixel' or labels")
+                reject("regions", "'superpixel' or labels", self.regions)
             if find_spec("skimage") is None:
                 raise ValueError(
                     "regions='superpixel' needs scikit-image, which is not installed; use patches, "
@@ -71,9 +71,9 @@ class Occlusion(Method):
         elif self.regions is not None:
             wanted = (len(image), *image.shape[2:])
             if tuple(self.regions.shape) != wanted:
-                raise ValueError(f"regions has shape {tuple(self.regions.shape)}, not {wanted}")
+                reject("regions", f"labels of shape {wanted}", tuple(self.regions.shape))
             if self.regions.is_floating_point():
-                raise TypeError(f"regions is {self.regions.dtype}; it must hold integer labels")
+                raise TypeError(f"regions must hold integer labels, got {self.regions.dtype}")
 
     def _patch(self, image: Tensor) -> tuple[int, ...]:
         return self.patch if isinstance(self.patch, tuple) else (self.patch,) * (image.ndim - 2)

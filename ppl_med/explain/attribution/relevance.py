@@ -16,8 +16,7 @@ layer-wise relevance propagation", PLOS ONE 10 (2015); Ali et al., "XAI for tran
 explanations through conservative propagation", ICML 2022.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,36 +25,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
-from ppl_med.explain.attribution.draws import Draw, DrawGroup, in_batches
-from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.network import bent, on_every_module, operations, watch
+from ppl_med.checks import finite
+from ppl_med.explain.attribution.draw_groups import Draw, DrawGroup, in_batches
+from ppl_med.explain.attribution.method import COMPLETE, Maps, Method, Task
+from ppl_med.explain.attribution.network import (
+    nonlinear_ops,
+    on_every_module,
+    operations,
+    watch,
+)
 
 WEIGHTED = (nn.Linear, _ConvNd)
-LINEAR = (
-    *WEIGHTED,
-    _BatchNorm,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-)
+LINEAR = (*WEIGHTED, _BatchNorm, _AvgPoolNd, _AdaptiveAvgPoolNd)
 NORMS = (_InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 # Activations that are 0 at 0.
 ACTIVATIONS = (
-    nn.PReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Tanh,
-    nn.Hardswish,
+    *(nn.PReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish),
 )
 PRODUCTS_OF_WEIGHTS = ("ConvolutionBackward0", "AddmmBackward0", "MmBackward0", "BmmBackward0")
 
@@ -75,33 +63,29 @@ class RelevancePropagation(Method):
     outputs = ("logit", "value")
 
     def validate(self, image: Tensor) -> None:
-        """Raise unless epsilon is a number from 0."""
-        if not 0 <= self.epsilon < float("inf"):
-            raise ValueError(f"epsilon is {self.epsilon}; it must be 0 or more")
+        """Raise unless epsilon is 0 or more."""
+        finite("epsilon", self.epsilon, 0)
 
     def check_function(self, draw: Draw, name: str, task: Task) -> None:
         """Raise unless every operation is one that a rule is known for."""
         calls, output = watch(draw.function, task.image)
         counts = operations(output)
-        bends = bent(counts)
+        found = nonlinear_ops(counts)
         num = {
             kinds: sum(isinstance(call.module, kinds) for call in calls)
             for kinds in (ACTIVATIONS, NORMS, WEIGHTED)
         }
-        norms = sum(bends[k] for k in ("NativeGroupNorm", "NativeLayerNorm", "batch statistics"))
-        others = bends.total() - norms - bends["Relu"]
+        norms = sum(found[k] for k in ("NativeGroupNorm", "NativeLayerNorm", "batch statistics"))
+        others = found.total() - norms - found["Relu"]
         problem = None
-        if bends["product"] or any(kind.startswith("ScaledDot") for kind in bends):
+        if found["product"] or any(kind.startswith("ScaledDot") for kind in found):
             problem = "multiplies values of the image with each other (attention or gating)"
         elif others > num[ACTIVATIONS] or norms > num[NORMS]:
-            problem = f"has operations without a rule among {sorted(bends)}"
+            problem = f"has operations without a rule among {sorted(found)}"
         elif sum(counts[kind] for kind in PRODUCTS_OF_WEIGHTS) > num[WEIGHTED]:
             problem = "has weights outside nn.Linear and convolution modules"
         if problem:
-            raise ValueError(
-                f"lrp: {name} {problem}; use method='integrated_gradients', which is complete for "
-                "any differentiable net"
-            )
+            raise ValueError(f"lrp: {name} {problem}; {COMPLETE}")
 
     def maps(self, draws: DrawGroup, task: Task) -> Maps:
         """Image times scaled gradient; ``conservation`` is Σ relevance / f(image)."""
@@ -112,13 +96,8 @@ class RelevancePropagation(Method):
         return Maps(maps, checks={"conservation": maps.flatten(2).sum(2) / value})
 
 
-@contextmanager
-def relevance_rules(epsilon: float) -> Iterator[None]:
-    """Within it the gradient of every layer is that of its rule; values stay as they are.
-
-    Args:
-        epsilon: Of the ε rule.
-    """
+def relevance_rules(epsilon: float) -> AbstractContextManager[None]:
+    """A context in which every layer has the gradient of its ε rule, and the value it had."""
     entered: dict[nn.Module, list[Tensor]] = {}
 
     def enter(module: nn.Module, inputs: Any) -> Any:
@@ -138,12 +117,7 @@ def relevance_rules(epsilon: float) -> Iterator[None]:
             return _stabilised(output, epsilon)
         return None
 
-    handle = register_module_forward_pre_hook(enter)
-    try:
-        with on_every_module(leave):
-            yield
-    finally:
-        handle.remove()
+    return on_every_module(leave, enter)
 
 
 def _has_statistics(module: nn.Module) -> bool:

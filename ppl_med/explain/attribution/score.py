@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ppl_med.explain.function_checks import map_dims
+
 Output = Literal["logit", "log_probability", "probability", "value"]
-SPACE = {4: ("row", "col"), 5: ("depth", "row", "col")}
 
 
 def class_logits(output: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ class Score:
     """One number per case from the output of a function draw.
 
     Attributes:
-        output: The unit it is read in.
+        output: What is read, and so the unit.
         target: Class, or position of the number, dims (case,).
         region: Weights that sum to 1 over space, (case, *space); None for outputs without space.
     """
@@ -113,16 +114,16 @@ def as_region(region: Tensor | None, image: Tensor) -> Tensor | None:
     if region is None:
         return None
     if not isinstance(region, Tensor):
-        raise TypeError(f"region is {type(region).__name__}; it must be a tensor of 0 and 1")
-    space = SPACE[image.ndim]
+        raise TypeError(f"region must be a tensor of 0 and 1, got {type(region).__name__}")
+    space = map_dims(image)[2:]
     if region.ndim != 1 + len(space) or len(region) != len(image):
         raise ValueError(
-            f"region has shape {tuple(region.shape)} for images {tuple(image.shape)}; "
-            f"it must be (case, {', '.join(space)})"
+            f"region must be (case, {', '.join(space)}), got shape {tuple(region.shape)} for "
+            f"images {tuple(image.shape)}"
         )
     weights = region.to(image)
     if not bool(((weights == 0) | (weights == 1)).all()):
-        raise ValueError("region holds values other than 0 and 1; pick one, as in mask == 1")
+        raise ValueError("region holds values other than 0 and 1; choose one, as in mask == 1")
     count = weights.flatten(1).sum(1)
     if not bool((count > 0).all()):
         empty = torch.nonzero(count == 0).flatten().tolist()

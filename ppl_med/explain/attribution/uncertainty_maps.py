@@ -1,10 +1,10 @@
-"""Attribution of uncertainty: which pixels make the mixture of all draws unsure.
+"""Attribution of uncertainty: which pixels make the mixture of all draws uncertain.
 
     entropy            H(p̄)                    p̄ = mean of p_s over draws
     expected entropy   mean of H(p_s)          aleatoric
     mutual information H(p̄) - mean of H(p_s)   epistemic
 
-Each is a mean over draws of c_s(x) with the mixture held fixed: since Σ_c ∂p̄_c = 0,
+Each is a mean over draws of a c_s(x) with the mixture held fixed: since Σ_c ∂p̄_c = 0,
 
     ∇H(p̄) = mean of ∇c_s,    c_s = -Σ_c p_sc log p̄_c    (p̄ not differentiated).
 
@@ -17,7 +17,7 @@ learning", CVPR 2023.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,30 +25,19 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_med.explain.attribution.catalogue import as_method
-from ppl_med.explain.attribution.draws import Draw, Function
-from ppl_med.explain.attribution.method import Method, Task
-from ppl_med.explain.attribution.posterior_maps import (
-    described,
-    tasks,
-    with_completeness,
-)
-from ppl_med.explain.attribution.score import (
-    SPACE,
-    as_region,
-    check_axes,
-    class_logits,
-    region_mean,
-)
-from ppl_med.explain.draw_moments import DrawMoments
+from ppl_med.checks import choice, positive, whole
+from ppl_med.explain.attribution.draw_groups import Draw
+from ppl_med.explain.attribution.map_datasets import DrawMoments, described, with_completeness
+from ppl_med.explain.attribution.method import Method, Task, as_method
+from ppl_med.explain.attribution.score import as_region, check_axes, class_logits, region_mean
 from ppl_med.explain.function_checks import (
+    Function,
     as_baseline,
     as_case,
-    check_choice,
-    check_count,
     check_functions,
     check_gradient,
     check_image,
+    map_dims,
 )
 
 ROUNDING = 1e-6  # nats: draws that agree have a mutual information of rounding errors
@@ -89,8 +78,8 @@ def attribute_uncertainty(
 
     Returns:
         With dims (case, channel, [depth,] row, col): ``mean``, the attribution; ``sd`` and the
-        probabilities of sign of the draws' contributions to it, and ``mcse`` = sd / sqrt(S), the
-        Monte Carlo standard error with the mixture held fixed, so a lower bound with few draws.
+        sign probabilities of the draws' contributions to it, and ``mcse`` = sd / sqrt(S), the Monte
+        Carlo standard error with the mixture held fixed, a lower bound with few draws.
         With dims (case): ``quantity`` at the image, and of integrated gradients
         ``completeness_delta`` = Σ attribution - (quantity at image - at baseline), in nats,
         with ``completeness_delta_relative``. With ``keep_draws``: ``attribution`` (chain, draw,
@@ -101,15 +90,14 @@ def attribute_uncertainty(
         TypeError: As ``attribute`` does.
     """
     chosen = as_method(method, options)
-    check_choice("quantity", quantity, Quantity)
+    choice("quantity", quantity, get_args(Quantity))
     if not chosen.is_linear:
         raise ValueError(
             f"{chosen.name} is not linear in the gradient, so it has no attribution of a mixture; "
             "use 'integrated_gradients', 'input_x_gradient', 'saliency' or 'smooth_grad'"
         )
-    check_count("batch_size", batch_size)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be above 0")
+    whole("batch_size", batch_size)
+    positive("tolerance", tolerance)
     check_image(image)
     chosen.validate(image)
     baseline, ids = as_baseline(baseline, image), as_case(case, image)
@@ -120,12 +108,11 @@ def attribute_uncertainty(
         check_gradient(name, output)
 
     index = check_functions(functions, image, baseline, check)
-    dims = ("case", "channel", *SPACE[image.ndim])
     results = []
-    parts = tasks(image, baseline, chosen, batch_size)
+    parts = chosen.tasks(image, baseline, batch_size)
     for part in tqdm(parts, disable=not progress, desc="attribute", unit="part"):
         moments, figures = _part(functions, part, chosen, quantity, weights, keep_draws)
-        result = moments.dataset(dims, index)
+        result = moments.dataset(map_dims(image), index)
         results.append(result.assign({name: ("case", v) for name, v in figures.items()}))
     result = xr.concat(results, "case", data_vars="minimal", combine_attrs="override")
     result["quantity"].attrs.update(units="nats", long_name=quantity.replace("_", " "))

@@ -1,4 +1,4 @@
-"""Shape normalisation: every foreground gets the same outline, so that its shape tells nothing.
+"""Shape normalisation: every foreground gets the same outline, so shape carries no information.
 
 A radial warp about the middle of the foreground. With r(θ) the distance from the middle to the
 outline in the direction θ, a pixel of the new image at distance ρ from the new middle shows

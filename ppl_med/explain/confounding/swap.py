@@ -1,18 +1,17 @@
-"""Swap test: give an image what the other class is known by, and see what the network says.
+"""Swap test: give an image what marks the other class, and see what the network says.
 
     effect_s,i = p_s(class | swapped image i) - p_s(class | image i)         draw s, case i
 
 The swap changes nothing of the disease (a tag, the shape of the head, the border of the film), so a
 network that is right for the right reason has an effect of 0. Every draw of the posterior has an
-effect, so its mean over cases has an interval over draws: what is not known of the network. The
-standard error over cases says what is not known of the cases; with groups (patients) it is that of
-groups.
+effect, so its mean over cases has an interval over draws, the uncertainty of the network. The
+standard error over cases, or over groups of cases (patients), is the uncertainty of sampling.
 
 Reference: Sdika, "Uncertainties and explainability" (lecture), the brain shape as a confounder.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,14 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ppl_med.analysis.posterior import check_cases
-from ppl_med.explain.attribution.draws import Function
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice, inside, whole
 from ppl_med.explain.attribution.score import Score, class_logits
-from ppl_med.explain.confounding.draw_intervals import check_level, over_draws
+from ppl_med.explain.confounding.draw_intervals import over_draws
 from ppl_med.explain.function_checks import (
+    Function,
     as_case,
     as_target,
-    check_choice,
-    check_count,
     check_functions,
     check_image,
 )
@@ -60,7 +59,7 @@ def swap_test(
         scale: Of the effect; log-odds of the class against all others do not saturate.
         case: Ids of the cases; 0, 1, ... by default.
         group: Patient of every case, (case,), where several images are of one.
-        level: Of the intervals over draws.
+        level: Level of the intervals over draws.
         batch_size: Images in one pass.
 
     Returns:
@@ -76,9 +75,9 @@ def swap_test(
             finite, the swap changes no pixel, or a callable is no function of one image.
         TypeError: If images are no floating-point tensors.
     """
-    check_choice("scale", scale, Scale)
-    check_level(level)
-    check_count("batch_size", batch_size)
+    choice("scale", scale, get_args(Scale))
+    inside("level", level)
+    whole("batch_size", batch_size)
     check_image(image)
     swapped, changed = _swapped(swap, image)
     ids, labels = as_case(case, image), as_target(target, image)
@@ -99,7 +98,7 @@ def swap_test(
         values = np.log(values) - np.log1p(-values)
         if not np.isfinite(values).all():
             raise ValueError("a probability is exactly 0 or 1; use scale='probability'")
-    dims = ("chain", "draw", "case")
+    dims = (*SAMPLES, "case")
     coords = {"chain": index["chain"], "draw": index["draw"], "case": ids}
     before, after = (xr.DataArray(values[:, :, at], coords, dims) for at in (0, 1))
     result = swap_effects(before, after, group=group, level=level)
@@ -129,7 +128,7 @@ def swap_effects(
         before: Dims (chain, draw, case).
         after: Likewise, of the same cases.
         group: Patient of every case, (case,), where several are of one.
-        level: Of the intervals over draws.
+        level: Level of the intervals over draws.
 
     Returns:
         ``before``, ``after``, ``effect``, ``mean_effect``, ``expected_effect`` with its interval
@@ -138,9 +137,9 @@ def swap_effects(
     Raises:
         ValueError: If dims, lengths, the cases' order or the level do not fit.
     """
-    check_level(level)
+    inside("level", level)
     for name, values in (("before", before), ("after", after)):
-        if set(values.dims) != {"chain", "draw", "case"}:
+        if set(values.dims) != {*SAMPLES, "case"}:
             raise ValueError(f"{name} has dims {values.dims}; expected chain, draw and case")
     if before.sizes != after.sizes:
         raise ValueError(f"before has {dict(before.sizes)}, after {dict(after.sizes)}")
@@ -152,7 +151,7 @@ def swap_effects(
     result["effect"].attrs["long_name"] = "change of the class by the swap"
     result["mean_effect"] = result["effect"].mean("case")
     result.update(over_draws("effect", result["mean_effect"], level))
-    by_case = result["effect"].mean(("chain", "draw")).values
+    by_case = result["effect"].mean(SAMPLES).values
     result["expected_effect_se"] = ((), _grouped_error(by_case, groups))
     result["probability_positive"] = (result["mean_effect"] > 0).mean()
     result["probability_positive"].attrs["units"] = "1"
@@ -166,8 +165,8 @@ def swap_frame(image: Tensor, donor: Tensor, width: int) -> Tensor:
 
     Args:
         image: Dims (case, channel, row, col).
-        donor: Whose frame each gets, of the same shape.
-        width: Of the frame, in pixels; less than half the shorter side.
+        donor: Images whose frames they get, of the same shape.
+        width: Width of the frame in pixels, less than half the shorter side.
 
     Returns:
         Images like ``image`` with the frame of ``donor``.
@@ -180,7 +179,7 @@ def swap_frame(image: Tensor, donor: Tensor, width: int) -> Tensor:
             f"image has shape {tuple(image.shape)}, donor {tuple(donor.shape)}; both must be the "
             "same (case, channel, row, col)"
         )
-    check_count("width", width)
+    whole("width", width)
     if 2 * width >= min(image.shape[2:]):
         raise ValueError(f"width is {width}, which leaves nothing of {tuple(image.shape[2:])}")
     framed = donor.clone()

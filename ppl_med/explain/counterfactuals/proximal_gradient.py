@@ -14,7 +14,7 @@ schemes", Foundations of Computational Mathematics 15, 2015.
 import torch
 from torch import Tensor
 
-from ppl_med.explain.nearest_point import Smooth
+from ppl_med.explain.counterfactuals.tangent_search import Smooth
 
 BACKTRACKING = 30
 
@@ -38,7 +38,7 @@ def sparse_map(
     Args:
         smooth: M, of maps (case, ...).
         start: Maps inside the box, dims (case, ...).
-        penalty: Of each case, dims (case,), in units of M over units of the map; 0 or more.
+        penalty: Penalty of each case, (case,), in units of M over units of the map; 0 or more.
         low: Least values of the map, 0 or less; may be -inf.
         high: Largest values of the map, 0 or more; may be inf.
         steps: Proximal steps.

@@ -1,13 +1,13 @@
-"""Does a feature or a prediction tell of a confounder? Measured within the controls.
+"""Does a feature or a prediction depend on a confounder? Measured within the controls.
 
-Among cases of one class, the disease cannot be the reason why a feature goes with the confounder.
+Among cases of one class, the disease cannot be the reason for an association with the confounder.
 Two measures that are 0 only for independent variables, however they depend:
 
     squared distance correlation   dCov²(x, c) / sqrt(dVar²(x) dVar²(c))        in 0 to 1
     mutual information             of x and c, in nats, by nearest neighbours
 
 Both are above 0 in finite samples of independent variables, so each comes with what chance gives
-and a p-value: the confounder's values are exchanged at random between the cases.
+and a p-value: the confounder's values are permuted over the cases.
 
 References: Székely, Rizzo and Bakirov, Annals of Statistics 35, 2007, eq. 2.8 to 2.10 (distance
 correlation, the V-statistic); Ross, PLoS ONE 9, 2014, and Kraskov, Stögbauer and Grassberger,
@@ -22,11 +22,12 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 
-from ppl_med.explain.confounding.draw_intervals import check_level, over_draws
-from ppl_med.explain.function_checks import check_count
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import inside, whole
+from ppl_med.explain.confounding.draw_intervals import over_draws
 
 MOST_CASES = 5000
-_FRONT = ("chain", "draw", "case")
+_FRONT = (*SAMPLES, "case")
 
 
 def dependence(
@@ -39,18 +40,18 @@ def dependence(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure how far a feature depends on a confounder, with what chance would give.
+    """Measure how far a feature depends on a confounder, beside what chance gives.
 
     Args:
         feature: Dims (case) or (case, one more), with (chain, draw) in front if every draw has its
             own: a probability of one class, or the output of a feature extractor.
-        confounder: One number a case; integers and bools are categories.
-        controls: Bool (case); only these are looked at. All by default.
-        permutations: How often the confounder is exchanged between cases.
+        confounder: One number per case; integers and bools are categories.
+        controls: Cases to look at, bool (case); all by default.
+        permutations: Number of times that the confounder is permuted over cases.
         mutual_information: Also estimate it; it takes far longer for features of many columns, of
             which the most informative one counts.
-        level: Of the intervals over draws.
-        seed: Of permutations and of the estimator.
+        level: Level of the intervals over draws.
+        seed: Seed of the permutations and of the estimator.
 
     Returns:
         ``distance_correlation`` (squared) and ``mutual_information`` (chain, draw); of each
@@ -62,8 +63,8 @@ def dependence(
         ValueError: If lengths or dims do not fit, values are not finite, the confounder or the
             feature is constant among the controls, or these are fewer than 4 or more than 5000.
     """
-    check_count("permutations", permutations)
-    check_level(level)
+    whole("permutations", permutations)
+    inside("level", level)
     values, cause, index = _checked(feature, confounder, controls)
     random = np.random.default_rng(seed)
     shuffles = [random.permutation(len(cause)) for _ in range(permutations)]

@@ -37,9 +37,9 @@ def log_density(
         guide: Its guide, q(z | image, label).
         image: Dims (case, channel, ...).
         label: Classes, dims (case,).
-        particles: K.
-        seed: Of the draws; the generators of the process are left as they were.
-        batch_size: Most images times particles in one pass.
+        particles: The number K of draws.
+        seed: Seed of the draws; the generators of the process are left as they were.
+        batch_size: Largest number of images times particles in one pass.
 
     Returns:
         Bound and its Monte Carlo standard error (by the delta method), both (case,), in nats.

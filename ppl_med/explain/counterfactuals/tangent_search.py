@@ -24,7 +24,7 @@ SLACK = 1e-4
 
 @dataclass(frozen=True)
 class Smooth:
-    """A differentiable function of points, one number a case.
+    """A differentiable function of points, one number per case.
 
     Attributes:
         value: From points (case, ...) to values (case,).
@@ -57,8 +57,8 @@ def nearest_point(
         steps: Most steps.
 
     Returns:
-        The nearest point found at which g is wanted or more, up to 1e-4, and whether there is one,
-        dims (case,); where there is none, the last point.
+        The nearest point found at which g is as wanted or more, up to 1e-4, and whether there is
+        one, dims (case,); where there is none, the last point.
     """
     point, best = start.clone(), start.clone()
     distance = start.new_full((len(start),), math.inf)
@@ -133,5 +133,5 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def _like(values: Tensor, example: Tensor) -> Tensor:
-    """One number a case, broadcast over an example."""
+    """One number per case, broadcast over an example."""
     return values.view(-1, *[1] * (example.dim() - 1))

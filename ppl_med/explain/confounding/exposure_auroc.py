@@ -10,10 +10,10 @@ that does not, both looking at the same images:
     AUROC = P(m_i of the network > m_j of the reference) + P(equal) / 2
 
 The comparison is between networks, not between images with and without the mark. A bright mark
-draws relevance in many methods whatever the network does with it (input × gradient is zero where
-the image is), so "more mass where there is a mark" holds of networks that ignore it, too. Without a
-reference network, maps of the same network on the images without their mark may stand in, with
-this in mind.
+attracts relevance in many methods whatever the network does with it (input × gradient is zero where
+the image is), so "more mass where there is a mark" also holds of networks that ignore it. Without a
+reference network, maps of the same network on images without the mark may stand in, with this in
+mind.
 
 References: Adebayo et al., "Post hoc explanations may be ineffective for detecting unknown spurious
 correlation", ICLR 2022 (networks with and without a known signal); Arras, Osman and Samek,
@@ -22,7 +22,7 @@ Information Fusion 81, 2022 (relevance mass); DeLong, DeLong and Clarke-Pearson,
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from ppl_med.analysis.posterior import check_cases
-from ppl_med.explain.confounding.draw_intervals import check_level, over_draws
-from ppl_med.explain.function_checks import check_choice
-from ppl_med.explain.localization import as_maps, mass_inside
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice, inside
+from ppl_med.explain.confounding.draw_intervals import over_draws
+from ppl_med.explain.quality.localization import as_maps, mass_inside
 
 Sign = Literal["positive", "absolute"]
 Maps = Mapping[str, xr.DataArray | xr.Dataset]
@@ -46,7 +47,7 @@ def exposure(
     sign: Sign = "positive",
     level: float = 0.95,
 ) -> xr.Dataset:
-    """Compare the relevance on a known region with its area, and with a reference's.
+    """Compare the relevance on a known region with its area, and with that of a reference.
 
     Args:
         maps: By name of the method, maps (case, channel, [depth,] row, col) as ``attribute`` gives
@@ -55,8 +56,8 @@ def exposure(
         region: Pixels of the confounder, (case, [depth,] row, col), bool or 0 and 1.
         reference: The same methods' maps, of a network that cannot have used the confounder, for
             the same cases, with the same draws.
-        sign: Whether relevance is what speaks for the class, or any.
-        level: Of the intervals over draws.
+        sign: Whether only what speaks for the class is relevance, or any attribution.
+        level: Level of the intervals over draws.
 
     Returns:
         ``mass_share`` (method, chain, draw, case), ``area_share`` (case), ``mean_mass_share``
@@ -72,14 +73,14 @@ def exposure(
         ValueError: There are no maps, methods have different draws or cases, the reference lacks a
             method or has others, or an argument does not fit; see also ``mass_inside``.
     """
-    check_choice("sign", sign, Sign)
-    check_level(level)
+    choice("sign", sign, get_args(Sign))
+    inside("level", level)
     shares, area = _shares("maps", maps, region, sign)
     result = xr.Dataset({"mass_share": shares, "area_share": area})
     result["num_without_mass"] = shares.isnull().sum("case")
     result["mean_mass_share"] = shares.mean("case")
     result.update(over_draws("mass_share", result["mean_mass_share"], level))
-    result["expected_mass_share_se"] = _standard_error(shares.mean(("chain", "draw")))
+    result["expected_mass_share_se"] = _standard_error(shares.mean(SAMPLES))
     if reference is not None:
         if set(reference) != set(maps):
             raise ValueError(
@@ -108,11 +109,11 @@ def _shares(
     found: list[xr.DataArray] = []
     for name, given in maps.items():
         values = as_maps(given)
-        inside = mass_inside(abs(values) if sign == "absolute" else values, region)
-        share = inside["mass_share"]
+        found_mass = mass_inside(abs(values) if sign == "absolute" else values, region)
+        share = found_mass["mass_share"]
         for dim in ("draw", "chain"):
             share = share if dim in share.dims else share.expand_dims({dim: [0]})
-        share = share.transpose("chain", "draw", "case")
+        share = share.transpose(*SAMPLES, "case")
         if found and share.sizes != found[0].sizes:
             raise ValueError(
                 f"{argument}[{name!r}] has {dict(share.sizes)}, another method "
@@ -122,7 +123,7 @@ def _shares(
             check_cases(share, found[0], f"{argument}[{name!r}]", "another method")
         found.append(share)
     methods = xr.DataArray(list(maps), dims="method", name="method")
-    return xr.concat(found, methods, coords="minimal", compat="override"), inside["area_share"]
+    return xr.concat(found, methods, coords="minimal", compat="override"), found_mass["area_share"]
 
 
 def _separation(
@@ -136,7 +137,7 @@ def _separation(
         dims=shares.dims[:3],
         coords={dim: shares[dim] for dim in shares.dims[:3]},
     )
-    means = (array.mean(("chain", "draw")) for array in (shares, others))
+    means = (array.mean(SAMPLES) for array in (shares, others))
     joint = np.array([_auroc(a, b) for a, b in zip(*map(_rows, means), strict=True)])
     return {
         "auroc": draws,

@@ -1,18 +1,27 @@
-"""Localisation: how much of an attribution lies inside a mask known to hold the evidence.
+"""Localisation: how well an attribution agrees with a mask known to hold the evidence.
 
     mass share  m = Σ_inside a⁺ / Σ a⁺          a⁺ = max(a, 0), summed over channels and space
     area share  s = |mask| / |image|
     ratio       m / s                           1 for an attribution that ignores the mask
+    hit         does the highest pixel lie inside the mask
+    rank share  the share of the mask's k pixels among the k highest
 
-Reference: the mass share is the relevance mass accuracy of Arras, Osman and Samek, "CLEVR-XAI: a
-benchmark dataset for the ground truth evaluation of neural network explanations", Information
-Fusion 81 (2022); the ratio to the area share is the enrichment over chance.
+References: Arras, Osman and Samek, "CLEVR-XAI: a benchmark dataset for the ground truth evaluation
+of neural network explanations", Information Fusion 81 (2022) (the mass share is their relevance
+mass accuracy, the rank share their relevance rank accuracy; the ratio is the enrichment over
+chance); Zhang et al., "Top-down neural attention by excitation backprop", IJCV 126 (2018) (pointing
+game).
 """
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+from scipy.stats import rankdata
 
-from ppl_med.analysis.attribution_maps import SPACE, taken_out
+from ppl_med.analysis.attribution_maps import taken_out
+from ppl_med.axes import SPACE
+from ppl_med.checks import whole
 
 
 def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> xr.Dataset:
@@ -36,7 +45,7 @@ def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> x
         ValueError: If axes, cases or values do not fit, or all masks are empty.
     """
     maps = as_maps(attribution)
-    space = tuple(dim for dim in SPACE if dim in maps.dims)
+    space = tuple(dim for dim in SPACE[3] if dim in maps.dims)
     check_mask(mask, maps, space)
     inside = mask.astype(bool)
 
@@ -63,6 +72,73 @@ def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> x
     for variable in result.data_vars.values():
         variable.attrs["units"] = "1"
     return result
+
+
+def pointing_game(
+    attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray, tolerance: int = 0
+) -> xr.Dataset:
+    """Does the highest pixel lie in the mask, and how much of the mask do the highest pixels fill?
+
+    Args:
+        attribution: As in ``mass_inside``; channels are summed.
+        mask: As in ``mass_inside``.
+        tolerance: Pixels, along each axis, by which the highest pixel may miss the mask.
+
+    Returns:
+        ``hit`` (case), 1 where the highest pixel lies in the mask (with ties the share of them),
+        and ``rank_share`` (case), the share of the mask's k pixels among the k highest, both with
+        (chain, draw) in front where the maps have them; ``hit_chance`` and ``chance`` (case), what
+        they are on average for a random map: the share of the image in the mask, for ``hit`` in the
+        mask widened by the tolerance; each with ``mean_<name>`` over cases with a mask and
+        ``mean_<name>_se``.
+
+    Raises:
+        ValueError: If axes, cases or values do not fit, or all masks are empty.
+    """
+    maps = as_maps(attribution)
+    space = tuple(dim for dim in SPACE[3] if dim in maps.dims)
+    check_mask(mask, maps, space)
+    whole("tolerance", tolerance, 0)
+    inside = mask.transpose("case", *space).astype(bool)
+    near = _widened(inside.values, tolerance)
+    values = maps.sum("channel").transpose(..., "case", *space)
+    front = [dim for dim in values.dims if dim not in ("case", *space)]
+    shape = tuple(values.sizes[dim] for dim in (*front, "case"))
+    flat = values.values.reshape(*shape, -1)
+    top = flat == flat.max(-1, keepdims=True)
+    hit = (top & near.reshape(len(near), -1)).sum(-1) / top.sum(-1)
+    truth = inside.values.reshape(len(near), -1)
+    size = truth.sum(-1)
+    # Ties share the places they compete for, so that a flat map has the mask's share of the image.
+    least, most = (rankdata(-flat, method, axis=-1) for method in ("min", "max"))
+    chance = np.clip((size[:, None] - least + 1) / (most - least + 1), 0, 1)
+    with np.errstate(invalid="ignore"):
+        rank_share = (chance * truth).sum(-1) / size
+    result = xr.Dataset(
+        {
+            "hit": ((*front, "case"), np.where(size > 0, hit, np.nan)),
+            "rank_share": ((*front, "case"), rank_share),
+            "chance": ("case", np.where(size > 0, truth.mean(-1), np.nan)),
+            "hit_chance": (
+                "case",
+                np.where(size > 0, near.reshape(len(near), -1).mean(-1), np.nan),
+            ),
+        },
+        coords={name: maps[name] for name in (*front, "case") if name in maps.coords},
+    )
+    for name in ("hit", "rank_share", "chance", "hit_chance"):
+        count = result[name].notnull().sum("case")
+        result[f"mean_{name}"] = result[name].mean("case")
+        result[f"mean_{name}_se"] = result[name].std("case", ddof=1) / np.sqrt(count)
+    for variable in result.data_vars.values():
+        variable.attrs["units"] = "1"
+    return result
+
+
+def _widened(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    if width == 0:
+        return mask
+    return np.stack([binary_dilation(m, np.ones((2 * width + 1,) * m.ndim)) for m in mask])
 
 
 def as_maps(attribution: xr.DataArray | xr.Dataset) -> xr.DataArray:

@@ -1,27 +1,80 @@
-"""Several draws of one network in one pass: their parameters are stacked, the network is mapped.
+"""Function draws as scores with gradients, one draw or several at once.
 
-A function draw is any callable. Where a module inside it takes the images and returns the output,
-that module with the parameters it had at that call is the draw's network. On a GPU one pass for
-several draws keeps the device busy; on a CPU a loop is as fast or faster.
+All that a gradient method asks of the posterior is here: the explained number and its gradient at
+some points, with the draws of the group along the first axis. Several draws run in one pass where
+each is one network with parameters of its own: the parameters are stacked and the network is
+mapped, which keeps a GPU busy and gains nothing on a CPU.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_med.explain.attribution.draws import Function, ScoreOf
 from ppl_med.explain.attribution.network import on_every_module
+from ppl_med.explain.function_checks import Function
 
+ScoreOf = Callable[[Tensor, Tensor], Tensor]
 State = dict[str, Tensor]
 AGREEMENT = 1e-4  # largest relative difference of a stacked draw from its function
 
 
+@runtime_checkable
+class DrawGroup(Protocol):
+    """Some draws that are visited together.
+
+    Attributes:
+        num_draws: Number of draws.
+    """
+
+    num_draws: int
+
+    def value(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Explained number at points (point, channel, ...) of the cases ``rows``: (draw, point)."""
+        ...
+
+    def gradient(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Its gradient in the points, (draw, point, channel, ...)."""
+        ...
+
+
+class Draw:
+    """One function draw and the number of it that is explained.
+
+    Args:
+        function: Image (case, channel, ...) to output (case, class, ...).
+        score: From an output and the cases it belongs to, one number per case.
+    """
+
+    num_draws = 1
+
+    def __init__(self, function: Function, score: ScoreOf) -> None:
+        self.function, self.score = function, score
+
+    def forward(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Explained number (point,), with its graph; in-place layers get a copy."""
+        return self.score(self.function(points.clone()), rows)
+
+    @torch.no_grad()
+    def value(self, points: Tensor, rows: Tensor) -> Tensor:
+        """As in ``DrawGroup``."""
+        return self.forward(points, rows)[None]
+
+    def gradient(self, points: Tensor, rows: Tensor) -> Tensor:
+        """As in ``DrawGroup``."""
+        with torch.enable_grad():
+            points = points.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.forward(points, rows).sum(), points)
+        return slope[None]
+
+
 class StackedDraws:
-    """A group of draws of one network.
+    """Draws of one network in one pass.
+
+    A draw is any callable: its network is the innermost module that takes the images and returns
+    the output, with the parameters it has at that call.
 
     Args:
         functions: The draws.
@@ -68,6 +121,14 @@ class StackedDraws:
         return vmap(grad(total, 1), (0, None), randomness="error")(self.states, points.detach())
 
 
+def in_batches(
+    call: Callable[[Tensor, Tensor], Tensor], points: Tensor, rows: Tensor, batch_size: int
+) -> Tensor:
+    """Apply a method of a group to points in batches; joined along the axis of points."""
+    parts = zip(points.split(batch_size), rows.split(batch_size), strict=True)
+    return torch.cat([call(*part) for part in parts], 1)
+
+
 def _network(function: Function, example: Tensor) -> tuple[nn.Module, State]:
     """The innermost module that takes the image and returns the output, with its parameters."""
     waiting: list[tuple[nn.Module, State | None]] = []
@@ -85,12 +146,8 @@ def _network(function: Function, example: Tensor) -> tuple[nn.Module, State]:
         if state is not None and isinstance(output, Tensor):
             ended.append((module, state, output.clone()))
 
-    handle = register_module_forward_pre_hook(enter)
-    try:
-        with torch.no_grad(), on_every_module(leave):
-            output = function(example.clone())
-    finally:
-        handle.remove()
+    with torch.no_grad(), on_every_module(leave, enter):
+        output = function(example.clone())
     for module, state, returned in ended:  # inner modules end first
         if _equal(returned, output):
             return module, state

@@ -13,9 +13,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_med.explain.attribution.draws import Function
 from ppl_med.explain.attribution.score import Score, class_logits
-from ppl_med.explain.function_checks import check_functions
+from ppl_med.explain.function_checks import Function, check_functions
 
 Slope = tuple[Tensor, Tensor]
 Weights = Callable[[Tensor], Tensor]
@@ -25,8 +24,8 @@ def check_draws(functions: Sequence[Function], image: Tensor, target: Tensor) ->
     """Try every function, and return the position of each, (chain, draw).
 
     Raises:
-        ValueError: If a function's output is not (case, class), has not the target, carries no
-            gradient, or is no function of one image.
+        ValueError: If a function's output is not (case, class), lacks the target or carries no
+            gradient, or it is not a function of one image.
     """
     score = Score("logit", target)
 
@@ -43,12 +42,12 @@ def check_draws(functions: Sequence[Function], image: Tensor, target: Tensor) ->
 
 
 class PosteriorPredictive:
-    """Class probabilities of some draws and slopes of what is made of them.
+    """Class probabilities of some draws, and gradients of what is computed from them.
 
     Args:
-        functions: One callable a draw, image (case, channel, ...) to logits (case, class); all are
-            held, with their weights.
-        target: Class that is wanted, dims (case,).
+        functions: One callable per draw, image (case, channel, ...) to logits (case, class); all
+            are held, with their weights.
+        target: The class asked for, dims (case,).
     """
 
     def __init__(self, functions: Sequence[Function], target: Tensor) -> None:
@@ -56,7 +55,7 @@ class PosteriorPredictive:
 
     @torch.no_grad()
     def log_probs(self, image: Tensor) -> Tensor:
-        """Of every draw, dims (draw, case, class), float64."""
+        """Log-probabilities of every draw, dims (draw, case, class), float64."""
         return torch.stack([self._log_probs(function, image) for function in self.functions])
 
     @torch.no_grad()

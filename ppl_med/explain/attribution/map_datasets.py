@@ -1,0 +1,181 @@
+"""Datasets of attribution maps: moments over draws, figures of quality, completeness and units.
+
+Mean and sum of squared deviations are updated one draw at a time without cancellation, so memory is
+that of a few maps, however many draws there are.
+
+Reference: Welford, "Note on a method for calculating corrected sums of squares and products",
+Technometrics 4 (1962).
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppl_med.axes import SAMPLES
+from ppl_med.explain.attribution.method import Maps, Method
+
+LONG_NAMES = {
+    "mean": "mean attribution over draws",
+    "sd": "standard deviation of the attribution over draws",
+    "mcse": "Monte Carlo standard error of the mean",
+    "attribution": "attribution",
+    "noise_error": "root mean square standard error over noisy copies",
+    "completeness_delta": "sum of attributions minus the total",
+    "completeness_delta_relative": "completeness delta over the total",
+    "bias_attribution": "part of the total that belongs to no pixel",
+    "conservation": "sum of attributions over the explained number",
+    "probability_positive": "share of draws with positive attribution",
+    "probability_negative": "share of draws with negative attribution",
+}
+
+
+class DrawMoments:
+    """Mean, standard deviation and sign probabilities of maps that arrive one draw at a time.
+
+    Args:
+        shape: Shape of one draw's map.
+        num_draws: Number of draws to come, over all chains.
+        keep_draws: Also keep every map, as float32.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_draws: int, keep_draws: bool = False) -> None:
+        self.count = 0
+        self.mean, self.squares = np.zeros(shape), np.zeros(shape)
+        self.positive, self.negative = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self.draws = np.empty((num_draws, *shape), np.float32) if keep_draws else None
+
+    def update(self, value: np.ndarray) -> None:
+        """Fold in one draw's map."""
+        if self.draws is not None:
+            self.draws[self.count] = value
+        self.count += 1
+        difference = value - self.mean
+        self.mean += difference / self.count
+        self.squares += difference * (value - self.mean)
+        self.positive += value > 0
+        self.negative += value < 0
+
+    def dataset(self, dims: tuple[str, ...], index: xr.DataArray) -> xr.Dataset:
+        """Return the moments as named arrays.
+
+        Args:
+            dims: Names of a map's axes.
+            index: Position of each draw among the updates, an integer DataArray (chain, draw).
+
+        Returns:
+            ``mean``, ``sd`` (S - 1 in the denominator), ``mcse`` of the mean for independent draws,
+            ``probability_positive`` and ``probability_negative`` with ``dims``; with kept draws
+            also ``attribution`` (chain, draw, *dims). With a single draw all but the mean are NaN.
+        """
+        sd = np.sqrt(self.squares / max(self.count - 1, 1))
+        spread = {
+            "sd": sd,
+            "mcse": sd / np.sqrt(self.count),
+            "probability_positive": self.positive / self.count,
+            "probability_negative": self.negative / self.count,
+        }
+        attrs: dict[str, Any] = {"probability_mcse_max": 0.5 / np.sqrt(self.count)}
+        if self.count < 2:
+            spread = {name: np.full_like(self.mean, np.nan) for name in spread}
+            what = "sd, mcse and sign probabilities need two or more posterior draws"
+            attrs = {"note": f"one function: {what}"}
+        result = xr.Dataset({name: (dims, v) for name, v in {"mean": self.mean, **spread}.items()})
+        if self.draws is not None:
+            result["attribution"] = ((*SAMPLES, *dims), self.draws[index.values])
+        result = result.assign_coords(chain=index["chain"], draw=index["draw"])
+        return result.assign_attrs(num_draws=self.count, **attrs)
+
+
+class MapChecks:
+    """Figures of quality by name, (draw, case), that arrive draw by draw.
+
+    Args:
+        num_draws: Number of draws to come.
+        num_cases: Number of cases of each.
+    """
+
+    def __init__(self, num_draws: int, num_cases: int) -> None:
+        self.shape = num_draws, num_cases
+        self.values: dict[str, np.ndarray] = {}
+
+    def add(self, position: int, maps: Sequence[Maps]) -> None:
+        """Keep the figures of a group of draws.
+
+        Args:
+            position: Position of its first draw.
+            maps: Its maps of all cases, in parts.
+        """
+        figures = [self._figures(part) for part in maps]
+        for name in figures[0]:
+            values = torch.cat([part[name] for part in figures], 1).detach().double().cpu().numpy()
+            kept = self.values.setdefault(name, np.full(self.shape, np.nan))
+            kept[position : position + len(values)] = values
+
+    @staticmethod
+    def _figures(maps: Maps) -> dict[str, Tensor]:
+        figures = dict(maps.checks)
+        if maps.bias_attribution is not None:
+            figures["bias_attribution"] = maps.bias_attribution
+        if maps.total is not None:
+            figures["total"] = maps.total.double()
+            figures["completeness_delta"] = maps.delta()
+            figures["mass"] = maps.mass()
+        return figures
+
+
+def with_completeness(
+    result: xr.Dataset, tolerance: float, method: Method, rounding: float = 0.0
+) -> xr.Dataset:
+    """Add the relative delta, count what exceeds the tolerance, and warn of it.
+
+    Args:
+        result: With ``completeness_delta``, ``total`` and ``mass``; the last two are dropped.
+        tolerance: Largest share of the total that goes unremarked.
+        method: The method, for its name and advice.
+        rounding: A delta up to this is no delta, in the output's unit.
+    """
+    delta, total = result["completeness_delta"], np.abs(result["total"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result["completeness_delta_relative"] = xr.where(delta == 0, 0.0, delta / total)
+    allowed = tolerance * np.maximum(total, result["mass"] / 10)
+    is_beyond = np.abs(delta) > np.maximum(allowed, rounding)
+    beyond = int(is_beyond.sum())
+    if beyond:
+        warnings.warn(
+            f"{method.name.replace('_', ' ')}: Σ attribution misses more than {tolerance:g} of its "
+            f"total in {beyond} of {delta.size} ({', '.join(map(str, delta.dims[-2:]))}) pairs, by "
+            f"{float(abs(delta).where(is_beyond).max()):.3g} at most; {method.advice}",
+            UserWarning,
+            stacklevel=3,
+        )
+    result = result.drop_vars(["total", "mass"])
+    return result.assign_attrs(
+        completeness_tolerance=tolerance, completeness_beyond_tolerance=beyond
+    )
+
+
+def described(result: xr.Dataset, method: Method, unit: str, baseline: Tensor) -> xr.Dataset:
+    """Write units and settings into the attributes.
+
+    Args:
+        result: The maps and their figures.
+        method: The method that made them.
+        unit: Unit of the explained number.
+        baseline: What the images were compared with.
+    """
+    of_map = method.unit.format(unit)
+    units = dict.fromkeys(("mean", "sd", "mcse", "attribution", "noise_error"), of_map)
+    units |= dict.fromkeys(("completeness_delta", "bias_attribution"), unit)
+    units |= dict.fromkeys(("completeness_delta_relative", "conservation"), "1")
+    units |= dict.fromkeys(("probability_positive", "probability_negative"), "probability")
+    for name in set(units) & set(result.data_vars):
+        result[name].attrs.update(units=units[name], long_name=LONG_NAMES[name])
+    if method.uses_baseline:
+        uniform = bool((baseline == baseline.flatten()[0]).all())
+        result.attrs["baseline"] = float(baseline.flatten()[0]) if uniform else "tensor"
+    return result.assign_attrs(method=method.name, **method.settings())
