@@ -34,7 +34,7 @@ class Task:
     def split(self, size: int) -> "list[Task]":
         """Parts of at most ``size`` cases."""
         parts = (values.split(size) for values in (self.image, self.baseline, self.rows))
-        return [Task(*part, self.batch_size) for part in zip(*parts, strict=True)]
+        return [Task(x, y, rows, self.batch_size) for x, y, rows in zip(*parts, strict=True)]
 
 
 @dataclass
