@@ -45,7 +45,7 @@ from ppl_med.data import (
     random_grader,
     standardization,
 )
-from ppl_med.data.lidc import CLASS_NAMES
+from ppl_med.data.readers.lidc import CLASS_NAMES
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots.page import Section, paragraph, picture
 from ppl_med.plots.report import report

@@ -26,7 +26,7 @@ import xarray as xr
 from ppl_med import storage
 from ppl_med.analysis import conformal, scoring, uncertainty
 from ppl_med.data import Batches, flips_and_turns, load_malaria, standardization
-from ppl_med.data.malaria import CLASS_NAMES
+from ppl_med.data.readers.malaria import CLASS_NAMES
 from ppl_med.explain.attribution import attribute
 from ppl_med.inference import (
     BernoulliDropout,

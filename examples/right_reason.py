@@ -35,7 +35,7 @@ from confounded.planted import METHODS, NETS, Planted
 from confounded.source import FRAME, SIDE, Source
 
 from ppl_med import storage
-from ppl_med.data.confounders import Kind
+from ppl_med.data.synthetic.confounders import Kind
 from ppl_med.plots import confounding as figures
 from ppl_med.plots import spray as spray_figures
 from ppl_med.plots.attribution import attribution

@@ -59,7 +59,7 @@ from torch import nn
 
 from ppl_med import storage
 from ppl_med.data import Batches, load_camvid, load_wbc_seg, mirror_with_mask, standardization
-from ppl_med.data.camvid import CLASS_NAMES
+from ppl_med.data.readers.camvid import CLASS_NAMES
 from ppl_med.inference import functions, predict
 from ppl_med.likelihoods import LogitNormal
 from ppl_med.models import BayesianSegmenter

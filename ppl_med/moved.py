@@ -15,6 +15,16 @@ from typing import Any
 
 MODULES: dict[str, str] = {
     "ppl_med.atomic_file": "ppl_med.storage.atomic",
+    "ppl_med.data.camvid": "ppl_med.data.readers.camvid",
+    "ppl_med.data.class_flips": "ppl_med.data.synthetic.class_flips",
+    "ppl_med.data.confounders": "ppl_med.data.synthetic.confounders",
+    "ppl_med.data.folders": "ppl_med.data.readers.folders",
+    "ppl_med.data.hippocampus": "ppl_med.data.readers.hippocampus",
+    "ppl_med.data.image_files": "ppl_med.data.readers.image_files",
+    "ppl_med.data.lesion_generator": "ppl_med.data.synthetic.lesion_generator",
+    "ppl_med.data.lidc": "ppl_med.data.readers.lidc",
+    "ppl_med.data.malaria": "ppl_med.data.readers.malaria",
+    "ppl_med.data.scene_generator": "ppl_med.data.synthetic.scene_generator",
     "ppl_med.dims": "ppl_med.axes",
     "ppl_med.likelihoods.laws": "ppl_med.likelihoods.distributions",
     "ppl_med.likelihoods.records": "ppl_med.likelihoods.stored",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ppl_med.data import CAMVID_FLIPS, Batches, load_camvid, mirror_with_mask
-from ppl_med.data.camvid import CLASS_NAMES
+from ppl_med.data.readers.camvid import CLASS_NAMES
 
 SIZE = (12, 16)
 
@@ -76,7 +76,7 @@ def test_bad_folders_are_named(tmp_path):
     write(tmp_path)
     with pytest.raises(ValueError, match=r"size is \(40, 40\), larger than the 12 x 16"):
         load_camvid(tmp_path, size=(40, 40))
-    with pytest.raises(ValueError, match="both at least 1"):
+    with pytest.raises(ValueError, match="all at least 1"):
         load_camvid(tmp_path, size=(0, 4))
     Image.fromarray(np.full(SIZE, 12, np.uint8)).save(tmp_path / "trainannot/0001train_001.png")
     with pytest.raises(ValueError, match=r"holds 12; expected 0\.\.11"):
@@ -92,8 +92,8 @@ def test_bad_folders_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train/0001train_000.png", "must hold lines"),
-        ("", "must hold lines"),
+        ("train/0001train_000.png", r"2 name\(s\) a line"),
+        ("", r"2 name\(s\) a line"),
         ("../a.png trainannot/0001train_000.png", "outside its folder"),
         ("/etc/a.png trainannot/0001train_000.png", "outside its folder"),
         ("train/0001train_000.png trainannot/0001train_000.png", "train and val share 1"),

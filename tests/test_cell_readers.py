@@ -71,7 +71,7 @@ def test_wbc_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither train/images, train/masks"):
         load_wbc_seg(tmp_path)
     write_wbc(tmp_path)
-    with pytest.raises(ValueError, match=r"expected \(rows, cols\), all at least 1"):
+    with pytest.raises(ValueError, match=r"must be \(rows, cols\), all at least 1"):
         load_wbc_seg(tmp_path, size=(0, 8))
     with pytest.raises(FileNotFoundError, match="elsewhere' is not there"):
         load_wbc_seg(tmp_path, second_site=tmp_path / "elsewhere")
@@ -141,7 +141,7 @@ def test_bccd_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither ImageSets/Main/train\.txt"):
         load_bccd_counts(tmp_path)
     write_bccd(tmp_path)
-    with pytest.raises(ValueError, match="size is"):
+    with pytest.raises(ValueError, match="size must be"):
         load_bccd_counts(tmp_path, size=(4, 0))
     boxes = tmp_path / "Annotations" / "BloodImage_train0.xml"
     for text, message in [

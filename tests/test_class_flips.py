@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from ppl_med.data import CAMVID_FLIPS, SCENE_FLIPS, Batches, ClassFlips, FreshBatches, scenes
-from ppl_med.data.scene_generator import THINNEST
+from ppl_med.data.synthetic.scene_generator import THINNEST
 
 FALSE_ALARM = 1e-6
 

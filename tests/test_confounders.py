@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from ppl_med.data import Batches
-from ppl_med.data.confounders import Kind, plant
+from ppl_med.data.synthetic.confounders import Kind, plant
 
 KINDS: tuple[Kind, ...] = ("tag", "pacemaker", "ruler", "border")
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -78,9 +78,9 @@ def test_nyuv2_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither nyu_depth_v2_labeled\.mat"):
         load_nyuv2(tmp_path)
     write_nyuv2(tmp_path)
-    with pytest.raises(ValueError, match="max_depth is -1"):
+    with pytest.raises(ValueError, match="max_depth must be"):
         load_nyuv2(tmp_path, max_depth=-1.0)
-    with pytest.raises(ValueError, match=r"size is \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"size must be"):
         load_nyuv2(tmp_path, size=(0, 4))
     with pytest.raises(FileNotFoundError, match=r"split_file .*other\.mat' is not there"):
         load_nyuv2(tmp_path, split_file=tmp_path / "other.mat")
@@ -164,14 +164,14 @@ def test_make3d_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither Train400Img, Train400Depth"):
         load_make3d(tmp_path)
     write_make3d(tmp_path)
-    with pytest.raises(ValueError, match="max_depth is 0"):
+    with pytest.raises(ValueError, match="max_depth must be"):
         load_make3d(tmp_path, max_depth=0.0)
-    with pytest.raises(ValueError, match="size is"):
+    with pytest.raises(ValueError, match="size must be"):
         load_make3d(tmp_path, size=(4, -1))
     grid = tmp_path / "Train400Depth" / f"depth_sph_corr-{PARTS['train'][0]}.mat"
     for content in ({"Position3DGrid": np.ones((5, 9))}, {"depth": np.ones((5, 9, 4))}):
         savemat(grid, content)
-        with pytest.raises(ValueError, match=r"op2.*expected \(row, col, 4\)"):
+        with pytest.raises(ValueError, match=r"op2.*(lacks|expected \(row, col, 4\))"):
             load_make3d(tmp_path)
     grid.write_bytes(b"no numbers at all, but enough bytes for a header of MATLAB" * 4)
     with pytest.raises(ValueError, match=r"no MATLAB file of version 5"):

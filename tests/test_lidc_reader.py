@@ -18,7 +18,7 @@ from ppl_med.data import (
     one_grader_per_case,
     random_grader,
 )
-from ppl_med.data.lidc import CLASS_NAMES
+from ppl_med.data.readers.lidc import CLASS_NAMES
 
 
 def contents(split, num_cases=6, seed=0):
@@ -134,9 +134,9 @@ def test_missing_things_and_bad_arguments_are_named(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="neither lidc_train"):
         load_lidc(tmp_path / "empty")
-    with pytest.raises(ValueError, match="size is 200"):
+    with pytest.raises(ValueError, match="size must be a whole number"):
         load_lidc(folder, size=200)
-    with pytest.raises(ValueError, match=r"size is 60.*divides"):
+    with pytest.raises(ValueError, match=r"size must be a divisor of 128"):
         load_lidc(folder, size=60, resize="average")
     np.savez(folder / "lidc_val.npz", images=np.zeros(3))
     with pytest.raises(ValueError, match=r"lacks \['masks'"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppl_med.data import Batches, load_malaria, standardization
-from ppl_med.data.malaria import CLASS_NAMES
+from ppl_med.data.readers.malaria import CLASS_NAMES
 
 
 def contents(seed=0):
@@ -110,7 +110,7 @@ def test_missing_things_are_named(tmp_path, folder):
     with pytest.raises(ValueError, match=r"lacks \['train_labels'"):
         load_malaria(folder)
     for wrong in (0.0, 1.5):
-        with pytest.raises(ValueError, match="fraction is"):
+        with pytest.raises(ValueError, match="fraction must be"):
             load_malaria(folder, fraction=wrong)
 
 

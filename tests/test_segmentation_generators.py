@@ -8,8 +8,8 @@ import xarray as xr
 from segmentation_trees import Z
 
 from ppl_med.analysis import segmentation
-from ppl_med.data.lesion_generator import lesions
-from ppl_med.data.scene_generator import SCENE_FLIPS, scenes
+from ppl_med.data.synthetic.lesion_generator import lesions
+from ppl_med.data.synthetic.scene_generator import SCENE_FLIPS, scenes
 
 
 def named(values: np.ndarray, arrays: dict[str, Any], *dims: str) -> xr.DataArray:

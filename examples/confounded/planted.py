@@ -20,7 +20,7 @@ from ppl_med.data import (
     pneumoniamnist,
     standardization,
 )
-from ppl_med.data.confounders import Association, Kind
+from ppl_med.data.synthetic.confounders import Association, Kind
 from ppl_med.explain import AttributionConstrained, RightReasons
 from ppl_med.explain.attribution import attribute
 from ppl_med.explain.confounding import dependence, exposure, swap_test

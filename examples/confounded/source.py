@@ -20,8 +20,8 @@ from ppl_med import storage
 from ppl_med.analysis import spray
 from ppl_med.analysis.draw_ranks import RANKS
 from ppl_med.data import Batches, mirror_with_mask, standardization
-from ppl_med.data.folders import find_place
-from ppl_med.data.image_files import read_rgb
+from ppl_med.data.readers.folders import find_place
+from ppl_med.data.readers.image_files import read_rgb
 from ppl_med.explain.attribution import attribute
 from ppl_med.explain.confounding import swap_effects, swap_frame, swap_test
 from ppl_med.inference import BernoulliDropout, fit, functions, predict

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis import binning, selective, uncertainty
-from ppl_med.data.camvid import CLASS_NAMES
+from ppl_med.data.readers.camvid import CLASS_NAMES
 
 RESAMPLES = 500  # of the images, for standard errors of the IoU
 SCORES = ("predictive_entropy", "expected_entropy", "mutual_information", "logit_variance")

@@ -7,7 +7,8 @@ carries two SHA-256 digests: of the split itself and of the data it was made for
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import combinations
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.folders import check_splits
 from ppl_med.storage.atomic import write_text
 
 _FORMAT = 1
@@ -138,6 +138,48 @@ def apply_split(
     }
 
 
+def check_disjoint(
+    ids_a: Iterable[Hashable],
+    ids_b: Iterable[Hashable],
+    names: tuple[str, str] = ("calibration", "test"),
+) -> None:
+    """Raise if two sets of ids overlap.
+
+    A threshold, a temperature or a network judged on the cases it was fitted to looks better
+    than it is; the same holds for two images of one patient.
+
+    Args:
+        ids_a: Case (or patient) ids of the first set: a list or an array, str or int.
+        ids_b: Ids of the second set.
+        names: What the two sets are called in the message.
+
+    Raises:
+        ValueError: At least one id is in both; the message names up to five.
+    """
+    shared = sorted(_plain(ids_a) & _plain(ids_b), key=str)
+    if shared:
+        examples = ", ".join(map(repr, shared[:5])) + (", ..." if len(shared) > 5 else "")
+        raise ValueError(
+            f"{names[0]} and {names[1]} share {len(shared)} id(s): {examples}. "
+            f"Remove them from one of the two sets."
+        )
+
+
+def check_splits(splits: Mapping[str, Mapping[str, Any]], key: str = "id") -> None:
+    """Raise if two splits share an id, or a patient.
+
+    Args:
+        splits: Arrays by name, for every split.
+        key: The array that must not overlap.
+
+    Raises:
+        ValueError: Two splits share an entry of it.
+    """
+    for first, second in combinations(splits, 2):
+        names = (first, second) if key == "id" else (f"{key}s of {first}", f"{key}s of {second}")
+        check_disjoint(splits[first][key], splits[second][key], names=names)
+
+
 def data_digest(arrays: Mapping[str, Any]) -> str:
     """SHA-256 of "id", "patient", "image" and "mask", whichever are there, as hexadecimal digits.
 
@@ -178,3 +220,9 @@ def _check_cover(split: Mapping[str, Sequence[str]], arrays: Mapping[str, Any]) 
     missing = sorted(set(np.asarray(arrays["patient"]).astype(str).tolist()) - named)
     if missing:
         raise ValueError(f"{len(missing)} patient(s) are in no split, first {missing[:5]}")
+
+
+def _plain(ids: Iterable[Hashable]) -> set[Hashable]:
+    """Ids as Python values, so that ``np.str_``, tensors and str compare equal."""
+    listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    return {one.item() if hasattr(one, "item") else one for one in listed}

@@ -5,10 +5,6 @@ from collections.abc import Mapping, Sized
 import torch
 from torch import Tensor
 
-from ppl_med.data.disjoint import check_disjoint
-
-__all__ = ["check_batch", "check_disjoint"]
-
 
 def check_batch(
     batch: object, *, num_classes: int | None = None, in_channels: int | None = None

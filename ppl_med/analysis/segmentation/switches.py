@@ -59,8 +59,8 @@ def flips(
         over samples, each with ``_mean`` (switch), ``_se`` over cases; ``correlation`` (switch,
         switch_other) of flips over all samples and cases, NaN for a switch that never varies;
         ``frequency`` (mode) of the patterns of flips, named "01..." in the order of ``switches``
-        and numbered as in `ppl_med.data.class_flips`, over samples in which every region is
-        decided, ``frequency_se`` over cases, ``modes_found`` and ``undecided``, the share of
+        and numbered as in `ppl_med.data.ClassFlips`, over samples in which every region is decided,
+        ``frequency_se`` over cases, ``modes_found`` and ``undecided``, the share of
         samples left out. With ``rates`` also ``rate`` (switch), ``probability`` (mode), and, unless
         every sample was left out, the divergences of the pooled frequencies as in
         `ppl_med.analysis.segmentation.modes`.

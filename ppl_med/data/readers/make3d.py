@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.depth_maps import check_max_depth, measured
-from ppl_med.data.folders import check_files, check_splits, find_place
-from ppl_med.data.image_files import check_size, read_rgb
+from ppl_med.data.readers.array_files import read_mat
+from ppl_med.data.readers.depth_maps import check_max_depth, measured
+from ppl_med.data.readers.folders import check_files, find_place
+from ppl_med.data.readers.image_files import check_size, read_rgb
+from ppl_med.data.splits import check_splits
 
 FOLDERS = {
     "train": (("Train400Img",), ("Train400Depth",)),
@@ -107,16 +109,7 @@ def _read(
 
 def _metres(path: Path) -> NDArray[Any]:
     """Distance along the ray, dims (row, col)."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        # One file of the training set has a wrong checksum but is whole.
-        content = loadmat(path, variable_names=[_GRID], verify_compressed_data_integrity=False)
-    except (MatReadError, NotImplementedError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is no MATLAB file of version 5: {error}") from error
-    grid = content.get(_GRID)
-    if grid is None or grid.ndim != 3 or grid.shape[2] != 4:
-        shape = None if grid is None else grid.shape
-        raise ValueError(f"{path}: {_GRID} has shape {shape}; expected (row, col, 4)")
+    grid = read_mat(path, [_GRID])[_GRID]
+    if grid.ndim != 3 or grid.shape[2] != 4:
+        raise ValueError(f"{path}: {_GRID} has shape {grid.shape}; expected (row, col, 4)")
     return grid[..., 3]

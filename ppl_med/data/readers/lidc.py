@@ -25,10 +25,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.folders import check_splits, find_place
+from ppl_med.checks import choice, reject, whole
+from ppl_med.data.readers.array_files import read_npz
+from ppl_med.data.readers.folders import find_place, split_files
+from ppl_med.data.splits import check_splits
 
 CLASS_NAMES = ("background", "nodule")
-SPLITS = ("train", "val", "test")
 SIDE = 128  # pixels of the crops in the files
 _KEYS = ("images", "masks", "reader_present", "patient", "nodule", "slice")
 _CHUNK = 512  # cases resized at a time
@@ -64,26 +66,15 @@ def load_lidc(
         ValueError: An argument is out of range, a file is not as described above, or a patient is
             in two splits.
     """
-    if resize not in ("crop", "average") or absent not in ("empty", "ignore"):
-        raise ValueError(
-            f'resize is {resize!r} and absent {absent!r}; they are "crop" or "average", and "empty"'
-            ' or "ignore"'
-        )
-    if not 1 <= size <= SIDE or (resize == "average" and SIDE % size):
-        raise ValueError(
-            f'size is {size}; it is at most {SIDE} and, with resize="average", divides {SIDE}'
-        )
+    choice("resize", resize, ("crop", "average"))
+    choice("absent", absent, ("empty", "ignore"))
+    whole("size", size, most=SIDE)
+    if resize == "average" and SIDE % size:
+        reject("size", f'a divisor of {SIDE} with resize="average"', size)
     place = find_place(folder, "lidc", ("lidc_train.npz", "lidc_val.npz"), module=__name__)
-    paths = {split: place / f"lidc_{split}.npz" for split in SPLITS}
     splits = {}
-    for split, path in paths.items():
-        if not path.is_file():
-            continue
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
-            if missing:
-                raise ValueError(f"{path} lacks {missing}; it holds {file.files}")
-            arrays = {key: file[key] for key in _KEYS}
+    for split, path in split_files(place, "lidc_{}.npz").items():
+        arrays = read_npz(path, _KEYS)
         _check(path, arrays)
         splits[split] = _named(arrays, size, resize, absent)
     check_splits(splits, "patient")

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.image_files import nearest
+from ppl_med.checks import positive
+from ppl_med.data.readers.image_files import nearest
 
 
 def measured(
@@ -32,10 +33,10 @@ def measured(
 
 
 def check_max_depth(max_depth: float | None) -> None:
-    """Raise unless the limit is a positive number or None.
+    """Raise unless the limit is a number of metres above 0, or None.
 
     Raises:
         ValueError: It is not.
     """
-    if max_depth is not None and not 0 < max_depth < np.inf:
-        raise ValueError(f"max_depth is {max_depth}; it is a number of metres above 0, or None")
+    if max_depth is not None:
+        positive("max_depth", max_depth, "give metres, or None for no limit")

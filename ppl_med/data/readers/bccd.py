@@ -21,11 +21,18 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.folders import check_files, check_splits, find_place, read_list
-from ppl_med.data.image_files import check_size, read_rgb
+from ppl_med.checks import choice
+from ppl_med.data.readers.folders import (
+    check_files,
+    find_place,
+    naming_file,
+    read_list,
+    split_files,
+)
+from ppl_med.data.readers.image_files import check_size, read_rgb
+from ppl_med.data.splits import check_splits
 
 KINDS = {"RBC": "num_rbc", "WBC": "num_wbc", "Platelets": "num_platelets"}
-SPLITS = ("train", "val", "test")
 _LISTS = "ImageSets/Main"
 
 
@@ -40,11 +47,11 @@ def load_bccd_counts(
     Args:
         folder: Holds ``ImageSets``, ``JPEGImages`` and ``Annotations``, itself or in ``bccd``.
         size: Rows and columns wanted; each pixel is an average where the picture shrinks.
-        target: Whose count is the number to be predicted.
+        target: The cells whose count is to be predicted.
 
     Returns:
         For each split, arrays for ``Batches``: "image" uint8 (case, channel=3, row, col), red,
-        green, blue; "value" float32 (case), cells of the target a picture, the observation of
+        green, blue; "value" float32 (case), cells of the target per picture, the observation of
         ``BayesianRegressor``; "num_rbc", "num_wbc" and "num_platelets" int64 (case); "id" str
         (case).
 
@@ -55,16 +62,11 @@ def load_bccd_counts(
             share an id.
     """
     check_size(size, ("rows", "cols"))
-    if target not in KINDS:
-        raise ValueError(f"target is {target!r}; it is one of {list(KINDS)}")
-    needed = (*(f"{_LISTS}/{split}.txt" for split in SPLITS[:2]), "JPEGImages", "Annotations")
+    choice("target", target, KINDS)
+    needed = (f"{_LISTS}/train.txt", f"{_LISTS}/val.txt", "JPEGImages", "Annotations")
     place = find_place(folder, "bccd", needed, module=__name__)
-    lists = {split: place / _LISTS / f"{split}.txt" for split in SPLITS}
-    splits = {
-        split: _read(place, path, size, KINDS[target])
-        for split, path in lists.items()
-        if path.is_file()
-    }
+    lists = split_files(place / _LISTS, "{}.txt")
+    splits = {split: _read(place, path, size, KINDS[target]) for split, path in lists.items()}
     check_splits(splits)
     return splits
 
@@ -86,10 +88,8 @@ def _read(place: Path, path: Path, size: tuple[int, int], target: str) -> dict[s
 
 def _counts(path: Path) -> dict[str, int]:
     """Number of boxes of each kind."""
-    try:
+    with naming_file(path, "XML file"):
         names = [one.findtext("name") for one in ElementTree.parse(path).iter("object")]
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is no XML file: {error}") from error
     unknown = set(names) - set(KINDS)
     if unknown:
         raise ValueError(f"{path} names {sorted(map(str, unknown))}; expected {list(KINDS)}")

@@ -1,12 +1,13 @@
 """Pictures and masks from image files, and how they are brought to one size."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ppl_med.data.readers.folders import naming_file
 
 
 def check_size(size: Any, axes: tuple[str, ...]) -> None:
@@ -14,48 +15,36 @@ def check_size(size: Any, axes: tuple[str, ...]) -> None:
 
     Args:
         size: Given by the user.
-        axes: What they are called.
+        axes: Names of the axes, for the message.
 
     Raises:
         ValueError: It does not.
     """
     if np.shape(size) != (len(axes),) or min(size) < 1:
         shown = tuple(size) if np.ndim(size) else size
-        raise ValueError(f"size is {shown}; expected ({', '.join(axes)}), all at least 1")
+        raise ValueError(f"size must be ({', '.join(axes)}), all at least 1, got {shown}")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A picture; what is wrong with its file is said with its name."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            yield file
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # a file of another kind, or one that ends too early
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
-
-
-def read_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def read_rgb(
+    path: Path,
+    size: tuple[int, int] | None = None,
+    how: Literal["linear", "area"] = "linear",
+) -> NDArray[np.uint8]:
     """A picture, dims (channel=3, row, col), red, green, blue.
 
     Args:
-        path: Of the file.
-        size: Rows and columns wanted, by a linear filter that averages where it shrinks; None for
-            those of the file.
+        path: Path of the file.
+        size: Rows and columns wanted; None for those of the file.
+        how: As of ``resized``.
 
     Raises:
         ValueError: The file is no picture.
     """
-    with _opened(path) as file:
-        image = file.convert("RGB")
-    if size is not None:
-        from PIL import Image
+    from PIL import Image
 
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    with naming_file(path, "picture"), Image.open(path) as file:
+        image = np.asarray(file.convert("RGB"))
+    return resized(image.transpose(2, 0, 1), size, how)
 
 
 def read_classes(
@@ -64,20 +53,49 @@ def read_classes(
     """A mask of class ids from 0, dims (row, col).
 
     Args:
-        path: Of an 8-bit image of ids.
+        path: Path of an 8-bit image of ids.
         num_classes: Ids lie in 0..num_classes-1.
         size: Rows and columns wanted, each taken at the middle of the new pixel.
 
     Raises:
         ValueError: The image is not one of 8-bit numbers, or an id is out of range.
     """
-    with _opened(path) as file:
-        if file.mode not in ("L", "P"):
-            raise ValueError(f"{path} has mode {file.mode}; expected 8-bit class numbers")
-        mask = np.asarray(file)
+    from PIL import Image
+
+    with naming_file(path, "picture"), Image.open(path) as file:
+        mode, mask = file.mode, np.asarray(file)
+    if mode not in ("L", "P"):
+        raise ValueError(f"{path} has mode {mode}; expected 8-bit class numbers")
     if mask.max() >= num_classes:
         raise ValueError(f"{path} holds {mask.max()}; expected 0..{num_classes - 1}")
     return nearest(mask, size).astype(np.int8)
+
+
+def resized(
+    picture: NDArray[np.uint8],
+    size: tuple[int, int] | None,
+    how: Literal["linear", "area", "nearest"] = "linear",
+) -> NDArray[np.uint8]:
+    """A picture at another size, dims ([channel=3,] row, col).
+
+    Args:
+        picture: Dims ([channel=3,] row, col).
+        size: Rows and columns wanted; None for its own.
+        how: "linear", a linear filter that averages where it shrinks; "area", the average over the
+            area of the new pixel; "nearest", the value at its middle.
+    """
+    from PIL import Image
+
+    if size is None:
+        return picture
+    filters = {
+        "linear": Image.Resampling.BILINEAR,
+        "area": Image.Resampling.BOX,
+        "nearest": Image.Resampling.NEAREST,
+    }
+    last = np.ascontiguousarray(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture)
+    image = np.asarray(Image.fromarray(last).resize(size[::-1], filters[how]))
+    return image.transpose(2, 0, 1) if picture.ndim == 3 else image
 
 
 def nearest(values: NDArray[Any], size: tuple[int, int] | None) -> NDArray[Any]:
@@ -98,7 +116,7 @@ def centred(
 
     Args:
         values: Dims (..., *space).
-        size: Wanted, of the last axes.
+        size: Size wanted of the last axes.
         fill: What pads; None repeats the value at the border.
     """
     pads, parts = [], list[Any]([...])
@@ -119,9 +137,9 @@ def check_nothing_cut(
     """Raise if bringing masks to a size, with the middle kept, would cut off any of a class.
 
     Args:
-        masks: One a case, dims (*space), 0 is the background.
-        names: Of the cases.
-        size: Wanted.
+        masks: One for each case, dims (*space), 0 is the background.
+        names: Names of the cases.
+        size: Size wanted.
 
     Raises:
         ValueError: It would; the message counts the cases and says what size would do.

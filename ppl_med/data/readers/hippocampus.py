@@ -21,11 +21,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.folders import check_files, check_splits, find_place, read_list
-from ppl_med.data.image_files import centred, check_nothing_cut, check_size
+from ppl_med.checks import choice
+from ppl_med.data.readers.folders import (
+    check_files,
+    find_place,
+    naming_file,
+    read_list,
+    split_files,
+)
+from ppl_med.data.readers.image_files import centred, check_nothing_cut, check_size
+from ppl_med.data.splits import check_splits
 
 CLASS_NAMES = ("background", "anterior", "posterior")
-SPLITS = ("train", "val", "test")
 SIZE = (48, 64, 48)  # voxels; holds every volume whole and can be halved four times
 
 
@@ -44,7 +51,7 @@ def load_hippocampus(
 
     Args:
         folder: Holds ``imagesTr``, ``labelsTr`` and the lists, itself or in ``hippocampus``.
-        size: Depth, rows and columns wanted, voxels.
+        size: Depth, rows and columns wanted, in voxels.
         outside: What padded voxels count as in the mask: "background", since the cut-outs hold the
             whole hippocampus, so that nobody predicts volume there, or "ignore", -1.
         standardize: Bring each volume to mean 0 and standard deviation 1 over its own voxels, since
@@ -64,23 +71,19 @@ def load_hippocampus(
             as described above, or two splits share a case.
     """
     check_size(size, ("depth", "rows", "cols"))
-    if outside not in ("background", "ignore"):
-        raise ValueError(f'outside is {outside!r}; it is "background" or "ignore"')
+    choice("outside", outside, ("background", "ignore"))
     needed = ("train.txt", "val.txt", "imagesTr", "labelsTr")
     place = find_place(folder, "hippocampus", needed, module=__name__)
     nibabel = _nibabel()
-    lists = [split for split in SPLITS if (place / f"{split}.txt").is_file()]
-    names = {split: read_list(place / f"{split}.txt") for split in lists}
-    for split in lists:
-        paths = [place / part / n for n in names[split] for part in ("imagesTr", "labelsTr")]
-        check_files(paths, needed_by=place / f"{split}.txt")
-    check_splits({split: {"id": names[split]} for split in lists})
+    lists = split_files(place, "{}.txt")
+    names = {split: read_list(path) for split, path in lists.items()}
+    for split, path in lists.items():
+        paths = [place / part / one for one in names[split] for part in ("imagesTr", "labelsTr")]
+        check_files(paths, needed_by=path)
+    check_splits({split: {"id": values} for split, values in names.items()})
     cases = {split: [_read(nibabel, place, name) for name in names[split]] for split in lists}
-    check_nothing_cut(
-        [case["mask"] for split in lists for case in cases[split]],
-        [name for split in lists for name in names[split]],
-        size,
-    )
+    masks = [case["mask"] for split in lists for case in cases[split]]
+    check_nothing_cut(masks, [name for split in lists for name in names[split]], size)
     return {
         split: _stacked(cases[split], names[split], size, outside, standardize) for split in lists
     }
@@ -98,13 +101,15 @@ def _nibabel() -> ModuleType:
 
 def _read(nibabel: ModuleType, place: Path, name: str) -> dict[str, NDArray[Any]]:
     """One volume and its mask as they are, on the axes of ``load_hippocampus``."""
-    image, label = (_volume(nibabel, place / part / name) for part in ("imagesTr", "labelsTr"))
+    (image, grey), (label, mask) = (
+        _volume(nibabel, place / part / name, kind)
+        for part, kind in (("imagesTr", np.float32), ("labelsTr", None))
+    )
     if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=1e-3):
         raise ValueError(
             f"{name}: image {image.shape} and label {label.shape} do not lie on one grid; "
             "resample the label to the image"
         )
-    grey, mask = np.asarray(image.dataobj, np.float32), np.asarray(label.dataobj)
     if not np.isfinite(grey).all() or grey.min() == grey.max():
         raise ValueError(f"{place / 'imagesTr' / name} has NaN or infinite voxels, or one level")
     if not np.isin(np.unique(mask), range(len(CLASS_NAMES))).all():
@@ -119,17 +124,17 @@ def _read(nibabel: ModuleType, place: Path, name: str) -> dict[str, NDArray[Any]
     }
 
 
-def _volume(nibabel: ModuleType, path: Path) -> Any:
-    try:
+def _volume(nibabel: ModuleType, path: Path, kind: type | None) -> tuple[Any, NDArray[Any]]:
+    """A volume's grid and its values."""
+    with naming_file(path, "NIfTI file"):
         volume = nibabel.as_closest_canonical(nibabel.load(path))
-    except (nibabel.filebasedimages.ImageFileError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no NIfTI file that can be read: {error}") from error
+        values = np.asarray(volume.dataobj, kind)
     if volume.ndim != 3:
         raise ValueError(f"{path} has shape {volume.shape}; expected three axes")
     unit = volume.header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
         raise ValueError(f"{path} is in {unit}; expected mm, or volumes would be wrong")
-    return volume
+    return volume, values
 
 
 def _stacked(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.class_flips import ClassFlips
+from ppl_med.data.synthetic.class_flips import ClassFlips
 
 NUM_CLASSES = 5
 SCENE_FLIPS = ClassFlips(("road", "pavement", "car", "pedestrian", "tree"), range(NUM_CLASSES))

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.depth_maps import check_max_depth, measured
-from ppl_med.data.folders import check_splits, find_place
-from ppl_med.data.image_files import check_size
+from ppl_med.data.readers.array_files import read_mat
+from ppl_med.data.readers.depth_maps import check_max_depth, measured
+from ppl_med.data.readers.folders import find_place, naming_file
+from ppl_med.data.readers.image_files import check_size, resized
+from ppl_med.data.splits import check_splits
 
 _FILE = "nyu_depth_v2_labeled.mat"
 _SPLITS = {"train": "trainNdxs", "test": "testNdxs"}
@@ -72,14 +74,9 @@ def load_nyuv2(
 
 def _numbers(path: Path) -> dict[str, NDArray[np.int64]] | None:
     """Numbers of the cases, from 1, of every split."""
-    from scipy.io import loadmat
-
     if not path.is_file():
         return None
-    content = loadmat(path, variable_names=list(_SPLITS.values()))
-    missing = [name for name in _SPLITS.values() if name not in content]
-    if missing:
-        raise ValueError(f"{path} lacks {missing}; expected the official split of NYU Depth v2")
+    content = read_mat(path, [*_SPLITS.values()], "it is not the official split of NYU Depth v2")
     numbers = {split: content[name].reshape(-1).astype(int) for split, name in _SPLITS.items()}
     check_splits({split: {"id": values} for split, values in numbers.items()})
     return numbers
@@ -99,7 +96,9 @@ def _read(
             f"{path} is no HDF5 file; expected MATLAB's version 7.3: download it again, or save it "
             "with the option -v7.3"
         )
-    with h5py.File(path, "r") as file:
+    with naming_file(path, "HDF5 file"):
+        file = h5py.File(path, "r")
+    with file:
         missing = [key for key in ("images", name) if key not in file]
         if missing:
             raise ValueError(f"{path} lacks {missing}; it holds {sorted(file)}")
@@ -112,11 +111,12 @@ def _read(
                     f"split {split!r} names cases beyond 1..{len(images)}, or none; the split file "
                     f"is not for {path}"
                 )
-        scenes = _scenes(file, len(images))
-        return {
-            split: _split(images, depths, scenes, values, size, max_depth)
-            for split, values in numbers.items()
-        }
+        with naming_file(path, "HDF5 file"):
+            scenes = _scenes(file, len(images))
+            return {
+                split: _split(images, depths, scenes, values, size, max_depth)
+                for split, values in numbers.items()
+            }
 
 
 def _check_shapes(path: Path, images: Any, depths: Any, name: str) -> None:
@@ -150,7 +150,7 @@ def _split(
     depth = np.empty((len(numbers), rows, cols), np.float32)
     masked = np.empty(len(numbers), np.int64)
     for index, number in enumerate(numbers):
-        image[index] = _resized(images[number - 1].transpose(0, 2, 1), size)
+        image[index] = resized(images[number - 1].transpose(0, 2, 1), size)
         depth[index], masked[index] = measured(depths[number - 1].T, size, max_depth)
     arrays = {
         "image": image,
@@ -161,12 +161,3 @@ def _split(
     if scenes is not None:
         arrays["scene"] = np.array([scenes[number - 1] for number in numbers])
     return arrays
-
-
-def _resized(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    if size is None:
-        return image
-    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)

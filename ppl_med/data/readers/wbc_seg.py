@@ -21,17 +21,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.folders import check_files, check_splits, find_place
-from ppl_med.data.image_files import (
+from ppl_med.checks import choice
+from ppl_med.data.readers.folders import check_files, find_place, split_files
+from ppl_med.data.readers.image_files import (
     centred,
     check_nothing_cut,
     check_size,
     read_classes,
     read_rgb,
 )
+from ppl_med.data.splits import check_splits
 
 CLASS_NAMES = ("background", "cytoplasm", "nucleus")
-SPLITS = ("train", "val", "test")
 SITES = ("tecom", "cellavision")
 
 
@@ -65,11 +66,10 @@ def load_wbc_seg(
             as described above, or two splits share an id.
     """
     check_size(size, ("rows", "cols"))
-    if resize not in ("pad", "scale"):
-        raise ValueError(f'resize is {resize!r}; it is "pad" or "scale"')
-    needed = [f"{split}/{part}" for split in SPLITS[:2] for part in ("images", "masks")]
+    choice("resize", resize, ("pad", "scale"))
+    needed = [f"{split}/{part}" for split in ("train", "val") for part in ("images", "masks")]
     place = find_place(folder, "wbc_seg", needed, module=__name__)
-    folders = {split: place / split for split in SPLITS if (place / split / "images").is_dir()}
+    folders = {split: path.parent for split, path in split_files(place, "{}/images").items()}
     if second_site is not None:
         found = find_place(second_site, SITES[1], ("images", "masks"), module=__name__)
         folders["second_site"] = found

@@ -14,16 +14,14 @@ Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning", Cell 172
 """
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ppl_med.data.folders import find_place
+from ppl_med.data.readers.array_files import grey_images, read_npz
+from ppl_med.data.readers.folders import SPLITS, find_place
 
 CLASS_NAMES = ("normal", "pneumonia")
-SPLITS = ("train", "val", "test")
 _FILE = "pneumoniamnist.npz"
 
 
@@ -43,31 +41,10 @@ def load_pneumoniamnist(folder: str | PathLike[str]) -> dict[str, dict[str, Any]
         ValueError: The file is not as described above.
     """
     path = find_place(folder, "pneumoniamnist", (_FILE,), module=__name__) / _FILE
-    keys = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
-    with np.load(path, allow_pickle=False) as file:
-        missing = [key for key in keys if key not in file]
-        if missing:
-            raise ValueError(f"{path} lacks {missing}; it holds {file.files}")
-        return {
-            split: _read(path, split, file[f"{split}_images"], file[f"{split}_labels"])
-            for split in SPLITS
-        }
-
-
-def _read(path: Path, split: str, images: NDArray, labels: NDArray) -> dict[str, NDArray[Any]]:
-    """Check one split and give it the names and shapes of ``Batches``."""
-    if images.dtype != np.uint8 or images.ndim != 3 or len(images) == 0:
-        raise ValueError(
-            f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 "
-            "(case, row, col)"
-        )
-    labels = labels.reshape(-1)
-    if len(labels) != len(images):
-        raise ValueError(f"{path}: {split} has {len(images)} images but {len(labels)} labels")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"{path}: {split}_labels holds {np.unique(labels)}; expected 0 and 1")
-    return {
-        "image": images[:, None],
-        "label": labels.astype(np.int64),
-        "id": np.array([f"{split}-{row:05d}" for row in range(len(images))]),
-    }
+    names = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+    arrays, splits = read_npz(path, names), {}
+    for split in SPLITS:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        ids = np.array([f"{split}-{row:05d}" for row in range(len(images))])
+        splits[split] = grey_images(path, split, images, labels) | {"id": ids}
+    return splits

@@ -18,10 +18,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.folders import check_splits, find_place
+from ppl_med.checks import choice, is_finite, reject
+from ppl_med.data.readers.array_files import grey_images, read_npz
+from ppl_med.data.readers.folders import SPLITS, find_place
+from ppl_med.data.splits import check_splits
 
 CLASS_NAMES = ("uninfected", "parasitized")
-SPLITS = ("train", "val", "test")
 
 
 def load_malaria(
@@ -54,26 +56,16 @@ def load_malaria(
         ValueError: An argument is out of range, the file is not as described above, or a patient
             is in two splits.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}; it is a share, above 0 and up to 1")
-    if by not in ("cell", "patient"):
-        raise ValueError(f'by is {by!r}; it is "cell" or "patient"')
+    if not (is_finite(fraction) and 0 < fraction <= 1):
+        reject("fraction", "above 0 and up to 1", fraction)
+    choice("by", by, ("cell", "patient"))
     path = find_place(folder, "malaria", ("malaria.npz",), module=__name__) / "malaria.npz"
-    with np.load(path, allow_pickle=False) as file:
-        missing = [
-            f"{split}_{part}"
-            for split in SPLITS
-            for part in ("images", "labels", "patient")
-            if f"{split}_{part}" not in file
-        ]
-        if missing:
-            raise ValueError(f"{path} lacks {missing}; it holds {file.files}")
-        splits = {
-            split: _read(
-                path, split, *(file[f"{split}_{part}"] for part in ("images", "labels", "patient"))
-            )
-            for split in SPLITS
-        }
+    parts = ("images", "labels", "patient")
+    arrays = read_npz(path, [f"{split}_{part}" for split in SPLITS for part in parts])
+    splits = {
+        split: _named(path, split, *(arrays[f"{split}_{part}"] for part in parts))
+        for split in SPLITS
+    }
     check_splits(splits, "patient")
     if fraction < 1:
         train = splits["train"]
@@ -82,31 +74,19 @@ def load_malaria(
     return splits
 
 
-def _read(
+def _named(
     path: Path, split: str, images: NDArray, labels: NDArray, patient: NDArray
 ) -> dict[str, NDArray]:
     """Check one split and give it the names and shapes of ``Batches``."""
-    if images.dtype != np.uint8 or images.ndim != 3 or len(images) == 0:
+    arrays = grey_images(path, split, images, labels)
+    if patient.shape != (len(images),):
         raise ValueError(
-            f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 "
-            "(case, row, col)"
+            f"{path}: {split}_patient has shape {patient.shape}; expected one for each of the "
+            f"{len(images)} images"
         )
-    labels = labels.reshape(-1)
-    if not len(images) == len(labels) == len(patient):
-        raise ValueError(
-            f"{path}: {split} has {len(images)} images, {len(labels)} labels, "
-            f"{len(patient)} patients; expected one of each per cell"
-        )
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"{path}: {split}_labels holds {np.unique(labels)}; expected 0 and 1")
     patient = patient.astype(str)
     ids = [f"{split}-{row:05d}-{who}" for row, who in enumerate(patient.tolist())]
-    return {
-        "image": images[:, None],
-        "label": labels.astype(np.int64),
-        "id": np.array(ids),
-        "patient": patient,
-    }
+    return arrays | {"id": np.array(ids), "patient": patient}
 
 
 def _cells_of(train: dict[str, NDArray], fraction: float, seed: int) -> NDArray[np.int64]:

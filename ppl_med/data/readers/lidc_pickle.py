@@ -15,9 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.data.readers.array_files import read_npz
+from ppl_med.data.readers.folders import naming_file
 from ppl_med.storage.atomic import replacing
 
 SIDE = 128
+_NAMES = ("images", "masks", "series_uid", "name")
 _KINDS = "biufSU"  # of dtypes: numbers and strings, no objects
 
 
@@ -109,7 +112,7 @@ def load_lidc_crops(path: str | PathLike[str]) -> dict[str, Any]:
     """Read crops that ``convert_lidc_pickle`` wrote, not yet split.
 
     Args:
-        path: Of the npz file.
+        path: Path of the npz file.
 
     Returns:
         Arrays for ``Batches`` and ``apply_split``: "image" float32 (case, channel=1, row, col),
@@ -120,27 +123,19 @@ def load_lidc_crops(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: The file is not as described.
     """
-    with np.load(path, allow_pickle=False) as file:
-        missing = {"images", "masks", "series_uid", "name"} - set(file.files)
-        if missing:
-            raise ValueError(f"{path} lacks {sorted(missing)}; write it by convert_lidc_pickle")
-        return {
-            "image": file["images"].astype(np.float32)[:, None],
-            "mask": file["masks"].astype(np.int8),
-            "patient": file["series_uid"],
-            "id": file["name"],
-        }
+    arrays = read_npz(path, _NAMES, "write it with convert_lidc_pickle")
+    return {
+        "image": arrays["images"].astype(np.float32)[:, None],
+        "mask": arrays["masks"].astype(np.int8),
+        "patient": arrays["series_uid"],
+        "id": arrays["name"],
+    }
 
 
 def _read(path: Path) -> Any:
     """The content of a pickle, arrays still as notes."""
-    try:
-        with path.open("rb") as file:
-            return _Reader(file, encoding="latin1").load()
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a hostile or broken pickle may raise anything
-        raise ValueError(f"{path} is no pickle of arrays alone: {error}") from error
+    with naming_file(path, "pickle of arrays alone"), path.open("rb") as file:
+        return _Reader(file, encoding="latin1").load()
 
 
 def _crop(
