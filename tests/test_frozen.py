@@ -22,7 +22,7 @@ from ppl_med import storage
 from ppl_med.inference import load, predict
 
 ANALYSIS, TRAINED = 1e-6, 1e-4  # relative; processors round a float32 net differently
-LOOSER = {"confounder-free": 1e-3}  # its adversary magnifies rounding
+LOOSER = {"confounder-free": 0.02}  # its adversary magnifies rounding
 FLIPPED = 0.01  # share of drawn classes that such rounding may change
 
 
