@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_med.data import Batches
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.likelihoods import Gaussian, LaplaceNoise, LogitNormal, Quantiles, StudentT
-from ppl_med.likelihoods.distributions import QuantileDistribution
+from ppl_med.likelihoods.quantiles import QuantileDistribution
 from ppl_med.models import BayesianClassifier, BayesianRegressor, BayesianSegmenter, DenseRegressor
 from ppl_med.testing import assert_mean, assert_uniform
 

@@ -86,11 +86,14 @@ def sample_by_case(
     """
     axis = len(fn.batch_shape) + case_dim
 
-    def of_cases(shape: torch.Size, suffix: str = "") -> Tensor | None:
+    def of_cases(shape: torch.Size, suffix: str = "") -> Tensor:
         if axis < 0 or shape[axis] != len(cases):
-            return None
+            raise NotImplementedError
         rest = [size for dim, size in enumerate(shape) if dim != axis]
         numbers = uniform(keys, site + suffix, cases, int(np.prod(rest, dtype=int)))
         return torch.from_numpy(numbers).view(len(cases), *rest).movedim(0, axis)
 
-    return transformed(fn, of_cases)
+    try:
+        return transformed(fn, of_cases)
+    except NotImplementedError:
+        return None

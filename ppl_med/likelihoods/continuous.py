@@ -1,4 +1,4 @@
-"""Likelihoods of numbers: one a case (a count, a volume), or one a pixel (depth).
+"""Likelihoods of numbers: one per case (a count, a volume), or one per pixel (depth).
 
 The network gives the location and, where the noise depends on the input (heteroscedastic), the
 logarithm of its variance or scale: no output can then ask for a scale of 0, and an outlier is
@@ -6,7 +6,6 @@ attenuated by a large one (Kendall and Gal, "What uncertainties do we need in Ba
 learning for computer vision?", NeurIPS 2017, eq. 5 and 8).
 """
 
-import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from ppl_med.likelihoods.distributions import (
     PartialLaplace,
     PartialNormal,
     PartialStudentT,
-    QuantileDistribution,
 )
 from ppl_med.likelihoods.interface import Likelihood
 
@@ -32,17 +30,7 @@ _START_DF = 5.0  # degrees of freedom
 
 
 class _LocationScale(Likelihood):
-    """Location and scale, of the input or learned as one number.
-
-    Args:
-        event: Names of the axes after the case, such as ("row", "col") for one value a pixel.
-        heteroscedastic: Whether the network gives the scale; False learns one for all.
-        site: Name of the observed site.
-        partial: Whether a value of NaN says that an entry was not observed; it then has no
-            influence.
-        init_scale: Where the one scale starts, in units of the value; of no effect where the
-            network gives it.
-    """
+    """Location and scale, of the input or learned as one number; see ``LaplaceNoise``."""
 
     def __init__(
         self,
@@ -93,11 +81,7 @@ class Gaussian(_LocationScale):
     log-likelihoods are those of the normal.
 
     Args:
-        event: Names of the axes after the case.
-        heteroscedastic: Whether the network gives the logarithm of the variance.
-        site: Name of the observed site.
-        partial: Whether NaN says that an entry was not observed.
-        init_scale: Where one learned scale starts.
+        event, heteroscedastic, site, partial, init_scale: As of ``LaplaceNoise``.
         beta: In [0, 1]; 0 is the likelihood.
     """
 
@@ -133,7 +117,16 @@ class Gaussian(_LocationScale):
 class LaplaceNoise(_LocationScale):
     """``value ~ Laplace(loc, scale)``: an absolute error, which outliers move less than a square.
 
-    Kendall and Gal use it for depth (their section 5.1). Arguments as of ``Gaussian`` but ``beta``.
+    Kendall and Gal use it for depth (their section 5.1).
+
+    Args:
+        event: Names of the axes after the case, such as ("row", "col") for one value per pixel.
+        heteroscedastic: Whether the network gives the scale; False learns one for all.
+        site: Name of the observed site.
+        partial: Whether a value of NaN says that an entry was not observed; it then has no
+            influence.
+        init_scale: Where the one scale starts, in units of the value; of no effect where the
+            network gives it.
     """
 
     def located(self, loc: Tensor, scale: Tensor) -> Any:
@@ -145,11 +138,7 @@ class StudentT(_LocationScale):
     """``value ~ StudentT(df, loc, scale)``: heavy tails whose weight is learned.
 
     Args:
-        event: Names of the axes after the case.
-        heteroscedastic: Whether the network gives the logarithm of the squared scale.
-        site: Name of the observed site.
-        partial: Whether NaN says that an entry was not observed.
-        init_scale: Where one learned scale starts.
+        event, heteroscedastic, site, partial, init_scale: As of ``LaplaceNoise``.
         df: Degrees of freedom above 2, so that there is a variance; None learns them, from 5 on.
     """
 
@@ -195,65 +184,3 @@ class StudentT(_LocationScale):
         """Student's t."""
         kind = PartialStudentT if self.partial else dist.StudentT
         return kind(self.df.to(loc).expand(loc.shape), loc, scale)
-
-
-class Quantiles(Likelihood):
-    """Several quantiles at once, which never cross.
-
-    The network gives the lowest and the logarithms-like distances to the next ones (softplus). What
-    is trained is the mean over levels of asymmetric Laplace log-densities, that is the pinball loss
-    over a learned scale (Yu and Moyeed, Statistics and Probability Letters 2001). For one level it
-    is a density of the value; for several it is a composite one, whose weight against a prior is
-    that of one observation but whose ELBO is no evidence bound. ``predict`` stores ``quantile``
-    (…, level) and draws from the piecewise linear distribution through the quantiles.
-
-    Args:
-        levels: Probabilities of the quantiles, rising, inside (0, 1).
-        event: Names of the axes after the case.
-        site: Name of the observed site.
-        init_scale: Where the learned scale starts, in units of the value.
-    """
-
-    levels: Tensor
-
-    def __init__(
-        self,
-        levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
-        event: Sequence[str] = (),
-        *,
-        site: str = "value",
-        init_scale: float = 1.0,
-    ) -> None:
-        super().__init__()
-        rising = all(a < b for a, b in itertools.pairwise(levels))
-        if not levels or not rising or not (0 < levels[0] and levels[-1] < 1):
-            reject("levels", "rising inside (0, 1)", tuple(levels))
-        positive("init_scale", init_scale)
-        self.event, self.site, self.partial = tuple(event), site, False
-        if len(levels) > 1:
-            self.training_loss = f"mean pinball loss of {len(levels)} quantiles"
-        self.probabilities = tuple(map(float, levels))
-        self.register_buffer("levels", torch.tensor(self.probabilities, dtype=torch.float64))
-        self.init_scale = init_scale
-        self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
-
-    def reset_parameters(self) -> None:
-        """Put the scale back to its start."""
-        nn.init.constant_(self.log_scale, math.log(self.init_scale))
-
-    @property
-    def num_outputs(self) -> int:
-        """Channels that the network must have: one per level."""
-        return len(self.probabilities)
-
-    @property
-    def coords(self) -> dict[str, list[Any]]:
-        """The levels."""
-        return {"level": list(self.probabilities)}
-
-    def distribution(self, output: Tensor) -> Any:
-        """Of the lowest quantile and raw distances to the next."""
-        output = output.movedim(-1 - len(self.event), -1)
-        quantiles = torch.cat([output[..., :1], softplus(output[..., 1:])], -1).cumsum(-1)
-        scale = self.log_scale.to(output).exp().expand(quantiles.shape[:-1])
-        return QuantileDistribution(quantiles, scale, self.levels.to(output))

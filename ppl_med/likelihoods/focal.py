@@ -30,9 +30,7 @@ class FocalLoss(LossLikelihood):
             bounds, the last one 1: the exponent of cases whose true class has a probability below
             the bound, such as ``FLSD_53``.
         class_weights: w, one a class, above 0; None for ones.
-        event: Names of the axes after the class axis.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that an entry was not observed.
+        event, site, partial: As of ``Categorical``.
     """
 
     bounds: Tensor

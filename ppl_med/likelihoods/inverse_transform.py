@@ -1,6 +1,6 @@
 """Draws of a distribution as a function of uniform numbers, by which ``predict`` draws per case.
 
-A new distribution that has ``icdf`` needs nothing; another one tells its quantiles by
+A new distribution with ``icdf`` needs nothing; any other gives its quantiles by
 ``quantile.register`` in the file that defines it.
 """
 
@@ -11,140 +11,112 @@ import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    Distribution,
-    Gamma,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-    StudentT,
-)
+from torch import distributions as known
+from torch.distributions import Distribution
 
 from ppl_med.likelihoods.stored import class_probs
 
-Uniform = Callable[..., Tensor | None]
-"""From a shape, and a suffix to the site's name, to numbers in (0, 1), float64 on the CPU, or None
-where the shape has no axis of cases."""
+Uniform = Callable[..., Tensor]
+"""``uniform(shape, suffix="")``: numbers in (0, 1), float64 on the CPU. The suffix to the site's
+name gives other numbers."""
 
 
 @singledispatch
-def transformed(fn: Distribution, uniform: Uniform) -> Tensor | None:
-    """A draw by inverse transform.
+def transformed(fn: Distribution, uniform: Uniform) -> Tensor:
+    """A draw by inverse transform of uniform numbers.
 
-    Args:
-        fn: The distribution, whose batch dims hold the case.
-        uniform: Gives the uniform numbers: ``uniform(shape, suffix="")``.
-
-    Returns:
-        The draw, or None for a distribution whose inverse transform is not known.
+    Raises:
+        NotImplementedError: If the distribution's inverse transform is not known.
     """
-    return None if fn.event_shape else _at(fn, uniform(fn.batch_shape))
+    if fn.event_shape:
+        raise NotImplementedError
+    return quantile(fn, uniform(fn.batch_shape))
 
 
-def _at(fn: Distribution, u: Tensor | None) -> Tensor | None:
-    return None if u is None else quantile(fn, u)
-
-
-@transformed.register(Independent)
-def _(fn: Independent, uniform: Uniform) -> Tensor | None:
+@transformed.register(known.Independent)
+def _(fn: known.Independent, uniform: Uniform) -> Tensor:
     return transformed(fn.base_dist, uniform)
 
 
-@transformed.register(MultivariateNormal)
-def _(fn: MultivariateNormal, uniform: Uniform) -> Tensor | None:
-    return _at(fn, uniform(fn.batch_shape + fn.event_shape))
+@transformed.register(known.MultivariateNormal)
+def _(fn: known.MultivariateNormal, uniform: Uniform) -> Tensor:
+    u = uniform(fn.batch_shape + fn.event_shape)
+    noise = torch.special.ndtri(u).to(fn.loc).unsqueeze(-1)
+    return fn.loc + (fn._unbroadcasted_scale_tril @ noise).squeeze(-1)
 
 
-@transformed.register(MixtureSameFamily)
-def _(fn: MixtureSameFamily, uniform: Uniform) -> Tensor | None:
+@transformed.register(known.MixtureSameFamily)
+def _(fn: known.MixtureSameFamily, uniform: Uniform) -> Tensor:
     """A draw of the component, then one of each component, of which the chosen one is taken."""
     chosen = transformed(fn.mixture_distribution, partial(_of_component, uniform))
     values = transformed(fn.component_distribution, uniform)
-    if chosen is None or values is None:
-        return None
     axis = len(fn.batch_shape)
     index = chosen.view(*chosen.shape, *[1] * (values.dim() - axis))
     index = index.expand(*values.shape[:axis], 1, *values.shape[axis + 1 :])
     return values.gather(axis, index).squeeze(axis)
 
 
-def _of_component(uniform: Uniform, shape: torch.Size, suffix: str = "") -> Tensor | None:
+def _of_component(uniform: Uniform, shape: torch.Size, suffix: str = "") -> Tensor:
     return uniform(shape, f"/component{suffix}")
 
 
 @singledispatch
-def quantile(fn: Distribution, u: Tensor) -> Tensor | None:
-    """Quantiles of a distribution; of a multivariate normal, its draw from standard normals.
+def quantile(fn: Distribution, u: Tensor) -> Tensor:
+    """Quantiles of a distribution of one number, in its precision and on its device.
 
     Args:
-        fn: The distribution of one entry, batch dims (...).
+        fn: The distribution, batch dims (...).
         u: Probabilities, float64 on the CPU, dims (...).
 
-    Returns:
-        Dims (...), in the precision and on the device of the distribution; None where no inverse
-        is known.
+    Raises:
+        NotImplementedError: If they are not known, or known without a gradient that is wanted.
     """
     reference = _reference(fn)
     limits = torch.finfo(reference.dtype)
-    try:
-        return fn.icdf(u.to(reference).clamp(limits.tiny, 1 - limits.eps / 2))
-    except NotImplementedError:
-        return None
+    return fn.icdf(u.to(reference).clamp(limits.tiny, 1 - limits.eps / 2))
 
 
-@quantile.register(Categorical)
-def _(fn: Categorical, u: Tensor) -> Tensor:
+@quantile.register(known.Categorical)
+def _(fn: known.Categorical, u: Tensor) -> Tensor:
     edges = class_probs(fn)[..., :-1].double().cumsum(-1)
     return (u.to(edges.device).unsqueeze(-1) > edges).sum(-1)
 
 
-@quantile.register(Bernoulli)
-def _(fn: Bernoulli, u: Tensor) -> Tensor:
+@quantile.register(known.Bernoulli)
+def _(fn: known.Bernoulli, u: Tensor) -> Tensor:
     return (u.to(fn.probs.device) < fn.probs.double()).to(fn.probs.dtype)
 
 
-@quantile.register(Normal)
-def _(fn: Normal, u: Tensor) -> Tensor:
+@quantile.register(known.Normal)
+def _(fn: known.Normal, u: Tensor) -> Tensor:
     return fn.loc + fn.scale * torch.special.ndtri(u).to(fn.loc)
 
 
-@quantile.register(MultivariateNormal)
-def _(fn: MultivariateNormal, u: Tensor) -> Tensor:
-    noise = torch.special.ndtri(u).to(fn.loc).unsqueeze(-1)
-    return fn.loc + (fn._unbroadcasted_scale_tril @ noise).squeeze(-1)
-
-
-@quantile.register(Gamma)
-def _(fn: Gamma, u: Tensor) -> Tensor | None:
+@quantile.register(known.Gamma)
+def _(fn: known.Gamma, u: Tensor) -> Tensor:
     standard = _by_scipy(special.gammaincinv, fn, u, fn.concentration)
-    tiny = torch.finfo(fn.rate.dtype).tiny
-    return None if standard is None else standard.clamp_min(tiny) / fn.rate
+    return standard.clamp_min(torch.finfo(standard.dtype).tiny) / fn.rate
 
 
-@quantile.register(Beta)
-def _(fn: Beta, u: Tensor) -> Tensor | None:
+@quantile.register(known.Beta)
+def _(fn: known.Beta, u: Tensor) -> Tensor:
     value = _by_scipy(special.betaincinv, fn, u, fn.concentration1, fn.concentration0)
-    limits = torch.finfo(fn.concentration1.dtype)
-    return None if value is None else value.clamp(limits.tiny, 1 - limits.eps / 2)
+    limits = torch.finfo(value.dtype)
+    return value.clamp(limits.tiny, 1 - limits.eps / 2)
 
 
-@quantile.register(StudentT)
-def _(fn: StudentT, u: Tensor) -> Tensor | None:
-    standard = _by_scipy(special.stdtrit, fn, u, fn.df)
-    return None if standard is None else fn.loc + fn.scale * standard
+@quantile.register(known.StudentT)
+def _(fn: known.StudentT, u: Tensor) -> Tensor:
+    return fn.loc + fn.scale * _by_scipy(special.stdtrit, fn, u, fn.df)
 
 
-def _by_scipy(inverse: np.ufunc, fn: Distribution, u: Tensor, *parameters: Tensor) -> Tensor | None:
-    """An inverse that torch lacks, u its last argument; None where a gradient is wanted."""
-    all_parameters = [getattr(fn, name) for name in fn.arg_constraints]
-    if torch.is_grad_enabled() and any(p.requires_grad for p in all_parameters):
-        return None
+def _by_scipy(inverse: np.ufunc, fn: Distribution, u: Tensor, *parameters: Tensor) -> Tensor:
+    """An inverse distribution function that torch lacks; u is its last argument."""
+    every = [getattr(fn, name) for name in fn.arg_constraints]
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in every):
+        raise NotImplementedError
     arrays = [parameter.detach().double().cpu().numpy() for parameter in parameters]
-    return torch.from_numpy(np.asarray(inverse(*arrays, u.numpy()))).to(parameters[0])
+    return torch.from_numpy(np.asarray(inverse(*arrays, u.numpy()))).to(every[0])
 
 
 def _reference(fn: Distribution) -> Tensor:

@@ -32,9 +32,7 @@ class LogitNormal(ClassLikelihood):
     Args:
         classes: Class names, K >= 2 of them.
         samples: T.
-        event: Names of the axes after the class axis.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that an entry was not observed.
+        event, site, partial: As of ``Categorical``.
     """
 
     def __init__(

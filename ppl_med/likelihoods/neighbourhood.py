@@ -33,8 +33,7 @@ class SpatialSmoothing(LossLikelihood):
         event: Names of the spatial axes, two or three.
         size: Width of the kernel in pixels, odd, 3 or more.
         sigma: Standard deviation of the kernel, in pixels.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that a pixel was not annotated.
+        site, partial: As of ``Categorical``.
     """
 
     kernel: Tensor
@@ -75,8 +74,7 @@ class NeighbourAware(LossLikelihood):
         event: Names of the spatial axes, two or three.
         size: Width of the box in pixels, odd, 3 or more.
         weight: Of the penalty, 0 or more; 0 is ``Categorical``.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that a pixel was not annotated.
+        site, partial: As of ``Categorical``.
     """
 
     kernel: Tensor

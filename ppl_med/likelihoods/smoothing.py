@@ -31,9 +31,7 @@ class LabelSmoothing(LossLikelihood):
     Args:
         classes: Class names, K >= 2 of them.
         smoothing: In [0, 1); 0 is ``Categorical``.
-        event: Names of the axes after the class axis.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that an entry was not observed.
+        event, site, partial: As of ``Categorical``.
     """
 
     def __init__(
@@ -68,9 +66,7 @@ class MarginSmoothing(LossLikelihood):
         classes: Class names, K >= 2 of them.
         margin: Distance of logits that costs nothing, 0 or more; infinite is ``Categorical``.
         weight: Of the penalty, 0 or more.
-        event: Names of the axes after the class axis.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that an entry was not observed.
+        event, site, partial: As of ``Categorical``.
     """
 
     def __init__(
@@ -108,9 +104,7 @@ class LabelNoise(Categorical):
     Args:
         classes: Class names, K >= 2 of them.
         noise: In [0, 1); 0 is ``Categorical``.
-        event: Names of the axes after the class axis.
-        site: Name of the observed site.
-        partial: Whether a value of -1 says that an entry was not observed.
+        event, site, partial: As of ``Categorical``.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Laplace, Normal
-from torch.distributions import StudentT as StudentsT
+from torch import distributions as known
+from torch.distributions import Distribution
 
 Parameters = dict[str, tuple[list[str], Tensor]]
 """Values of a distribution's parameters with the names of their axes."""
@@ -29,31 +29,27 @@ def in_double(fn: Distribution) -> Distribution:
     return fn
 
 
-@in_double.register(Independent)
-def _(fn: Independent) -> Distribution:
+@in_double.register(known.Independent)
+def _(fn: known.Independent) -> Distribution:
     return dist.Independent(in_double(fn.base_dist), fn.reinterpreted_batch_ndims)
 
 
-@in_double.register(Categorical)
-def _(fn: Categorical) -> Distribution:
+@in_double.register(known.Categorical)
+def _(fn: known.Categorical) -> Distribution:
     double = fn.logits.dtype == torch.float64
     return fn if double else type(fn)(logits=fn.logits.double())
 
 
-@in_double.register(Bernoulli)
-def _(fn: Bernoulli) -> Distribution:
+@in_double.register(known.Bernoulli)
+def _(fn: known.Bernoulli) -> Distribution:
     return dist.Bernoulli(logits=fn.logits.double())
 
 
-@in_double.register(Normal)
-@in_double.register(Laplace)
-def _(fn: Normal | Laplace) -> Distribution:
-    return _as_pyro(fn)(fn.loc.double(), fn.scale.double())
-
-
-@in_double.register(StudentsT)
-def _(fn: StudentsT) -> Distribution:
-    return _as_pyro(fn)(fn.df.double(), fn.loc.double(), fn.scale.double())
+@in_double.register(known.Normal)
+@in_double.register(known.Laplace)
+@in_double.register(known.StudentT)
+def _(fn: Distribution) -> Distribution:
+    return _as_pyro(fn)(**{name: getattr(fn, name).double() for name in fn.arg_constraints})
 
 
 def _as_pyro(fn: Distribution) -> Any:
@@ -68,19 +64,15 @@ def log_prob_in_double(fn: Distribution, value: Tensor) -> Tensor:
         fn: The distribution, in any precision.
         value: The observation; a Bernoulli's may be integers, as labels are.
     """
-    if isinstance(without_event(fn), Bernoulli):
+    inner = fn
+    while isinstance(inner, known.Independent):
+        inner = inner.base_dist
+    if isinstance(inner, known.Bernoulli):
         value = value.double()
     return in_double(fn).log_prob(value)
 
 
-def without_event(fn: Distribution) -> Distribution:
-    """The distribution of one entry, below all that ``to_event`` made of it."""
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def class_probs(fn: Categorical) -> Tensor:
+def class_probs(fn: known.Categorical) -> Tensor:
     """Class probabilities, dims (..., class), computed once and kept on the distribution.
 
     They are the exponential of the normalised logits. ``fn.probs`` would be a softmax, which takes
@@ -114,18 +106,18 @@ def stored_parameters(fn: Distribution, names: Sequence[str]) -> Parameters:
         return {}
 
 
-@stored_parameters.register(Independent)
-def _(fn: Independent, names: Sequence[str]) -> Parameters:
+@stored_parameters.register(known.Independent)
+def _(fn: known.Independent, names: Sequence[str]) -> Parameters:
     return stored_parameters(fn.base_dist, names)
 
 
-@stored_parameters.register(Categorical)
-def _(fn: Categorical, names: Sequence[str]) -> Parameters:
+@stored_parameters.register(known.Categorical)
+def _(fn: known.Categorical, names: Sequence[str]) -> Parameters:
     return _by_class(class_probs(fn).movedim(-1, 1 if names else 0), names)
 
 
-@stored_parameters.register(Bernoulli)
-def _(fn: Bernoulli, names: Sequence[str]) -> Parameters:
+@stored_parameters.register(known.Bernoulli)
+def _(fn: known.Bernoulli, names: Sequence[str]) -> Parameters:
     both = torch.sigmoid(-fn.logits), torch.sigmoid(fn.logits)
     return _by_class(torch.stack(both, 1 if names else 0), names)
 
@@ -134,13 +126,12 @@ def _by_class(probs: Tensor, names: Sequence[str]) -> Parameters:
     return {"probs": ([*names[:1], "class", *names[1:]], probs)}
 
 
-@stored_parameters.register(Normal)
-def _(fn: Normal, names: Sequence[str]) -> Parameters:
+@stored_parameters.register(known.Normal)
+def _(fn: known.Normal, names: Sequence[str]) -> Parameters:
     return {"loc": (list(names), fn.loc), "scale": (list(names), fn.scale)}
 
 
-@stored_parameters.register(Laplace)
-@stored_parameters.register(StudentsT)
-def _(fn: Laplace | StudentsT, names: Sequence[str]) -> Parameters:
-    of_one = {"loc": fn.loc, "scale": fn.scale, "variance": fn.variance}  # not the squared scale
-    return {name: (list(names), value) for name, value in of_one.items()}
+@stored_parameters.register(known.Laplace)
+@stored_parameters.register(known.StudentT)
+def _(fn: Any, names: Sequence[str]) -> Parameters:  # the variance is not the squared scale
+    return {name: (list(names), getattr(fn, name)) for name in ("loc", "scale", "variance")}
