@@ -7,34 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reader_folders import CAMVID_SIZE, write_camvid
 
 from ppl_med.data import CAMVID_FLIPS, Batches, load_camvid, mirror_with_mask
 from ppl_med.data.readers.camvid import CLASS_NAMES
 
-SIZE = (12, 16)
-
-
-def write(folder, splits=("train", "val"), size=SIZE):
-    """Write labels 0..11 and PNG images, which lose nothing; return both by id."""
-    rng, truth = np.random.default_rng(0), {}
-    for split in splits:
-        lines = []
-        for kind in (split, f"{split}annot"):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-        for k in range(3):
-            name = f"0001{split}_{k:03d}"
-            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            label = rng.integers(0, 12, size, dtype=np.uint8)
-            Image.fromarray(image).save(folder / split / f"{name}.png")
-            Image.fromarray(label).save(folder / f"{split}annot" / f"{name}.png")
-            lines.append(f"{split}/{name}.png {split}annot/{name}.png")
-            truth[name] = (image, label)
-        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
-    return truth
-
 
 def test_the_arrays_are_those_of_the_files(tmp_path):
-    truth = write(tmp_path / "camvid", ("train", "val", "test"))
+    truth = write_camvid(tmp_path / "camvid", ("train", "val", "test"))
     splits = load_camvid(tmp_path)
     assert list(splits) == ["train", "val", "test"]
     for split, one in splits.items():
@@ -49,7 +29,7 @@ def test_the_arrays_are_those_of_the_files(tmp_path):
 
 
 def test_smaller_images_are_averages_and_labels_are_those_of_a_pixel(tmp_path):
-    write(tmp_path)
+    write_camvid(tmp_path)
     whole, small = load_camvid(tmp_path)["train"], load_camvid(tmp_path, size=(4, 8))["train"]
     means = whole["image"].reshape(3, 3, 4, 3, 8, 2).mean((3, 5))
     np.testing.assert_allclose(small["image"], means, atol=1)
@@ -59,7 +39,7 @@ def test_smaller_images_are_averages_and_labels_are_those_of_a_pixel(tmp_path):
 
 
 def test_flips_of_camvid_keep_what_does_not_flip(tmp_path):
-    write(tmp_path)
+    write_camvid(tmp_path)
     train = load_camvid(tmp_path)["train"]
     batches = Batches(train, transform=[mirror_with_mask, CAMVID_FLIPS])
     plain = Batches(train, transform=mirror_with_mask)
@@ -73,18 +53,22 @@ def test_bad_folders_are_named(tmp_path):
         load_camvid(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"neither train\.txt"):
         load_camvid(tmp_path)
-    write(tmp_path)
+    write_camvid(tmp_path)
     with pytest.raises(ValueError, match=r"size is \(40, 40\), larger than the 12 x 16"):
         load_camvid(tmp_path, size=(40, 40))
     with pytest.raises(ValueError, match="all at least 1"):
         load_camvid(tmp_path, size=(0, 4))
-    Image.fromarray(np.full(SIZE, 12, np.uint8)).save(tmp_path / "trainannot/0001train_001.png")
+    Image.fromarray(np.full(CAMVID_SIZE, 12, np.uint8)).save(
+        tmp_path / "trainannot/0001train_001.png"
+    )
     with pytest.raises(ValueError, match=r"holds 12; expected 0\.\.11"):
         load_camvid(tmp_path)
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "trainannot/0001train_001.png")
     with pytest.raises(ValueError, match="expected one size"):
         load_camvid(tmp_path)
-    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "trainannot/0001train_001.png")
+    Image.fromarray(np.zeros((*CAMVID_SIZE, 3), np.uint8)).save(
+        tmp_path / "trainannot/0001train_001.png"
+    )
     with pytest.raises(ValueError, match="mode RGB"):
         load_camvid(tmp_path)
 
@@ -100,7 +84,7 @@ def test_bad_folders_are_named(tmp_path):
     ],
 )
 def test_bad_lists_are_named(tmp_path, line, message):
-    write(tmp_path)
+    write_camvid(tmp_path)
     (tmp_path / "val.txt").write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         load_camvid(tmp_path)

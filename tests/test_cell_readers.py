@@ -1,34 +1,13 @@
 """Blood cells: outlines of two laboratories, and counts; from files made here and the real ones."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from reader_folders import write_bccd, write_site, write_wbc
 
 from ppl_med.data import Batches, load_bccd_counts, load_wbc_seg
-
-SIZES = [(12, 12), (10, 14), (16, 12)]
-
-
-def write_site(folder: Path, first: int) -> dict[str, Any]:
-    """Three cells: labels fill the middle of pictures of several sizes."""
-    rng, truth = np.random.default_rng(first), {}
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
-    for number, size in enumerate(SIZES, first):
-        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        mask = np.zeros(size, np.uint8)
-        mask[3:-3, 3:-3] = rng.integers(1, 3, (size[0] - 6, size[1] - 6))
-        Image.fromarray(image).save(folder / "images" / f"{number:03d}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{number:03d}.png")
-        truth[f"{number:03d}"] = (image.transpose(2, 0, 1), mask)
-    return truth
-
-
-def write_wbc(folder: Path) -> dict[str, Any]:
-    return write_site(folder / "train", 1) | write_site(folder / "val", 11)
 
 
 def test_wbc_keeps_every_pixel_and_names_the_site(tmp_path: Path) -> None:
@@ -94,28 +73,6 @@ def test_wbc_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "train" / "images" / "001.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no \.png files"):
         load_wbc_seg(tmp_path)
-
-
-def write_bccd(folder: Path) -> dict[str, list[str]]:
-    """Pictures of one colour; boxes in random order; return the names of the boxes by id."""
-    rng, truth = np.random.default_rng(0), {}
-    for part in ("ImageSets/Main", "JPEGImages", "Annotations"):
-        (folder / part).mkdir(parents=True)
-    for split in ("train", "val"):
-        ids = [f"BloodImage_{split}{k}" for k in range(3)]
-        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(ids) + "\n")
-        for k, one in enumerate(ids):
-            picture = np.full((24, 32, 3), 40 * (k + 1), np.uint8)
-            Image.fromarray(picture).save(folder / f"JPEGImages/{one}.jpg", quality=95)
-            names = rng.choice(["RBC", "WBC", "Platelets"], 4 * k + 1, p=[0.8, 0.1, 0.1]).tolist()
-            boxes = "".join(
-                f"<object><name>{name}</name><bndbox><xmin>1</xmin></bndbox></object>"
-                for name in names
-            )
-            text = f"<annotation><filename>{one}.jpg</filename>{boxes}</annotation>"
-            (folder / f"Annotations/{one}.xml").write_text(text)
-            truth[one] = names
-    return truth
 
 
 def test_bccd_counts_the_boxes(tmp_path: Path) -> None:

@@ -1,40 +1,14 @@
 """NYU Depth v2 and Make3D: read from small files of their formats, written here."""
 
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
+from reader_folders import CASES, COLS, PARTS, ROWS, write_make3d, write_nyuv2
 from scipy.io import savemat
 
 from ppl_med.data import Batches, load_make3d, load_nyuv2
-
-ROWS, COLS, CASES = 6, 8, 5
-
-
-def write_nyuv2(folder: Path, scenes: bool = True, splits: bool = True) -> dict[str, Any]:
-    """As MATLAB sees the arrays: (row, col, channel, case) and (row, col, case)."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (ROWS, COLS, 3, CASES), dtype=np.uint8)
-    depths = rng.uniform(1, 9, (ROWS, COLS, CASES)).astype(np.float32)
-    raw = depths.copy()
-    raw[0, :3, 1], raw[1, 0, 1], raw[2, 2, 1] = 0, np.nan, -1
-    folder.mkdir(parents=True, exist_ok=True)
-    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
-        file["images"], file["depths"], file["rawDepths"] = images.T, depths.T, raw.T
-        if scenes:
-            names = [f"kitchen_{k // 2}" for k in range(CASES)]
-            references = np.empty((1, CASES), h5py.ref_dtype)
-            for k, name in enumerate(names):
-                codes = np.frombuffer(name.encode("utf-16-le"), np.uint16)[:, None]
-                references[0, k] = file.create_dataset(f"#refs#/{k}", data=codes).ref
-            file.create_dataset("scenes", data=references, dtype=h5py.ref_dtype)
-    if splits:
-        numbers = {"trainNdxs": [[1], [2], [4]], "testNdxs": [[3], [5]]}
-        savemat(folder / "splits.mat", numbers)
-    return {"images": images, "depths": depths, "raw": raw}
 
 
 def test_nyuv2_undoes_the_reversed_axes_and_keeps_the_official_split(tmp_path: Path) -> None:
@@ -106,32 +80,6 @@ def test_nyuv2_names_what_is_wrong(tmp_path: Path) -> None:
     savemat(path, {"depths": np.ones((2, 2))})
     with pytest.raises(ValueError, match=r"no HDF5 file; expected MATLAB's version 7\.3"):
         load_nyuv2(tmp_path)
-
-
-PARTS = {"train": ["10.21op2-p-015t000", "math7-p-282t0"], "test": ["op1-p-046t000"]}
-IMAGES = {"train": "Train400Img", "test": "Test134"}
-DEPTHS = {"train": "Train400Depth", "test": "Gridlaserdata"}
-
-
-def write_make3d(folder: Path, splits: tuple[str, ...] = ("train", "test")) -> dict[str, Any]:
-    """Pictures of one colour, which JPEG keeps within a level or two, and grids of 5 x 9."""
-    rng, truth = np.random.default_rng(1), {}
-    for split in splits:
-        (folder / IMAGES[split]).mkdir(parents=True)
-        (folder / DEPTHS[split]).mkdir()
-        for part in PARTS[split]:
-            colour = rng.integers(20, 236, 3).astype(np.uint8)
-            picture = np.broadcast_to(colour, (40, 24, 3))
-            Image.fromarray(np.ascontiguousarray(picture)).save(
-                folder / IMAGES[split] / f"img-{part}.jpg", quality=95, subsampling=0
-            )
-            grid = rng.uniform(1, 60, (5, 9, 4))
-            grid[0, :4, 3] = [81.9, 70.0, 69.9, np.nan]
-            grid[1, :2, 3] = [0.0, -3.0]
-            name = folder / DEPTHS[split] / f"depth_sph_corr-{part}.mat"
-            savemat(name, {"Position3DGrid": grid})
-            truth[part] = (colour, grid)
-    return truth
 
 
 def test_make3d_pairs_files_and_masks_beyond_70_m(tmp_path: Path) -> None:

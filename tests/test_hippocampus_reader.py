@@ -1,46 +1,18 @@
 """The hippocampus reader: on volumes written here by nibabel, and on the real ones."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from reader_folders import save_volume, write_hippocampus
 
 from ppl_med.data import Batches, load_hippocampus
 
 nibabel = pytest.importorskip("nibabel", reason="needs the extra `data`")
-SIZES = [(6, 8, 5), (7, 9, 6), (5, 7, 8)]  # columns, rows, depth: the order of NIfTI
-AFFINE = np.diag([0.5, 1.0, 2.0, 1.0])
-
-
-def save(path: Path, values: Any, affine: Any = AFFINE, unit: str = "mm") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    volume = nibabel.Nifti1Image(values, affine)
-    volume.header.set_xyzt_units(unit)
-    nibabel.save(volume, path)
-
-
-def write(folder: Path, splits: tuple[str, ...] = ("train", "val")) -> dict[str, Any]:
-    """Three cases a split; labels fill the middle; return grey levels and labels by id."""
-    rng, truth = np.random.default_rng(0), {}
-    for split in splits:
-        names = []
-        for k, size in enumerate(SIZES):
-            name = f"hippocampus_{split}{k}"
-            grey = rng.normal(100, 10, size).astype(np.float32)
-            label = np.zeros(size, np.uint8)
-            label[1:-1, 1:-1, 1:-1] = rng.integers(0, 3, [n - 2 for n in size])
-            label[1, 1, 1] = label[-2, -2, -2] = 1
-            save(folder / "imagesTr" / f"{name}.nii.gz", grey)
-            save(folder / "labelsTr" / f"{name}.nii.gz", label)
-            names.append(f"{name}.nii.gz")
-            truth[name] = (grey, label)
-        (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
-    return truth
 
 
 def test_the_arrays_are_those_of_the_files(tmp_path: Path) -> None:
-    truth = write(tmp_path / "hippocampus", ("train", "val", "test"))
+    truth = write_hippocampus(tmp_path / "hippocampus", ("train", "val", "test"))
     splits = load_hippocampus(tmp_path, size=(8, 9, 8), standardize=False)
     assert list(splits) == ["train", "val", "test"]
     for one in splits.values():
@@ -62,7 +34,7 @@ def test_the_arrays_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def test_each_volume_is_standardized_over_its_own_voxels(tmp_path: Path) -> None:
-    truth = write(tmp_path)
+    truth = write_hippocampus(tmp_path)
     train = load_hippocampus(tmp_path, size=(8, 9, 8))["train"]
     grey = truth["hippocampus_train1"][0].transpose(2, 1, 0)
     expected = (grey - grey.mean(dtype=float)) / grey.std(dtype=float)
@@ -70,28 +42,30 @@ def test_each_volume_is_standardized_over_its_own_voxels(tmp_path: Path) -> None
 
 
 def test_other_orientations_and_voxels_end_on_the_same_axes(tmp_path: Path) -> None:
-    truth = write(tmp_path)
+    truth = write_hippocampus(tmp_path)
     plain = load_hippocampus(tmp_path, size=(8, 9, 8))["train"]
     for part, values in zip(("imagesTr", "labelsTr"), truth["hippocampus_train0"], strict=True):
         turned = values[::-1].transpose(1, 2, 0)  # rows, depth, columns from right to left
         affine = np.zeros((4, 4))
         affine[0, 2], affine[1, 0], affine[2, 1] = -0.5, 1.0, 2.0
         affine[3, 3] = 1
-        save(tmp_path / part / "hippocampus_train0.nii.gz", np.ascontiguousarray(turned), affine)
+        save_volume(
+            tmp_path / part / "hippocampus_train0.nii.gz", np.ascontiguousarray(turned), affine
+        )
     turned_back = load_hippocampus(tmp_path, size=(8, 9, 8))["train"]
     for name in plain:
         np.testing.assert_array_equal(plain[name], turned_back[name])
 
 
 def test_outside_may_be_ignored(tmp_path: Path) -> None:
-    truth = write(tmp_path)
+    truth = write_hippocampus(tmp_path)
     train = load_hippocampus(tmp_path, size=(10, 10, 10), outside="ignore")["train"]
     voxels = [truth[name][1].size for name in train["id"]]
     assert (train["mask"] >= 0).sum((1, 2, 3)).tolist() == voxels
 
 
 def test_no_labelled_voxel_is_cut_silently(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_hippocampus(tmp_path)
     cropped = load_hippocampus(tmp_path, size=(6, 7, 5))["train"]
     assert cropped["mask"].shape == (3, 6, 7, 5)
     message = (
@@ -112,7 +86,7 @@ def test_bad_arguments_and_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    truth = write(tmp_path)
+    truth = write_hippocampus(tmp_path)
     name = "hippocampus_train0"
     image, label = (tmp_path / part / f"{name}.nii.gz" for part in ("imagesTr", "labelsTr"))
     grey, classes = truth[name]
@@ -120,20 +94,20 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     def expect(message: str, error: type[Exception] = ValueError) -> None:
         with pytest.raises(error, match=message):
             load_hippocampus(tmp_path)
-        save(image, grey)
-        save(label, classes)
+        save_volume(image, grey)
+        save_volume(label, classes)
 
-    save(label, classes + np.uint8(2))
+    save_volume(label, classes + np.uint8(2))
     expect(r"labelsTr.*holds \[2 3 4\]; expected 0, 1 and 2")
-    save(label, classes[:-1])
+    save_volume(label, classes[:-1])
     expect(r"image \(6, 8, 5\) and label \(5, 8, 5\) do not lie on one grid")
-    save(label, classes, np.diag([1.0, 1, 1, 1]))
+    save_volume(label, classes, np.diag([1.0, 1, 1, 1]))
     expect("do not lie on one grid")
-    save(image, np.where(classes == 1, np.nan, grey).astype(np.float32))
+    save_volume(image, np.where(classes == 1, np.nan, grey).astype(np.float32))
     expect("NaN or infinite voxels")
-    save(image, grey[..., None])
+    save_volume(image, grey[..., None])
     expect(r"shape \(6, 8, 5, 1\); expected three axes")
-    save(image, grey, unit="meter")
+    save_volume(image, grey, unit="meter")
     expect("is in meter; expected mm")
     image.write_bytes(b"no volume")
     expect("no NIfTI file that can be read")

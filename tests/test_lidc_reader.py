@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reader_folders import crops, lidc_contents
 
 from ppl_med.data import (
     Batches,
@@ -21,29 +22,10 @@ from ppl_med.data import (
 from ppl_med.data.readers.lidc import CLASS_NAMES
 
 
-def contents(split, num_cases=6, seed=0):
-    rng = np.random.default_rng([seed, len(split)])
-    masks = np.zeros((num_cases, 4, 128, 128), np.uint8)
-    present = rng.random((num_cases, 4)) < 0.6
-    present[:, 0] = True
-    for case, reader in np.argwhere(present):
-        row, col = rng.integers(54, 66, 2)
-        masks[case, reader, row : row + 4, col : col + 7] = 1
-    masks[0, 0] = 0  # present, and saw nothing in this slice
-    return {
-        "images": rng.integers(0, 256, (num_cases, 128, 128), dtype=np.uint8),
-        "masks": masks,
-        "reader_present": present.astype(np.uint8),
-        "patient": np.array([f"P-{split}-{k // 2}".encode() for k in range(num_cases)]),
-        "nodule": np.arange(num_cases, dtype=np.int16) % 2,
-        "slice": np.full(num_cases, 5, np.int16),
-    }
-
-
 @pytest.fixture
 def folder(tmp_path):
     for split in ("train", "val"):
-        np.savez(tmp_path / f"lidc_{split}.npz", **contents(split))
+        np.savez(tmp_path / f"lidc_{split}.npz", **lidc_contents(split))
     return tmp_path
 
 
@@ -51,7 +33,7 @@ def test_the_arrays_are_those_of_the_files(folder):
     splits = load_lidc(folder)
     assert list(splits) == ["train", "val"]
     for split, one in splits.items():
-        arrays = contents(split)
+        arrays = lidc_contents(split)
         assert one["image"].dtype == np.float32 and one["mask"].dtype == np.int8
         np.testing.assert_allclose(one["image"][:, 0] * 255, arrays["images"], atol=1e-4)
         np.testing.assert_array_equal(one["mask"], arrays["masks"])
@@ -66,12 +48,12 @@ def test_the_arrays_are_those_of_the_files(folder):
 def test_a_test_split_is_read_where_there_is_one(tmp_path):
     (tmp_path / "lidc").mkdir()
     for split in ("train", "val", "test"):
-        np.savez(tmp_path / "lidc" / f"lidc_{split}.npz", **contents(split + "x" * len(split)))
+        np.savez(tmp_path / "lidc" / f"lidc_{split}.npz", **lidc_contents(split + "x" * len(split)))
     assert list(load_lidc(tmp_path)) == ["train", "val", "test"]
 
 
 def test_absent_readers_may_count_as_no_answer(folder):
-    present = contents("train")["reader_present"] > 0
+    present = lidc_contents("train")["reader_present"] > 0
     train = load_lidc(folder, absent="ignore")["train"]
     assert (train["mask"][~present] == -1).all() and (train["mask"][present] >= 0).all()
     assert len(one_grader_per_case(train)["id"]) == present.sum()
@@ -87,7 +69,7 @@ def test_a_crop_keeps_the_middle(folder):
 
 
 def test_averages_keep_the_mean_and_every_outline(folder):
-    arrays = contents("train")
+    arrays = lidc_contents("train")
     arrays["masks"][1, 0] = 0
     arrays["masks"][1, 0, 61, 61] = 1  # a quarter of a block: below half, and all there is
     np.savez(folder / "lidc_train.npz", **arrays)
@@ -103,7 +85,7 @@ def test_averages_keep_the_mean_and_every_outline(folder):
 
 
 def test_a_patient_in_two_splits_raises(folder):
-    arrays = contents("val")
+    arrays = lidc_contents("val")
     arrays["patient"] = np.where(np.arange(6) == 2, b"P-train-0", arrays["patient"])
     np.savez(folder / "lidc_val.npz", **arrays)
     with pytest.raises(ValueError, match="patients of train and patients of val share 1"):
@@ -123,7 +105,7 @@ def test_a_patient_in_two_splits_raises(folder):
     ],
 )
 def test_files_of_another_form_are_named(folder, changes, message):
-    np.savez(folder / "lidc_val.npz", **(contents("val") | changes))
+    np.savez(folder / "lidc_val.npz", **(lidc_contents("val") | changes))
     with pytest.raises(ValueError, match=message):
         load_lidc(folder)
 
@@ -141,18 +123,6 @@ def test_missing_things_and_bad_arguments_are_named(tmp_path, folder):
     np.savez(folder / "lidc_val.npz", images=np.zeros(3))
     with pytest.raises(ValueError, match=r"lacks \['masks'"):
         load_lidc(folder)
-
-
-def crops(num_crops=5, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        f"LIDC-{k}_slice": {
-            "image": rng.random((128, 128)).astype(np.float64 if k % 2 else np.float32),
-            "masks": [(rng.random((128, 128)) < 0.1).astype(float) for _ in range(4)],
-            "series_uid": np.str_(f"1.3.6.{k // 2}") if k % 2 else f"1.3.6.{k // 2}",
-        }
-        for k in range(num_crops)
-    }
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -5,36 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reader_folders import malaria_contents
 
 from ppl_med.data import Batches, load_malaria, standardization
 from ppl_med.data.readers.malaria import CLASS_NAMES
 
 
-def contents(seed=0):
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for split, num_cases, people in [("train", 200, 20), ("val", 30, 3), ("test", 40, 4)]:
-        who = rng.integers(0, people, num_cases)
-        arrays[f"{split}_images"] = rng.integers(0, 256, (num_cases, 6, 6), dtype=np.uint8)
-        # The first fifth of the people are healthy donors.
-        label = (who >= people // 5) & (rng.random(num_cases) < 0.6)
-        arrays[f"{split}_labels"] = label.astype(np.uint8)[:, None]
-        arrays[f"{split}_patient"] = np.array([f"{split[1]}{k}".encode() for k in who])
-    return arrays
-
-
 @pytest.fixture
 def folder(tmp_path):
-    np.savez(tmp_path / "malaria.npz", **contents())
+    np.savez(tmp_path / "malaria.npz", **malaria_contents())
     return tmp_path
 
 
 def save(folder, **changes):
-    np.savez(folder / "malaria.npz", **(contents() | changes))
+    np.savez(folder / "malaria.npz", **(malaria_contents() | changes))
 
 
 def test_the_arrays_are_those_of_the_file(folder):
-    arrays, splits = contents(), load_malaria(folder)
+    arrays, splits = malaria_contents(), load_malaria(folder)
     assert list(splits) == ["train", "val", "test"]
     for split, one in splits.items():
         np.testing.assert_array_equal(one["image"][:, 0], arrays[f"{split}_images"])
@@ -79,8 +67,8 @@ def test_by_patient_keeps_people_whole(folder):
 
 
 def test_a_patient_in_two_splits_raises(folder):
-    patient = contents()["test_patient"]
-    patient[5] = contents()["train_patient"][0]
+    patient = malaria_contents()["test_patient"]
+    patient[5] = malaria_contents()["train_patient"][0]
     save(folder, test_patient=patient)
     with pytest.raises(ValueError, match="patients of train and patients of test share 1"):
         load_malaria(folder)

@@ -5,21 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reader_folders import pneumoniamnist_contents
 
 from ppl_med.data import Batches, load_pneumoniamnist
 
 
-def content() -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    found: dict[str, Any] = {}
-    for split, cases in (("train", 6), ("val", 3), ("test", 2)):
-        found[f"{split}_images"] = rng.integers(0, 256, (cases, 28, 28), dtype=np.uint8)
-        found[f"{split}_labels"] = rng.integers(0, 2, (cases, 1), dtype=np.uint8)
-    return found
-
-
 def test_the_arrays_are_those_of_the_file(tmp_path: Path) -> None:
-    truth = content()
+    truth = pneumoniamnist_contents()
     (tmp_path / "pneumoniamnist").mkdir()
     np.savez(tmp_path / "pneumoniamnist" / "pneumoniamnist.npz", **truth)
     splits = load_pneumoniamnist(tmp_path)
@@ -43,7 +35,9 @@ def test_the_arrays_are_those_of_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    arrays = {name: one for name, one in (content() | change).items() if one is not None}
+    arrays = {
+        name: one for name, one in (pneumoniamnist_contents() | change).items() if one is not None
+    }
     np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         load_pneumoniamnist(tmp_path)
@@ -52,7 +46,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], mess
 def test_objects_are_not_unpickled_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither pneumoniamnist\.npz"):
         load_pneumoniamnist(tmp_path)
-    arrays = content() | {"train_labels": np.array([None] * 6)}
+    arrays = pneumoniamnist_contents() | {"train_labels": np.array([None] * 6)}
     np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         load_pneumoniamnist(tmp_path)

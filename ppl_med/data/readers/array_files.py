@@ -25,9 +25,11 @@ def read_npz(
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or an array is missing.
     """
-    with naming_file(Path(path), "npz file"), np.load(path, allow_pickle=False) as file:
-        found = file.files
-        arrays = {name: file[name] for name in names if name in found}
+    path = Path(path)
+    with naming_file(path, "npz file"), path.open("rb") as raw:
+        with np.load(raw, allow_pickle=False) as file:
+            found = file.files
+            arrays = {name: file[name] for name in names if name in found}
     _check_names(path, names, arrays, found, fix)
     return arrays
 
@@ -84,7 +86,7 @@ def grey_images(
 
 
 def _check_names(
-    path: str | PathLike[str],
+    path: Path,
     names: Sequence[str],
     arrays: dict[str, Any],
     found: list[str],

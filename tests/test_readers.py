@@ -1,0 +1,268 @@
+"""What every reader of a data set promises, in one table; a new reader adds a row.
+
+Whether the arrays are those of the files is tested reader by reader, in the files beside this one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reader_folders import (
+    crops,
+    lidc_contents,
+    malaria_contents,
+    pneumoniamnist_contents,
+    write_bccd,
+    write_camvid,
+    write_hippocampus,
+    write_make3d,
+    write_nyuv2,
+    write_wbc,
+)
+
+from ppl_med import data
+
+DTYPES = {
+    "image": ("uint8", "float32"),
+    "label": ("int64",),
+    "mask": ("int8",),
+    "depth": ("float32",),
+    "value": ("float32",),
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader and a small data set of its kind.
+
+    Args:
+        write: Writes the data set into a folder.
+        read: Reads it, split by split.
+        observation: Array that a model would be conditioned on.
+        files: Needed files: each lost, then damaged.
+        pictures: Files whose loss may go unnoticed; each damaged.
+        patients: Whether splits are by patient.
+        subfolder: Where the data set may lie as well.
+    """
+
+    write: Callable[[Path], Any]
+    read: Callable[[Path], dict[str, dict[str, Any]]]
+    observation: str
+    files: tuple[str, ...]
+    pictures: tuple[str, ...] = ()
+    patients: bool = False
+    subfolder: str | None = None
+
+
+def write_malaria(folder: Path) -> None:
+    np.savez(folder / "malaria.npz", **malaria_contents())
+
+
+def write_pneumoniamnist(folder: Path) -> None:
+    np.savez(folder / "pneumoniamnist.npz", **pneumoniamnist_contents())
+
+
+def write_lidc(folder: Path) -> None:
+    for split in ("train", "val"):
+        np.savez(folder / f"lidc_{split}.npz", **lidc_contents(split, num_cases=4))
+
+
+def write_crops(folder: Path) -> None:
+    import pickle
+
+    (folder / "crops.pickle").write_bytes(pickle.dumps(crops()))
+    data.convert_lidc_pickle(folder / "crops.pickle", folder / "crops.npz")
+
+
+READERS = {
+    "load_bccd_counts": Reader(
+        write_bccd,
+        lambda folder: data.load_bccd_counts(folder, size=(6, 8)),
+        "value",
+        (
+            "ImageSets/Main/val.txt",
+            "JPEGImages/BloodImage_train1.jpg",
+            "Annotations/BloodImage_val0.xml",
+        ),
+        subfolder="bccd",
+    ),
+    "load_camvid": Reader(
+        write_camvid,
+        data.load_camvid,
+        "mask",
+        ("train.txt", "train/0001train_001.png", "valannot/0001val_002.png"),
+        subfolder="camvid",
+    ),
+    "load_hippocampus": Reader(
+        write_hippocampus,
+        lambda folder: data.load_hippocampus(folder, size=(8, 9, 8)),
+        "mask",
+        (
+            "val.txt",
+            "imagesTr/hippocampus_train1.nii.gz",
+            "labelsTr/hippocampus_val2.nii.gz",
+        ),
+        subfolder="hippocampus",
+    ),
+    "load_lidc": Reader(
+        write_lidc,
+        lambda folder: data.load_lidc(folder, size=64),
+        "mask",
+        ("lidc_train.npz", "lidc_val.npz"),
+        patients=True,
+        subfolder="lidc",
+    ),
+    "load_lidc_crops": Reader(
+        write_crops,
+        lambda folder: {"all": data.load_lidc_crops(folder / "crops.npz")},
+        "mask",
+        ("crops.npz",),
+        patients=True,
+    ),
+    "load_make3d": Reader(
+        write_make3d,
+        lambda folder: data.load_make3d(folder, size=(10, 18)),
+        "depth",
+        ("Train400Depth/depth_sph_corr-10.21op2-p-015t000.mat",),
+        pictures=("Test134/img-op1-p-046t000.jpg",),
+        subfolder="make3d",
+    ),
+    "load_malaria": Reader(
+        write_malaria,
+        data.load_malaria,
+        "label",
+        ("malaria.npz",),
+        patients=True,
+        subfolder="malaria",
+    ),
+    "load_nyuv2": Reader(
+        write_nyuv2,
+        data.load_nyuv2,
+        "depth",
+        ("nyu_depth_v2_labeled.mat",),
+        pictures=("splits.mat",),
+        subfolder="nyuv2",
+    ),
+    "load_pneumoniamnist": Reader(
+        write_pneumoniamnist,
+        data.load_pneumoniamnist,
+        "label",
+        ("pneumoniamnist.npz",),
+        subfolder="pneumoniamnist",
+    ),
+    "load_wbc_seg": Reader(
+        write_wbc,
+        lambda folder: data.load_wbc_seg(folder, size=(16, 16)),
+        "mask",
+        ("train/masks/001.png",),
+        pictures=("train/images/001.png",),
+        subfolder="wbc_seg",
+    ),
+}
+ALL = pytest.mark.parametrize("name", READERS)
+
+
+def each_file(*kinds: str) -> Any:
+    return pytest.mark.parametrize(
+        ("name", "file"),
+        [
+            (name, file)
+            for name, reader in READERS.items()
+            for kind in kinds
+            for file in getattr(reader, kind)
+        ],
+    )
+
+
+def made(name: str, folder: Path) -> Reader:
+    folder.mkdir(parents=True, exist_ok=True)
+    READERS[name].write(folder)
+    return READERS[name]
+
+
+def test_the_table_has_every_public_reader() -> None:
+    public = {name for name in data.__all__ if name.startswith("load_")}
+    assert public - {"load_split"} == set(READERS)  # a split file is no data set
+
+
+@ALL
+def test_every_split_is_what_batches_take(name: str, tmp_path: Path) -> None:
+    reader = made(name, tmp_path)
+    for arrays in reader.read(tmp_path).values():
+        cases = len(arrays["id"])
+        assert cases > 0 and {len(values) for values in arrays.values()} == {cases}
+        assert arrays["id"].dtype.kind == "U"
+        assert arrays["image"].ndim in (4, 5) and np.isfinite(arrays["image"]).all()
+        for key in DTYPES.keys() & arrays.keys():
+            assert arrays[key].dtype.name in DTYPES[key], key
+        if arrays["image"].dtype == np.float32 and name != "load_hippocampus":
+            assert arrays["image"].min() >= 0 and arrays["image"].max() <= 1
+        if "mask" in arrays:
+            data.check_masks(arrays["image"], arrays["mask"], ids=arrays["id"].tolist())
+        if "depth" in arrays:
+            np.testing.assert_array_equal(
+                np.isnan(arrays["depth"]).sum((1, 2)), arrays["num_masked"]
+            )
+        batch = next(iter(data.Batches(arrays, batch_size=2)))
+        data.check_batch(batch)
+        assert reader.observation in batch and len(batch["id"]) == min(2, cases)
+
+
+@ALL
+def test_ids_and_patients_are_in_one_split_only(name: str, tmp_path: Path) -> None:
+    reader = made(name, tmp_path)
+    splits = reader.read(tmp_path)
+    ids = [one for arrays in splits.values() for one in arrays["id"].tolist()]
+    assert len(set(ids)) == len(ids)
+    assert all(("patient" in arrays) == reader.patients for arrays in splits.values())
+    if reader.patients:
+        found = [set(arrays["patient"].tolist()) for arrays in splits.values()]
+        assert len(set.union(*found)) == sum(map(len, found))
+
+
+@ALL
+def test_another_reading_and_another_place_give_the_same(name: str, tmp_path: Path) -> None:
+    reader = made(name, tmp_path / "plain")
+    inner = READERS[name].subfolder
+    elsewhere = tmp_path / "Röntgen 図"
+    made(name, elsewhere / inner if inner else elsewhere)
+    first = reader.read(tmp_path / "plain")
+    for second in (reader.read(tmp_path / "plain"), reader.read(elsewhere)):
+        assert list(first) == list(second)
+        for split, arrays in first.items():
+            assert arrays.keys() == second[split].keys()
+            for key, values in arrays.items():
+                np.testing.assert_array_equal(values, second[split][key])
+
+
+@ALL
+def test_a_wrong_folder_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("nowhere", "empty"):
+        with pytest.raises(FileNotFoundError, match=folder):
+            READERS[name].read(tmp_path / folder)
+
+
+@each_file("files")
+def test_a_missing_file_is_named(name: str, file: str, tmp_path: Path) -> None:
+    reader = made(name, tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(FileNotFoundError, match=Path(file).name):
+        reader.read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+@each_file("files", "pictures")
+def test_a_damaged_file_is_named(name: str, file: str, damage: str, tmp_path: Path) -> None:
+    reader = made(name, tmp_path)
+    path = tmp_path / file
+    content = path.read_bytes()
+    if damage == "cut" and path.suffix == ".txt":
+        content = content.replace(b"\n", b"\xff\n")  # no text: any shorter list is a list
+    kinds = {"empty": b"", "text": b"404: not found\n" * 20, "cut": content[: len(content) // 2]}
+    path.write_bytes(content if damage == "cut" and path.suffix == ".txt" else kinds[damage])
+    with pytest.raises((ValueError, FileNotFoundError), match=path.name):
+        reader.read(tmp_path)
