@@ -31,9 +31,8 @@ from recalibration.study import PARTS, Study
 from ppl_med import storage
 from ppl_med.analysis import calibration, conformal, scoring
 from ppl_med.plots import calibration_curves, prediction_sets
-from ppl_med.plots.page import Section, paragraph, picture
-from ppl_med.plots.page import table as html_table
-from ppl_med.plots.report import report
+from ppl_med.plots.report import Section, paragraph, picture, write_report
+from ppl_med.plots.report import table as html_table
 
 Guide = Literal["frequentist", "mean_field", "dropout", "ensemble", "last_layer"]
 Likelihood = Literal["categorical", "label_noise", "label_smoothing", "margin_smoothing", "focal"]
@@ -200,7 +199,7 @@ def show(study: Study, result: xr.Dataset, gaps: xr.Dataset, chosen: dict[str, s
         )
         for one in study.options.guide
     }
-    report(
+    write_report(
         study.folder / "report.html",
         title=study.pictures.title,
         tree=after,

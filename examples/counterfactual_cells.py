@@ -38,9 +38,8 @@ from ppl_med.explain import latent_counterfactual, minimal_perturbation, sparse_
 from ppl_med.inference import functions, predict
 from ppl_med.networks import CompactCNN, LeNet
 from ppl_med.plots.counterfactual import side_by_side
-from ppl_med.plots.page import Section, paragraph, picture
-from ppl_med.plots.page import table as html_table
-from ppl_med.plots.report import report
+from ppl_med.plots.report import Section, paragraph, picture, write_report
+from ppl_med.plots.report import table as html_table
 from ppl_med.storage import open_run
 
 SHOWN = 3  # cases of each class in the figure
@@ -192,7 +191,7 @@ def main(options: Options) -> None:
     (options.out / "table.md").write_text("\n\n".join(parts) + "\n")
     print("\n" + "\n\n".join(parts))
     tree = next(iter(found.values()))[0]
-    report(
+    write_report(
         options.out / "report.html",
         title="What would have to differ for another class?",
         tree=tree,

@@ -57,9 +57,8 @@ from ppl_med.models import DenseRegressor
 from ppl_med.networks import UNet, unet
 from ppl_med.plots import number_calibration
 from ppl_med.plots import selective as selective_figures
-from ppl_med.plots.depth_maps import depth_maps, noise_recovery
-from ppl_med.plots.page import Section, paragraph, picture
-from ppl_med.plots.report import report
+from ppl_med.plots.depth import depth_maps, noise_recovery
+from ppl_med.plots.report import Section, paragraph, picture, write_report
 from ppl_med.storage import check_same, open_run
 
 SHIFTS: tuple[Literal["none", "colour", "texture"], ...] = ("none", "colour", "texture")
@@ -340,7 +339,7 @@ def show(study: Study, result: xr.Dataset) -> None:
     ]  # fmt: skip
     first = study.folder / Cell(best, max(options.fraction), options.seed[0]).name
     sizes = _sizes(result)
-    report(
+    write_report(
         study.folder / "report.html",
         title="Depth: what is noise, and what does the net not know?",
         tree=trees[best]["none"],

@@ -40,8 +40,7 @@ from ppl_med.data import Batches, hippocampus, load_hippocampus
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
-from ppl_med.plots.page import Section, paragraph, picture, table
-from ppl_med.plots.report import report
+from ppl_med.plots.report import Section, paragraph, picture, table, write_report
 from ppl_med.storage import check_same, open_run
 
 LEVEL = 0.9
@@ -341,7 +340,7 @@ def show(
                 paragraph("Borders are: whether a voxel there belongs is what draws disagree on.")
                 + picture(uncertain, "Entropy per voxel and its two parts.")),
     ]  # fmt: skip
-    report(
+    write_report(
         folder / "report.html",
         title="How large is the hippocampus, and how sure is that?",
         tree=tree,

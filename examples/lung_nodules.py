@@ -47,8 +47,7 @@ from ppl_med.data import (
 )
 from ppl_med.data.readers.lidc import CLASS_NAMES
 from ppl_med.plots import segmentation as figures
-from ppl_med.plots.page import Section, paragraph, picture
-from ppl_med.plots.report import report
+from ppl_med.plots.report import Section, paragraph, picture, write_report
 from ppl_med.storage import check_same, open_run
 
 SAMPLES = (1, 4, 8, 16)
@@ -293,7 +292,7 @@ def show(
     ]
     for name, one in runs.items():
         sections += pictures(options, nodules, name, one)
-    report(
+    write_report(
         folder / "report.html",
         title="Lung nodules: do samples disagree as radiologists do?",
         tree=first.tree,

@@ -39,7 +39,7 @@ from ppl_med.inference import (
 )
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import AlexNet
-from ppl_med.plots.report import report
+from ppl_med.plots.report import write_report
 from ppl_med.storage import check_same, open_run
 from ppl_med.weights import Normal
 
@@ -269,7 +269,7 @@ def show(study: Study, result: xr.Dataset) -> None:
         case=batch["id"],
         progress=True,
     )
-    report(
+    write_report(
         study.folder / "report.html",
         title="Malaria cells: a Bayesian AlexNet",
         tree=tree,

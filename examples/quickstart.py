@@ -24,7 +24,7 @@ from ppl_med.explain.quality import mass_inside
 from ppl_med.inference import MeanFieldNormal, fit, functions, predict
 from ppl_med.models import BayesianClassifier
 from ppl_med.networks import CompactCNN
-from ppl_med.plots.report import report
+from ppl_med.plots.report import write_report
 from ppl_med.storage import open_run
 from ppl_med.weights import Normal
 
@@ -136,7 +136,7 @@ def main(options: Options) -> None:
 
     storage.save(tree, folder / "posterior.nc")
     print_table(scores, sets, growth, inside, tree, cells[2])
-    report(
+    write_report(
         folder / "report.html",
         title="Parasites in blood-smear cells: a Bayesian CNN",
         tree=tree,

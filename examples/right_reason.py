@@ -38,10 +38,9 @@ from ppl_med import storage
 from ppl_med.data.synthetic.confounders import Kind
 from ppl_med.plots import confounding as figures
 from ppl_med.plots import spray as spray_figures
-from ppl_med.plots.attribution import attribution
-from ppl_med.plots.curves import elbo
-from ppl_med.plots.page import Section, paragraph, picture, table
-from ppl_med.plots.report import report
+from ppl_med.plots.attribution_maps import attribution
+from ppl_med.plots.report import Section, paragraph, picture, table, write_report
+from ppl_med.plots.training_curves import elbo
 from ppl_med.storage import check_same, open_run
 
 HEAD = ("data", "net", "accuracy as collected %", "accuracy, tags exchanged %",
@@ -347,7 +346,7 @@ def main(options: Options) -> None:
     nets = [line for one in found for line in net_rows(one)]
     first = Section("table", "Nets", table(HEAD, nets) + paragraph(KEY))
     tree, images = trees[0]
-    report(
+    write_report(
         folder / "report.html",
         title="Right for the right reason?",
         tree=tree,

@@ -53,8 +53,7 @@ from ppl_med.data import (
     standardization,
 )
 from ppl_med.plots import segmentation as figures
-from ppl_med.plots.page import Section, paragraph, picture
-from ppl_med.plots.report import report
+from ppl_med.plots.report import Section, paragraph, picture, write_report
 from ppl_med.storage import check_same, open_run
 
 SAMPLES = (1, 4, 8, 16)
@@ -230,7 +229,7 @@ def show(
     ]
     for name, one in runs.items():
         sections += pictures(streets, name, one)
-    report(
+    write_report(
         folder / "report.html",
         title="Street scenes: 32 right answers, each with its probability",
         tree=first.tree,

@@ -66,8 +66,7 @@ from ppl_med.models import BayesianSegmenter
 from ppl_med.networks import FCDenseNet, UNet, unet
 from ppl_med.plots import segmentation as figures
 from ppl_med.plots import selective as selective_figures
-from ppl_med.plots.page import Section, paragraph, picture
-from ppl_med.plots.report import report
+from ppl_med.plots.report import Section, paragraph, picture, write_report
 from ppl_med.storage import check_same, open_run
 
 BLOCK = 8  # images predicted at a time
@@ -349,7 +348,7 @@ def show(study: Study, result: xr.Dataset) -> None:
         *_pictures(study, best, tree),
     ]  # fmt: skip
     rows, cols = options.size
-    report(
+    write_report(
         study.folder / "report.html",
         title="Street scenes: four variants of one net",
         tree=tree,

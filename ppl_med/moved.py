@@ -38,6 +38,16 @@ MODULES: dict[str, str] = {
     "ppl_med.explain.posterior_predictive": "ppl_med.explain.counterfactuals.posterior_predictive",
     "ppl_med.explain.proximal": "ppl_med.explain.counterfactuals.proximal_gradient",
     "ppl_med.explain.realism": "ppl_med.explain.counterfactuals.realism",
+    "ppl_med.plots.attribution": "ppl_med.plots.attribution_maps",
+    "ppl_med.plots.cases": "ppl_med.plots.case_cards",
+    "ppl_med.plots.checks": "ppl_med.plots.inputs",
+    "ppl_med.plots.class_colors": "ppl_med.plots.palette",
+    "ppl_med.plots.curves": "ppl_med.plots.training_curves",
+    "ppl_med.plots.data_size": "ppl_med.plots.uncertainty_kinds",
+    "ppl_med.plots.depth_maps": "ppl_med.plots.depth",
+    "ppl_med.plots.page": "ppl_med.plots.report.page",
+    "ppl_med.plots.summary": "ppl_med.plots.report.summary",
+    "ppl_med.plots.uncertainty": "ppl_med.plots.uncertainty_kinds",
 }
 
 

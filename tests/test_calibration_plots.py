@@ -86,7 +86,7 @@ def test_recalibration_draws_a_panel_for_each() -> None:
         (curve,) = lines(ax, "curve")
         np.testing.assert_array_equal(curve[0], dataset["probability"])
         assert ax.get_title(loc="left").startswith(name.replace("$", r"\$"))
-        assert ax.get_xlabel() == "Confidence"
+        assert ax.get_xlabel() == "Confidence [probability]"
     figure.draw_without_rendering()
 
 

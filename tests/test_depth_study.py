@@ -10,7 +10,7 @@ import xarray as xr
 from scipy import stats
 from sklearn.metrics import jaccard_score
 
-from ppl_med.plots.depth_maps import depth_maps, noise_recovery
+from ppl_med.plots.depth import depth_maps, noise_recovery
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)

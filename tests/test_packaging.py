@@ -78,6 +78,8 @@ def test_the_wheel_holds_every_module_once(tmp_path):
     assert shipped == modules
     assert len(names) == len(set(names))
     assert "ppl_med/py.typed" in names
+    templates = (ROOT / "ppl_med/plots/report/templates").iterdir()
+    assert {f.relative_to(ROOT).as_posix() for f in templates} <= set(names)
     assert {name.split("/")[0] for name in names} == {"ppl_med"}
     assert len(licenses) == 1
 

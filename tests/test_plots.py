@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ppl_med.analysis import scoring
-from ppl_med.plots.attribution import attribution
+from ppl_med.plots.attribution_maps import attribution
 from ppl_med.plots.calibration import expected_calibration_error, reliability
-from ppl_med.plots.cases import cases
-from ppl_med.plots.curves import elbo
-from ppl_med.plots.data_size import data_size
+from ppl_med.plots.case_cards import cases
 from ppl_med.plots.theme import ALEATORIC, EPISTEMIC
-from ppl_med.plots.uncertainty import uncertainty
+from ppl_med.plots.training_curves import elbo
+from ppl_med.plots.uncertainty_kinds import data_size, uncertainty
 
 
 def make_history(num_steps: int = 120, warm_up: bool = True) -> xr.Dataset:
@@ -138,7 +137,9 @@ def test_every_y_axis_names_its_unit(name: str) -> None:
 
 
 def test_plots_need_no_torch() -> None:
-    modules = "attribution calibration cases curves data_size report uncertainty".split()
+    modules = (
+        "attribution_maps calibration case_cards report training_curves uncertainty_kinds"
+    ).split()
     code = f"import sys, {', '.join(f'ppl_med.plots.{m}' for m in modules)}\n" + (
         "print([m for m in ('torch', 'pyro', 'matplotlib.pyplot') if m in sys.modules])"
     )
@@ -457,7 +458,7 @@ def test_uncertainty_splits_right_from_wrong() -> None:
         (lambda: elbo(make_history().isel(step=slice(0))), "no step"),
         (lambda: reliability({}), "datasets is empty"),
         (lambda: reliability(xr.Dataset()), "datasets has no confidence"),
-        (lambda: cases(make_images(), make_tree(), num=0), "num must be at least 1"),
+        (lambda: cases(make_images(), make_tree(), num=0), "num must be a whole number, 1 or more"),
         (lambda: data_size(make_table().drop_vars("fraction")), "no coordinate fraction"),
         (lambda: data_size(-make_table()), "negative"),
         (lambda: data_size(make_table().expand_dims("class")), "average the others first"),

@@ -139,7 +139,7 @@ def test_bad_input_is_refused() -> None:
         sets_over_images(images[:-1], sets)
     with pytest.raises(ValueError, match="num must be"):
         sets_over_images(images, sets, num=0)
-    with pytest.raises(ValueError, match="one class index per case"):
+    with pytest.raises(ValueError, match="label must be one value per case"):
         sets_over_images(images, sets, np.zeros(3, int))
     with pytest.raises(ValueError, match="outside 0 to 6"):
         sets_over_images(images, sets, np.full(60, 7))

@@ -15,8 +15,9 @@ import pytest
 import xarray as xr
 
 from ppl_med.analysis import scoring
-from ppl_med.plots.report import _positions, report
-from ppl_med.plots.summary import score_table
+from ppl_med.plots.report import write_report
+from ppl_med.plots.report.summary import score_table
+from ppl_med.plots.report.writer import _positions
 
 NUM_CASES = 12
 IDS = [f"P{i:02d}" for i in range(NUM_CASES)]
@@ -119,7 +120,7 @@ def make_everything() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return report(path, title="All parts", **make_everything())
+    return write_report(path, title="All parts", **make_everything())
 
 
 def test_report_has_every_part(whole: Path) -> None:
@@ -134,6 +135,12 @@ def test_report_has_every_part(whole: Path) -> None:
         "scores",
         "provenance",
     ]
+
+
+def test_the_old_name_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="report is now ppl_med.plots.report.write_report"):
+        from ppl_med.plots.report import report
+    assert report is write_report
 
 
 def test_report_fetches_nothing(whole: Path) -> None:
@@ -200,10 +207,10 @@ def test_report_shows_prediction_sets_and_provenance(whole: Path) -> None:
 
 
 def test_report_leaves_out_what_is_none(tmp_path: Path) -> None:
-    page = Page(report(tmp_path / "r.html", title="Small", tree=make_tree()))
+    page = Page(write_report(tmp_path / "r.html", title="Small", tree=make_tree()))
     assert page.sections == ["uncertainty", "provenance"]
     regression = xr.DataTree.from_dict({"/posterior": xr.Dataset({"loc": ("case", [1.0, 2.0])})})
-    page = Page(report(tmp_path / "r.html", title="Small", tree=regression))
+    page = Page(write_report(tmp_path / "r.html", title="Small", tree=regression))
     assert page.sections == ["provenance"]
 
 
@@ -211,7 +218,7 @@ def test_report_escapes_text(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script> & \"$a$\""
     tree = make_tree(classes=(evil, "b"))
     tree.attrs["model"] = evil
-    path = report(
+    path = write_report(
         tmp_path / "r.html",
         title=evil,
         tree=tree,
@@ -231,7 +238,7 @@ def test_report_outlines_the_mask_of_the_explained_cases(
 ) -> None:
     inputs = make_everything()
     seen: dict[str, np.ndarray] = {}
-    module = sys.modules["ppl_med.plots.report"]
+    module = sys.modules["ppl_med.plots.report.writer"]
     draw = module.attribution_figure
 
     def record(images: np.ndarray, maps: xr.Dataset, mask: np.ndarray) -> object:
@@ -239,7 +246,7 @@ def test_report_outlines_the_mask_of_the_explained_cases(
         return draw(images, maps, mask)
 
     monkeypatch.setattr(module, "attribution_figure", record)
-    report(tmp_path / "r.html", title="Order", **inputs)
+    write_report(tmp_path / "r.html", title="Order", **inputs)
     np.testing.assert_array_equal(seen["images"], inputs["images"][[5, 2]])
     np.testing.assert_array_equal(seen["mask"], inputs["mask"][[5, 2]])
 
@@ -262,18 +269,18 @@ def test_report_rejects_what_does_not_fit(tmp_path: Path) -> None:
     bad: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ValueError, "attribution needs images", {"images": None}),
         (ValueError, "attribution has cases that the tree lacks", {"attribution": strangers}),
-        (ValueError, "title is empty", {"title": " "}),
+        (ValueError, "title must be a text", {"title": " "}),
         (TypeError, "notes must be a sequence", {"notes": "one string"}),
         (TypeError, "tree", {"tree": xr.Dataset()}),
         (ValueError, "history has no", {"history": inputs["history"].drop_vars("kl")}),
     ]
     for error, message, change in bad:
         with pytest.raises(error, match=message):
-            report(path, **({"title": "Bad", **inputs} | change))
+            write_report(path, **({"title": "Bad", **inputs} | change))
     with pytest.raises(FileNotFoundError, match="make it first"):
-        report(tmp_path / "none" / "r.html", title="Bad", tree=inputs["tree"])
+        write_report(tmp_path / "none" / "r.html", title="Bad", tree=inputs["tree"])
     with pytest.raises(IsADirectoryError, match="is a folder"):
-        report(tmp_path, title="Bad", tree=inputs["tree"])
+        write_report(tmp_path, title="Bad", tree=inputs["tree"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,7 +295,7 @@ def test_full_disk_leaves_the_earlier_report(
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match=r"report .* disk is full .* MB are needed") as caught:
-        report(path, title="Full", tree=make_tree())
+        write_report(path, title="Full", tree=make_tree())
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
 
@@ -316,6 +323,6 @@ def test_report_replaces_an_earlier_one_with_ordinary_permissions(tmp_path: Path
     path.write_text("earlier")
     usual = tmp_path / "usual"
     usual.touch()
-    report(path, title="Later", tree=make_tree())
+    write_report(path, title="Later", tree=make_tree())
     assert "Later" in Page(path).text
     assert path.stat().st_mode == usual.stat().st_mode

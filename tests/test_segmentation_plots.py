@@ -17,9 +17,8 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from ppl_med.analysis import segmentation
-from ppl_med.plots.class_colors import UNKNOWN, class_colors, painted
-from ppl_med.plots.page import Section, paragraph
-from ppl_med.plots.report import report
+from ppl_med.plots.palette import UNKNOWN, class_colors, painted
+from ppl_med.plots.report import Section, paragraph, write_report
 from ppl_med.plots.segmentation import (
     area_intervals,
     ged_by_samples,
@@ -344,9 +343,12 @@ def test_area_intervals_sort_cases_and_count_graders() -> None:
     [
         (lambda: samples(make_tree(), make_images()[:2]), "images holds 2 cases"),
         (lambda: samples(make_tree(), make_images()[..., :4]), "the tree's masks 8 x 10"),
-        (lambda: samples(make_tree(), make_images(), ["P9"]), "case names"),
+        (lambda: samples(make_tree(), make_images(), ["P9"]), "case must be ids"),
         (lambda: samples(make_tree(), make_images(), num_samples=0), "num_samples"),
-        (lambda: samples(make_tree(), make_images(), colors={"vein": "red"}), "colors names"),
+        (
+            lambda: samples(make_tree(), make_images(), colors={"vein": "red"}),
+            "colors must be a mapping",
+        ),
         (lambda: samples(xr.DataTree(), make_images()), "must hold posterior/probs"),
         (lambda: uncertainty_maps(xr.Dataset(), make_images()), "maps has no"),
         (lambda: latent_plane(make_plane().drop_vars("first"), BINARY), "no coordinate"),
@@ -358,7 +360,7 @@ def test_area_intervals_sort_cases_and_count_graders() -> None:
         (lambda: mode_bars({}), "modes is empty"),
         (lambda: ged_by_samples(make_energy().drop_vars("model")), "no coordinate"),
         (lambda: ged_by_samples(make_energy()[["floor"]]), "table has no ged"),
-        (lambda: area_intervals(segmentation.sizes(make_tree()), "vein"), "class_name is 'vein'"),
+        (lambda: area_intervals(segmentation.sizes(make_tree()), "vein"), "class_name must be"),
         (lambda: area_intervals(segmentation.sizes(make_tree()), num=0), "num must be"),
     ],
 )
@@ -374,7 +376,9 @@ def test_samples_need_a_tree() -> None:
 
 def test_a_report_takes_further_parts(tmp_path: Path) -> None:
     part = Section("samples", "Samples <of masks>", paragraph("Look & see."))
-    text = report(tmp_path / "r.html", title="Masks", tree=make_tree(), sections=[part]).read_text()
+    text = write_report(
+        tmp_path / "r.html", title="Masks", tree=make_tree(), sections=[part]
+    ).read_text()
     assert '<section id="samples"><h2>Samples &lt;of masks&gt;</h2><p>Look &amp; see.</p>' in text
     assert text.index('id="samples"') < text.index('id="provenance"')
     assert "one whole segmentation" in text and "Epistemic" not in text
@@ -384,5 +388,5 @@ def test_a_report_takes_further_parts(tmp_path: Path) -> None:
 def test_a_report_refuses_anchors_that_are_taken_or_no_words(tmp_path: Path, anchor: str) -> None:
     part = Section(anchor, "Part", paragraph("Text."))
     with pytest.raises(ValueError, match="sections has the anchors"):
-        report(tmp_path / "r.html", title="Masks", tree=make_tree(), sections=[part])
+        write_report(tmp_path / "r.html", title="Masks", tree=make_tree(), sections=[part])
     assert list(tmp_path.iterdir()) == []

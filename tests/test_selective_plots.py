@@ -92,7 +92,7 @@ def test_the_histogram_of_transforms_and_its_band() -> None:
     assert (extent.y0, extent.y1) == pytest.approx((low / 6, high / 6))
     assert f"KS {float(dataset['ks']):.3f}" in ax.get_title(loc="left")
     maps = number_calibration.pit(calibration.pit(numbers(8, 5)))
-    assert "a pixel of each of 8 cases" in maps.axes[0].get_title(loc="left")
+    assert "one pixel of each of 8 cases" in maps.axes[0].get_title(loc="left")
     assert "grey" not in maps.axes[0].get_title(loc="left")
     figure.draw_without_rendering()
     maps.draw_without_rendering()

@@ -50,7 +50,7 @@ def test_bad_sizes_stop_early() -> None:
     for sizes, structure, message in (
         ({}, None, "sizes is empty"),
         (good.drop_vars("grader_size"), None, "grader_size"),
-        (good, "body", "class_name is 'body'"),
+        (good, "body", "class_name must be 'head' or"),
         (infinite, None, "upper holds NaN or infinite"),
         ({"a": good, "b": make_sizes(unit="pixels")}, None, "different units"),
     ):

@@ -60,7 +60,7 @@ def test_embedding_colours_clusters_and_marks_the_unsure() -> None:
     assert text[0].startswith("Cluster 0: 18 cases · 100% well (p = ")
     assert text[-2:] == ["ill", "well"]
     figure.draw_without_rendering()
-    with pytest.raises(ValueError, match="label has shape"):
+    with pytest.raises(ValueError, match="label must be one value per case"):
         plots.embedding(result, ["ill"])
     with pytest.raises(ValueError, match="label has 44 values"):
         plots.embedding(result, list(range(44)))
@@ -97,15 +97,15 @@ def test_unit_maps_have_length_1_or_0() -> None:
 def test_bad_input_says_what_is_wrong() -> None:
     result, maps = found(), draws()
     images = np.zeros((len(TRUTH), 1, SIDE, SIDE))
-    with pytest.raises(ValueError, match="group is 3"):
+    with pytest.raises(ValueError, match="group must be a whole number"):
         plots.contact_sheet(images, maps, result, 3)
-    with pytest.raises(ValueError, match="num is 0"):
+    with pytest.raises(ValueError, match="num must be a whole number"):
         plots.contact_sheet(images, maps, result, 0, num=0)
     with pytest.raises(ValueError, match="maps have sizes"):
         plots.contact_sheet(images, maps.isel(case=slice(20)), result, 0)
     with pytest.raises(ValueError, match="maps have a depth"):
         plots.contact_sheet(images, maps.expand_dims(depth=2), result, 0)
-    with pytest.raises(ValueError, match="label has shape"):
+    with pytest.raises(ValueError, match="label must be one value per case"):
         plots.contact_sheet(images, maps, result, 0, label=["ill"])
     with pytest.raises(ValueError, match="clusters has no num_pieces"):
         plots.eigenvalues(result.drop_vars("num_pieces"))

@@ -6,8 +6,8 @@ import xarray as xr
 
 from ambiguous_masks.training import Run
 from ppl_med.plots import segmentation as figures
-from ppl_med.plots.curves import elbo
-from ppl_med.plots.page import Section, paragraph, picture, table
+from ppl_med.plots.report import Section, paragraph, picture, table
+from ppl_med.plots.training_curves import elbo
 
 
 def tables(head: list[str], lines: list[list[str]], cuts: Sequence[slice]) -> str:

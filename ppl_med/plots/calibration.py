@@ -1,4 +1,4 @@
-"""Reliability diagram: is a case called with 80 % confidence right in 80 % of such cases?"""
+"""Reliability diagram: of the cases with a confidence of 80 %, are 80 % classified correctly?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ppl_med.plots.checks import one_of, require_named
-from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import one_of, require_named
 
 _NEEDED = ("confidence", "accuracy", "count", "lower", "upper")
 _SOURCE = "ppl_med.analysis.scoring.reliability"
@@ -40,22 +40,20 @@ def reliability(datasets: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
         if not int(dataset["count"].sum()):
             argument = one_of("datasets", name)
             raise ValueError(f"{argument} counts no case; compute reliability on labelled cases")
-    figure = new_figure(6.4, 6.4)
+    figure = theme.new_figure(6.4, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     start = min(_first_edge(dataset) for dataset in named.values())
-    _diagonal(upper, start)
+    _halves(upper, start)
     for index, (name, dataset) in enumerate(named.items()):
         _points(upper, dataset, name, index)
         _histogram(lower, dataset, index, filled=len(named) == 1)
     _finish(upper, lower, start)
     if len(named) == 1:
         (name, dataset), *_ = named.items()
-        heading(figure, f"Reliability{f' of {name}' if name else ''} · {_summary(dataset)}")
+        theme.heading(figure, f"Reliability{f' of {name}' if name else ''} · {_summary(dataset)}")
     else:
-        heading(figure, "Reliability")
-        upper.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9, frameon=False, labelcolor=INK
-        )
+        theme.heading(figure, "Reliability")
+        theme.legend(upper, "lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 
@@ -88,10 +86,10 @@ def _first_edge(dataset: xr.Dataset) -> float:
     return float(_edges(dataset)[np.flatnonzero(dataset["count"].to_numpy())[0]])
 
 
-def _diagonal(ax: Axes, start: float) -> None:
-    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="_diagonal")
+def _halves(ax: Axes, start: float) -> None:
+    theme.diagonal(ax)
     ax.fill_between([0, 1, 1.02], [0, 1, 1.02], 0, color="#f3f4f6", linewidth=0, zorder=0)
-    style: dict[str, Any] = {"transform": ax.transAxes, "fontsize": 9, "color": MUTED}
+    style: dict[str, Any] = {"transform": ax.transAxes, "fontsize": 9, "color": theme.MUTED}
     ax.text(0.98, 0.04, "below the line: over-confident", ha="right", **style)
     ax.text(0.02, 0.985, "above the line: under-confident", ha="left", va="top", **style)
     ax.set_xlim(max(0.0, start - 0.02), 1.02)
@@ -100,18 +98,16 @@ def _diagonal(ax: Axes, start: float) -> None:
 def _points(ax: Axes, dataset: xr.Dataset, name: str, index: int) -> None:
     used = dataset.isel(bin=np.flatnonzero(dataset["count"].to_numpy()))
     accuracy = used["accuracy"].to_numpy()
-    bars = np.stack([accuracy - used["lower"].to_numpy(), used["upper"].to_numpy() - accuracy])
     ax.errorbar(
         used["confidence"].to_numpy(),
         accuracy,
-        yerr=np.clip(bars, 0.0, None),
-        color=SERIES[index % len(SERIES)],
-        marker=MARKERS[index % len(MARKERS)],
+        yerr=theme.bars_to(accuracy, used["lower"], used["upper"]),
+        **theme.series(index),
         markersize=6,
         linewidth=1.2,
         elinewidth=1.6,
         alpha=0.95,
-        label=plain(f"{name} · {_summary(dataset)}", 60) if name else "accuracy",
+        label=theme.plain(f"{name} · {_summary(dataset)}", 60) if name else "accuracy",
     )
 
 
@@ -119,7 +115,7 @@ def _histogram(ax: Axes, dataset: xr.Dataset, index: int, *, filled: bool) -> No
     ax.stairs(
         dataset["count"].to_numpy(),
         _edges(dataset),
-        color=SERIES[index % len(SERIES)],
+        color=theme.SERIES[index % len(theme.SERIES)],
         fill=filled,
         alpha=0.35 if filled else 1.0,
         linewidth=1.5,
@@ -128,7 +124,7 @@ def _histogram(ax: Axes, dataset: xr.Dataset, index: int, *, filled: bool) -> No
 
 def _finish(upper: Axes, lower: Axes, start: float) -> None:
     upper.set(ylim=(-0.02, 1.1), ylabel="Accuracy in the bin [proportion],\n95 % interval")
-    lower.set(xlabel="Confidence: probability of the predicted class", ylabel="Cases\n[count]")
+    lower.set(xlabel="Confidence in the predicted class [probability]", ylabel="Cases\n[count]")
     lower.set_ylim(0, None)
     for ax in (upper, lower):
-        clean(ax)
+        theme.clean(ax)

@@ -1,6 +1,6 @@
-"""Reliability curves without bins, one panel a class, and before beside after recalibration."""
+"""Reliability curves without bins, one panel per class, and before and after recalibration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -8,29 +8,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ppl_med.plots.checks import require_dims, require_variables
-from ppl_med.plots.theme import INK, MUTED, SERIES, clean, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import require_dims, require_variables
 
 _PAVA = "ppl_med.analysis.calibration.pava"
+_CLASS = "Probability of the class [probability]"
+_CONFIDENCE = "Confidence [probability]"
 _CLASSWISE = "ppl_med.analysis.calibration.reliability_classwise"
-_BAND = "#d5d9de"
 
 
 def pava(dataset: xr.Dataset) -> Figure:
     """Draw the isotonic reliability curve in the band that calibrated probabilities stay in.
 
-    The curve says how often the event came where it had a probability; outside the grey band it
-    is off by more than chance. The title gives the miscalibration: the part of the Brier score of
-    the event that recalibration could remove. Bars below show where the cases are (the tallest an
-    eighth of the panel); faint blue lines are single draws.
+    The curve is the frequency of the event given its probability; outside the grey band the
+    difference is larger than chance explains. The title gives the miscalibration: the part of the
+    Brier score of the event that recalibration could remove. Bars below are a histogram of the
+    cases; faint blue lines are single draws.
 
     Args:
         dataset: As ``ppl_med.analysis.calibration.pava`` returns it: ``probability``,
-            ``frequency`` (rank), or (class, rank) for one panel a class; optionally ``lower``,
+            ``frequency`` (rank), or (class, rank) for one panel per class; optionally ``lower``,
             ``upper``, and ``probability_per_draw``, ``frequency_per_draw``.
 
     Returns:
-        One panel, or one a class.
+        One panel, or one per class.
 
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
@@ -46,12 +47,14 @@ def pava(dataset: xr.Dataset) -> Figure:
         _square(ax)
         _curve(ax, part)
         _ticks_of_cases(ax, part["probability"].to_numpy())
-        ax.set_title(_summary(name, part), fontsize=9.5, color=INK, loc="left")
+        theme.subtitle(ax, _summary(name, part))
     if per_class:
-        _label(axes, "Probability of the class", "Frequency [proportion]")
+        theme.label_outer(axes, _CLASS, "Frequency [proportion]")
     else:
-        _label(axes, "Confidence: probability of the predicted class", "Accuracy [proportion]")
-    heading(figure, ("Reliability by class" if per_class else "Reliability") + _band_note(dataset))
+        theme.label_outer(axes, _CONFIDENCE, "Accuracy [proportion]")
+    theme.heading(
+        figure, ("Reliability by class" if per_class else "Reliability") + _band_note(dataset)
+    )
     return figure
 
 
@@ -64,7 +67,7 @@ def classwise(dataset: xr.Dataset) -> Figure:
             ``ece`` (class).
 
     Returns:
-        One panel a class, counts below each.
+        One panel per class, counts below each.
 
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
@@ -79,16 +82,15 @@ def classwise(dataset: xr.Dataset) -> Figure:
         _square(ax)
         used = part.isel(bin=np.flatnonzero(part["count"].to_numpy()))
         frequency = used["frequency"].to_numpy()
-        bars = np.stack([frequency - used["lower"], used["upper"] - frequency]).clip(0)
+        bars = theme.bars_to(frequency, used["lower"], used["upper"])
         _share_of_cases(ax, used["probability"].to_numpy(), used["count"].to_numpy())
         ax.errorbar(
-            used["probability"], frequency, yerr=bars, color=SERIES[0], marker="o", markersize=5,
-            linewidth=1.2, elinewidth=1.4, zorder=3,
+            used["probability"], frequency, yerr=bars, markersize=5, linewidth=1.2, elinewidth=1.4,
+            zorder=3, **theme.series(0),
         )  # fmt: skip
-        title = f"{plain(name, 28)} · ECE {float(part['ece']):.3f}"
-        ax.set_title(title, fontsize=9.5, color=INK, loc="left")
-    _label(axes, "Probability of the class", "Frequency [proportion],\n95 % interval")
-    heading(figure, "Reliability by class")
+        theme.subtitle(ax, f"{theme.plain(name, 28)} · ECE {float(part['ece']):.3f}")
+    theme.label_outer(axes, _CLASS, "Frequency [proportion],\n95 % interval")
+    theme.heading(figure, "Reliability by class")
     return figure
 
 
@@ -96,8 +98,8 @@ def recalibration(datasets: Mapping[str, xr.Dataset]) -> Figure:
     """Draw isotonic reliability curves side by side, such as before and after recalibration.
 
     Args:
-        datasets: From title to what ``ppl_med.analysis.calibration.pava`` returns for it, one
-            curve each: {"before": ..., "temperature": ...}, all of the same cases.
+        datasets: By title, as ``ppl_med.analysis.calibration.pava`` returns them, one curve each:
+            {"before": ..., "temperature": ...}, all of the same cases.
 
     Returns:
         One panel for each.
@@ -116,10 +118,10 @@ def recalibration(datasets: Mapping[str, xr.Dataset]) -> Figure:
         _square(ax)
         _curve(ax, part)
         _ticks_of_cases(ax, part["probability"].to_numpy())
-        ax.set_title(_summary(name, part), fontsize=9.5, color=INK, loc="left")
-    _label(axes, "Confidence: probability of the predicted class", "Accuracy [proportion]")
+        theme.subtitle(ax, _summary(name, part))
+    theme.label_outer(axes, _CONFIDENCE, "Accuracy [proportion]")
     note = _band_note(next(iter(datasets.values())))
-    heading(figure, "Recalibration" + note)
+    theme.heading(figure, "Recalibration" + note)
     return figure
 
 
@@ -130,36 +132,32 @@ def _split(dataset: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """Square panels in rows of up to four; one alone is larger."""
-    across = min(count, 4)
-    down = -(-count // across)
-    size = 5.6 if count == 1 else 3.1
-    figure = new_figure(size * across + 0.4, size * down + (0.5 if count == 1 else 0.7))
-    axes = list(np.atleast_1d(figure.subplots(down, across, sharex=True, sharey=True)).flat)
-    for ax in axes[count:]:
-        ax.set_visible(False)
-    return figure, axes[:count]
+    size, margin = (5.6, 0.5) if count == 1 else (3.1, 0.7)
+    return theme.grid_of_panels(count, 4, size, size, margins=(0.4, margin))
 
 
 def _square(ax: Axes) -> None:
-    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="_diagonal")
+    theme.diagonal(ax)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     ax.set_aspect("equal")
-    clean(ax, grid="both")
+    theme.clean(ax, grid="both")
 
 
 def _curve(ax: Axes, part: xr.Dataset) -> None:
     probability = part["probability"].to_numpy()
     if "lower" in part and "upper" in part:
         ax.fill_between(
-            probability, part["lower"], part["upper"], color=_BAND, linewidth=0, zorder=1,
+            probability, part["lower"], part["upper"], color=theme.BAND, linewidth=0, zorder=1,
             label="_band",
         )  # fmt: skip
     if "frequency_per_draw" in part:
         draws = [part[name].stack(sample=("chain", "draw")).transpose("sample", "rank").to_numpy()
                  for name in ("probability_per_draw", "frequency_per_draw")]  # fmt: skip
         for x, y in zip(*draws, strict=True):
-            ax.plot(x, y, color=SERIES[5], linewidth=0.7, alpha=0.35, zorder=2, label="_draw")
-    ax.plot(probability, part["frequency"], color=SERIES[0], linewidth=2, zorder=3, label="curve")
+            ax.plot(x, y, color=theme.SERIES[5], linewidth=0.7, alpha=0.35, zorder=2, label="_draw")
+    ax.plot(
+        probability, part["frequency"], color=theme.SERIES[0], linewidth=2, zorder=3, label="curve"
+    )
 
 
 def _ticks_of_cases(ax: Axes, probability: NDArray[np.float64]) -> None:
@@ -176,12 +174,12 @@ def _bars(
 ) -> None:
     """Where the cases are: the tallest bar is an eighth of the panel."""
     height = count / max(int(count.max()), 1) / 8
-    ax.bar(x, height, width, bottom=-0.02, align=align, color=MUTED, alpha=0.35, zorder=0.5)  # type: ignore[arg-type]
+    ax.bar(x, height, width, bottom=-0.02, align=align, color=theme.MUTED, alpha=0.35, zorder=0.5)  # type: ignore[arg-type]
 
 
 def _summary(name: str, part: xr.Dataset) -> str:
     """Name of the panel and the part of the Brier score that recalibration could remove."""
-    parts = [plain(name, 20)] if name else []
+    parts = [theme.plain(name, 20)] if name else []
     if "miscalibration" in part:
         parts.append(f"miscalibration {float(part['miscalibration']):.3f}")
     return " · ".join([*parts, f"n = {part.sizes['rank']}"] if not name else parts)
@@ -192,14 +190,3 @@ def _band_note(dataset: xr.Dataset) -> str:
         return ""
     level = dataset.attrs.get("level")
     return f" · grey: {f'{100 * level:g} % ' if level else ''}if calibrated"
-
-
-def _label(axes: Sequence[Axes], x: str, y: str) -> None:
-    grid = axes[0].get_gridspec()
-    across = grid.ncols if grid is not None else 1
-    for index, ax in enumerate(axes):
-        if index % across == 0:
-            ax.set_ylabel(y)
-        if index + across >= len(axes):
-            ax.set_xlabel(x if len(axes) == 1 else x.split(":")[0])
-            ax.tick_params(labelbottom=True)

@@ -1,4 +1,4 @@
-"""Confounders: how much relevance lies on them by method, and what swapping them does."""
+"""Confounders: the relevance that lies on them, by method, and the effect of swapping them."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ppl_med.plots.checks import one_of, require_named
-from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import one_of, require_named
 
 _ENDS = ("", "_lower", "_upper")
 _MASS = "expected_mass_share"
@@ -22,8 +22,8 @@ def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
             the same methods in each.
 
     Returns:
-        A group of bars a method, with the interval over draws, in percent; the dashed line is the
-        share of the image that the confounder covers, which relevance spread evenly would have.
+        One group of bars per method, with the interval over draws, in percent; the dashed line is
+        the share of the image that the confounder covers, which evenly spread relevance would have.
 
     Raises:
         TypeError: One is no Dataset.
@@ -38,26 +38,26 @@ def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
                 f"{one_of('exposures', name)} has the methods {one['method'].values.tolist()}, "
                 f"another {methods}; explain all networks by the same ones"
             )
-    figure = new_figure(max(6.0, 1.1 * len(methods) + 1.5), 3.9)
+    figure = theme.new_figure(max(6.0, 1.1 * len(methods) + 1.5), 3.9)
     ax = figure.subplots()
     width, bars = 0.8 / len(named), []
     for position, (name, one) in enumerate(named.items()):
         mean, low, high = (100 * one[f"{_MASS}{end}"].values for end in _ENDS)
         place = np.arange(len(methods)) + (position - (len(named) - 1) / 2) * width
-        color = SERIES[position % len(SERIES)]
-        bars.append(ax.bar(place, mean, 0.92 * width, color=color, label=plain(name)))
-        ax.vlines(place, low, high, color=MUTED, linewidth=1.4)
+        color = theme.SERIES[position % len(theme.SERIES)]
+        bars.append(ax.bar(place, mean, 0.92 * width, color=color, label=theme.plain(name)))
+        ax.vlines(place, low, high, color=theme.MUTED, linewidth=1.4)
     area = 100 * float(next(iter(named.values()))["area_share"].mean())
-    even = ax.axhline(area, color=INK, linestyle="--", linewidth=1.0, label="if spread evenly")
-    ax.set_xticks(range(len(methods)), [plain(name.replace("_", "\n")) for name in methods])
+    even = ax.axhline(
+        area, color=theme.INK, linestyle="--", linewidth=1.0, label="if spread evenly"
+    )
+    ax.set_xticks(range(len(methods)), [theme.plain(name.replace("_", "\n")) for name in methods])
     ax.set_ylabel("Relevance on the confounder [%]")
     ax.set_ylim(bottom=0)
-    clean(ax)
+    theme.clean(ax)
     keys = [*bars, even] if len(bars) > 1 else [even]  # one network needs no name
-    figure.legend(
-        handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9
-    )
-    heading(figure, "Relevance on the confounder")
+    theme.legend(figure, handles=keys, ncols=len(keys))
+    theme.heading(figure, "Relevance on the confounder")
     return figure
 
 
@@ -81,18 +81,18 @@ def swap_effects(effects: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     units = {str(one[_EFFECT].attrs.get("units", "probability")) for one in named.values()}
     if len(units) > 1:
         raise ValueError(f"effects have different units {sorted(units)}; draw them apart")
-    figure = new_figure(6.4, 0.42 * len(named) + 1.4)
+    figure = theme.new_figure(6.4, 0.42 * len(named) + 1.4)
     ax = figure.subplots()
     for row, one in enumerate(named.values()):
         mean, low, high, error = (float(one[f"{_EFFECT}{end}"]) for end in (*_ENDS, "_se"))
-        color = SERIES[0]
-        ax.hlines(row, mean - 2 * error, mean + 2 * error, color=MUTED, linewidth=1.1)
+        color = theme.SERIES[0]
+        ax.hlines(row, mean - 2 * error, mean + 2 * error, color=theme.MUTED, linewidth=1.1)
         ax.hlines(row, low, high, color=color, linewidth=4, alpha=0.55)
-        ax.plot(mean, row, MARKERS[0], color=color, markersize=6)
-    ax.axvline(0, color=INK, linestyle="--", linewidth=1.0)
-    ax.set_yticks(range(len(named)), [plain(name, 44) for name in named])
+        ax.plot(mean, row, theme.MARKERS[0], color=color, markersize=6)
+    ax.axvline(0, color=theme.INK, linestyle="--", linewidth=1.0)
+    ax.set_yticks(range(len(named)), [theme.plain(name, 44) for name in named])
     ax.set_ylim(len(named) - 0.5, -0.5)
-    ax.set_xlabel(f"Change by the swap [{plain(units.pop())}]")
-    clean(ax, grid="x")
-    heading(figure, "What the swap changes")
+    ax.set_xlabel(f"Change by the swap [{theme.plain(units.pop())}]")
+    theme.clean(ax, grid="x")
+    theme.heading(figure, "What the swap changes")
     return figure

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ppl_med.plots.checks import require_named
-from ppl_med.plots.theme import INK, MUTED, SIGNED_MAP, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import require_named
+from ppl_med.plots.pictures import color_bar, frame, show_picture
 
 _NEEDED = ("image", "counterfactual", "change", "present", "target", "flip_probability")
 _SAME = ("image", "present", "target")
@@ -23,7 +24,7 @@ def side_by_side(
     *,
     unit: str | None = None,
 ) -> Figure:
-    """Draw one row a case: its image, then counterfactual and change of every kind.
+    """Draw one row per case: its image, then counterfactual and change of every kind.
 
     Image and counterfactuals of a case share one grey scale, that of the image. The changes of a
     kind share one signed scale, centred at 0 and cut at the 99.5th percentile; the scales of two
@@ -37,7 +38,7 @@ def side_by_side(
         unit: Of the intensity; that of ``change`` by default.
 
     Returns:
-        One figure with two columns a kind.
+        One figure with two columns per kind.
 
     Raises:
         ValueError: There is no result, a variable is missing, the cases, images or targets of two
@@ -64,13 +65,11 @@ def _draw(named: dict[str, xr.Dataset], names: list[str], unit: str | None) -> F
     aspect = first.sizes["row"] / first.sizes["col"]
     side = 1.22
     width, height = columns * side + 0.5, num * (side * aspect + 0.22) + 1.35
-    figure = new_figure(width, height, h_pad=0.015, w_pad=0.02, hspace=0.0)
+    figure = theme.new_figure(width, height, h_pad=0.015, w_pad=0.02, hspace=0.0)
     axes = figure.subplots(
         num + 1, columns, squeeze=False, height_ratios=[1.0] * num + [0.07 / aspect]
     )
-    for ax in axes[:num].flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(color=MUTED, linewidth=0.6)
+    frame(axes[:num].flat)
     for ax in axes[-1]:
         ax.set_axis_off()
     images = _last_channel(first["image"])
@@ -78,36 +77,36 @@ def _draw(named: dict[str, xr.Dataset], names: list[str], unit: str | None) -> F
     for row, (image, limit) in enumerate(zip(images, limits, strict=True)):
         _picture(axes[row, 0], image, limit)
         case = first["case"].to_numpy()[row]
-        axes[row, 0].set_xlabel(plain(case, 20), fontsize=7.2, color=INK, labelpad=2)
-        axes[row, 0].set_ylabel(names[row], fontsize=7.8, color=INK)
-    axes[0, 0].set_title("image", fontsize=8.8, color=INK, pad=4)
+        axes[row, 0].set_xlabel(theme.plain(case, 20), fontsize=7.2, color=theme.INK, labelpad=2)
+        axes[row, 0].set_ylabel(names[row], fontsize=7.8, color=theme.INK)
+    axes[0, 0].set_title("image", fontsize=8.8, color=theme.INK, pad=4)
     for kind, (name, one) in enumerate(named.items()):
         pair = axes[:, 1 + 2 * kind : 3 + 2 * kind]
         for row, image in enumerate(_last_channel(one["counterfactual"])):
             _picture(pair[row, 0], image, limits[row])
             share = f"flips in {float(one['flip_probability'][row]):.0%}"
-            pair[row, 0].set_xlabel(share, fontsize=7.2, color=INK, labelpad=2)
+            pair[row, 0].set_xlabel(share, fontsize=7.2, color=theme.INK, labelpad=2)
         change = one["change"].sum("channel").transpose("case", "row", "col").to_numpy()
         top = float(np.quantile(np.abs(change), 0.995)) or float(np.abs(change).max()) or 1.0
         for row, values in enumerate(change):
-            shown = pair[row, 1].imshow(values, cmap=SIGNED_MAP, vmin=-top, vmax=top)
-        pair[0, 0].set_title(plain(name, 26), fontsize=8.8, color=INK, weight="bold", pad=4)
-        pair[0, 1].set_title("change", fontsize=8.8, color=INK, pad=4)
+            shown = pair[row, 1].imshow(values, cmap=theme.SIGNED_MAP, vmin=-top, vmax=top)
+        pair[0, 0].set_title(
+            theme.plain(name, 26), fontsize=8.8, color=theme.INK, weight="bold", pad=4
+        )
+        pair[0, 1].set_title("change", fontsize=8.8, color=theme.INK, pad=4)
         pair[-1, 1].set_axis_on()
-        bar = figure.colorbar(shown, cax=pair[-1, 1], orientation="horizontal", extend="both")
+        label = f"[{theme.plain(unit or 'intensity', 22)}]"
+        bar = color_bar(figure, shown, label, 7.5, cax=pair[-1, 1], orientation="horizontal",
+                        extend="both")  # fmt: skip
         bar.locator = MaxNLocator(nbins=2, symmetric=True)
         bar.update_ticks()
-        bar.ax.tick_params(labelsize=7, colors=MUTED, labelcolor=INK, length=2)
-        bar.set_label(f"[{plain(unit or 'intensity', 22)}]", fontsize=7.2, color=INK)
-        bar.outline.set_visible(False)  # type: ignore[operator]
-    heading(figure, "What would have to differ")
+    theme.heading(figure, "What would have to differ")
     return figure
 
 
 def _picture(ax: Axes, image: NDArray[np.float64], limits: NDArray[np.float64]) -> None:
     low, high = limits
-    shown = np.clip((image - low) / (high - low if high > low else 1.0), 0, 1)
-    ax.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+    show_picture(ax, np.clip((image - low) / (high - low if high > low else 1.0), 0, 1))
 
 
 def _last_channel(images: xr.DataArray) -> NDArray[np.float64]:
@@ -115,7 +114,7 @@ def _last_channel(images: xr.DataArray) -> NDArray[np.float64]:
 
 
 def _class_names(first: xr.Dataset, classes: Sequence[str] | None) -> list[str]:
-    """What each case is and what was wanted."""
+    """Present and wanted class of each case."""
     pairs = zip(first["present"].to_numpy(), first["target"].to_numpy(), strict=True)
     names: list[str] = []
     for pair in pairs:
@@ -123,6 +122,6 @@ def _class_names(first: xr.Dataset, classes: Sequence[str] | None) -> list[str]:
             raise ValueError(
                 f"classes has {len(classes)} names; the results know class {max(pair)}"
             )
-        of = [f"class {k}" if classes is None else plain(classes[k], 16) for k in pair]
+        of = [f"class {k}" if classes is None else theme.plain(classes[k], 16) for k in pair]
         names.append(f"{of[0]}\n→ {of[1]}")
     return names

@@ -1,4 +1,4 @@
-"""Prediction sets: how large they are, what they hold beside the picture, whom they cover."""
+"""Prediction sets: their sizes, their classes beside the image, their coverage by group."""
 
 import numpy as np
 import xarray as xr
@@ -9,10 +9,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.plots.checks import require_dims, require_images, require_variables
-from ppl_med.plots.theme import INK, MUTED, clean, heading, new_figure, plain
+from ppl_med.analysis.posterior import class_names
+from ppl_med.checks import whole
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import require_dims, require_labels, require_variables
+from ppl_med.plots.pictures import frame, require_images, show_picture
 
-_HIT, _MISS, _UNKNOWN, _BAND = "#009E73", "#D55E00", "#8fa1b3", "#d3dbe4"
+_UNKNOWN, _BAND = "#8fa1b3", "#d3dbe4"
 _SETS = "ppl_med.analysis.conformal.predict_sets"
 _COVERAGE = "ppl_med.analysis.conformal.coverage"
 _COLUMNS = 4
@@ -29,43 +32,42 @@ def set_sizes(sets: xr.Dataset) -> Figure:
             stated with what it should be.
 
     Returns:
-        One panel, a bar for every size from 0 to the largest.
+        One panel, one bar for every size from 0 to the largest.
 
     Raises:
         ValueError: ``sets`` holds no ``prediction_set``.
     """
-    require_variables(sets, "sets", ("prediction_set",), _SETS)
-    member = require_dims(sets["prediction_set"], "sets['prediction_set']", ("case", "class"))
+    member = _member(sets)
     size = member.sum("class").to_numpy()
     place = np.arange(size.max() + 1)
-    figure = new_figure(6.4, 4.0)
+    figure = theme.new_figure(6.4, 4.0)
     ax = figure.subplots()
     known = "covered" in sets
     covered = sets["covered"].to_numpy().astype(bool) if known else np.ones(len(size), bool)
     hit, miss = (
         np.bincount(size[part], minlength=len(place)) / len(size) for part in (covered, ~covered)
     )
-    ax.bar(place, hit, 0.72, color=_HIT if known else _UNKNOWN, label="holds the true class")
+    ax.bar(place, hit, 0.72, color=theme.HIT if known else _UNKNOWN, label="holds the true class")
     if known:
-        ax.bar(place, miss, 0.72, bottom=hit, color=_MISS, label="misses it")
+        ax.bar(place, miss, 0.72, bottom=hit, color=theme.MISS, label="misses it")
     for x, share in enumerate(hit + miss if len(place) <= _LABELLED else ()):
         text = f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "<1 %"
-        ax.text(x, share, text, ha="center", va="bottom", fontsize=8.5, color=INK)
+        ax.text(x, share, text, ha="center", va="bottom", fontsize=8.5, color=theme.INK)
     ax.set(
-        xlabel="Classes in the set", ylabel="Share of cases", ylim=(0, 1.13 * (hit + miss).max())
+        xlabel="Classes in the set [count]",
+        ylabel="Share of cases [%]",
+        ylim=(0, 1.13 * (hit + miss).max()),
     )
     if len(place) <= _LABELLED:
         ax.set_xticks(place)
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    clean(ax)
+    ax.yaxis.set_major_formatter(theme.percent)
+    theme.clean(ax)
     if known:
-        figure.legend(
-            loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK
-        )
-    ax.set_title(_note(sets), fontsize=8.5, color=MUTED, loc="right", pad=6)
-    heading(figure, f"Size of the prediction sets, mean {size.mean():.2f}")
+        theme.legend(figure, ncols=2)
+    theme.remark(ax, _note(sets), pad=6)
+    theme.heading(figure, f"Size of the prediction sets, mean {size.mean():.2f}")
     return figure
 
 
@@ -91,42 +93,34 @@ def sets_over_images(
     Raises:
         ValueError: Images, sets and labels do not describe the same cases, or ``num`` below 1.
     """
-    require_variables(sets, "sets", ("prediction_set",), _SETS)
-    member = require_dims(sets["prediction_set"], "sets['prediction_set']", ("case", "class"))
+    member = _member(sets)
     pictures = require_images(images, member.sizes["case"])
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    whole("num", num)
     truth = None if label is None else _checked_label(label, member)
-    order = np.argsort(member.sum("class").to_numpy(), kind="stable")
-    if len(order) > num:
-        order = order[np.linspace(0, len(order) - 1, num).round().astype(int)]
-    names = [str(name) for name in member["class"].values] if "class" in member.coords else None
-    names = names or [str(index) for index in range(member.sizes["class"])]
+    order = theme.evenly(np.argsort(member.sum("class").to_numpy(), kind="stable"), num)
+    names = class_names(member)
     columns = min(_COLUMNS, len(order))
     rows = -(-len(order) // columns)
-    figure = new_figure(2.3 * columns + 0.3, 3.1 * rows + 0.9, w_pad=0.09, h_pad=0.05)
+    figure = theme.new_figure(2.3 * columns + 0.3, 3.1 * rows + 0.9, w_pad=0.09, h_pad=0.05)
     cards = figure.subplots(rows, columns, squeeze=False).ravel()
     known = "covered" in sets
     for ax, index in zip(cards, order, strict=False):
         color = _UNKNOWN
         if known:
-            color = _HIT if bool(sets["covered"][index]) else _MISS
+            color = theme.HIT if bool(sets["covered"][index]) else theme.MISS
         case = member["case"].values[index] if "case" in member.coords else index
-        _picture(ax, pictures[index], color, plain(case, 22))
+        _picture(ax, pictures[index], color, theme.plain(case, 22))
         _classes(ax, names, member.values[index], None if truth is None else int(truth[index]))
     for ax in cards[len(order) :]:
         ax.set_axis_off()
     if known:
         handles = [
             Patch(facecolor="none", edgecolor=color, linewidth=2.5, label=text)
-            for color, text in ((_HIT, "holds the true class"), (_MISS, "misses it"))
+            for color, text in ((theme.HIT, "holds the true class"), (theme.MISS, "misses it"))
         ]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9,
-            labelcolor=INK,
-        )  # fmt: skip
+        theme.legend(figure, handles=handles, ncols=2)
     bold = ", truth in bold" if truth is not None else ""
-    heading(figure, f"Prediction sets, small to large{bold}")
+    theme.heading(figure, f"Prediction sets, small to large{bold}")
     return figure
 
 
@@ -137,8 +131,9 @@ def group_coverage(coverage: xr.Dataset) -> Figure:
         coverage: As ``ppl_med.analysis.conformal.coverage`` returns it.
 
     Returns:
-        One line a group: the band of the exact law (bar), the share of covered cases (dot), its
-        95 % interval (whiskers) and the number of cases; a dot outside the band is orange.
+        One line per group: the band of the exact distribution (bar), the share of covered cases
+        (dot), its 95 % interval (whiskers) and the number of cases; a dot outside the band is
+        orange.
 
     Raises:
         ValueError: ``coverage`` lacks a variable.
@@ -146,7 +141,7 @@ def group_coverage(coverage: xr.Dataset) -> Figure:
     require_variables(
         coverage, "coverage", ("coverage", "count", "interval_lower", "interval_upper"), _COVERAGE
     )
-    names = [plain(name, 24) for name in coverage["group"].values]
+    names = [theme.plain(name, 24) for name in coverage["group"].values]
     share, low, high = (
         coverage[name].to_numpy() for name in ("coverage", "interval_lower", "interval_upper")
     )
@@ -154,28 +149,41 @@ def group_coverage(coverage: xr.Dataset) -> Figure:
     has_band = "lower" in coverage
     band = [coverage[name].to_numpy() for name in ("lower", "upper")] if has_band else []
     outside = (share < band[0]) | (share > band[1]) if has_band else np.zeros(len(share), bool)
-    figure = new_figure(7.4, 0.46 * len(names) + 2.0)
+    figure = theme.new_figure(7.4, 0.46 * len(names) + 2.0)
     ax = figure.subplots()
     place = np.arange(len(names))
     target = 1 - float(coverage.attrs["alpha"])
-    ax.axvline(target, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.axvline(target, color=theme.MUTED, linewidth=1, linestyle=theme.DASHED)
     if has_band:
         ax.barh(place, band[1] - band[0], 0.56, left=band[0], color=_BAND)
-    ax.hlines(place, low, high, color=INK, linewidth=1.2)
-    for chosen, color in ((~outside, INK), (outside, _MISS)):
+    ax.hlines(place, low, high, color=theme.INK, linewidth=1.2)
+    for chosen, color in ((~outside, theme.INK), (outside, theme.MISS)):
         ax.plot(share[chosen], place[chosen], "o", color=color, markersize=6.5)
     left = float(min([target, *low, *(band[0] if has_band else [])]))
     ax.set(xlim=(max(-0.02, left - 0.05), 1.02), ylim=(len(names) - 0.4, -0.6))
     for y, number in zip(place, count, strict=True):
-        ax.text(1.035, float(y), f"{number}", fontsize=8.5, color=MUTED, va="center", clip_on=False)
-    ax.text(1.035, -0.75, "cases", fontsize=8.5, color=MUTED, va="bottom", clip_on=False)
+        ax.text(
+            1.035,
+            float(y),
+            f"{number}",
+            fontsize=8.5,
+            color=theme.MUTED,
+            va="center",
+            clip_on=False,
+        )
+    ax.text(1.035, -0.75, "cases", fontsize=8.5, color=theme.MUTED, va="bottom", clip_on=False)
     ax.set_yticks(place, names)
-    ax.set_xlabel("Share of cases whose set holds the truth")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    clean(ax, grid="x")
+    ax.set_xlabel("Share of cases whose set holds the true class [%]")
+    ax.xaxis.set_major_formatter(theme.percent)
+    theme.clean(ax, grid="x")
     _legend(figure, coverage, has_band, bool(outside.any()), target)
-    heading(figure, _title(coverage))
+    theme.heading(figure, _title(coverage))
     return figure
+
+
+def _member(sets: xr.Dataset) -> xr.DataArray:
+    require_variables(sets, "sets", ("prediction_set",), _SETS)
+    return require_dims(sets["prediction_set"], "sets['prediction_set']", ("case", "class"))
 
 
 def _note(sets: xr.Dataset) -> str:
@@ -184,13 +192,13 @@ def _note(sets: xr.Dataset) -> str:
     text = f"{100 * float(sets['coverage']):.1f} % hold the true class"
     if "coverage_lower" in sets:
         low, high = (100 * float(sets[f"coverage_{end}"]) for end in ("lower", "upper"))
-        text += f"; {low:.1f} to {high:.1f} % was to be expected (99 % band)"
+        text += f"; {low:.1f} to {high:.1f} % was expected (99 % band)"
     return text
 
 
 def _checked_label(label: ArrayLike, member: xr.DataArray) -> NDArray[np.int64]:
-    values = np.asarray(label)
-    if values.shape != (member.sizes["case"],) or values.dtype.kind not in "iu":
+    values = require_labels(label, member.sizes["case"])
+    if values.dtype.kind not in "iu":
         raise ValueError(
             f"label must hold one class index per case, {member.sizes['case']} integers; got "
             f"{values.dtype} of shape {values.shape}"
@@ -204,25 +212,24 @@ def _checked_label(label: ArrayLike, member: xr.DataArray) -> NDArray[np.int64]:
 
 
 def _picture(ax: Axes, picture: NDArray[np.float64], color: str, title: str) -> None:
-    grey = picture.shape[-1] == 1
-    ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[], anchor="N")
-    ax.spines[:].set(color=color, linewidth=2.5)
-    ax.set_title(title, fontsize=8.5, color=MUTED, loc="left", pad=4)
+    show_picture(ax, picture)
+    frame([ax], 2.5, color)
+    ax.set_anchor("N")
+    ax.set_title(title, fontsize=8.5, color=theme.MUTED, loc="left", pad=4)
 
 
 def _classes(ax: Axes, names: list[str], member: NDArray[np.bool_], truth: int | None) -> None:
-    """Write the set beneath the picture; a true class that is missing stands below, struck."""
+    """Write the set beneath the picture; a true class that is missing stands below."""
     inside = np.flatnonzero(member).tolist()
     if truth in inside:  # a long list must not hide it
         inside = [truth, *(k for k in inside if k != truth)]
-    lines = [(plain(names[k], 24), k == truth, INK) for k in inside[:_LINES]]
+    lines = [(theme.plain(names[k], 24), k == truth, theme.INK) for k in inside[:_LINES]]
     if len(inside) > _LINES:
-        lines[-1] = (f"and {len(inside) - _LINES + 1} more", False, MUTED)
+        lines[-1] = (f"and {len(inside) - _LINES + 1} more", False, theme.MUTED)
     if not inside:
-        lines = [("empty set", False, MUTED)]
+        lines = [("empty set", False, theme.MUTED)]
     if truth is not None and truth not in inside:
-        lines.append((f"not in it: {plain(names[truth], 16)}", True, _MISS))
+        lines.append((f"not in it: {theme.plain(names[truth], 16)}", True, theme.MISS))
     for index, (text, bold, color) in enumerate(lines):
         ax.annotate(
             text, (0, 0), (1, -5 - 11.5 * index), xycoords="axes fraction",
@@ -237,21 +244,21 @@ def _legend(
     level = 100 * float(coverage.attrs.get("level", 0.99))
     promised = bool(coverage.attrs.get("promised", 0))
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=INK, marker="o", markersize=6, linewidth=1.2,
+        Line2D([], [], color=theme.INK, marker="o", markersize=6, linewidth=1.2,
                label="coverage, 95 % interval"),
-        Line2D([], [], color=MUTED, linestyle=(0, (4, 3)), linewidth=1,
+        Line2D([], [], color=theme.MUTED, linestyle=theme.DASHED, linewidth=1,
                label=f"{'promised' if promised else 'aimed at'} {100 * target:g} %"),
     ]  # fmt: skip
     if has_band:
         text = "exact" if promised else "if the groups did not differ"
         handles.append(Patch(color=_BAND, label=f"{level:g} % band, {text}"))
     if outside:
-        dot = Line2D([], [], color=_MISS, marker="o", markersize=6, linestyle="", label="outside")
+        dot = Line2D(
+            [], [], color=theme.MISS, marker="o", markersize=6, linestyle="", label="outside"
+        )
         handles.append(dot)
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8,
-        labelcolor=INK, handletextpad=0.6, columnspacing=1.3,
-    )  # fmt: skip
+    theme.legend(figure, handles=handles, ncols=len(handles), fontsize=8, handletextpad=0.6,
+           columnspacing=1.3)  # fmt: skip
 
 
 def _title(coverage: xr.Dataset) -> str:

@@ -1,4 +1,4 @@
-"""What is gained by leaving out the most uncertain: one line for each uncertainty."""
+"""The error that remains when the most uncertain is left out: one line per uncertainty."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_med.plots.checks import one_of, require_dims, require_named
-from ppl_med.plots.theme import INK, MUTED, SERIES, clean, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import one_of, require_dims, require_named
 
 _DASHES = ("-", (0, (6, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _SOURCE = "ppl_med.analysis.selective"
@@ -96,7 +96,7 @@ def precision_recall(datasets: Datasets) -> Figure:
     for index, (name, dataset) in enumerate(named.items()):
         area = _area(dataset, "average_precision", "AP")
         _curve(ax, dataset, "recall", "precision", name, area, index, band=len(named) < 3)
-    ax.set_xlabel("Recall [proportion of what is correct that is kept, the most certain first]")
+    ax.set_xlabel("Recall [proportion of correct entries kept, the most certain first]")
     ax.set_ylabel("Precision of what is kept [proportion]")
     ax.set(xlim=(0, 1), ylim=(None, min(1.005, ax.get_ylim()[1])))
     return _finish(figure, ax, "Precision and recall by uncertainty", named)
@@ -112,20 +112,22 @@ def _named(
 
 
 def _panel() -> tuple[Figure, Axes]:
-    figure = new_figure(6.4, 4.8)
+    figure = theme.new_figure(6.4, 4.8)
     ax = figure.subplots()
-    clean(ax, grid="both")
+    theme.clean(ax, grid="both")
     return figure, ax
 
 
 def _reference(ax: Axes, dataset: xr.Dataset, dim: str, oracle: str, chance: float) -> None:
     _level(ax, chance, "random order")
-    style = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3)), "label": "oracle"}
+    style = {"color": theme.MUTED, "linewidth": 1.2, "linestyle": theme.DASHED, "label": "oracle"}
     ax.plot(dataset[dim], dataset[oracle], zorder=1.5, **style)  # type: ignore[arg-type]
 
 
 def _level(ax: Axes, height: float, label: str) -> None:
-    ax.axhline(height, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1.5, label=label)
+    ax.axhline(
+        height, color=theme.MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1.5, label=label
+    )
 
 
 def _area(dataset: xr.Dataset, name: str, label: str) -> str:
@@ -145,9 +147,9 @@ def _curve(
     *,
     band: bool,
 ) -> None:
-    color = SERIES[index % len(SERIES)]
+    color = theme.SERIES[index % len(theme.SERIES)]
     x, y = dataset[dim].to_numpy(), dataset[variable].to_numpy()
-    label = f"{plain(name, 28)} · {area}" if name else area
+    label = f"{theme.plain(name, 28)} · {area}" if name else area
     if band and f"{variable}_se" in dataset:
         reach = 2 * dataset[f"{variable}_se"].to_numpy()
         ax.fill_between(x, y - reach, y + reach, color=color, alpha=0.13, linewidth=0, zorder=1)
@@ -158,23 +160,20 @@ def _curve(
 
 
 def _unit(array: xr.DataArray) -> str:
-    unit = str(array.attrs.get("units", "1"))
-    return "proportion" if unit == "probability" else plain(unit)
+    unit = theme.unit_of(array, "1")
+    return "proportion" if unit == "probability" else unit
 
 
 def _finish(figure: Figure, ax: Axes, title: str, named: Mapping[str, xr.Dataset]) -> Figure:
     low, high = ax.get_ylim()
     known = [line.get_ydata() for line in ax.lines]
-    top = max(float(np.nanmax(np.asarray(values, float))) for values in known)
+    top = theme.longest(known)
     if title.startswith("Precision"):
-        bottom = min(float(np.nanmin(np.asarray(values, float))) for values in known)
+        bottom = -theme.longest(-np.asarray(values, float) for values in known)
         ax.set_ylim(bottom - 0.08 * (high - bottom or 1), high)
     else:  # the first few entries have bands far above the curves
         ax.set_ylim(low, min(high, 1.25 * top or 1))
-    figure.legend(
-        loc="outside lower center", ncols=1 if len(named) > 1 else 3, fontsize=9, frameon=False,
-        labelcolor=INK,
-    )  # fmt: skip
+    theme.legend(figure, ncols=1 if len(named) > 1 else 3)
     first = next(iter(named.values()))
     number, cases = first.attrs.get("num_entries"), first.attrs.get("num_cases")
     left_out = first.attrs.get("num_left_out", 0)
@@ -182,5 +181,5 @@ def _finish(figure: Figure, ax: Axes, title: str, named: Mapping[str, xr.Dataset
         title += f" · {number} of {cases} cases" if left_out else f" · {number} cases"
     elif number is not None:
         title += f" · {number:,} pixels of {cases} cases"
-    heading(figure, title)
+    theme.heading(figure, title)
     return figure

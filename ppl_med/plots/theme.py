@@ -4,23 +4,26 @@ The palette is Okabe and Ito's, which colour-blind readers can tell apart ("Colo
 2008). Orange and blue are kept for the two kinds of uncertainty and used for nothing else.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 ALEATORIC = "#E69F00"
 EPISTEMIC = "#0072B2"
 INK = "#1f2933"
 MUTED = "#66707c"
 GRID = "#e4e7eb"
+BAND = "#d5d9de"
+HIT, MISS = "#009E73", "#D55E00"
 SERIES = ("#1f2933", "#009E73", "#CC79A7", "#D55E00", "#8c6bb1", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SIGNED_MAP = "PRGn"
+DASHED = (0, (4, 3))
 
 
 def new_figure(width: float, height: float, *, constrained: bool = True, **padding: Any) -> Figure:
@@ -31,13 +34,46 @@ def new_figure(width: float, height: float, *, constrained: bool = True, **paddi
         height: Inches.
         constrained: Let matplotlib place the axes; False when the caller places them.
         padding: Around and between axes that matplotlib places: ``w_pad`` and ``h_pad`` in inches,
-            ``wspace`` and ``hspace`` in shares of the axes.
-
-    Returns:
-        The figure.
+            ``wspace`` and ``hspace`` as fractions of the axes.
     """
     layout = ConstrainedLayoutEngine(**padding) if constrained else None
     return Figure(figsize=(width, height), facecolor="white", layout=layout)
+
+
+def grid_of_panels(
+    count: int, across: int, width: float, height: float, margins: tuple[float, float]
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure of equal panels on shared axes; spare places stay empty.
+
+    Args:
+        count: Panels.
+        across: Most panels in a row.
+        width: Of a panel, in inches.
+        height: Of a panel, in inches.
+        margins: Added to the width and the height of the figure, in inches.
+
+    Returns:
+        The figure and its panels, row by row.
+    """
+    across = min(across, count)
+    down = -(-count // across)
+    figure = new_figure(width * across + margins[0], height * down + margins[1])
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, axes[:count]
+
+
+def label_outer(axes: list[Axes], x: str, y: str) -> None:
+    """Label the left and the lowest panels of a grid."""
+    grid = axes[0].get_gridspec()
+    across = grid.ncols if grid is not None else 1
+    for index, ax in enumerate(axes):
+        if index % across == 0:
+            ax.set_ylabel(y)
+        if index + across >= len(axes):
+            ax.set_xlabel(x)
+            ax.tick_params(labelbottom=True)
 
 
 def clean(ax: Axes, *, grid: Literal["both", "x", "y"] | None = "y") -> None:
@@ -71,6 +107,43 @@ def heading(figure: Figure, title: str, *, y: float | None = None) -> None:
     )
 
 
+def subtitle(ax: Axes, text: str, **style: Any) -> None:
+    """Put a line above the left end of a panel: its name, or what it amounts to."""
+    ax.set_title(text, **{"fontsize": 9.5, "color": INK, "loc": "left", **style})
+
+
+def remark(ax: Axes, text: str, **style: Any) -> None:
+    """Put a muted line above the right end of a panel."""
+    ax.set_title(text, **{"fontsize": 8.5, "color": MUTED, "loc": "right", "pad": 4, **style})
+
+
+def legend(owner: Figure | Axes, loc: str = "outside lower center", **style: Any) -> None:
+    """Add a legend without a frame, by default below all axes of a figure."""
+    owner.legend(loc=loc, **{"frameon": False, "fontsize": 9, "labelcolor": INK, **style})
+
+
+def series(index: int) -> dict[str, Any]:
+    """Colour and marker of one of several lines."""
+    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def diagonal(ax: Axes, top: float = 1.0) -> None:
+    """Draw the dashed line on which both axes agree, from 0 to ``top``."""
+    ax.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle=DASHED, zorder=1.5,
+            label="_diagonal")  # fmt: skip
+
+
+def bars_to(middle: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> NDArray[np.float64]:
+    """Lengths (2, ...) of error bars that end at ``lower`` and ``upper``, 0 or more."""
+    middle = np.asarray(middle, np.float64)
+    return np.stack([middle - np.asarray(lower), np.asarray(upper) - middle]).clip(0)
+
+
+def percent(value: float, _: object = None) -> str:
+    """Write a proportion in percent, for an axis."""
+    return f"{100 * value:.3g} %"
+
+
 def plain(value: Hashable, width: int | None = None) -> str:
     r"""Write a caller's name so that matplotlib shows it as it is.
 
@@ -79,9 +152,6 @@ def plain(value: Hashable, width: int | None = None) -> str:
     Args:
         value: A case id, class name or title.
         width: Most characters to show; longer text ends in an ellipsis. None shows all.
-
-    Returns:
-        Text for a matplotlib artist.
     """
     text = str(value)
     if width is not None and len(text) > width:
@@ -89,28 +159,19 @@ def plain(value: Hashable, width: int | None = None) -> str:
     return text.replace("$", r"\$")
 
 
-def robust_limits(
-    values: Sequence[NDArray[np.float64]], *, skip: float = 0.1, squash: float = 3.0
-) -> tuple[float, float]:
-    """Choose y-limits that the first steps of training cannot stretch.
+def unit_of(array: Any, otherwise: str, width: int | None = None) -> str:
+    """Write the unit of an array, powers raised; ``otherwise`` where it has none."""
+    unit = plain(array.attrs.get("units", otherwise), width)
+    return unit.replace("^2", "²").replace("^3", "³")
 
-    The whole range is shown unless it is more than ``squash`` times the range after the first
-    ``skip`` of each curve; then the later range is shown.
 
-    Args:
-        values: Curves, each (step); non-finite values are ignored.
-        skip: Fraction of each curve that may be cut off.
-        squash: How much larger the whole range must be before anything is cut off.
+def evenly(order: NDArray[np.intp], num: int) -> NDArray[np.intp]:
+    """Choose at most ``num`` entries at even steps, the first and the last among them."""
+    if len(order) <= num:
+        return order
+    return order[np.linspace(0, len(order) - 1, num).round().astype(int)]
 
-    Returns:
-        Lower and upper limit with a margin of 6 %.
-    """
-    whole = np.concatenate([v[np.isfinite(v)] for v in values])
-    tails = [v[int(np.ceil(skip * len(v))) :] if len(v) > 1 else v for v in values]
-    tail = np.concatenate([v[np.isfinite(v)] for v in tails])
-    if not whole.size:
-        return 0.0, 1.0
-    kept = tail if tail.size and np.ptp(whole) > squash * np.ptp(tail) > 0 else whole
-    low, high = float(kept.min()), float(kept.max())
-    margin = 0.06 * (high - low) or 0.06 * max(abs(high), 1.0)
-    return low - margin, high + margin
+
+def longest(values: Iterable[ArrayLike]) -> float:
+    """The largest finite value of several arrays."""
+    return max(float(np.nanmax(np.asarray(one, np.float64))) for one in values)

@@ -1,4 +1,4 @@
-"""The figures of a report in words: scores with their uncertainty, prediction sets, provenance."""
+"""The numbers of a report: scores with their uncertainty, prediction sets, provenance."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ppl_med.plots.page import bar, card, paragraph, table
+from ppl_med.analysis.posterior import class_names
+from ppl_med.plots.report.page import part, table
 
 _NAMES = {
     "accuracy": "Accuracy",
@@ -23,22 +24,22 @@ _MEANINGS = {
     "elpd_sum": "log probability of new labels, summed over cases; higher is better",
 }
 _UNITS = {"1": "no unit", "probability": "proportion"}
+_HEAD = ("Value", "Standard error", "Single draws, 5 to 95 %", "Unit")
 _SUFFIXES = ("_se", "_mcse", "_per_draw")
 
 
-def score_cards(scores: xr.Dataset) -> str:
-    """Return the headline figures as HTML, each with its standard error over cases."""
-    cards = [
-        card(
+def score_cards(scores: xr.Dataset) -> list[tuple[str, str, str, str]]:
+    """Return the headline scores: name, value, standard error over cases or "", and unit."""
+    return [
+        (
             _NAMES[name],
-            _number(scores[name]),
-            _number(scores[f"{name}_se"]) if _finite(scores, f"{name}_se") else "",
+            _number(scores, name, "–"),
+            _number(scores, f"{name}_se"),
             _unit(scores, name),
         )
         for name in ("accuracy", "nll", "brier", "ece")
         if name in scores and scores[name].ndim == 0
     ]
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
 def score_table(scores: xr.Dataset) -> str:
@@ -55,49 +56,33 @@ def score_table(scores: xr.Dataset) -> str:
     names = [
         str(n) for n in scores.data_vars if not str(n).endswith(_SUFFIXES) and scores[n].ndim == 0
     ]
-    head = ("Score", "Value", "Standard error", "Single draws, 5 to 95 %", "Unit", "Meaning")
+    entries = _entries(scores)
     rows = [
-        (
-            _NAMES.get(name, name),
-            _number(scores[name]),
-            _number(scores[f"{name}_se"]) if _finite(scores, f"{name}_se") else "–",
-            _draw_range(scores, name),
-            _unit(scores, name),
-            _MEANINGS.get(name, "").format(entries=_entries(scores)),
-        )
+        (_NAMES.get(name, name), *_cells(scores, name), _unit(scores, name),
+         _MEANINGS.get(name, "").format(entries=entries))
         for name in names
-    ]
-    html = table(head, rows) if rows else ""
-    if "accuracy_per_class" in scores:
-        html += "<h3>Accuracy by true class</h3>" + _class_table(scores)
-    return html
+    ]  # fmt: skip
+    per_class = "accuracy_per_class"
+    classes = []
+    if per_class in scores:
+        for index, name in enumerate(class_names(scores[per_class])):
+            one = scores.isel({"class": index})
+            cells = _cells(one, per_class, otherwise=f"no {entries[:-1]}")
+            classes.append((name, *cells, "proportion"))
+    return part("scores", ("Score", *_HEAD, "Meaning"), rows, ("Class", *_HEAD), classes)
+
+
+def _cells(scores: xr.Dataset, name: str, otherwise: str = "–") -> tuple[str, str, str]:
+    return (
+        _number(scores, name, otherwise),
+        _number(scores, f"{name}_se", "–"),
+        _draw_range(scores, name),
+    )
 
 
 def _entries(scores: xr.Dataset) -> str:
     """What one score is of: cases, or the pixels of maps."""
     return "pixels" if "nll" in scores and scores["nll"].attrs.get("per") == "pixel" else "cases"
-
-
-def _class_table(scores: xr.Dataset) -> str:
-    array = scores["accuracy_per_class"]
-    names = array["class"].values if "class" in array.coords else range(array.sizes["class"])
-    rows = []
-    for index, name in enumerate(names):
-        one = scores.isel({"class": index})
-        rows.append(
-            (
-                str(name),
-                _number(one["accuracy_per_class"])
-                if _finite(one, "accuracy_per_class")
-                else f"no {_entries(scores)[:-1]}",
-                _number(one["accuracy_per_class_se"])
-                if _finite(one, "accuracy_per_class_se")
-                else "–",
-                _draw_range(one, "accuracy_per_class"),
-                "proportion",
-            )
-        )
-    return table(("Class", "Value", "Standard error", "Single draws, 5 to 95 %", "Unit"), rows)
 
 
 def set_summary(sets: xr.Dataset) -> str:
@@ -112,7 +97,7 @@ def set_summary(sets: xr.Dataset) -> str:
         HTML.
     """
     size = sets["prediction_set"].sum("class").to_numpy()
-    html = ""
+    text = ""
     if "coverage" in sets:
         text = (
             f"The true class is in the set for {100 * float(sets['coverage']):.1f} % of the cases"
@@ -122,15 +107,16 @@ def set_summary(sets: xr.Dataset) -> str:
         if "coverage_lower" in sets and "coverage_upper" in sets:
             low, high = float(sets["coverage_lower"]), float(sets["coverage_upper"])
             text += (
-                f"; between {100 * low:.1f} and {100 * high:.1f} % was to be expected "
+                f"; between {100 * low:.1f} and {100 * high:.1f} % was expected "
                 "(99 % band for exchangeable cases)"
             )
-        html += paragraph(text + ".")
+        text += "."
+    bars = []
     for value, count in zip(*np.unique(size, return_counts=True), strict=True):
         name = {0: "no class", 1: "1 class"}.get(int(value), f"{int(value)} classes")
         share = count / len(size)
-        html += bar(name, share, f"{count} cases, {100 * share:.0f} %")
-    return html
+        bars.append((name, share, f"{count} cases, {100 * share:.0f} %"))
+    return part("sets", text, bars)
 
 
 def provenance(tree: xr.DataTree) -> str:
@@ -186,11 +172,12 @@ def _finite(scores: xr.Dataset, name: str) -> bool:
     return name in scores and bool(np.isfinite(scores[name]).all())
 
 
-def _number(value: xr.DataArray | float) -> str:
-    number = float(value)
-    if number == 0 or 0.001 <= abs(number) < 1000:
-        return f"{number:.3f}"
-    return f"{number:.3g}"
+def _number(scores: xr.Dataset, name: str, otherwise: str = "") -> str:
+    return _written(float(scores[name])) if _finite(scores, name) else otherwise
+
+
+def _written(number: float) -> str:
+    return f"{number:.3f}" if number == 0 or 0.001 <= abs(number) < 1000 else f"{number:.3g}"
 
 
 def _draw_range(scores: xr.Dataset, name: str) -> str:
@@ -198,4 +185,4 @@ def _draw_range(scores: xr.Dataset, name: str) -> str:
     if draws not in scores or scores[draws].size < 2 or not _finite(scores, draws):
         return "–"
     low, high = np.quantile(scores[draws].to_numpy(), [0.05, 0.95])
-    return f"{_number(low)} to {_number(high)}"
+    return f"{_written(low)} to {_written(high)}"

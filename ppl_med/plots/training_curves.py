@@ -1,19 +1,21 @@
 """Training curves: the objective and its two parts, in nats per case."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ppl_med.plots.checks import require_variables
-from ppl_med.plots.theme import INK, MUTED, clean, heading, new_figure, robust_limits
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import require_variables
 
 _PARTS = {
     "elbo": ("ELBO", "#1f2933", "higher is better"),
     "bound": ("bound", "#1f2933", "importance-weighted, what was trained; higher is better"),
     "nll": ("NLL", "#CC79A7", "misfit to the labels, lower is better"),
-    "kl": ("KL", "#009E73", "distance from the prior, the price of what was learnt"),
+    "kl": ("KL", "#009E73", "distance from the prior, the cost of what was learnt"),
 }
 _VALIDATION = "#D55E00"
 
@@ -43,7 +45,7 @@ def elbo(history: xr.Dataset) -> Figure:
         raise ValueError("history has no step; run fit for at least one epoch")
     weight = _by_member(history["kl_weight"])[0]
     varies = bool(np.ptp(weight) > 0)
-    figure = new_figure(8.0, 7.4 if varies else 6.6)
+    figure = theme.new_figure(8.0, 7.4 if varies else 6.6)
     axes = figure.subplots(
         3 + varies, 1, sharex=True, height_ratios=[1, 1, 1] + [0.4] * varies, squeeze=False
     )[:, 0]
@@ -52,15 +54,15 @@ def elbo(history: xr.Dataset) -> Figure:
     for ax, name in zip(axes, names, strict=False):
         _curve(ax, history, step, name)
     if varies:
-        axes[3].plot(step, weight, color=INK, linewidth=1.4, label="kl_weight")
+        axes[3].plot(step, weight, color=theme.INK, linewidth=1.4, label="kl_weight")
         axes[3].set(ylabel="KL weight\n[no unit]", ylim=(-0.05 * weight.max(), 1.15 * weight.max()))
-        clean(axes[3])
-    axes[-1].set_xlabel("Step")
+        theme.clean(axes[3])
+    axes[-1].set_xlabel("Training step [count]")
     figure.align_ylabels(axes)
     _epoch_axis(axes[0], history, step)
     members = history.sizes.get("chain", 1)
     who = f"{members} members, " if members > 1 else ""
-    heading(figure, f"Training in nats per case · {who}{_weight_note(weight)}")
+    theme.heading(figure, f"Training in nats per case · {who}{_weight_note(weight)}")
     return figure
 
 
@@ -89,26 +91,22 @@ def _curve(ax: Axes, history: xr.Dataset, step: NDArray[np.float64], name: str) 
     smooth = values.shape[1] >= 50
     for member in values:
         ax.plot(
-            step,
-            member,
-            color=color,
-            linewidth=0.7 if smooth else 1.5,
+            step, member, color=color, linewidth=0.7 if smooth else 1.5,
             alpha=0.35 / len(values) ** 0.5 if smooth else 1.0,
-            marker="o" if len(step) < 3 else None,
-            label=name,
-        )
+            marker="o" if len(step) < 3 else None, label=name,
+        )  # fmt: skip
     for member in values if smooth else ():
         ax.plot(step, _running_mean(member), color=color, linewidth=1.6, label="running mean")
     shown = [*values]
     if name == "nll" and "validation_nll" in history:
         shown += [*_validation(ax, history, step)]
-    low, high = robust_limits(shown)
+    low, high = _limits(shown)
     ax.set(ylim=(low, high), ylabel=f"{title}\n[nats per case]")
     outside = int(((values < low) | (values > high)).sum())
     if outside:
         meaning += f" · {outside} of {values.size} steps outside the frame"
-    ax.set_title(meaning, loc="right", fontsize=8.5, color=MUTED, pad=3)
-    clean(ax)
+    theme.remark(ax, meaning, pad=3)
+    theme.clean(ax)
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -127,23 +125,9 @@ def _validation(ax: Axes, history: xr.Dataset, step: NDArray[np.float64]) -> NDA
         position = step[np.clip(last, 0, len(step) - 1)]
     else:
         position = np.linspace(step[0], step[-1], values.shape[1] + 1)[1:]
-    ax.plot(
-        position,
-        values.T,
-        color=_VALIDATION,
-        marker="o",
-        markersize=4,
-        linewidth=1.4,
-        label="validation_nll",
-    )
-    ax.legend(
-        [ax.lines[-1]],
-        ["validation NLL"],
-        loc="upper right",
-        fontsize=8.5,
-        frameon=False,
-        labelcolor=INK,
-    )
+    ax.plot(position, values.T, color=_VALIDATION, marker="o", markersize=4, linewidth=1.4,
+            label="validation_nll")  # fmt: skip
+    theme.legend(ax, "upper right", handles=[ax.lines[-1]], labels=["validation NLL"], fontsize=8.5)
     return values
 
 
@@ -155,6 +139,23 @@ def _epoch_axis(ax: Axes, history: xr.Dataset, step: NDArray[np.float64]) -> Non
     starts = starts[:: int(np.ceil(len(starts) / 10))]
     top = ax.secondary_xaxis("top")
     top.set_xticks(step[starts], labels=[str(e) for e in epoch[starts]])
-    top.tick_params(labelsize=8.5, colors=MUTED, length=3)
-    top.set_xlabel("Epoch (at its first step)", fontsize=8.5, color=MUTED, loc="left")
+    top.tick_params(labelsize=8.5, colors=theme.MUTED, length=3)
+    top.set_xlabel("Epoch (at its first step)", fontsize=8.5, color=theme.MUTED, loc="left")
     top.spines["top"].set_visible(False)
+
+
+def _limits(curves: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Limits that the first steps of training cannot stretch, with a margin of 6 %.
+
+    The whole range is shown unless it is more than three times the range without the first tenth
+    of each curve; then that one is shown. Values that are not finite are ignored.
+    """
+    whole = np.concatenate([v[np.isfinite(v)] for v in curves])
+    tails = [v[int(np.ceil(0.1 * len(v))) :] if len(v) > 1 else v for v in curves]
+    tail = np.concatenate([v[np.isfinite(v)] for v in tails])
+    if not whole.size:
+        return 0.0, 1.0
+    kept = tail if tail.size and np.ptp(whole) > 3 * np.ptp(tail) > 0 else whole
+    low, high = float(kept.min()), float(kept.max())
+    margin = 0.06 * (high - low) or 0.06 * max(abs(high), 1.0)
+    return low - margin, high + margin

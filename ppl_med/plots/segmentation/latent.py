@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.plots.checks import require_dims, require_images
-from ppl_med.plots.class_colors import class_colors, class_legend, overlaid, painted
-from ppl_med.plots.segmentation_samples import SAMPLE, positions
-from ppl_med.plots.theme import INK, MARKERS, SERIES, clean, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import case_positions, require_dims
+from ppl_med.plots.palette import SAMPLE, class_colors, class_legend, overlaid, painted
+from ppl_med.plots.pictures import color_bar, require_images
 
 _GAP = 2  # pixels between masks
 _UNKNOWN = "#b8c1cc"  # of points without a value
@@ -61,11 +61,11 @@ def latent_plane(
     width = 6.2
     below = 0.2 * -(-len(classes) // 4) + 0.2 if len(classes) > 2 else 0.0
     height = (width - 0.6) * mosaic.shape[0] / mosaic.shape[1] + 0.95 + below
-    figure = new_figure(width, height)
+    figure = theme.new_figure(width, height)
     ax = figure.subplots()
     ax.imshow(mosaic, interpolation="nearest")
     _ticks(ax, decoded, rows, cols)
-    heading(figure, "Masks over the latent plane")
+    theme.heading(figure, "Masks over the latent plane")
     if len(classes) > 2:
         class_legend(figure, classes, tones)
     return figure
@@ -85,12 +85,12 @@ def latent_draws(
         tree: The tree of ``predict``, with ``posterior/z`` (chain, draw, case, latent).
         values: Dims (chain, draw, case): numbers, such as areas, or text, such as names of modes;
             its name and the attribute ``units`` label the colours.
-        case: Ids of the cases to show, one panel a case; the first four by default.
+        case: Ids of the cases to show, one panel per case; the first four by default.
         latent: Which two dimensions of the code.
         site: Name of the code in the tree.
 
     Returns:
-        One panel a case, all on the same axes.
+        One panel per case, all on the same axes.
 
     Raises:
         ValueError: The tree has no such code, a dimension is missing or unknown.
@@ -107,25 +107,16 @@ def latent_draws(
     values = require_dims(values, "values", ("case", "chain", "draw"))
     if values.shape != code.shape[:3]:
         raise ValueError(f"values has sizes {dict(values.sizes)}; the code {dict(code.sizes)}")
-    chosen = positions(code, case)
-    columns = min(2, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = new_figure(3.6 * columns + 1.0, 3.1 * rows + 0.8)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for ax, index in zip(axes.flat, chosen, strict=False):
+    chosen = case_positions(code, case)
+    figure, axes = theme.grid_of_panels(len(chosen), 2, 3.6, 3.1, margins=(1.0, 0.8))
+    for ax, index in zip(axes, chosen, strict=True):
         points = code.isel(case=index).to_numpy().reshape(-1, code.sizes["latent"])[:, latent]
-        ax.set_title(plain(code["case"].values[index], 30), fontsize=9.5, color=INK, loc="left")
+        theme.subtitle(ax, theme.plain(code["case"].values[index], 30))
         _scatter(ax, points, values[index].to_numpy().reshape(-1), values[chosen].to_numpy())
-        clean(ax, grid="both")
-    for ax in axes.flat[len(chosen) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(f"{site}{latent[1] + 1} [no unit]")
-    for ax in axes.flat[max(0, len(chosen) - columns) : len(chosen)]:
-        ax.set_xlabel(f"{site}{latent[0] + 1} [no unit]")
-        ax.tick_params(labelbottom=True)
+        theme.clean(ax, grid="both")
+    theme.label_outer(axes, *(f"{site}{number + 1} [no unit]" for number in latent))
     _key(figure, axes, values)
-    heading(figure, f"Latent codes of {code.sizes['chain'] * code.sizes['draw']} draws")
+    theme.heading(figure, f"Latent codes of {code.sizes['chain'] * code.sizes['draw']} draws")
     return figure
 
 
@@ -143,9 +134,11 @@ def _ticks(ax: Axes, decoded: xr.DataArray, rows: int, cols: int) -> None:
         place = np.arange(decoded.sizes[name]) * (size + _GAP) + size / 2
         axis.set_ticks(place, labels=[f"{value:g}" for value in decoded[name].values])
         label = decoded[name].attrs.get("long_name", "z1" if name == "first" else "z2")
-        axis.set_label_text(f"{plain(label)} [sd of the prior]", color=INK, fontsize=9.5)
+        axis.set_label_text(
+            f"{theme.plain(label)} [sd of the prior]", color=theme.INK, fontsize=9.5
+        )
     ax.spines[:].set_visible(False)
-    ax.tick_params(length=0, labelsize=9, labelcolor=INK)
+    ax.tick_params(length=0, labelsize=9, labelcolor=theme.INK)
 
 
 def _scatter(ax: Axes, points: NDArray, values: NDArray, every: NDArray) -> None:
@@ -162,23 +155,25 @@ def _scatter(ax: Axes, points: NDArray, values: NDArray, every: NDArray) -> None
         return
     for index, name in enumerate(np.unique(every)):
         here = values == name
-        color, marker = SERIES[index % len(SERIES)], MARKERS[(index // 6 + index) % len(MARKERS)]
-        ax.scatter(*points[here].T, color=color, marker=marker, label=plain(name, 24), **style)
+        color, marker = (
+            theme.SERIES[index % len(theme.SERIES)],
+            theme.MARKERS[(index // 6 + index) % len(theme.MARKERS)],
+        )
+        ax.scatter(
+            *points[here].T, color=color, marker=marker, label=theme.plain(name, 24), **style
+        )
 
 
-def _key(figure: Figure, axes: np.ndarray, values: xr.DataArray) -> None:
-    name = plain(values.name or "value")
+def _key(figure: Figure, axes: list[Axes], values: xr.DataArray) -> None:
+    name = theme.plain(values.name or "value")
     if values.dtype.kind in "iuf":
-        shown = axes[0, 0].collections[0]
-        bar = figure.colorbar(shown, ax=axes, shrink=0.7, aspect=24, pad=0.02)
-        unit = plain(values.attrs.get("units", "no unit")).replace("^2", "²")
-        bar.set_label(f"{name} [{unit}]", fontsize=9.5, color=INK)
-        bar.ax.tick_params(labelsize=9, labelcolor=INK, length=2)
+        label = f"{name} [{theme.unit_of(values, 'no unit')}]"
+        grid = [ax for ax in figure.axes if ax.get_subplotspec()]
+        color_bar(figure, axes[0].collections[0], label, 9.5, ax=grid, shrink=0.7, aspect=24,
+                  pad=0.02)  # fmt: skip
         return
     found: dict[str, Any] = {}
-    for ax in axes.flat:
+    for ax in axes:
         found |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        list(found.values()), list(found), title=name, loc="outside right upper",
-        frameon=False, fontsize=9, labelcolor=INK,
-    )  # fmt: skip
+    theme.legend(figure, "outside right upper", handles=list(found.values()), labels=list(found),
+           title=name)  # fmt: skip

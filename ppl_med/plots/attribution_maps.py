@@ -11,11 +11,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.plots.checks import require_dims, require_images, require_variables
-from ppl_med.plots.theme import INK, MUTED, SIGNED_MAP, heading, new_figure, plain
+from ppl_med.axes import SAMPLES
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import require_dims, require_variables
+from ppl_med.plots.pictures import color_bar, frame, require_images, show_picture
 
 _DIMS = ("case", "channel", "row", "col")
-_SAMPLES = ("chain", "draw")
 _NEEDED = ("mean", "sd", "probability_positive")
 _MOST_ROWS = 40
 _UNDEFINED = "#d5d9de"
@@ -80,18 +81,20 @@ class _Maps:
 
 def _maps(dataset: xr.Dataset) -> _Maps:
     arrays = [require_dims(dataset[n], f"attribution_dataset[{n!r}]", _DIMS) for n in _NEEDED]
-    ids = [plain(c, 24) for c in _labels(dataset, "case")]
+    ids = [theme.plain(c, 24) for c in _labels(dataset, "case")]
     several = dataset.sizes["channel"] > 1
     if several and "attribution" in dataset:
         draws = dataset["attribution"].astype(np.float64).sum("channel")
         num = draws.sizes["chain"] * draws.sizes["draw"]
-        spread = draws.std(_SAMPLES, ddof=1) if num > 1 else draws.mean(_SAMPLES) * np.nan
-        positive = (draws > 0).mean(_SAMPLES) if num > 1 else spread
-        arrays = [draws.mean(_SAMPLES), spread, positive]
+        spread = draws.std(SAMPLES, ddof=1) if num > 1 else draws.mean(SAMPLES) * np.nan
+        positive = (draws > 0).mean(SAMPLES) if num > 1 else spread
+        arrays = [draws.mean(SAMPLES), spread, positive]
         arrays = [array.expand_dims("channel").transpose(*_DIMS) for array in arrays]
-    unit = plain(dataset["mean"].attrs.get("units", "output unit"), 26)
+    unit = theme.unit_of(dataset["mean"], "output unit", 26)
     split = several and "attribution" not in dataset
-    channels = [f"\nchannel {plain(c, 16)}" for c in _labels(dataset, "channel")] if split else [""]
+    channels = (
+        [f"\nchannel {theme.plain(c, 16)}" for c in _labels(dataset, "channel")] if split else [""]
+    )
     names = [f"Case {case}{channel}" for case in ids for channel in channels]
     cases = [index for index in range(len(ids)) for _ in channels]
     rows = [_rows(array) for array in arrays]
@@ -122,40 +125,38 @@ def _draw(pictures: NDArray[np.float64], maps: _Maps, region: NDArray[np.float64
     num = len(maps.names)
     aspect = pictures.shape[1] / pictures.shape[2]
     side = 2.0
-    figure = new_figure(4 * side + 0.9, num * side * aspect + 1.35)
+    figure = theme.new_figure(4 * side + 0.9, num * side * aspect + 1.35)
+    ratios = [1.0] * num + [0.05 / aspect]
     axes = figure.subplots(
-        num + 1,
-        4,
-        squeeze=False,
-        height_ratios=[1.0] * num + [0.05 / aspect],
-        gridspec_kw={"hspace": 0},
+        num + 1, 4, squeeze=False, height_ratios=ratios, gridspec_kw={"hspace": 0}
     )
     scale, top = _scale(np.abs(maps.mean)), _scale(maps.sd)
     nowhere = (maps.mean == 0) & ~(maps.sd > 0)
     positive = np.ma.masked_where(nowhere | np.isnan(maps.positive), maps.positive)
     for row, index in enumerate(maps.cases):
-        picture, (first, *others) = pictures[index], axes[row]
-        grey = picture.shape[-1] == 1
-        first.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
-        first.set_ylabel(maps.names[row], fontsize=8.8, color=INK)
+        first, *others = axes[row]
+        show_picture(first, pictures[index])
+        first.set_ylabel(maps.names[row], fontsize=8.8, color=theme.INK)
         style = {"interpolation": "nearest"}
         shown = [
-            others[0].imshow(maps.mean[row], cmap=SIGNED_MAP, vmin=-scale, vmax=scale, **style),
+            others[0].imshow(
+                maps.mean[row], cmap=theme.SIGNED_MAP, vmin=-scale, vmax=scale, **style
+            ),
             others[1].imshow(
                 np.ma.masked_invalid(maps.sd[row]), cmap="Blues", vmin=0, vmax=top, **style
             ),
-            others[2].imshow(positive[row], cmap=SIGNED_MAP, vmin=0, vmax=1, **style),
+            others[2].imshow(positive[row], cmap=theme.SIGNED_MAP, vmin=0, vmax=1, **style),
         ]
         for ax in axes[row]:
-            ax.set(xticks=[], yticks=[], facecolor=_UNDEFINED)
-            ax.spines[:].set(color=MUTED, linewidth=0.6)
+            ax.set_facecolor(_UNDEFINED)
         if region is not None:
             for ax in axes[row, :3]:
                 _outline(ax, region[index])
+    frame(axes[:-1].flat)
     _titles(axes, maps.summed, bool(nowhere.any()), bool(np.isnan(maps.sd).all()))
     _colour_bars(figure, axes, shown, maps.unit)
     note = " · yellow outline: true region" if region is not None else ""
-    heading(figure, f"Attribution{note}")
+    theme.heading(figure, f"Attribution{note}")
     return figure
 
 
@@ -169,7 +170,7 @@ def _scale(values: NDArray[np.float64]) -> float:
 def _outline(ax: Axes, region: NDArray[np.float64]) -> None:
     if region.max() > 0.5 >= region.min():
         outline = ax.contour(region, levels=[0.5], colors=[_CONTOUR], linewidths=1.8)
-        outline.set_path_effects([withStroke(linewidth=3.2, foreground=INK)])
+        outline.set_path_effects([withStroke(linewidth=3.2, foreground=theme.INK)])
 
 
 def _titles(axes: NDArray[np.object_], summed: bool, zeros: bool, single: bool) -> None:
@@ -181,7 +182,7 @@ def _titles(axes: NDArray[np.object_], summed: bool, zeros: bool, single: bool) 
         "P(attribution > 0)" + (undefined or ("\n(grey: exactly 0)" if zeros else "")),
     )
     for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, fontsize=9.5, color=INK, pad=5)
+        ax.set_title(title, fontsize=9.5, color=theme.INK, pad=5)
 
 
 def _colour_bars(
@@ -193,12 +194,10 @@ def _colour_bars(
     for column, (image, label, extend) in enumerate(
         zip(shown, labels, extends, strict=True), start=1
     ):
-        bar = figure.colorbar(image, cax=axes[-1, column], orientation="horizontal", extend=extend)
-        bar.set_label(label, fontsize=8.8, color=INK)
-        bar.ax.tick_params(labelsize=8, colors=MUTED, labelcolor=INK)
+        bar = color_bar(figure, image, label, 8.8, cax=axes[-1, column], orientation="horizontal",
+                        extend=extend)  # fmt: skip
         bar.locator = MaxNLocator(nbins=4)
         bar.formatter = ScalarFormatter()
         bar.formatter.set_powerlimits((-2, 3))
-        bar.ax.xaxis.get_offset_text().set(size=8, color=MUTED)
+        bar.ax.xaxis.get_offset_text().set(size=8, color=theme.MUTED)
         bar.update_ticks()
-        bar.outline.set_visible(False)  # type: ignore[operator]

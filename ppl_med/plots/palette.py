@@ -1,4 +1,4 @@
-"""One colour a class: masks of a few classes, or of many, drawn the same in every figure."""
+"""One colour per class: masks of a few classes, or of many, drawn the same in every figure."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from ppl_med.plots.theme import INK, MUTED, plain
+from ppl_med.checks import reject
+from ppl_med.plots.theme import MUTED, legend, plain
 
 _HUES = (
     "#4477AA", "#994455", "#EECC66", "#228833", "#AA3377", "#66CCEE", "#BB5522", "#44AA99",
@@ -18,6 +19,7 @@ _HUES = (
 )  # fmt: skip
 _PALE = 0.55  # share of white in the second version of a class
 _FILL = 0.45  # how strongly a mask covers its image
+GRADER, SAMPLE = "#009E73", "#CC79A7"
 UNKNOWN = (0.93, 0.93, 0.93)
 
 
@@ -32,14 +34,14 @@ def class_colors(names: Sequence[str], chosen: Mapping[str, str] | None = None) 
         chosen: Colours that the caller wants, by class name.
 
     Returns:
-        Hexadecimal colours, one a class.
+        Hexadecimal colours, one per class.
 
     Raises:
         ValueError: ``chosen`` names a class that does not exist.
     """
     unknown = sorted(set(chosen or {}) - set(names))
     if unknown:
-        raise ValueError(f"colors names {unknown}, which are none of the classes {list(names)}")
+        reject("colors", f"a mapping from class names, of {list(names)}", unknown)
     found: dict[str, str] = {}
     hues = 0
     for name in names:
@@ -82,10 +84,8 @@ def class_legend(figure: Figure, names: Sequence[str], colors: Sequence[str]) ->
         Patch(facecolor=color, edgecolor=MUTED, linewidth=0.5, label=plain(name, 22))
         for name, color in zip(names, colors, strict=True)
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", frameon=False, fontsize=9, labelcolor=INK,
-        ncols=max(1, min(len(names), 6, int(figure.get_figwidth() / 1.45))), handlelength=1.2,
-    )  # fmt: skip
+    columns = max(1, min(len(names), 6, int(figure.get_figwidth() / 1.45)))
+    legend(figure, handles=handles, ncols=columns, handlelength=1.2)
 
 
 def _hue(index: int) -> str:

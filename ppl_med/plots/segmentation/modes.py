@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ppl_med.plots.checks import require_named
-from ppl_med.plots.theme import INK, MARKERS, MUTED, SERIES, clean, heading, new_figure, plain
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import require_named
 
 _TRUTH = "#c3cad2"
 _FREQUENCIES = ("frequency", "frequency_se", "probability")
@@ -23,7 +23,7 @@ def mode_bars(
     modes: xr.Dataset | Mapping[str, xr.Dataset],
     flips: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
 ) -> Figure:
-    """Draw the true probability of every mode and how often it was sampled.
+    """Draw the true probability of every mode and the frequency with which it was sampled.
 
     Modes are sorted by their true probability; whiskers are two standard errors over cases.
 
@@ -44,19 +44,22 @@ def mode_bars(
     rates = {} if flips is None else require_named(flips, "flips", _RATES, _SOURCE)
     panels = len(named) + bool(rates)
     number = max(dataset.sizes["mode"] for dataset in named.values())
-    figure = new_figure(max(6.4, min(10.5, 0.28 * number + 1.4)), 2.3 * panels + 0.9)
+    figure = theme.new_figure(max(6.4, min(10.5, 0.28 * number + 1.4)), 2.3 * panels + 0.9)
     ratios = [1.0] * len(named) + [1.15] * bool(rates)
     axes = figure.subplots(panels, 1, squeeze=False, height_ratios=ratios)[:, 0]
     top = max(_highest(dataset) for dataset in named.values())
     for index, (ax, (name, dataset)) in enumerate(zip(axes, named.items(), strict=False)):
-        _bars(
-            ax, dataset, name, SERIES[1 + index % (len(SERIES) - 1)], last=index == len(named) - 1
-        )
+        _bars(ax, dataset, name, _color(index), last=index == len(named) - 1)
         ax.set_ylim(0, 1.12 * top)
     if rates:
         _rates(axes[-1], rates)
-    heading(figure, f"Frequencies of {number} modes")
+    theme.heading(figure, f"Frequencies of {number} modes")
     return figure
+
+
+def _color(index: int) -> str:
+    """Of one of several models; the first colour of the series is left to the axes."""
+    return theme.SERIES[1 + index % (len(theme.SERIES) - 1)]
 
 
 def _highest(dataset: xr.Dataset) -> float:
@@ -72,23 +75,23 @@ def _bars(ax: Axes, dataset: xr.Dataset, name: str, color: str, *, last: bool) -
     errors = 2 * part["frequency_se"].fillna(0).to_numpy()
     ax.bar(
         place, part["frequency"], width=0.5, color=color, yerr=errors, label="sampled",
-        error_kw={"ecolor": INK, "elinewidth": 0.8},
+        error_kw={"ecolor": theme.INK, "elinewidth": 0.8},
     )  # fmt: skip
     ax.set(ylabel="Frequency\n[probability]", xlim=(-0.7, len(order) - 0.3))
-    clean(ax)
+    theme.clean(ax)
     handles = [Patch(color=_TRUTH, label="true"), Patch(color=color, label="sampled")]
-    ax.legend(handles=handles, loc="upper right", frameon=False, fontsize=9, labelcolor=INK)
+    theme.legend(ax, "upper right", handles=handles)
     found = int((part["frequency"] > 0).sum())
     note = f"{found} of {len(order)} found"
     if "total_variation" in dataset:
         note += f" · total variation {float(dataset['total_variation']):.3f}"
     if "kl_empirical_true" in dataset:
         note += f" · KL {float(dataset['kl_empirical_true']):.3f} nats"
-    ax.set_title(note, fontsize=8.5, color=MUTED, loc="right", pad=3)
+    theme.remark(ax, note, pad=3)
     if name:
-        ax.set_title(plain(name, 40), fontsize=10, color=INK, loc="left", pad=3)
+        theme.subtitle(ax, theme.plain(name, 40), pad=3)
     labelled = last and len(order) <= _MOST_NAMES and "mode" in dataset.coords
-    names = [plain(one, 12) for one in part["mode"].values] if labelled else []
+    names = [theme.plain(one, 12) for one in part["mode"].values] if labelled else []
     ax.set_xticks(place if labelled else [], names, rotation=90, fontsize=7.5)
     if last:
         ax.set_xlabel("Mode, the most probable first")
@@ -98,22 +101,22 @@ def _rates(ax: Axes, named: Mapping[str, xr.Dataset]) -> None:
     first = next(iter(named.values()))
     place = np.arange(first.sizes["switch"])
     ax.hlines(
-        first["rate"], place - 0.4, place + 0.4, color=MUTED, linewidth=2.2, label="true rate"
+        first["rate"], place - 0.4, place + 0.4, color=theme.MUTED, linewidth=2.2, label="true rate"
     )
     for index, (name, dataset) in enumerate(named.items()):
         shift = 0.5 * ((index + 0.5) / len(named) - 0.5)
-        color, marker = SERIES[1 + index % (len(SERIES) - 1)], MARKERS[index % len(MARKERS)]
         ax.errorbar(
-            place + shift, dataset["flip_mean"], 2 * dataset["flip_se"].fillna(0), color=color,
-            marker=marker, markersize=5.5, linestyle="", elinewidth=1.2, label=name or "sampled",
+            place + shift, dataset["flip_mean"], 2 * dataset["flip_se"].fillna(0), markersize=5.5,
+            linestyle="", elinewidth=1.2, label=name or "sampled",
+            color=_color(index), marker=theme.series(index)["marker"],
         )  # fmt: skip
-    ax.set_xticks(place, [plain(one, 16) for one in first["switch"].values], fontsize=9)
+    ax.set_xticks(place, [theme.plain(one, 16) for one in first["switch"].values], fontsize=9)
     ax.set(ylabel="Flip rate\n[probability]", xlim=(-0.6, len(place) - 0.4))
     ax.set_ylim(0, max(0.6, ax.get_ylim()[1]))
-    clean(ax)
+    theme.clean(ax)
     handles, labels = ax.get_legend_handles_labels()
-    handles = [Line2D([], [], color=MUTED, linewidth=2.2), *handles[1:]]
-    ax.legend(
-        handles, [plain(one, 24) for one in labels], ncols=min(4, len(labels)), frameon=False,
-        fontsize=9, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 0.98),
+    handles = [Line2D([], [], color=theme.MUTED, linewidth=2.2), *handles[1:]]
+    theme.legend(
+        ax, "lower right", handles=handles, labels=[theme.plain(one, 24) for one in labels],
+        ncols=min(4, len(labels)), bbox_to_anchor=(1.0, 0.98),
     )  # fmt: skip

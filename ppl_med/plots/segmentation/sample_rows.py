@@ -1,4 +1,4 @@
-"""What the model believes beside what the graders drew: one row a case."""
+"""Samples of masks beside the masks that graders drew: one row per case."""
 
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -8,15 +8,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med.analysis.posterior import class_names
 from ppl_med.analysis.segmentation import maps
-from ppl_med.plots.checks import require_images
-from ppl_med.plots.class_colors import class_colors, class_legend, outline, overlaid, painted
-from ppl_med.plots.theme import INK, MUTED, heading, new_figure, plain
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import whole
+from ppl_med.plots.inputs import case_positions
+from ppl_med.plots.palette import (
+    GRADER,
+    SAMPLE,
+    class_colors,
+    class_legend,
+    outline,
+    overlaid,
+    painted,
+)
+from ppl_med.plots.pictures import color_bar, frame, require_images, show_picture
+from ppl_med.plots.theme import INK, heading, new_figure, plain
 
-GRADER, SAMPLE = "#009E73", "#CC79A7"
 _SIDE = 1.08  # inches of a panel
 _LINE = 12  # characters of a case's name along a square panel
-_DIMS = ("chain", "draw", "case", "class", "row", "col")
+_DIMS = (*SAMPLES, "case", "class", "row", "col")
 
 
 def samples(
@@ -32,7 +43,7 @@ def samples(
     A sample is the most probable class of every pixel under one draw: a coherent mask. Samples are
     taken at even steps through chains and draws. With two classes the mask is outlined on the
     image, and the last two panels are mean and standard deviation over draws of the probability
-    of the foreground. With more, masks are painted in one colour a class, and the last two panels
+    of the foreground. With more, masks are painted in one colour per class, and the last two panels
     are the entropy of the mean probabilities, in nats, and the square root of the variance summed
     over classes. Where a grader did not annotate is light grey.
 
@@ -46,27 +57,26 @@ def samples(
         colors: Colours by class name, where more than two.
 
     Returns:
-        One row of panels a case.
+        One row of panels per case.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
         ValueError: No probabilities of pixels, volumes, unknown cases, or images that do not fit.
     """
     probs = _probabilities(tree)
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    whole("num_samples", num_samples)
     pictures = require_images(images, probs.sizes["case"])
     if pictures.shape[1:3] != probs.shape[-2:]:
         raise ValueError(
             f"images are {pictures.shape[1]} x {pictures.shape[2]}, the tree's masks "
             f"{probs.shape[-2]} x {probs.shape[-1]}; pass the images that were predicted"
         )
-    chosen = positions(probs, case)
+    chosen = case_positions(probs, case)
     part = probs.isel(case=chosen).load()
-    names = _names(part)
+    names = class_names(part)
     tones = class_colors(names, colors)
     graders = _graders(tree, chosen)
-    flat = part.stack(sample=("chain", "draw")).transpose("sample", "case", "class", "row", "col")
+    flat = part.stack(sample=SAMPLES).transpose("sample", "case", "class", "row", "col")
     number = min(num_samples, flat.sizes["sample"])
     steps = np.linspace(0, flat.sizes["sample"] - 1, number).round().astype(int)
     masks = flat.isel(sample=steps).to_numpy().argmax(2)
@@ -81,30 +91,11 @@ def samples(
         rows.masks(row, start, pictures[index], masks[:, row], names, tones, SAMPLE)
     rows.summary(part)
     num_draws = flat.sizes["sample"]
-    heading(rows.figure, f"Graders and samples · {num_draws} draws" if graders_shown else
-            f"Samples · {num_draws} draws")  # fmt: skip
+    shown = "Graders and samples" if graders_shown else "Samples"
+    heading(rows.figure, f"{shown} · {num_draws} draws")
     if len(names) > 2:
         class_legend(rows.figure, names, tones)
     return rows.figure
-
-
-def positions(probs: xr.DataArray, case: Hashable | Sequence[Hashable] | None) -> list[int]:
-    """Where the cases of these ids stand; the first four for None.
-
-    Raises:
-        ValueError: An id is unknown, or there is none.
-    """
-    if case is None:
-        return list(range(min(4, probs.sizes["case"])))
-    wanted = [case] if isinstance(case, str | int | np.integer) else list(case)  # type: ignore[call-overload]
-    ids = probs["case"].to_numpy().tolist()
-    place = {one: index for index, one in enumerate(ids)}
-    unknown = [one for one in wanted if one not in place]
-    if unknown or not wanted:
-        raise ValueError(
-            f"case names {unknown or 'nothing'}; the tree's cases are such as {ids[:3]}"
-        )
-    return [place[one] for one in wanted]
 
 
 def _probabilities(tree: xr.DataTree) -> xr.DataArray:
@@ -118,12 +109,6 @@ def _probabilities(tree: xr.DataTree) -> xr.DataArray:
             "choose a slice by tree.isel(depth=...) first"
         )
     return tree["posterior/probs"].transpose(*_DIMS)
-
-
-def _names(probs: xr.DataArray) -> list[str]:
-    known = "class" in probs.coords
-    values = probs["class"].values if known else range(probs.sizes["class"])
-    return [str(name) for name in values]
 
 
 def _label(probs: xr.DataArray, index: int) -> str:
@@ -164,9 +149,7 @@ class _Rows:
             gridspec_kw={"hspace": 0.02, "wspace": 0.02},
         )  # fmt: skip
         self.num_samples = num_samples
-        for ax in self.axes.flat:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+        frame(self.axes.flat, 0)
         for ax in self.axes[-1]:
             ax.set_axis_off()
 
@@ -178,8 +161,7 @@ class _Rows:
 
     def picture(self, row: int, picture: NDArray[np.float64], name: str) -> None:
         ax = self.axes[row, 0]
-        grey = picture.shape[-1] == 1
-        ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
+        show_picture(ax, picture)
         ax.set_ylabel(name, fontsize=9, color=INK)
 
     def masks(
@@ -209,8 +191,8 @@ class _Rows:
         binary = probs.sizes["class"] == 2
         if binary:
             foreground = probs.isel({"class": 1})
-            mean = foreground.mean(("chain", "draw")).to_numpy()
-            spread = foreground.std(("chain", "draw")).to_numpy()
+            mean = foreground.mean(SAMPLES).to_numpy()
+            spread = foreground.std(SAMPLES).to_numpy()
             top, titles = 1.0, ("mean", "sd")
         else:
             found = maps(probs)
@@ -229,13 +211,12 @@ class _Rows:
                 shown = self.axes[row, column].imshow(
                     values[row], cmap=cmap, vmin=0, vmax=limit, interpolation="nearest"
                 )
-                self.axes[row, column].spines[:].set(visible=True, color=MUTED, linewidth=0.5)
+            frame(self.axes[:-1, column])
             bar = self.axes[-1, column]
             bar.set_axis_on()
-            self.figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=[0, limit])
-            bar.set_xticks([0, limit], ["0", f"{limit:.2g}"])
-            bar.tick_params(labelsize=9, colors=MUTED, length=2)
-            bar.set_xlabel(f"[{unit}]", fontsize=9, color=INK, labelpad=1)
+            drawn = color_bar(self.figure, shown, f"[{unit}]", 9, cax=bar, orientation="horizontal")
+            drawn.set_ticks([0, limit], labels=["0", f"{limit:.2g}"])
+            bar.xaxis.labelpad = 1
 
 
 def _note(ax: Axes, text: str) -> None:

@@ -9,75 +9,70 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.plots.attribution import attribution as attribution_figure
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import reject
+from ppl_med.plots.attribution_maps import attribution as attribution_figure
 from ppl_med.plots.calibration import expected_calibration_error
 from ppl_med.plots.calibration import reliability as reliability_figure
-from ppl_med.plots.cases import cases as cases_figure
-from ppl_med.plots.checks import require_variables
-from ppl_med.plots.curves import elbo as elbo_figure
-from ppl_med.plots.data_size import data_size as data_size_figure
-from ppl_med.plots.page import Section, page, paragraph, picture
-from ppl_med.plots.summary import lead, provenance, score_cards, score_table, set_summary
-from ppl_med.plots.uncertainty import uncertainty as uncertainty_figure
+from ppl_med.plots.case_cards import cases as cases_figure
+from ppl_med.plots.inputs import require_variables
+from ppl_med.plots.report.page import Section, paragraph, picture, render
+from ppl_med.plots.report.summary import lead, provenance, score_cards, score_table, set_summary
+from ppl_med.plots.training_curves import elbo as elbo_figure
+from ppl_med.plots.uncertainty_kinds import data_size as data_size_figure
+from ppl_med.plots.uncertainty_kinds import uncertainty as uncertainty_figure
 from ppl_med.storage.atomic import write_text
 
-_WORDS = """<div class="words">
-<p><span class="swatch aleatoric"></span><strong>Aleatoric</strong> uncertainty is in the image:
-it would stay however much data the model had seen.</p>
-<p><span class="swatch epistemic"></span><strong>Epistemic</strong> uncertainty is in the model:
-its draws disagree because it has seen too little of this kind, and more data would lower it.</p>
-<p>A <strong>draw</strong> is one network out of the posterior, one plausible reading of the
-training data; all of them look at every case.</p>
-</div>"""
-_WORDS_OF_MASKS = """<div class="words">
-<p>A <strong>draw</strong> is one whole segmentation that the model holds possible: its pixels
-belong together. Where graders disagree, draws should disagree in the same way and as often.</p>
-</div>"""
-_HOW_TO_READ = {
+_OWN = {
     "uncertainty": (
+        "All cases",
         "Each mark is a case: far right means the image itself is ambiguous, far up means "
-        "the model has not seen enough like it, and bottom left means both are small."
+        "the model has not seen enough like it, and bottom left means both are small.",
     ),
     "cases": (
+        "Cases to look at",
         "Left are the cases to look at first, right the ones the model finds easy; a long "
         "black bar means its draws disagree about that class, and the coloured bar splits "
-        "the doubt in two."
-    ),
-    "reliability": (
-        "Points on the dashed line mean that the stated confidence can be taken at its "
-        "word; below it the model promises more than it keeps, and a long bar means too few "
-        "cases to tell."
+        "the uncertainty into its two parts.",
     ),
     "sets": (
+        "Prediction sets",
         "A prediction set is a short list of classes made to contain the true one at a "
-        "chosen rate, so one class is a clear answer, several are an honest doubt, and an "
-        "empty list means that no class is likely enough."
+        "chosen rate, so one class is a clear answer, several mean that the model cannot decide, "
+        "and an empty list means that no class is likely enough.",
+    ),
+    "reliability": (
+        "Can the confidence be trusted?",
+        "Points on the dashed line mean that the stated confidence can be taken at its "
+        "word; below it the model promises more than it keeps, and a long bar means too few "
+        "cases to tell.",
     ),
     "attribution": (
+        "Where the model looks",
         "Green regions speak for the class and purple ones against it; where the blue map "
-        "is dark the draws disagree, so do not lean on that part of the explanation."
+        "is dark the draws disagree, so do not rely on that part of the explanation.",
     ),
     "data-size": (
+        "Does more data reduce the uncertainty?",
         "Blue should fall as the training set grows, because more data teach the model; "
-        "orange should level off, because it belongs to the images."
+        "orange should level off, because it belongs to the images.",
     ),
     "training": (
+        "Training",
         "All curves should have levelled off at the right end; a validation curve that "
-        "rises again while the training curve falls means overfitting."
+        "rises again while the training curve falls means overfitting.",
     ),
     "scores": (
-        "Value is the score of all draws averaged; the standard error says how far it may "
-        "be off because only so many cases were tested, and the last range how much single "
-        "draws differ."
+        "Scores",
+        "The value is the score of the probabilities averaged over draws; the standard error shows "
+        "how uncertain it is because only so many cases were tested, and the last range how much "
+        "single draws differ.",
     ),
-    "provenance": "What is needed to compute this again.",
+    "provenance": ("Provenance", "What is needed to compute this report again."),
 }
-_FOOTER = (
-    "Made with ppl_med. For research; not a medical device and not for decisions about patients."
-)
 
 
-def report(
+def write_report(
     path: str | os.PathLike[str],
     *,
     title: str,
@@ -113,7 +108,7 @@ def report(
         scores: From ``scoring.score``.
         data_size: Aleatoric and epistemic variance over ``fraction`` (and seed, method).
         sections: Further parts in HTML, put before the training curves; make their bodies with
-            ``plots.page.paragraph``, ``picture`` and ``table``, which escape text.
+            ``paragraph``, ``picture`` and ``table`` of ``ppl_med.plots.report``, which escape text.
         notes: Paragraphs of plain text, shown first.
 
     Returns:
@@ -122,25 +117,33 @@ def report(
     Raises:
         FileNotFoundError: The folder does not exist.
         ValueError: The inputs do not fit together.
-        OSError: The file could not be written, e.g. no space left.
+        OSError: The file could not be written, for example because the disk is full.
     """
     target = _check(path, title, tree, notes)
     _check_sections(sections)
-    own = [
-        _uncertainty(tree),
-        _cases(tree, images, prediction_sets),
-        _sets(prediction_sets),
-        _reliability(reliability),
-        _attribution(tree, images, attribution, mask),
-        _data_size(data_size),
-        *sections,
-        _training(history),
-        _section("scores", "Scores", None if scores is None else score_table(scores)),
-        _section("provenance", "Provenance", provenance(tree)),
-    ]
-    opening = _notes(notes) + ("" if scores is None else score_cards(scores)) + _words(tree)
-    parts = [section for section in own if section is not None]
-    write_text(target, page(title, lead(tree), opening, parts, _FOOTER), "report")
+    classifies = _dims_of_probs(tree) == {*SAMPLES, "case", "class"}
+    before = {
+        "uncertainty": _uncertainty(tree) if classifies else None,
+        "cases": _cases(tree, images, prediction_sets) if classifies else None,
+        "sets": _sets(prediction_sets),
+        "reliability": _reliability(reliability),
+        "attribution": _attribution(tree, images, attribution, mask),
+        "data-size": _data_size(data_size),
+    }
+    after = {
+        "training": _training(history),
+        "scores": None if scores is None else score_table(scores),
+        "provenance": provenance(tree),
+    }
+    text = render(
+        [*_sections(before), *sections, *_sections(after)],
+        title=title,
+        lead=lead(tree),
+        notes=list(notes),
+        cards=[] if scores is None else score_cards(scores),
+        masks="row" in _dims_of_probs(tree),
+    )
+    write_text(target, text, "report")
     return target
 
 
@@ -150,7 +153,7 @@ def _check(
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}")
     if not title.strip():
-        raise ValueError("title is empty; say what the report is about")
+        reject("title", "a text that says what the report is about", title)
     if isinstance(notes, str):
         raise TypeError("notes must be a sequence of paragraphs, not one string; pass (text,)")
     target = Path(path).resolve()
@@ -164,64 +167,53 @@ def _check(
 def _check_sections(sections: Sequence[Section]) -> None:
     anchors = [section.anchor for section in sections]
     bad = [a for a in anchors if not re.fullmatch(r"[a-z][a-z0-9-]*", a) or anchors.count(a) > 1]
-    taken = sorted(set(anchors) & _HOW_TO_READ.keys())
+    taken = sorted(set(anchors) & _OWN.keys())
     if bad or taken:
         raise ValueError(
-            f"sections has the anchors {bad or taken}; each must be a word such as 'samples' of "
-            f"its own, and none of {sorted(_HOW_TO_READ)}"
+            f"sections has the anchors {bad or taken}; each must be a different word such as "
+            f"'samples', and none of {sorted(_OWN)}"
         )
 
 
-def _words(tree: xr.DataTree) -> str:
-    probs = tree["posterior"].data_vars.get("probs") if "posterior" in tree.children else None
-    return _WORDS_OF_MASKS if probs is not None and "row" in probs.dims else _WORDS
+def _sections(bodies: Mapping[str, str | None]) -> list[Section]:
+    """Sections of this report, each with its title and how to read it."""
+    return [
+        Section(anchor, _OWN[anchor][0], paragraph(_OWN[anchor][1]) + body)
+        for anchor, body in bodies.items()
+        if body is not None
+    ]
 
 
-def _section(anchor: str, title: str, body: str | None) -> Section | None:
-    if body is None:
-        return None
-    return Section(anchor, title, paragraph(_HOW_TO_READ[anchor]) + body)
+def _dims_of_probs(tree: xr.DataTree) -> set[str]:
+    found = tree["posterior"].data_vars if "posterior" in tree.children else {}
+    return {str(dim) for dim in found["probs"].dims} if "probs" in found else set()
 
 
-def _notes(notes: Iterable[str]) -> str:
-    text = "".join(paragraph(note) for note in notes)
-    return f'<div class="notes">{text}</div>' if text else ""
-
-
-def _classifies(tree: xr.DataTree) -> bool:
-    if "posterior" not in tree.children or "probs" not in tree["posterior"].data_vars:
-        return False
-    return set(tree["posterior"]["probs"].dims) == {"chain", "draw", "case", "class"}
-
-
-def _uncertainty(tree: xr.DataTree) -> Section | None:
-    if not _classifies(tree):
-        return None
+def _uncertainty(tree: xr.DataTree) -> str:
     alt = "Scatter plot of aleatoric against epistemic variance, one mark per case."
-    return _section("uncertainty", "All cases", picture(uncertainty_figure(tree), alt))
+    return picture(uncertainty_figure(tree), alt)
 
 
-def _cases(tree: xr.DataTree, images: ArrayLike | None, sets: xr.Dataset | None) -> Section | None:
-    if images is None or not _classifies(tree):
+def _cases(tree: xr.DataTree, images: ArrayLike | None, sets: xr.Dataset | None) -> str | None:
+    if images is None:
         return None
     alt = (
         "Cards of the least certain cases (left) and the most certain (right): picture, true "
         "label, probability of each class with its credible interval, aleatoric and "
         "epistemic variance."
     )
-    body = picture(cases_figure(images, tree, sets), alt, wide=True)
-    return _section("cases", "Cases to look at", body)
+    return picture(cases_figure(images, tree, sets), alt, wide=True)
 
 
-def _sets(sets: xr.Dataset | None) -> Section | None:
+def _sets(sets: xr.Dataset | None) -> str | None:
     if sets is None:
         return None
     source = "ppl_med.analysis.conformal.predict_sets"
     require_variables(sets, "prediction_sets", ("prediction_set",), source)
-    return _section("sets", "Prediction sets", set_summary(sets))
+    return set_summary(sets)
 
 
-def _reliability(datasets: xr.Dataset | Mapping[str, xr.Dataset] | None) -> Section | None:
+def _reliability(datasets: xr.Dataset | Mapping[str, xr.Dataset] | None) -> str | None:
     if datasets is None:
         return None
     figure = reliability_figure(datasets)
@@ -230,12 +222,12 @@ def _reliability(datasets: xr.Dataset | Mapping[str, xr.Dataset] | None) -> Sect
         f"{f'{n}: ' if n else ''}{expected_calibration_error(d):.3f}" for n, d in named.items()
     )
     alt = f"Reliability diagram: accuracy against confidence. Expected calibration error {errors}."
-    return _section("reliability", "Can the confidence be trusted?", picture(figure, alt))
+    return picture(figure, alt)
 
 
 def _attribution(
     tree: xr.DataTree, images: ArrayLike | None, maps: xr.Dataset | None, mask: ArrayLike | None
-) -> Section | None:
+) -> str | None:
     if maps is None:
         return None
     if images is None:
@@ -249,8 +241,7 @@ def _attribution(
         f"Attribution maps of {len(index)} cases: image, mean over draws, standard deviation over "
         "draws, probability that the attribution is positive."
     )
-    figure = attribution_figure(pictures[index], maps, region)
-    return _section("attribution", "Where the model looks", picture(figure, alt, wide=True))
+    return picture(attribution_figure(pictures[index], maps, region), alt, wide=True)
 
 
 def _positions(tree: xr.DataTree, maps: xr.Dataset) -> NDArray[np.intp]:
@@ -267,14 +258,14 @@ def _positions(tree: xr.DataTree, maps: xr.Dataset) -> NDArray[np.intp]:
     return np.array([place[case] for case in wanted], dtype=np.intp)
 
 
-def _data_size(table: xr.Dataset | None) -> Section | None:
+def _data_size(table: xr.Dataset | None) -> str | None:
     if table is None:
         return None
     alt = "Aleatoric and epistemic variance against the share of the training set, log axis."
-    return _section("data-size", "More data, less doubt?", picture(data_size_figure(table), alt))
+    return picture(data_size_figure(table), alt)
 
 
-def _training(history: xr.Dataset | None) -> Section | None:
+def _training(history: xr.Dataset | None) -> str | None:
     if history is None:
         return None
     figure = elbo_figure(history)
@@ -282,4 +273,4 @@ def _training(history: xr.Dataset | None) -> Section | None:
     last = ", ".join(f"{n} {float(end[n].mean()):.3g}" for n in ("elbo", "nll", "kl"))
     who = ", mean of the members" if "chain" in history.dims else ""
     alt = f"Training curves in nats per case; at the last step{who}: {last}."
-    return _section("training", "Training", picture(figure, alt))
+    return picture(figure, alt)

@@ -6,30 +6,20 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis import uncertainty
-from ppl_med.plots.checks import (
+from ppl_med.axes import SAMPLES
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import (
+    case_positions,
     one_of,
     require_dims,
-    require_images,
     require_named,
     require_variables,
 )
-from ppl_med.plots.segmentation_samples import positions
-from ppl_med.plots.theme import (
-    ALEATORIC,
-    EPISTEMIC,
-    INK,
-    MUTED,
-    SERIES,
-    clean,
-    heading,
-    new_figure,
-    plain,
-)
+from ppl_med.plots.pictures import color_bar_below, frame, require_images, show_picture
 
 _SIDE = 1.45  # inches of a panel
 _MAP = ("case", "row", "col")
@@ -58,19 +48,19 @@ def depth_maps(
         unit: Of the depths.
 
     Returns:
-        One row of panels a case.
+        One row of panels per case.
 
     Raises:
         TypeError, ValueError: No maps of numbers, unknown cases, or arrays that do not fit.
     """
     group = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
     require_variables(group, "tree", ("loc",), "ppl_med.inference.predict")
-    chosen = positions(group["loc"], case)
+    chosen = case_positions(group["loc"], case)
     pictures = require_images(images, group.sizes["case"])
     part = group[[name for name in ("loc", "scale", "variance") if name in group]]
     part = part.isel(case=chosen)
     parts = uncertainty.variance(part, mcse=False)
-    predicted = part["loc"].mean(("chain", "draw"))
+    predicted = part["loc"].mean(SAMPLES)
     panels: dict[str, tuple[NDArray, str]] = {}
     if "observed_data" in tree.children and "depth" in tree["observed_data"]:
         measured: Any = tree["observed_data/depth"].isel(case=chosen)
@@ -104,21 +94,22 @@ def noise_recovery(tables: xr.Dataset | Mapping[str, xr.Dataset], *, unit: str =
     for name, one in named.items():
         for variable in needed[:2]:
             require_dims(one[variable], f"{one_of('tables', name)}[{variable!r}]", ("bin",))
-    figure = new_figure(5.4, 6.0)
+    figure = theme.new_figure(5.4, 6.0)
     ax = figure.subplots()
     top = 1.08 * max(float(np.maximum(one["learnt"], one["true"]).max()) for one in named.values())
-    ax.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    theme.diagonal(ax, top)
     for index, (name, one) in enumerate(named.items()):
         text = f"correlation {float(one['correlation']):.3f}, off by {float(one['sd_error']):.3f}"
-        label = f"{plain(name, 24)} · {text} {unit}" if name else f"{text} {unit}"
-        ax.plot(one["true"], one["learnt"], color=SERIES[index % len(SERIES)], marker="o",
-                markersize=5, linewidth=1.4, label=label, zorder=3)  # fmt: skip
+        label = f"{theme.plain(name, 24)} · {text} {unit}" if name else f"{text} {unit}"
+        style = {**theme.series(index), "marker": "o"}
+        ax.plot(one["true"], one["learnt"], markersize=5, linewidth=1.4, label=label, zorder=3,
+                **style)  # fmt: skip
     ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     ax.set_xlabel(f"True standard deviation of the noise [{unit}]")
     ax.set_ylabel(f"Learnt standard deviation [{unit}]")
-    clean(ax, grid="both")
-    figure.legend(loc="outside lower center", fontsize=9, frameon=False, labelcolor=INK)
-    heading(figure, "Noise, learnt and true")
+    theme.clean(ax, grid="both")
+    theme.legend(figure)
+    theme.heading(figure, "Noise, learnt and true")
     return figure
 
 
@@ -142,27 +133,24 @@ def _draw(
 ) -> Figure:
     aspect = pictures[0].shape[0] / pictures[0].shape[1]
     columns = 1 + len(panels)
-    figure = new_figure(_SIDE * columns + 0.8, _SIDE * aspect * len(ids) + 1.2)
+    figure = theme.new_figure(_SIDE * columns + 0.8, _SIDE * aspect * len(ids) + 1.2)
     axes = figure.subplots(len(ids), columns, squeeze=False, gridspec_kw={"hspace": 0.02})
     limits = _limits(panels)
     for row, (name, picture) in enumerate(zip(ids, pictures, strict=True)):
-        grey = picture.shape[-1] == 1
-        axes[row, 0].imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
-        label = "\n".join(plain(line) for line in textwrap.wrap(str(name), 14)[:3])
-        axes[row, 0].set_ylabel(label, fontsize=7.5, color=INK)
+        show_picture(axes[row, 0], picture)
+        label = "\n".join(theme.plain(line) for line in textwrap.wrap(str(name), 14)[:3])
+        axes[row, 0].set_ylabel(label, fontsize=7.5, color=theme.INK)
         for ax, (title, (values, colors)) in zip(axes[row, 1:], panels.items(), strict=True):
             low, high = limits[title]
             ax.set_facecolor("#d0d4d9")
             ax.imshow(values[row], cmap=colors, vmin=low, vmax=high, interpolation="nearest")
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(color=MUTED, linewidth=0.5)
+    frame(axes.flat)
     for ax, title in zip(axes[0], ("image", *panels), strict=True):
         ax.set_title(title, fontsize=9, color=_color(title), pad=4)
-    for column in range(columns):
-        _bar(figure, axes[:, column], unit)
+    for column in axes.T:
+        color_bar_below(figure, column, unit)
     figure.axes[-columns].set_visible(False)  # of the images; it keeps all panels of one height
-    heading(figure, "Depth, its noise and the model's doubt")
+    theme.heading(figure, "Depth, its noise and the model's doubt")
     return figure
 
 
@@ -178,17 +166,4 @@ def _limits(panels: dict[str, tuple[NDArray, str]]) -> dict[str, tuple[float, fl
 
 
 def _color(title: str) -> str:
-    return {"learnt noise, sd": ALEATORIC, "doubt, sd": EPISTEMIC}.get(title, INK)
-
-
-def _bar(figure: Figure, axes: NDArray, unit: str) -> None:
-    ax: Axes = axes[0]
-    shown = ax.images[0]
-    low, high = shown.get_clim()
-    bar = figure.colorbar(
-        shown, ax=axes.tolist(), location="bottom", shrink=0.85, pad=0.02, aspect=16
-    )
-    bar.set_ticks([low, high], labels=[f"{low:.2g}", f"{high:.2g}"])
-    bar.ax.tick_params(labelsize=8, colors=MUTED, length=2)
-    bar.set_label(f"[{unit}]", fontsize=8.5, color=INK, labelpad=-4)
-    bar.outline.set(edgecolor=MUTED, linewidth=0.5)  # type: ignore[operator]
+    return {"learnt noise, sd": theme.ALEATORIC, "doubt, sd": theme.EPISTEMIC}.get(title, theme.INK)

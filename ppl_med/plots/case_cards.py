@@ -11,14 +11,16 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis.draw_ranks import RANKS, attained
-from ppl_med.analysis.posterior import Posterior, class_names, observed, probabilities
+from ppl_med.analysis.posterior import Posterior, class_names, observed
 from ppl_med.analysis.uncertainty import entropy, variance
-from ppl_med.plots.checks import require_images, require_variables
-from ppl_med.plots.theme import ALEATORIC, EPISTEMIC, INK, MUTED, heading, new_figure, plain
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice, whole
+from ppl_med.plots import theme
+from ppl_med.plots.inputs import class_per_case, require_variables
+from ppl_med.plots.pictures import frame, require_images, show_picture
 
 _INTERVAL = (0.05, 0.95)
 _MOST_CLASSES = 5
-_SAMPLES = ("chain", "draw")
 
 
 def cases(
@@ -54,13 +56,9 @@ def cases(
         ValueError: Images, probabilities and prediction sets do not describe the same cases, or
             the probabilities are per pixel.
     """
-    probs = probabilities(tree)
-    if probs.ndim != 4:
-        raise ValueError(
-            f"tree must hold one class per case; its probs have dimensions {probs.dims}"
-        )
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    probs = class_per_case(tree)
+    whole("num", num)
+    choice("by", by, ("total", "mutual_information"))
     pictures = require_images(images, probs.sizes["case"])
     sets = None if prediction_sets is None else _aligned_sets(prediction_sets, probs)
     has_label = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
@@ -68,7 +66,7 @@ def cases(
     order, parts, unit = _uncertainty(probs, by)
     num = min(num, len(order) // 2) or 1
     columns = [order[::-1][:num], order[:num]] if len(order) > 1 else [order]
-    figure = new_figure(4.5 * len(columns), 1.95 * num + 1.0, constrained=False)
+    figure = theme.new_figure(4.5 * len(columns), 1.95 * num + 1.0, constrained=False)
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         num, len(columns), left=0.015, right=0.985, top=1 - 1.1 / height, bottom=0.12 / height,
@@ -113,11 +111,9 @@ def _uncertainty(
         split = variance(probs, mcse=False).sum("class")
         parts = [split["aleatoric"].to_numpy(), split["epistemic"].to_numpy()]
         return np.argsort(split["total"].to_numpy(), kind="stable"), parts, "prob.²"
-    if by == "mutual_information":
-        split = entropy(probs, mcse=False)
-        parts = [split["expected_entropy"].to_numpy(), split["mutual_information"].to_numpy()]
-        return np.argsort(parts[1], kind="stable"), parts, "nats"
-    raise ValueError(f"by must be 'total' or 'mutual_information', got {by!r}")
+    split = entropy(probs, mcse=False)
+    parts = [split["expected_entropy"].to_numpy(), split["mutual_information"].to_numpy()]
+    return np.argsort(parts[1], kind="stable"), parts, "nats"
 
 
 def _headings(
@@ -125,27 +121,28 @@ def _headings(
 ) -> None:
     height = figure.get_figheight()
     measure = "total variance" if by == "total" else "mutual information"
-    heading(figure, f"Least and most certain cases, by {measure}", y=1 - 0.08 / height)
+    theme.heading(figure, f"Least and most certain cases, by {measure}", y=1 - 0.08 / height)
     note = "dot: probability under the one draw"
     if num_draws > 1:
         level = 100 * attained(_INTERVAL[1] - _INTERVAL[0], num_draws)
         note = f"dot: mean of {num_draws} draws; bar: {level:.0f} % credible interval"
     note += "; bold: truth" if has_label else ""
-    figure.text(0.012, 1 - 0.36 / height, note, fontsize=8.5, color=MUTED, va="top")
+    figure.text(0.012, 1 - 0.36 / height, note, fontsize=8.5, color=theme.MUTED, va="top")
     names = (
         ("variance", "variance") if by == "total" else ("expected entropy", "mutual information")
     )
     names = (f"aleatoric: {names[0]}", f"epistemic: {names[1]}")
     drop = 0.26 if len(columns) > 1 else 0.58
-    figure.legend(
-        handles=[Patch(color=ALEATORIC, label=names[0]), Patch(color=EPISTEMIC, label=names[1])],
-        loc="upper right", bbox_to_anchor=(0.99, 1 - drop / height), ncols=2, frameon=False,
-        fontsize=8.5, labelcolor=INK, handlelength=1.1,
-    )  # fmt: skip
+    colors = (theme.ALEATORIC, theme.EPISTEMIC)
+    handles = [Patch(color=c, label=name) for c, name in zip(colors, names, strict=True)]
+    theme.legend(figure, "upper right", handles=handles, bbox_to_anchor=(0.99, 1 - drop / height),
+                 ncols=2, fontsize=8.5, handlelength=1.1)  # fmt: skip
     titles = ("LEAST CERTAIN", "MOST CERTAIN") if len(columns) > 1 else ("THE CASE",)
     for column, title in enumerate(titles):
         x = 0.015 + 0.5 * column
-        figure.text(x, 1 - 0.70 / height, title, fontsize=9, weight="bold", color=MUTED, va="top")
+        figure.text(
+            x, 1 - 0.70 / height, title, fontsize=9, weight="bold", color=theme.MUTED, va="top"
+        )
 
 
 class _Card:
@@ -166,17 +163,16 @@ class _Card:
         self.title, self.image = figure.add_subplot(inner[0, :]), figure.add_subplot(inner[1:, 0])
         self.bars, self.split = figure.add_subplot(inner[1, 1]), figure.add_subplot(inner[2, 1])
         self.names = class_names(probs)
-        self.mean = probs.mean(_SAMPLES).to_numpy()
+        self.mean = probs.mean(SAMPLES).to_numpy()
         self.label = None if label is None else int(label[index])
         self.case = probs["case"].item() if "case" in probs.coords else index
         for ax in (self.title, self.bars, self.split):
             ax.set_axis_off()
 
     def picture(self, picture: NDArray[np.float64]) -> None:
-        grey = picture.shape[-1] == 1
-        self.image.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
-        self.image.set(xticks=[], yticks=[], anchor="NW")
-        self.image.spines[:].set_color(MUTED)
+        show_picture(self.image, picture)
+        frame([self.image], 0.8)
+        self.image.set_anchor("NW")
 
     def classes(self) -> None:
         shown = list(range(len(self.mean)))  # few classes keep their order, so cards compare
@@ -185,52 +181,60 @@ class _Card:
         if self.label is not None and self.label not in shown:
             shown[-1] = self.label
         several = self.probs.sizes["chain"] * self.probs.sizes["draw"] > 1
-        ends = self.probs.quantile(_INTERVAL, _SAMPLES, method=RANKS)
+        ends = self.probs.quantile(_INTERVAL, SAMPLES, method=RANKS)
         low, high = ends.transpose("quantile", "class").to_numpy()
         for line, k in enumerate(shown):
-            name = plain(self.names[k], 26)
+            name = theme.plain(self.names[k], 26)
             bold = "bold" if k == self.label else "normal"
             self.bars.plot(
                 [0, 1], [line, line], color="#e4e7eb", linewidth=1, solid_capstyle="butt"
             )
             if several:
                 self.bars.plot(
-                    [low[k], high[k]], [line, line], color=INK, linewidth=2.6, label=f"interval {k}"
+                    [low[k], high[k]],
+                    [line, line],
+                    color=theme.INK,
+                    linewidth=2.6,
+                    label=f"interval {k}",
                 )
             self.bars.plot(
-                [self.mean[k]], [line], color=INK, marker="o", markersize=5, label=f"mean {k}"
+                [self.mean[k]], [line], color=theme.INK, marker="o", markersize=5, label=f"mean {k}"
             )
             size = 8.2 if len(shown) <= 3 else 7.2
-            self.bars.text(0, line - 0.22, name, fontsize=size, color=INK, weight=bold, va="bottom")
+            self.bars.text(
+                0, line - 0.22, name, fontsize=size, color=theme.INK, weight=bold, va="bottom"
+            )
             text = f"{self.mean[k]:.2f}"
-            self.bars.text(1.06, line, text, fontsize=8.2, color=INK, va="center", weight=bold)
+            self.bars.text(
+                1.06, line, text, fontsize=8.2, color=theme.INK, va="center", weight=bold
+            )
         self.bars.set(xlim=(-0.06, 1.24), ylim=(max(len(shown), 2) - 0.6, -0.75))
 
     def uncertainty(self, parts: Sequence[float], widest: float, unit: str) -> None:
         left = 0.0
-        for value, color in zip(parts, (ALEATORIC, EPISTEMIC), strict=True):
+        for value, color in zip(parts, (theme.ALEATORIC, theme.EPISTEMIC), strict=True):
             self.split.barh(0, value, left=left, height=0.55, color=color)
             left += value
         text = f"aleatoric {_short(parts[0])} · epistemic {_short(parts[1])} {unit}"
-        self.split.text(0, 0.42, text, fontsize=7.8, color=INK, va="top")
+        self.split.text(0, 0.42, text, fontsize=7.8, color=theme.INK, va="top")
         self.split.set(xlim=(-0.06 * widest, 1.24 * widest), ylim=(1.0, -0.35))
 
     def caption(self, members: NDArray[np.bool_] | None) -> None:
         guess = int(self.mean.argmax())
-        text = f"Case {plain(self.case, 18)}"
+        text = f"Case {theme.plain(self.case, 18)}"
         if self.label is not None:
             mark = "✓" if guess == self.label else "✗"
-            text += f"  ·  true: {plain(self.names[self.label], 20)} {mark}"
-        self.title.text(0, 0.98, text, fontsize=8.8, color=INK, weight="bold", va="top")
+            text += f"  ·  true: {theme.plain(self.names[self.label], 20)} {mark}"
+        self.title.text(0, 0.98, text, fontsize=8.8, color=theme.INK, weight="bold", va="top")
         if members is not None:
-            chosen = [plain(self.names[k], 20) for k in np.flatnonzero(members)]
+            chosen = [theme.plain(self.names[k], 20) for k in np.flatnonzero(members)]
             inside = ", ".join(chosen) or "empty"
             self.title.text(
                 0,
                 0.42,
                 _shorten(f"Prediction set: {{{inside}}}", 68),
                 fontsize=8.2,
-                color=INK,
+                color=theme.INK,
                 va="top",
             )
 

@@ -1,10 +1,14 @@
 """What a figure needs from its input, checked before anything is drawn."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from ppl_med.analysis.posterior import Posterior, probabilities
+from ppl_med.checks import choice, reject
 
 
 def require_variables(
@@ -94,37 +98,60 @@ def require_dims(array: xr.DataArray, argument: str, dims: Iterable[str]) -> xr.
     return array.transpose(*wanted)
 
 
-def require_images(
-    images: ArrayLike, num_cases: int, argument: str = "images"
-) -> NDArray[np.float64]:
-    """Check pictures and bring each to the range 0 to 1 for display.
-
-    Each case is windowed on its own from its 0.5th to its 99.5th percentile, so any unit will do.
+def case_positions(array: xr.DataArray, case: Hashable | Sequence[Hashable] | None) -> list[int]:
+    """Find cases by their ids.
 
     Args:
-        images: (case, channel, row, col) with 1 (grey) or 3 (RGB) channels.
-        num_cases: How many there must be.
-        argument: Name for the message.
+        array: What holds them, with the dimension case.
+        case: One id or several; None means the first four cases.
 
     Returns:
-        (case, row, col, channel), values 0 to 1.
+        Positions along case.
 
     Raises:
-        ValueError: Wrong number of axes, channels or cases, or a value that is not finite.
+        ValueError: An id is unknown, or there is none.
     """
-    array = np.asarray(images, dtype=np.float64)
-    if array.ndim != 4 or array.shape[1] not in (1, 3):
-        raise ValueError(
-            f"{argument} must be (case, channel, row, col) with 1 or 3 channels, "
-            f"got shape {array.shape}; choose the channels to show, e.g. image[:, :1]"
-        )
-    if len(array) != num_cases:
-        raise ValueError(
-            f"{argument} holds {len(array)} cases where {num_cases} are described; "
-            "pass one image per case, in the same order"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"{argument} holds NaN or infinite values; replace them before plotting")
-    low, high = np.quantile(array, [0.005, 0.995], axis=(1, 2, 3), keepdims=True)
-    scaled = np.clip((array - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
-    return np.moveaxis(scaled, 1, -1)
+    if case is None:
+        return list(range(min(4, array.sizes["case"])))
+    wanted = [case] if isinstance(case, str | int | np.integer) else list(case)  # type: ignore[call-overload]
+    ids = array["case"].to_numpy().tolist()
+    place = {one: index for index, one in enumerate(ids)}
+    unknown = [one for one in wanted if one not in place]
+    if unknown or not wanted:
+        reject("case", f"ids of the tree, such as {ids[:3]}", unknown or wanted)
+    return [place[one] for one in wanted]
+
+
+def class_per_case(tree: Posterior) -> xr.DataArray:
+    """Read ``probs`` (chain, draw, case, class) of a tree.
+
+    Raises:
+        ValueError: The probabilities are malformed or per pixel.
+    """
+    probs = probabilities(tree)
+    if probs.ndim != 4:
+        reject("tree", "predictions of one class per case", probs.dims, "its probs are per pixel")
+    return probs
+
+
+def one_class(dataset: xr.Dataset, class_name: str | None) -> xr.Dataset:
+    """Choose a class by name; None means the first.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    names = [str(name) for name in dataset["class"].values]
+    wanted = names[0] if class_name is None else choice("class_name", class_name, names)
+    return dataset.isel({"class": names.index(wanted)})
+
+
+def require_labels(label: Any, num_cases: int) -> NDArray:
+    """Check that there is one label per case.
+
+    Raises:
+        ValueError: There is not.
+    """
+    labels = np.asarray(label)
+    if labels.shape != (num_cases,):
+        reject("label", f"one value per case, shape ({num_cases},)", labels.shape)
+    return labels
