@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
+from ppl_med.programs import protocol
 from ppl_med.programs.sites import argument_names
 
 SEED_STRIDE = 1_000_003
@@ -244,14 +245,12 @@ def _check_argument(name: str, value: Any, size: int, *, may_be_nan: bool = Fals
 
 def batch_spec(model: Any) -> BatchSpec:
     """Read off a model what it says it accepts."""
-    classes = getattr(model, "coords", {}).get("class")
-    channels = getattr(model, "in_channels", None)
-    likelihood = getattr(model, "likelihood", None)
+    classes = protocol.coords(model).get("class")
     return BatchSpec(
         frozenset(argument_names(model)),
         len(classes) if classes else None,
-        channels if isinstance(channels, int) else None,
-        str(getattr(likelihood, "site", "")) if getattr(likelihood, "partial", False) else None,
+        protocol.in_channels(model),
+        protocol.partial_site(model),
     )
 
 
@@ -301,3 +300,28 @@ def check_seed(seed: int) -> None:
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+
+
+def has_graders(values: Mapping[str, Any]) -> bool:
+    """Whether a batch's masks have an axis of graders: as many axes as its images."""
+    image, mask = values.get("image"), values.get("mask")
+    return isinstance(image, Tensor) and isinstance(mask, Tensor) and mask.dim() == image.dim()
+
+
+def first_grader(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with one annotation a case, for learning what a program does with it."""
+    return {**values, "mask": values["mask"][:, 0]} if has_graders(values) else dict(values)
+
+
+def check_one_grader(values: Mapping[str, Any]) -> None:
+    """Raise where masks have an axis of graders, each of whom is an observation of its own.
+
+    Raises:
+        ValueError: Says how to give one annotation a case.
+    """
+    if has_graders(values):
+        raise ValueError(
+            f"mask has shape {tuple(values['mask'].shape)}, an axis of graders; to train and to "
+            "validate, give one annotation a case: data.one_grader_per_case(arrays), or "
+            "Batches(..., transform=random_grader)"
+        )

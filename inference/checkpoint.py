@@ -16,16 +16,15 @@ from torch import Tensor
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.likelihoods import Likelihood
 from ppl_med.likelihoods.interface import settings_of
-from ppl_med.programs.parameters import free_parameters, remember_store_names, undisturbed
-from ppl_med.programs.sites import (
-    Program,
-    full_name,
+from ppl_med.programs.isolation import undisturbed
+from ppl_med.programs.parameters import (
+    free_parameters,
     modules_of,
     named_modules_of,
     parts_of,
-    select_arguments,
-    to_device,
+    remember_store_names,
 )
+from ppl_med.programs.sites import Program, full_name, select_arguments, to_device
 from ppl_med.storage.atomic import remove_leftovers, replacing
 from ppl_med.weights import Prior
 

@@ -23,6 +23,7 @@ from ppl_med.inference.batches import (
     check_iterable,
     check_seed,
     first_batch,
+    first_grader,
     loader_generators,
     num_cases_in,
 )
@@ -32,14 +33,14 @@ from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
 from ppl_med.inference.training.dry_run import not_running
-from ppl_med.programs.parameters import move, private_store, set_mode
+from ppl_med.programs import protocol
+from ppl_med.programs.isolation import private_store
+from ppl_med.programs.parameters import move, set_mode
 from ppl_med.programs.rng import torch_restored
 from ppl_med.programs.sites import (
     Program,
     batch_size,
-    first_grader,
     full_name,
-    parts_of,
     select_arguments,
     to_device,
     without_observations,
@@ -310,9 +311,9 @@ def _attributes(
     sampler: PosteriorSampler,
 ) -> dict[str, Any]:
     model, guide = pairs[0]
-    losses = _training_losses(model)
+    losses = protocol.training_losses(model)
     if losses and origin == "training":
-        origin = f"training cases, but not what was trained, which is {losses['training_loss']}"
+        origin = f"training cases, but not what was trained, which is {'; '.join(losses)}"
     elif sampler.local and not sampler.guide_has_local and origin == "training":
         origin = (
             f"training cases, but {', '.join(sampler.local)} of each case was drawn from their "
@@ -321,7 +322,7 @@ def _attributes(
     return {
         "model": full_name(model),
         "guide": "prior" if guide is None else full_name(guide),
-        "network": _network_name(model),
+        "network": protocol.network_name(model) or full_name(model),
         "parameters_sha256": digest(pairs),
         "seed": seed,
         "draws": draws,
@@ -329,17 +330,6 @@ def _attributes(
         "log_likelihood_of": origin,
         "settings": settings(model),
         "inference_library": "ppl_med",
-        **losses,
+        **({"training_loss": "; ".join(losses)} if losses else {}),
         **_versions(),
     }
-
-
-def _training_losses(model: Any) -> dict[str, str]:
-    """What likelihoods of the model train in the place of their log-density, if any do."""
-    named = [part.training_loss for part in parts_of(model) if hasattr(part, "training_loss")]
-    return {"training_loss": "; ".join(map(str, named))} if named else {}
-
-
-def _network_name(model: Any) -> str:
-    network = getattr(getattr(model, "network", None), "net", None)
-    return type(network).__name__ if network is not None else full_name(model)

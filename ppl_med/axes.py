@@ -1,7 +1,8 @@
 """Names of axes, written at the sample site and read by ``predict``."""
 
-from collections.abc import Sequence
 from typing import Any
+
+from ppl_med.moved import renamed
 
 AXES = (
     "chain",
@@ -47,23 +48,4 @@ def dims(*names: str, stored: bool = True, proposed: bool = True) -> Any:
     return infer
 
 
-def site_dims(trace: Any, site: str) -> list[str]:
-    """Return a site's axis names: its plates, outermost first, then its event axes.
-
-    Event axes without a name are called ``<site>_dim_<i>``, which is ArviZ's convention.
-
-    Args:
-        trace: A ``poutine.Trace`` of the program.
-        site: Name of a sample site in it.
-    """
-    node: Any = trace.nodes[site]
-    plates = {frame.dim or 0: frame.name for frame in node["cond_indep_stack"]}
-    named: Sequence[str] = (node["infer"] or {}).get("event_dims", ())
-    num_event = len(node["fn"].event_shape)
-    event = list(named) or [f"{site}_dim_{index}" for index in range(num_event)]
-    if len(event) != num_event:
-        raise ValueError(
-            f"site {site!r} has {num_event} event axes but infer=dims(...) names {list(named)}; "
-            "name every event axis, or none"
-        )
-    return [plates[dim] for dim in sorted(plates)] + event
+__getattr__ = renamed(__name__, {"site_dims": "ppl_med.programs.sites.site_dims"})

@@ -31,9 +31,9 @@ from ppl_med.inference import (
     cooldown,
     fit,
     predict,
-    training,
     warm_up,
 )
+from ppl_med.inference.training import trainer
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
 from ppl_med.weights import Normal, RandomWeights
@@ -260,7 +260,7 @@ def test_validation_is_the_mixture_of_draws_that_predict_makes(kind: str) -> Non
     history = train(model, guide, epochs=2, validation=held_out, seed=4, checkpoint=None)
     tree = predict(
         *(model, guide, held_out),
-        draws=training.VALIDATION_DRAWS,
+        draws=trainer.VALIDATION_DRAWS,
         seed=4,
         device="cpu",
         progress=False,
@@ -285,7 +285,7 @@ def test_validation_changes_nothing_else() -> None:
 
 
 def test_progress_shows_eta_elbo_nll_and_kl(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
     model = BayesianClassifier(network(), CLASSES)
     history = train(model, MeanFieldNormal(model), epochs=3, progress=True)
     shown = capsys.readouterr().err
@@ -302,7 +302,7 @@ def test_progress_shows_eta_elbo_nll_and_kl(capsys: Any, monkeypatch: pytest.Mon
 def test_progress_is_shown_in_the_middle_of_a_long_epoch(
     capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
     model = BayesianClassifier(network(), CLASSES)
     train(model, MeanFieldNormal(model), [*batches()] * 8, num_cases=CASES, progress=True)
     shown = capsys.readouterr().err.split("\r")

@@ -26,8 +26,8 @@ from ppl_med.inference import (
     save,
 )
 from ppl_med.models import BayesianClassifier
-from ppl_med.programs.parameters import private_store
-from ppl_med.programs.sites import named_modules_of
+from ppl_med.programs.isolation import private_store
+from ppl_med.programs.parameters import named_modules_of
 
 CASES = 12
 

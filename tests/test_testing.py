@@ -23,7 +23,10 @@ from ppl_med.inference.guides.conditional_normal import ConditionalNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.latent_classifier import LatentClassifier
+from ppl_med.programs.elbo import elbo_terms, total
 from ppl_med.testing import assert_mean, assert_uniform, check_guide, check_program
+from ppl_med.testing.guide_rules import _elbo
+from ppl_med.testing.program_runs import bind
 from ppl_med.weights import ScaleMixture
 
 CASES, FEATURES, LATENT, CLASSES = 4, 6, 2, 3
@@ -387,13 +390,16 @@ def test_function_with_a_network_in_training_mode() -> None:
         with pyro.plate("case", num_cases or len(image), subsample=image):
             pyro.sample("label", dist.Categorical(logits=net(image.flatten(1))), obs=label)
 
-    with pytest.raises(AssertionError, match="Dropout 'Dropout' drops units") as raised:
-        check_program(model, batch())
-    assert "running_mean' moves at prediction" in str(raised.value)
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    check_program_of_frozen = net.eval()
+    for mode in (True, False):  # fit trains it and predict evaluates it, however it was left
+        net.train(mode)
+        with pytest.raises(AssertionError, match=r"Dropout 'net\.1' drops units") as raised:
+            check_program(model, batch())
+        assert "1 times" in str(raised.value)
+        assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+        assert net.training == net[1].training == mode
+    net[1].p = 0.0
     check_program(model, batch())
-    assert not check_program_of_frozen.training
+    assert not net.training
 
 
 def no_num_cases(image: Tensor, label: Tensor | None = None) -> None: ...
@@ -496,7 +502,7 @@ class OtherArguments(Guide):
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
-        (Silent, "proposes no 'z', a latent of the model"),
+        (Silent, "does not propose the latent site 'z' of the model"),
         (Extra, "proposes 'extra', which is no latent"),
         (Observes, "observes site 'seen'"),
         (SilentGlobal, "without observations it proposes no 'weights', a global latent"),
@@ -717,3 +723,30 @@ def test_latent_classifier_keeps_the_contract() -> None:
     model, guide = LatentClassifier(1, ["a", "b", "c"]), ConditionalNormal(LabelEncoder())
     check_program(model, batch())
     check_guide(model, guide, batch())
+
+
+def half_normal(
+    image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
+) -> None:
+    scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(0.8)))
+    with pyro.plate("case", num_cases or len(image), subsample=image):
+        pyro.sample("label", dist.Normal(image.flatten(1).mean(1), scale), obs=label)
+
+
+def test_check_guide_and_fit_have_one_elbo() -> None:
+    """The Delta of a stock guide on a positive latent has a density, by the transform."""
+    arrays = {"image": torch.randn(4, 1, 2, 2), "label": torch.randn(4)}
+    guide = AutoNormal(half_normal, init_scale=0.3)
+    guide(**arrays)
+    elbo, _ = _elbo(half_normal, guide, bind(half_normal, arrays), 7)
+    pyro.set_rng_seed(7)
+    scale = guide(**arrays)["scale"]
+    pyro.set_rng_seed(7)
+    nll, kl = elbo_terms(half_normal, guide, **arrays)
+    assert float(elbo) == -float(total(nll) + total(kl))
+    log_q = stats.norm.logpdf(scale.log().item(), guide.locs.scale.item(), 0.3)
+    log_q = log_q - np.log(scale.item())
+    log_p = stats.halfnorm.logpdf(scale.item(), scale=0.8)
+    residual = (arrays["label"] - arrays["image"].flatten(1).mean(1)).numpy()
+    exact = stats.norm.logpdf(residual, scale=scale.item()).sum() + log_p - log_q
+    assert float(elbo) == pytest.approx(exact, rel=1e-5)

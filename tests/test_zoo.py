@@ -50,7 +50,8 @@ from ppl_med.models import (
     StochasticSegmentationNetwork,
 )
 from ppl_med.networks import AlexNet, CompactCNN, FCDenseNet, GaussianEncoder, LeNet, UNet
-from ppl_med.programs.elbo import follows_prior, left_to_prior
+from ppl_med.programs.elbo import follows_prior
+from ppl_med.programs.protocol import left_to_prior
 from ppl_med.programs.sites import is_local, sample_sites
 from ppl_med.testing import check_guide, check_program
 from ppl_med.weights import FanInNormal, Laplace, Normal, Prior, RandomWeights, ScaleMixture

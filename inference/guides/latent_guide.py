@@ -14,7 +14,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import softplus
 
-from ppl_med.programs.parameters import undisturbed
+from ppl_med.programs.isolation import undisturbed
 from ppl_med.programs.sites import select_arguments
 
 MEDIAN_DRAWS = 15

@@ -16,16 +16,18 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
-from ppl_med.axes import site_dims
+from ppl_med.inference.batches import has_graders
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
-from ppl_med.programs.parameters import private_store
+from ppl_med.programs.elbo import latent_faults
+from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
 from ppl_med.programs.sites import (
     Program,
     argument_names,
-    has_graders,
+    case_dim,
     is_local,
     sample_sites,
+    site_dims,
 )
 
 TELLING_CASES = 8  # on which it is seen how a program reads its observations
@@ -92,19 +94,10 @@ class PosteriorSampler:
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
         self.numbers_per_case = sum(_num_stored(sites[n]) for n in [*self.observed, *self.local])
         self.guide_has_local = any(is_local(site) for site in proposed.values())
-        missing = sorted(self.globals.keys() - proposed.keys()) if guide is not None else []
-        if missing:
-            raise ValueError(
-                f"the guide does not propose the latent site {missing[0]!r} of the model; add it "
-                "to the guide, or join guides with Guides(first, second)"
-            )
-        auxiliary = {n for n, site in proposed.items() if site["infer"].get("is_auxiliary")}
-        unknown = sorted(proposed.keys() - sites.keys() - auxiliary)
-        if unknown:
-            raise ValueError(
-                f"the guide proposes {unknown[0]!r}, which is no latent site of the model; rename "
-                "it, or mark it infer={'is_auxiliary': True}"
-            )
+        if guide is not None:
+            shared = {n: s for n, s in sites.items() if not is_local(s) or n in proposed}
+            for fault in latent_faults(shared, proposed, frozenset()):
+                raise ValueError(fault)
 
     def draw(self, draw: int) -> Globals:
         """Global latents of one draw; the same for the same (seed, chain, draw)."""
@@ -183,21 +176,6 @@ class PosteriorSampler:
         """Values of the observed sites in one run."""
         nodes: dict[str, Any] = dict(self.run(self.kept(0), 0, inputs, cases).nodes)
         return {name: nodes[name]["value"] for name in names}
-
-
-def case_dim(node: Mapping[str, Any]) -> int:
-    """Dim of the plate of cases in a site's batch shape, counted from the right, so negative.
-
-    Raises:
-        ValueError: If the site stands in no such plate.
-    """
-    for frame in node["cond_indep_stack"]:
-        if frame.name == "case":
-            return int(frame.dim)
-    raise ValueError(
-        f"site {node['name']!r} stands in no plate of cases; write it inside "
-        "pyro.plate('case', num_cases or len(image), subsample=image)"
-    )
 
 
 def _num_stored(site: Mapping[str, Any]) -> int:

@@ -15,10 +15,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_med.axes import site_dims
-from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, case_dim
+from ppl_med.inference.batches import has_graders
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
-from ppl_med.programs.sites import Program, batch_size, has_graders
+from ppl_med.programs import protocol
+from ppl_med.programs.sites import Program, batch_size, case_dim, site_dims
 from ppl_med.weights import RandomWeights, find_random_weights
 
 SMALL_SITE = 1000
@@ -107,7 +108,7 @@ class TreeBuilder:
         self.scratch: Path | None = None
         self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
         self.given = [name for name in self.observed if name in inputs]
-        self.coords = dict(getattr(model, "coords", {}))
+        self.coords = protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
         self.by_graders = has_graders(first)

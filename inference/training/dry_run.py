@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.batches import BatchSpec, check_iterable, first_batch
-from ppl_med.inference.prediction.posterior_sampler import case_dim
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.programs.elbo import elbo_terms
 from ppl_med.programs.parameters import (
@@ -28,6 +27,7 @@ from ppl_med.programs.sites import (
     Program,
     argument_names,
     batch_size,
+    case_dim,
     describe,
     is_local,
     sample_sites,

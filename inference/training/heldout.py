@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_med.inference.batches import first_batch
-from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, case_dim
+from ppl_med.inference.batches import check_one_grader, first_batch
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import log_prob_in_double
 from ppl_med.programs.sites import (
     Program,
     batch_size,
-    check_one_grader,
+    case_dim,
     select_arguments,
     to_device,
     without_observations,

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
-from ppl_med.inference.batches import first_batch
+from ppl_med.inference.batches import check_one_grader, first_batch
 from ppl_med.inference.training.dry_run import DryRun, check_validation, check_writable
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
@@ -21,8 +21,9 @@ from ppl_med.inference.training.loss_log import LossLog
 from ppl_med.inference.training.plan import Plan, Position
 from ppl_med.inference.training.run_state import not_finite, restore, run_state
 from ppl_med.programs import rng
-from ppl_med.programs.parameters import free_parameters, private_store, set_mode
-from ppl_med.programs.sites import Program, check_one_grader, select_arguments, to_device
+from ppl_med.programs.isolation import private_store
+from ppl_med.programs.parameters import free_parameters, set_mode
+from ppl_med.programs.sites import Program, select_arguments, to_device
 
 LARGE_KL, COLLAPSED_KL = 1e3, 0.05
 REFRESH_SECONDS, MAX_PENDING = 0.5, 1000

@@ -37,6 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_med.checks import choice, finite, reject
 from ppl_med.explain.attribution.score import class_logits
+from ppl_med.programs import protocol
 from ppl_med.weights.estimators import SharedWeightDraw
 
 RightScore = Literal["sum_of_log_probabilities", "log_odds"]
@@ -150,14 +151,14 @@ class AttributionConstrained(nn.Module):
         if not constraints:
             raise ValueError("constraints is empty; give one, such as RightReasons(10.0)")
         self.model, self.constraints = model, list(constraints)
-        self.coords = dict(getattr(model, "coords", {}))
-        self.in_channels = getattr(model, "in_channels", None)
+        self.coords = protocol.coords(model)
+        self.in_channels = protocol.in_channels(model)
         self.training_loss = "; ".join(constraint.name for constraint in self.constraints)
 
     @property
     def likelihood(self) -> Any:
         """The wrapped program's likelihood, None where it has none."""
-        return getattr(self.model, "likelihood", None)
+        return protocol.likelihood(self.model)
 
     def forward(
         self,

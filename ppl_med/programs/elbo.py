@@ -11,17 +11,17 @@ model's raises.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.util import scale_and_mask
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ppl_med.programs.sites import argument_names, is_local, sample_sites
+from ppl_med.programs.protocol import left_to_prior
+from ppl_med.programs.sites import argument_names, is_local, sample_sites, scaled
 
 Terms = dict[str, Tensor]
 
@@ -48,13 +48,22 @@ def elbo_terms(
     guide_trace = poutine.trace(guide).get_trace(*inputs, **options)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*inputs, **options)
+    check_sites(model, guide, sample_sites(model_trace), sample_sites(guide_trace))
+    return terms_of(model_trace, guide_trace)
+
+
+def terms_of(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Terms, Terms]:
+    """As ``elbo_terms``, of the traces of a guide and of a model that was replayed with it.
+
+    Raises:
+        ValueError: If plate scales differ, or if a guide site cannot be reparameterised.
+    """
     nll: Terms = {}
     kl: Terms = {}
     sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
-    check_sites(model, guide, sites, proposed)
     for name, site in sites.items():
         if site["is_observed"]:
-            nll[name] = -_scaled(site["fn"].log_prob(site["value"]), site).sum()
+            nll[name] = -scaled(site["fn"].log_prob(site["value"]), site).sum()
         elif name in proposed:
             kl[name] = _site_kl(name, proposed[name], site)
     _add_auxiliary(kl, sites, proposed)
@@ -80,21 +89,10 @@ def check_sites(
             proposes what the model does not have, or if the model observed nothing.
     """
     for name, site in sites.items():
-        if site["is_observed"] or name in proposed:
-            continue
-        if not follows_prior(site, name, left_to_prior(guide)):
-            raise ValueError(_unproposed(name, model))
-        if not is_local(site):
-            raise ValueError(
-                f"the latent {name!r} is shared by all cases; FromPrior leaves it at the prior, "
-                "so that nothing would be learned of it; propose it"
-            )
-    for name, site in proposed.items():
-        if name not in sites and not site["infer"].get("is_auxiliary"):
-            raise ValueError(
-                f"the guide proposes {name!r}, which is no latent site of the model; "
-                "rename it, or mark it infer={'is_auxiliary': True}"
-            )
+        if name in argument_names(model) and not site["is_observed"]:
+            raise ValueError(f"the model observed no {name!r}: pass it in the batch under its name")
+    for fault in latent_faults(sites, proposed, left_to_prior(guide)):
+        raise ValueError(fault)
     if not any(site["is_observed"] for site in sites.values()):
         raise ValueError(
             "the model observed nothing: pass the observation in the batch under the name of the "
@@ -102,17 +100,36 @@ def check_sites(
         )
 
 
-def _unproposed(name: str, model: Callable[..., Any]) -> str:
-    if name in argument_names(model):
-        return f"the model observed no {name!r}: pass it in the batch, as batch[{name!r}]"
-    return (
-        f"the guide does not propose the latent site {name!r} of the model; add it to the guide, "
-        "or join guides with Guides(first, second)"
-    )
+def latent_faults(
+    sites: Mapping[str, Any], proposed: Mapping[str, Any], left: frozenset[str]
+) -> Iterator[str]:
+    """Sentences about the latents that a guide lacks, and about those it has too many.
 
-
-def _scaled(values: Tensor, site: dict[str, Any]) -> Tensor:
-    return scale_and_mask(values, site["scale"], site["mask"])
+    Args:
+        sites: Sample sites of the model.
+        proposed: Sample sites of the guide.
+        left: Local latents that the guide leaves to the prior.
+    """
+    for name, site in sites.items():
+        if site["is_observed"] or name in proposed:
+            continue
+        if not follows_prior(site, name, left):
+            yield (
+                f"the guide does not propose the latent site {name!r} of the model; add it to the "
+                "guide, join guides with Guides(first, second), or leave a latent of each case to "
+                f"the prior by FromPrior({name!r})"
+            )
+        elif not is_local(site):
+            yield (
+                f"the guide leaves {name!r} to the prior, but that is shared by all cases; propose "
+                "it, or nothing is learned of it"
+            )
+    for name, site in proposed.items():
+        if name not in sites and not (site["infer"] or {}).get("is_auxiliary"):
+            yield (
+                f"the guide proposes {name!r}, which is no latent site of the model; rename or "
+                "remove it, or mark it infer={'is_auxiliary': True}"
+            )
 
 
 def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
@@ -129,11 +146,11 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
                 "fit needs rsample: marginalise the site or propose a continuous relaxation"
             )
         with contextlib.suppress(NotImplementedError):
-            return _scaled(kl_divergence(q_fn, p_fn), p).sum()
+            return scaled(kl_divergence(q_fn, p_fn), p).sum()
     value = q["value"]
     if not isinstance(value, Tensor):  # drawn only where a layer uses it, see LazyWeights
         value = q_fn.shared_draw()
-    return (_scaled(q_fn.log_prob(value), q) - _scaled(p_fn.log_prob(value), p)).sum()
+    return (scaled(q_fn.log_prob(value), q) - scaled(p_fn.log_prob(value), p)).sum()
 
 
 def _is_delta(fn: Any) -> bool:
@@ -147,7 +164,7 @@ def _add_auxiliary(kl: Terms, sites: Mapping[str, Any], proposed: Mapping[str, A
     """Add log q of guide sites that the model does not know (stock AutoGuides have them)."""
     for name, site in proposed.items():
         if name not in sites:
-            kl[name] = _scaled(site["fn"].log_prob(site["value"]), site).sum()
+            kl[name] = scaled(site["fn"].log_prob(site["value"]), site).sum()
 
 
 def total(terms: Terms) -> Tensor:
@@ -156,17 +173,6 @@ def total(terms: Terms) -> Tensor:
         return torch.zeros(())
     values = list(terms.values())
     return values[0] if len(values) == 1 else torch.stack(values).sum()
-
-
-def left_to_prior(guide: Callable[..., Any]) -> frozenset[str]:
-    """Latent sites that a guide, or one of joined guides, leaves to the model's prior.
-
-    Args:
-        guide: A guide; one that leaves sites has their names as ``left_to_prior``.
-    """
-    modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
-    names: list[frozenset[str]] = [getattr(one, "left_to_prior", frozenset()) for one in modules]
-    return frozenset().union(*names)
 
 
 def follows_prior(site: Mapping[str, Any], name: str, left: frozenset[str]) -> bool:

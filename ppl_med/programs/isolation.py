@@ -3,6 +3,11 @@
 Pyro programs write to places outside themselves: the global parameter store, the random number
 generators, running statistics of BatchNorm, parameters made at the first call. ``preserved_state``
 puts all of them back, also for networks that a plain function reaches through its closure.
+
+The parameter store is one dict for the whole process, and a ``PyroModule`` (stock AutoGuides are
+some) takes over whatever lies there under its names: a second ``AutoNormal`` would start from the
+first one's parameters and train them on. Programs therefore run in a ``private_store``, which
+holds the free parameters (of ``pyro.param``) only; modules bring their own.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +16,14 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.params.param_store import StateDict
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ppl_med.programs.parameters import modules_of, named_modules_of, set_mode
+from ppl_med.programs.rng import torch_restored
+from ppl_med.programs.sites import Program
 
 
 @contextmanager
@@ -38,9 +48,9 @@ def preserved_state(*programs: Callable[..., Any]) -> Iterator[dict[nn.Module, s
             saved.append(_Saved(module))
 
     for program in programs:
-        if isinstance(program, nn.Module):
-            for name, module in program.named_modules():
-                remember(module, name or type(module).__name__)
+        for reached, owner in named_modules_of(program).items():
+            for name, module in owner.named_modules():
+                remember(module, ".".join(filter(None, (reached, name))) or type(module).__name__)
     handle = register_module_forward_pre_hook(
         lambda module, _: remember(module, type(module).__name__)
     )
@@ -57,6 +67,50 @@ def preserved_state(*programs: Callable[..., Any]) -> Iterator[dict[nn.Module, s
             torch.cuda.set_rng_state_all(cuda)
         for state in reversed(saved):
             state.restore()
+
+
+@contextmanager
+def private_store() -> Iterator[None]:
+    """Run the block with a parameter store that holds free parameters only.
+
+    Afterwards the store has all it had before, and what the block added or replaced.
+    """
+    store = pyro.get_param_store()
+    before = store.get_state()
+    free: StateDict = {
+        "params": {n: v for n, v in before["params"].items() if not isinstance(v, nn.Parameter)},
+        "constraints": {},
+    }
+    free["constraints"] = {name: before["constraints"][name] for name in free["params"]}
+    store.clear()
+    store.set_state(free)
+    try:
+        yield
+    finally:
+        after = store.get_state()
+        store.clear()
+        store.set_state(
+            {
+                "params": {**before["params"], **after["params"]},
+                "constraints": {**before["constraints"], **after["constraints"]},
+            }
+        )
+
+
+@contextmanager
+def undisturbed(*programs: Program | None) -> Iterator[None]:
+    """Run programs in evaluation mode, without gradients, and leave modes, generators and norms.
+
+    Parameters that programs make when they first run stay.
+    """
+    modules = {part: part.training for module in modules_of(*programs) for part in module.modules()}
+    try:
+        set_mode(programs, False)
+        with torch_restored(), torch.no_grad(), private_store():
+            yield
+    finally:
+        for module, mode in modules.items():
+            module.training = mode
 
 
 class _Saved:

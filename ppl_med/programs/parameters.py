@@ -1,70 +1,20 @@
-"""Which parameters belong to a program: its modules' own, and free ones in Pyro's store.
+"""Modules and parameters of a program: its own, those it reaches, and free ones in Pyro's store."""
 
-Pyro's parameter store is one dict for the whole process, and a ``PyroModule`` (stock AutoGuides
-are some) takes over whatever lies there under its names: a second ``AutoNormal`` would start from
-the first one's parameters and train them on. Programs therefore run in a ``private_store``, which
-holds the free parameters (of ``pyro.param``) only; modules bring their own.
-"""
-
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import functools
+import inspect
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import pyro
 import torch
-from pyro.params.param_store import StateDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppl_med.programs.rng import torch_restored
-from ppl_med.programs.sites import Program, modules_of
+from ppl_med.programs.sites import Program
 
 _used: WeakKeyDictionary[Program, frozenset[str]] = WeakKeyDictionary()
-
-
-@contextmanager
-def private_store() -> Iterator[None]:
-    """Run the block with a parameter store that holds free parameters only.
-
-    Afterwards the store has all it had before, and what the block added or replaced.
-    """
-    store = pyro.get_param_store()
-    before = store.get_state()
-    free: StateDict = {
-        "params": {n: v for n, v in before["params"].items() if not isinstance(v, nn.Parameter)},
-        "constraints": {},
-    }
-    free["constraints"] = {name: before["constraints"][name] for name in free["params"]}
-    store.clear()
-    store.set_state(free)
-    try:
-        yield
-    finally:
-        after = store.get_state()
-        store.clear()
-        store.set_state(
-            {
-                "params": {**before["params"], **after["params"]},
-                "constraints": {**before["constraints"], **after["constraints"]},
-            }
-        )
-
-
-@contextmanager
-def undisturbed(*programs: Program | None) -> Iterator[None]:
-    """Run programs in evaluation mode, without gradients, and leave modes, generators and norms.
-
-    Parameters that programs make when they first run stay.
-    """
-    modules = {part: part.training for module in modules_of(*programs) for part in module.modules()}
-    try:
-        set_mode(programs, False)
-        with torch_restored(), torch.no_grad(), private_store():
-            yield
-    finally:
-        for module, mode in modules.items():
-            module.training = mode
 
 
 class StoreNames(Messenger):
@@ -121,6 +71,60 @@ def trainable(model: Program, guide: Program) -> list[Tensor]:
         if name in names:
             found[id(value)] = value
     return list(found.values())
+
+
+def modules_of(*programs: Program | None) -> list[nn.Module]:
+    """Modules that programs are, or that they reach as plain functions: each once."""
+    found: dict[int, nn.Module] = {}
+    for program in programs:
+        found |= {id(module): module for module in named_modules_of(program).values()}
+    return list(found.values())
+
+
+def parts_of(program: Program | None) -> list[nn.Module]:
+    """All modules inside those that a program is or reaches, themselves included: each once."""
+    return list({part: None for module in modules_of(program) for part in module.modules()})
+
+
+def named_modules_of(program: Program | None) -> dict[str, nn.Module]:
+    """The modules of one program by the name they have in it; ``""`` for a module itself.
+
+    A function reaches those of its closure and those of the global names it uses.
+    """
+    return _reached(program, set())
+
+
+def _reached(program: Any, seen: set[int]) -> dict[str, nn.Module]:
+    if isinstance(program, nn.Module):
+        return {"": program}
+    if id(program) in seen:
+        return {}
+    seen.add(id(program))
+    names = _names_in(program)
+    found = {}
+    for name, value in names.items():
+        if isinstance(value, nn.Module):
+            found[name] = value
+        elif inspect.isroutine(value) or isinstance(value, functools.partial):
+            found |= {f"{name}.{inner}": m for inner, m in _reached(value, seen).items()}
+    return found
+
+
+def _names_in(program: Any) -> dict[str, Any]:
+    """What a function's code can see beyond its arguments; functions among globals left out."""
+    if isinstance(program, functools.partial):
+        arguments = {str(index): value for index, value in enumerate(program.args)}
+        return {**arguments, **program.keywords, "func": program.func}
+    if inspect.ismethod(program):
+        return {"self": program.__self__, "func": program.__func__}
+    if not inspect.isfunction(program):
+        return {}
+    code, outer = program.__code__, program.__globals__
+    names = {n: outer[n] for n in code.co_names if isinstance(outer.get(n), nn.Module)}
+    for name, cell in zip(code.co_freevars, program.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a name that is not bound yet
+            names[name] = cell.cell_contents
+    return names
 
 
 def set_mode(programs: Iterable[Program | None], training: bool) -> None:

@@ -1,87 +1,35 @@
-"""Reading a program: its arguments, its sites, which of them are observations."""
+"""Reading a Pyro program: its arguments, and the sites of its traces."""
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.poutine.util import site_is_subsample
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 
 Program = Callable[..., Any]
 Batch = Mapping[str, Any]
+Site = dict[str, Any]
+
+
+def signature(program: Program) -> Mapping[str, inspect.Parameter]:
+    """A program's arguments by name (of ``forward`` for modules)."""
+    function = program.forward if isinstance(program, nn.Module) else program
+    return inspect.signature(function).parameters
 
 
 def argument_names(program: Program) -> list[str]:
-    """Names of a program's arguments (of ``forward`` for modules)."""
-    function = program.forward if isinstance(program, nn.Module) else program
-    return list(inspect.signature(function).parameters)
-
-
-def modules_of(*programs: Program | None) -> list[nn.Module]:
-    """Modules that programs are, or that they reach as plain functions: each once."""
-    found: dict[int, nn.Module] = {}
-    for program in programs:
-        found |= {id(module): module for module in named_modules_of(program).values()}
-    return list(found.values())
-
-
-def parts_of(program: Program | None) -> list[nn.Module]:
-    """All modules inside those that a program is or reaches, themselves included: each once."""
-    return list({part: None for module in modules_of(program) for part in module.modules()})
-
-
-def named_modules_of(program: Program | None) -> dict[str, nn.Module]:
-    """The modules of one program by the name they have in it; ``""`` for a module itself.
-
-    A function reaches those of its closure and those of the global names it uses.
-    """
-    return _reached(program, set())
-
-
-def _reached(program: Any, seen: set[int]) -> dict[str, nn.Module]:
-    if isinstance(program, nn.Module):
-        return {"": program}
-    if id(program) in seen:
-        return {}
-    seen.add(id(program))
-    names = _names_in(program)
-    found = {}
-    for name, value in names.items():
-        if isinstance(value, nn.Module):
-            found[name] = value
-        elif inspect.isroutine(value) or isinstance(value, functools.partial):
-            found |= {f"{name}.{inner}": m for inner, m in _reached(value, seen).items()}
-    return found
-
-
-def _names_in(program: Any) -> dict[str, Any]:
-    """What a function's code can see beyond its arguments; functions among globals left out."""
-    if isinstance(program, functools.partial):
-        arguments = {str(index): value for index, value in enumerate(program.args)}
-        return {**arguments, **program.keywords, "func": program.func}
-    if inspect.ismethod(program):
-        return {"self": program.__self__, "func": program.__func__}
-    if not inspect.isfunction(program):
-        return {}
-    code, outer = program.__code__, program.__globals__
-    names = {n: outer[n] for n in code.co_names if isinstance(outer.get(n), nn.Module)}
-    for name, cell in zip(code.co_freevars, program.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # a name that is not bound yet
-            names[name] = cell.cell_contents
-    return names
+    """Names of a program's arguments."""
+    return list(signature(program))
 
 
 def takes_num_cases(program: Program) -> bool:
     """Whether a program has the keyword ``num_cases``."""
-    function = program.forward if isinstance(program, nn.Module) else program
-    parameters = inspect.signature(function).parameters
-    return "num_cases" in parameters or any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
+    known = signature(program)
+    return "num_cases" in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
 
 
 def describe(inputs: Mapping[str, Any]) -> str:
@@ -117,8 +65,8 @@ def batch_size(values: Mapping[str, Any]) -> int:
     return next(len(value) for value in values.values() if isinstance(value, Tensor))
 
 
-def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """Sample sites of a trace without the plates' own subsampling sites."""
+def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Sample sites of a trace without the plates' own subsampling sites; factors are among them."""
     nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: node
@@ -127,9 +75,76 @@ def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     }
 
 
-def is_local(node: Mapping[str, Any]) -> bool:
+def stated_sites(trace: poutine.Trace, *, observed: bool | None = None) -> dict[str, Site]:
+    """Sample sites that belong to the model: no factors, deterministic or auxiliary sites.
+
+    Args:
+        trace: A trace.
+        observed: Only observed sites, only latent ones, or both.
+    """
+    return {
+        name: site
+        for name, site in sample_sites(trace).items()
+        if not site_is_factor(site)
+        and not any((site["infer"] or {}).get(key) for key in ("_deterministic", "is_auxiliary"))
+        and observed in (None, site["is_observed"])
+    }
+
+
+def factors(trace: poutine.Trace) -> list[Site]:
+    """Factor sites of a trace."""
+    return [site for site in sample_sites(trace).values() if site_is_factor(site)]
+
+
+def plates(site: Mapping[str, Any]) -> dict[str, Any]:
+    """A site's plates by name."""
+    return {frame.name: frame for frame in site["cond_indep_stack"]}
+
+
+def is_local(site: Mapping[str, Any]) -> bool:
     """Whether a site has one value per case."""
-    return any(frame.name == "case" for frame in node["cond_indep_stack"])
+    return "case" in plates(site)
+
+
+def case_dim(node: Mapping[str, Any]) -> int:
+    """Dim of the plate of cases in a site's batch shape, counted from the right, so negative.
+
+    Raises:
+        ValueError: If the site stands in no such plate.
+    """
+    if is_local(node):
+        return int(plates(node)["case"].dim)
+    raise ValueError(
+        f"site {node['name']!r} stands in no plate of cases; write it inside "
+        "pyro.plate('case', num_cases or len(image), subsample=image)"
+    )
+
+
+def site_dims(trace: Any, site: str) -> list[str]:
+    """Return a site's axis names: its plates, outermost first, then its event axes.
+
+    Event axes without a name are called ``<site>_dim_<i>``, which is ArviZ's convention.
+
+    Args:
+        trace: A ``poutine.Trace`` of the program.
+        site: Name of a sample site in it.
+    """
+    node: Any = trace.nodes[site]
+    plates = {frame.dim or 0: frame.name for frame in node["cond_indep_stack"]}
+    named: Sequence[str] = (node["infer"] or {}).get("event_dims", ())
+    num_event = len(node["fn"].event_shape)
+    event = list(named) or [f"{site}_dim_{index}" for index in range(num_event)]
+    if len(event) != num_event:
+        raise ValueError(
+            f"site {site!r} has {num_event} event axes but infer=dims(...) names {list(named)}; "
+            "name every event axis, or none"
+        )
+    return [plates[dim] for dim in sorted(plates)] + event
+
+
+def scaled(log_prob: Tensor, site: Mapping[str, Any]) -> Tensor:
+    """Log-densities under a site's mask, times the scale of its plates."""
+    return scale_and_mask(log_prob, site["scale"], site["mask"])
 
 
 def full_name(program: Program) -> str:
@@ -148,28 +163,3 @@ def without_observations(program: Program, inputs: dict[str, Any]) -> dict[str, 
     with torch.no_grad():
         sites = sample_sites(poutine.trace(program).get_trace(**inputs))
     return {name: value for name, value in inputs.items() if name not in sites}
-
-
-def has_graders(values: Mapping[str, Any]) -> bool:
-    """Whether a batch's masks have an axis of graders: as many axes as its images."""
-    image, mask = values.get("image"), values.get("mask")
-    return isinstance(image, Tensor) and isinstance(mask, Tensor) and mask.dim() == image.dim()
-
-
-def first_grader(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with one annotation a case, for learning what a program does with it."""
-    return {**values, "mask": values["mask"][:, 0]} if has_graders(values) else dict(values)
-
-
-def check_one_grader(values: Mapping[str, Any]) -> None:
-    """Raise where masks have an axis of graders, each of whom is an observation of its own.
-
-    Raises:
-        ValueError: Says how to give one annotation a case.
-    """
-    if has_graders(values):
-        raise ValueError(
-            f"mask has shape {tuple(values['mask'].shape)}, an axis of graders; to train and to "
-            "validate, give one annotation a case: data.one_grader_per_case(arrays), or "
-            "Batches(..., transform=random_grader)"
-        )

@@ -3,7 +3,7 @@
 Every rule returns sentences: what is wrong, and how to mend it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import pyro
 import torch
@@ -12,25 +12,17 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ppl_med.testing.program_runs import (
-    Call,
-    Program,
-    Site,
-    buffers,
-    log_density,
-    run,
-    same,
-    set_mode,
-    sites,
-)
+from ppl_med.programs.parameters import set_mode
+from ppl_med.programs.sites import Program, Site, stated_sites
+from ppl_med.testing.program_runs import Call, buffers, log_density, run, same
 
 Modules = Mapping[nn.Module, str]
 
 
-def infinite_densities(named: Iterable[tuple[str, Site]], whose: str) -> list[str]:
+def infinite_densities(named: Mapping[str, Site], whose: str) -> list[str]:
     """Sites whose log-density is not finite, or cannot be computed."""
     found = []
-    for name, site in named:
+    for name, site in named.items():
         if not isinstance(site["value"], Tensor):
             continue
         try:
@@ -87,14 +79,14 @@ def active_dropout(program: Program, modules: Modules) -> list[str]:
         program: The program.
         modules: Modules that run in it.
     """
-    set_mode(program, training=True)
+    set_mode([program], True)
     found = [
         f"{type(module).__name__} {name!r} drops units in training: a random variable that no "
         "guide proposes; set its rate to 0 and put dropout into the guide"
         for module, name in modules.items()
         if module.training and _dropout_rate(module) > 0
     ]
-    set_mode(program, training=False)
+    set_mode([program], False)
     return found
 
 
@@ -108,10 +100,12 @@ def randomness(program: Program, call: Call, replay: Trace) -> list[str]:
     """
     found: list[str] = []
     for training in (True, False):
-        set_mode(program, training=training)
+        set_mode([program], training)
         with torch.no_grad():
-            first, second = (dict(sites(run(program, call, replay=replay, seed=s))) for s in (1, 2))
-        changed = [name for name in first if not _same_law(first[name], second.get(name))]
+            first, second = (
+                stated_sites(run(program, call, replay=replay, seed=s)) for s in (1, 2)
+            )
+        changed = [name for name in first if not _same_distribution(first[name], second.get(name))]
         if changed and not found:
             mode = "training" if training else "evaluation"
             found.append(
@@ -128,18 +122,18 @@ def _dropout_rate(module: nn.Module) -> float:
     return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0
 
 
-def _same_law(first: Site, second: Site | None) -> bool:
+def _same_distribution(first: Site, second: Site | None) -> bool:
     if second is None:
         return False
     here = log_density(first)
-    # The value is held fixed, so the log-density of the first is taken under both laws.
+    # The value is held fixed, so the log-density of the first is taken under both distributions.
     there = log_density({**second, "value": first["value"]})
     return here is None or there is None or same(here, there)
 
 
 def moving_buffers(program: Program, call: Call, modules: Modules) -> list[str]:
     """Buffers that a prediction changes."""
-    set_mode(program, training=False)
+    set_mode([program], False)
     before = buffers(modules)
     with torch.no_grad():
         run(program, call, observed=False)

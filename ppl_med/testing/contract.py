@@ -26,8 +26,8 @@ def check_program(model: Callable[..., Any], batch: Mapping[str, Any]) -> None:
     those arguments in ``training_inputs``; they condition no site.
 
     Afterwards parameters, gradients, buffers, modes, the parameter store and the random number
-    generators are what they were. A plain function has no ``train`` and ``eval``: networks of its
-    closure run in the mode they are in.
+    generators are what they were. Networks in the closure of a plain function are trained and
+    evaluated as ``fit`` and ``predict`` do it, however they were left.
 
     Args:
         model: A Pyro program, function or module.

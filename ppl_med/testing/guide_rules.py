@@ -6,12 +6,13 @@ Every rule returns sentences: what is wrong, and how to mend it.
 from collections.abc import Mapping
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from ppl_med.programs.elbo import follows_prior, is_fixed, left_to_prior
+from ppl_med.programs.elbo import is_fixed, latent_faults, terms_of, total
+from ppl_med.programs.parameters import set_mode
+from ppl_med.programs.protocol import left_to_prior
+from ppl_med.programs.sites import Program, Site, plates, stated_sites
 from ppl_med.testing.behaviour_rules import (
     Modules,
     active_dropout,
@@ -24,19 +25,10 @@ from ppl_med.testing.behaviour_rules import (
 )
 from ppl_med.testing.program_runs import (
     Call,
-    Program,
     ProgramError,
-    Site,
-    factors,
     learnable,
-    log_density,
-    plates,
     run,
-    set_mode,
-    sites,
-    total_log_density,
 )
-from ppl_med.weights.estimators import LazyWeights
 
 
 def guide_violations(model: Program, guide: Program, call: Call, modules: Modules) -> list[str]:
@@ -49,7 +41,7 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
         modules: Modules that ran so far and their names, kept up to date by ``preserved_state``.
     """
     for program in (model, guide):
-        set_mode(program, training=False)
+        set_mode([program], False)
     before = parameter_names(guide)
     try:
         with torch.no_grad():
@@ -73,8 +65,8 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
         *moving_buffers(guide, call, modules),
     ]
     broken = [
-        *infinite_densities(sites(traces["guide"], observed=False), "the guide"),
-        *infinite_densities(sites(traces["model"]), "under the guide's draw, the model"),
+        *infinite_densities(stated_sites(traces["guide"], observed=False), "the guide"),
+        *infinite_densities(stated_sites(traces["model"]), "under the guide's draw, the model"),
     ]
     if broken:  # the other rules read log-densities
         return found + broken
@@ -114,29 +106,13 @@ def _traces(model: Program, guide: Program, call: Call) -> dict[str, Trace]:
 
 
 def _latents(traces: Mapping[str, Trace], left: frozenset[str]) -> list[str]:
-    wanted = dict(sites(traces["prior"], observed=False))
-    proposed, silent = (dict(sites(traces[name], observed=False)) for name in ("guide", "silent"))
-    found = [
-        f"it proposes no {name!r}, a latent of the model; sample it, or leave it to the prior by "
-        f"FromPrior({name!r})"
-        for name, site in wanted.items()
-        if name not in proposed and not follows_prior(site, name, left)
-    ]
-    found += [
-        f"it leaves {name!r} to the prior, but that is shared by all cases; propose it, or nothing "
-        "is learned of it"
-        for name, site in wanted.items()
-        if name not in proposed and follows_prior(site, name, left) and "case" not in plates(site)
-    ]
-    found += [
-        f"it proposes {name!r}, which is no latent of the model ({sorted(wanted)}); rename or "
-        "remove it, or mark it infer={'is_auxiliary': True}"
-        for name in {**proposed, **silent}
-        if name not in wanted
-    ]
+    wanted = stated_sites(traces["prior"], observed=False)
+    proposed, silent = (stated_sites(traces[name], observed=False) for name in ("guide", "silent"))
+    both = (latent_faults(wanted, given, left) for given in (proposed, {**silent, **proposed}))
+    found = [*dict.fromkeys(fault for faults in both for fault in faults)]
     found += [
         f"it observes site {name!r}; a guide only proposes, so take obs= away"
-        for name, _ in sites(traces["guide"], observed=True)
+        for name, _ in stated_sites(traces["guide"], observed=True).items()
     ]
     found += [
         f"without observations it proposes no {name!r}, a global latent: only local latents may "
@@ -175,9 +151,9 @@ def _shape(site: Site) -> str:
 
 
 def _pairs(traces: Mapping[str, Trace], guide: str, model: str) -> list[tuple[str, Site, Site]]:
-    wanted = dict(sites(traces[model], observed=False))
-    proposed = sites(traces[guide], observed=False)
-    return [(name, site, wanted[name]) for name, site in proposed if name in wanted]
+    wanted = stated_sites(traces[model], observed=False)
+    proposed = stated_sites(traces[guide], observed=False)
+    return [(name, site, wanted[name]) for name, site in proposed.items() if name in wanted]
 
 
 def _support(traces: Mapping[str, Trace]) -> list[str]:
@@ -199,14 +175,16 @@ def _support(traces: Mapping[str, Trace]) -> list[str]:
 
 
 def _unreparametrised(guide: Program, call: Call, traces: Mapping[str, Trace]) -> list[str]:
-    if all(site["fn"].has_rsample for _, site in sites(traces["guide"], observed=False)):
+    if all(
+        site["fn"].has_rsample for _, site in stated_sites(traces["guide"], observed=False).items()
+    ):
         return []
     with torch.enable_grad():  # which parameters learn shows only here
         trace = run(guide, call)
     return [
         f"it proposes {name!r} from {type(site['fn']).__name__}, which has no rsample, so no "
         "gradient passes; propose a continuous relaxation, or sum the latent out in the model"
-        for name, site in sites(trace, observed=False)
+        for name, site in stated_sites(trace, observed=False).items()
         if not (site["fn"].has_rsample or is_fixed(site["fn"]))
     ]
 
@@ -214,33 +192,12 @@ def _unreparametrised(guide: Program, call: Call, traces: Mapping[str, Trace]) -
 def _elbo(
     model: Program, guide: Program, call: Call, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ELBO in training mode: divergences closed where registered, one draw elsewhere."""
-    for program in (model, guide):
-        set_mode(program, training=True)
+    """The ELBO that ``fit`` maximises, in training mode."""
+    set_mode((model, guide), True)
     guide_trace = run(guide, call, seed=seed)
     model_trace = run(model, call, replay=guide_trace, seed=seed)
-    proposed = dict(sites(guide_trace, observed=False))
-    stated = dict(sites(model_trace))
-    others = [site for name, site in stated.items() if name not in proposed]
-    elbo = total_log_density([*others, *factors(model_trace)])
-    for name, mine in proposed.items():
-        if name in stated:
-            elbo = elbo - _divergence(mine, stated[name])
-    return elbo, {
+    nll, kl = terms_of(model_trace, guide_trace)
+    return -total(nll) - total(kl), {
         **{f"model.{name}": leaf for name, leaf in learnable(model, model_trace).items()},
         **{f"guide.{name}": leaf for name, leaf in learnable(guide, guide_trace).items()},
     }
-
-
-def _divergence(mine: Site, its: Site) -> Tensor:
-    try:
-        closed = kl_divergence(mine["fn"], its["fn"])
-    except NotImplementedError:
-        value = mine["value"]
-        if isinstance(value, LazyWeights):
-            value = mine["fn"].shared_draw()
-        log_q = log_density({**mine, "value": value}, scaled=True)
-        log_p = log_density({**its, "value": value}, scaled=True)
-        total = torch.zeros(()) if log_q is None else log_q.sum()
-        return total if log_p is None else total - log_p.sum()
-    return scale_and_mask(closed, its["scale"], its["mask"]).sum()

@@ -10,6 +10,8 @@ from pyro.nn import PyroModule
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from ppl_med.programs.parameters import set_mode
+from ppl_med.programs.sites import Program, factors, plates, stated_sites
 from ppl_med.testing.behaviour_rules import (
     Modules,
     active_dropout,
@@ -22,16 +24,11 @@ from ppl_med.testing.behaviour_rules import (
 )
 from ppl_med.testing.program_runs import (
     Call,
-    Program,
     ProgramError,
-    factors,
     learnable,
     log_density,
-    plates,
     run,
     same,
-    set_mode,
-    sites,
     total_log_density,
 )
 from ppl_med.weights import RandomWeights
@@ -49,7 +46,7 @@ def program_violations(model: Program, call: Call, modules: Modules) -> list[str
     """
     if not call.takes_num_cases:
         return ["it takes no keyword num_cases; add `*, num_cases=None` and use it in " + PLATE]
-    set_mode(model, training=False)
+    set_mode([model], False)
     before = parameter_names(model)
     try:
         with torch.no_grad():
@@ -67,7 +64,7 @@ def program_violations(model: Program, call: Call, modules: Modules) -> list[str
         *active_dropout(model, modules),
         *moving_buffers(model, call, modules),
     ]
-    broken = infinite_densities(sites(traces["alone"]), "the model")
+    broken = infinite_densities(stated_sites(traces["alone"]), "the model")
     if broken:  # the other rules read log-densities
         return found + broken
     noise = randomness(model, call, traces["alone"]) if not active_dropout(model, modules) else []
@@ -105,15 +102,15 @@ def _traces(model: Program, call: Call) -> dict[str, Trace]:
 def _observation_names(traces: Mapping[str, Trace], call: Call) -> list[str]:
     found = []
     arguments = list(call.observations)
-    observed = dict(sites(traces["alone"], observed=True))
+    observed = stated_sites(traces["alone"], observed=True)
     for name in observed:
         if name not in call.observations:
             found.append(
                 f"observed site {name!r} is not the name of an observation argument "
                 f"({arguments}); give both one name, so that predict knows what conditions it"
             )
-    drawn = dict(sites(traces["alone"], observed=False))
-    free = dict(sites(traces["free"]))
+    drawn = stated_sites(traces["alone"], observed=False)
+    free = stated_sites(traces["free"])
     for name in arguments:
         if name in drawn:
             found.append(f"site {name!r} is drawn although {name} is given; pass obs={name}")
@@ -134,7 +131,7 @@ def _globals_in_plate(model: Program, trace: Trace) -> list[str]:
     return [
         f"global latent {name!r} stands inside plate 'case', so every case gets weights of its "
         "own; draw it before the plate opens"
-        for name, site in sites(trace, observed=False)
+        for name, site in stated_sites(trace, observed=False).items()
         if name in weights and "case" in plates(site)
     ]
 
@@ -152,8 +149,8 @@ def _weight_sites(model: Program) -> set[str]:
 
 def _plate_membership(traces: Mapping[str, Trace]) -> list[str]:
     found = []
-    shorter = dict(sites(traces["shorter"]))
-    for name, site in sites(traces["alone"]):
+    shorter = stated_sites(traces["shorter"])
+    for name, site in stated_sites(traces["alone"]).items():
         if "case" in plates(site):
             continue
         if site["is_observed"]:
@@ -168,8 +165,8 @@ def _plate_membership(traces: Mapping[str, Trace]) -> list[str]:
 
 def _scales(traces: Mapping[str, Trace], size: int) -> list[str]:
     found = []
-    whole, third = (dict(sites(traces[key])) for key in ("whole", "third"))
-    for name, site in sites(traces["alone"]):
+    whole, third = (stated_sites(traces[key]) for key in ("whole", "third"))
+    for name, site in stated_sites(traces["alone"]).items():
         if name not in whole or name not in third:
             found.append(f"site {name!r} vanishes when num_cases is given; keep it")
             continue
@@ -195,8 +192,8 @@ def _scales(traces: Mapping[str, Trace], size: int) -> list[str]:
 
 def _densities_free_of_num_cases(traces: Mapping[str, Trace]) -> list[str]:
     found = []
-    third = dict(sites(traces["third"]))
-    for name, site in sites(traces["whole"]):
+    third = stated_sites(traces["third"])
+    for name, site in stated_sites(traces["whole"]).items():
         if name in third:
             here, there = log_density(site), log_density(third[name])
             if here is not None and there is not None and not same(here, there):
@@ -209,7 +206,7 @@ def _densities_free_of_num_cases(traces: Mapping[str, Trace]) -> list[str]:
 
 def _event_names(trace: Trace) -> list[str]:
     found = []
-    for name, site in sites(trace):
+    for name, site in stated_sites(trace).items():
         if not site["is_observed"] and "case" not in plates(site):
             continue
         num_event = len(site["fn"].event_shape)
@@ -226,7 +223,7 @@ def _event_names(trace: Trace) -> list[str]:
 
 def _log_joint(model: Program, call: Call, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Log p(observations, latents) and factors, with the latents drawn from their priors."""
-    set_mode(model, training=True)
+    set_mode([model], True)
     trace = run(model, call, seed=seed)
-    stated = [*(site for _, site in sites(trace)), *factors(trace)]
+    stated = [*(site for _, site in stated_sites(trace).items()), *factors(trace)]
     return total_log_density(stated), learnable(model, trace)

@@ -1,21 +1,19 @@
 """Run a Pyro program on a batch as ``fit`` and ``predict`` do, and read its traces."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-Program = Callable[..., Any]
-Site = dict[str, Any]
+from ppl_med.programs import protocol
+from ppl_med.programs.sites import Program, Site, scaled, signature, takes_num_cases
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,8 @@ def bind(model: Program, batch: Mapping[str, Any]) -> Call:
         ValueError: If the batch lacks an argument or every observation, has fewer than two cases,
             or entries of different length.
     """
-    function = model.forward if isinstance(model, nn.Module) else model
-    known = inspect.signature(function).parameters.values()
+    known = signature(model).values()
     named = [p for p in known if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    takes_num_cases = any(p.name == "num_cases" for p in named)
     named = [p for p in named if p.name != "num_cases"]
     required = [p.name for p in named if p.default is p.empty]
     optional = [p.name for p in named if p.default is None]
@@ -80,7 +76,7 @@ def bind(model: Program, batch: Mapping[str, Any]) -> Call:
             "model(image, label=None, *, num_cases=None)"
         )
     given = {name: batch[name] for name in optional if batch.get(name) is not None}
-    aids = getattr(model, "training_inputs", ())
+    aids = protocol.training_inputs(model)
     observations = {name: value for name, value in given.items() if name not in aids}
     if not observations:
         raise ValueError(f"batch holds none of the model's observations {optional}")
@@ -89,13 +85,7 @@ def bind(model: Program, batch: Mapping[str, Any]) -> Call:
     if len(set(lengths.values())) > 1 or lengths["image"] < 2:
         raise ValueError(f"batch needs two cases or more, as many of each entry; it has {lengths}")
     aid = {name: value for name, value in given.items() if name in aids}
-    return Call(inputs, observations, takes_num_cases, aid)
-
-
-def set_mode(program: Program, *, training: bool) -> None:
-    """Put a module into training or evaluation mode; a function has none."""
-    if isinstance(program, nn.Module):
-        program.train(training)
+    return Call(inputs, observations, takes_num_cases(model), aid)
 
 
 def run(
@@ -149,48 +139,20 @@ class ProgramError(Exception):
         self.trace = trace
 
 
-def sites(trace: Trace, *, observed: bool | None = None) -> Iterator[tuple[str, Site]]:
-    """Sample sites that belong to the model: no subsampling, factors, deterministic or auxiliary.
-
-    Args:
-        trace: A trace.
-        observed: Only observed sites, only latent ones, or both.
-    """
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site) or site_is_factor(site):
-            continue
-        infer = site["infer"] or {}
-        if infer.get("_deterministic") or infer.get("is_auxiliary"):
-            continue
-        if observed is None or observed == site["is_observed"]:
-            yield name, cast(Site, site)
-
-
-def factors(trace: Trace) -> Iterator[Site]:
-    """Factor sites of a trace."""
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and site_is_factor(site):
-            yield cast(Site, site)
-
-
-def plates(site: Site) -> dict[str, Any]:
-    """A site's plates by name."""
-    return {frame.name: frame for frame in site["cond_indep_stack"]}
-
-
-def log_density(site: Site, *, scaled: bool = False) -> Tensor | None:
+def log_density(site: Site) -> Tensor | None:
     """Log-density of a site's value in nats; None if its distribution declares none."""
     try:
-        value = site["fn"].log_prob(site["value"])
+        return site["fn"].log_prob(site["value"])
     except NotImplementedError:
         return None
-    return scale_and_mask(value, site["scale"], site["mask"]) if scaled else value
 
 
 def total_log_density(found: Iterable[Site]) -> Tensor:
     """Scaled log-density of sites together, in nats; those that declare none add nothing."""
-    terms = [log_density(site, scaled=True) for site in found]
-    return sum((term.sum() for term in terms if term is not None), torch.zeros(()))
+    terms = [(log_density(site), site) for site in found]
+    return sum(
+        (scaled(term, site).sum() for term, site in terms if term is not None), torch.zeros(())
+    )
 
 
 def learnable(program: Program, trace: Trace) -> dict[str, Tensor]:
@@ -204,9 +166,10 @@ def learnable(program: Program, trace: Trace) -> dict[str, Tensor]:
     if isinstance(program, nn.Module):
         found.update(program.named_parameters())
     known = {id(parameter) for parameter in found.values()}
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name, site in nodes.items():
         if site["type"] == "param":
-            leaf = cast(Any, site["value"]).unconstrained()
+            leaf = site["value"].unconstrained()
             if id(leaf) not in known:
                 found[name] = leaf
     return {name: leaf for name, leaf in found.items() if leaf.requires_grad}

@@ -1,0 +1,109 @@
+"""What the library may read off a program besides running it: here, and nowhere else.
+
+A model or guide needs none of this; a plain function is a program. Each attribute below is optional
+and is read by the function of its name, which says what its absence means.
+
+===================  ==================  =========================================================
+Attribute            Of                  Meaning
+===================  ==================  =========================================================
+``coords``           model               Coordinates of axes, such as the class names.
+``in_channels``      model               Image channels that the model takes.
+``likelihood``       model               Object with ``site`` and ``partial``, perhaps.
+``training_inputs``  model               Arguments that only factors read, in training.
+``network``          model               ``RandomWeights``, or a net; its name goes to the result.
+``training_loss``    part of a model     What is trained in the place of a log-density.
+``settings``         part of a model     What a resumed run must share.
+``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
+===================  ==================  =========================================================
+
+The value of a sample site is a tensor, or a lazily drawn one (``weights.estimators.LazyWeights``);
+the distribution of such a site gives a plain draw by ``shared_draw()``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from ppl_med.programs.parameters import parts_of
+
+
+class Model(Protocol):
+    """A Pyro program with what it says of itself; every attribute is optional."""
+
+    coords: Mapping[str, Sequence[Any]]
+    in_channels: int
+    likelihood: "Likelihood"
+    network: nn.Module
+    training_inputs: Sequence[str]
+
+    def __call__(self, image: Any, *observations: Any, num_cases: int | None = None) -> Any:
+        """Run the program once."""
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """What the library reads off a model's likelihood.
+
+    Attributes:
+        site: Name of the observed site.
+        partial: Whether entries may be missing: -1 among classes, NaN among numbers.
+    """
+
+    site: str
+    partial: bool
+
+
+class Guide(Protocol):
+    """A Pyro program with the model's signature."""
+
+    left_to_prior: frozenset[str]
+
+    def __call__(self, image: Any, *observations: Any, num_cases: int | None = None) -> Any:
+        """Propose the model's latents once."""
+
+
+def coords(model: Any) -> dict[str, Any]:
+    """Coordinates by axis; none where the model states none."""
+    return dict(getattr(model, "coords", {}))
+
+
+def in_channels(model: Any) -> int | None:
+    """Image channels; None where the model does not say."""
+    found = getattr(model, "in_channels", None)
+    return found if isinstance(found, int) else None
+
+
+def likelihood(model: Any) -> Any:
+    """The likelihood; None where the model names none."""
+    return getattr(model, "likelihood", None)
+
+
+def partial_site(model: Any) -> str | None:
+    """The site whose observations may be missing; None where all are needed."""
+    own = likelihood(model)
+    return own.site if isinstance(own, Likelihood) and own.partial else None
+
+
+def training_inputs(model: Any) -> Sequence[str]:
+    """Arguments that condition no site; none where the model names none."""
+    return getattr(model, "training_inputs", ())
+
+
+def training_losses(model: Any) -> list[str]:
+    """What parts of the model train in the place of a log-density; none in a plain posterior."""
+    named = [getattr(part, "training_loss", None) for part in parts_of(model)]
+    return [str(name) for name in named if name is not None]
+
+
+def network_name(model: Any) -> str | None:
+    """Class of the network inside ``model.network``; None where there is none."""
+    network = getattr(getattr(model, "network", None), "net", None)
+    return None if network is None else type(network).__name__
+
+
+def left_to_prior(guide: Any) -> frozenset[str]:
+    """Latents that a guide, or one of joined guides, leaves to the model's prior."""
+    modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
+    names: list[frozenset[str]] = [getattr(one, "left_to_prior", frozenset()) for one in modules]
+    return frozenset().union(*names)
