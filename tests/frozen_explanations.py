@@ -54,8 +54,6 @@ def attributions() -> Results:
     for name, options in METHODS.items():
         torch.manual_seed(0)
         found[f"attribute/{name}"] = attribute(nets(), images(), 1, method=name, **options)
-    name = "attribute/full_gradient"  # its variable had this name
-    found[name] = found[name].rename(bias_attribution="unlocated")
     for quantity in ("entropy", "mutual_information"):
         torch.manual_seed(0)
         found[f"attribute_uncertainty/{quantity}"] = attribute_uncertainty(

@@ -19,6 +19,13 @@ import xarray as xr
 Results = dict[str, xr.Dataset]
 _VOLATILE = ("time", "version", "seconds", "created", "library", "device", "sha256")
 
+FORMER = {"bias_attribution": "unlocated"}  # variables renamed since, as the changelog says
+
+
+def as_stored(dataset: xr.Dataset) -> xr.Dataset:
+    """The Dataset with the names its variables had when the results were stored."""
+    return dataset.rename({now: old for now, old in FORMER.items() if now in dataset})
+
 
 def named(name: str, *modules: str) -> Any:
     """What has this name, from the first of the modules that has it."""
@@ -111,7 +118,7 @@ def groups_of(tree: xr.DataTree, run: str) -> Results:
 
 def digests(results: Results) -> dict[str, str]:
     """SHA-256 of the values, names, dims and coordinates of each Dataset."""
-    return {name: _digest(dataset) for name, dataset in results.items()}
+    return {name: _digest(as_stored(dataset)) for name, dataset in results.items()}
 
 
 def _digest(dataset: xr.Dataset) -> str:
