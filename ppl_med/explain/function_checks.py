@@ -42,6 +42,11 @@ def map_dims(image: Tensor) -> tuple[str, ...]:
     return "case", "channel", *SPACE[image.ndim - 2]
 
 
+def per_case(values: Tensor, example: Tensor) -> Tensor:
+    """One number per case, (case,), with axes to broadcast over an example (case, ...)."""
+    return values.view(-1, *[1] * (example.ndim - 1))
+
+
 def as_baseline(baseline: float | Tensor, image: Tensor) -> Tensor:
     """Return the baseline as a tensor of the image's shape, dtype and device."""
     if isinstance(baseline, Tensor) and baseline.ndim > 0:

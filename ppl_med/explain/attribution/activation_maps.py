@@ -26,7 +26,7 @@ from ppl_med.explain.attribution.draw_groups import Draw
 from ppl_med.explain.attribution.method import Maps, Method, Task
 from ppl_med.explain.attribution.network import Call, on_every_module, watch
 from ppl_med.explain.attribution.score import Score
-from ppl_med.explain.function_checks import Function
+from ppl_med.explain.function_checks import Function, per_case
 
 GRADIENTS = "'integrated_gradients' or 'saliency', which need no layer"
 
@@ -45,7 +45,7 @@ class ActivationMap(Method):
     relu: bool = False
 
     def check_function(self, draw: Draw, name: str, task: Task) -> None:
-        """Raise unless the layer is there, is called once, and has space."""
+        """Raise unless the layer exists, is called once, and has space."""
         find_layer(draw, task.image[:1], self.layer, self.name)
 
     def maps(self, draws: Draw, task: Task) -> Maps:
@@ -161,8 +161,8 @@ class ScoreCam(ActivationMap):
         for channel in activation.split(1, 1):
             mask = resized(channel, task.image)
             low, high = (f(mask.flatten(1), 1).values for f in (torch.min, torch.max))
-            shape = (-1, *[1] * (mask.ndim - 1))
-            mask = (mask - low.view(shape)) / (high - low).clamp(min=1e-12).view(shape)
+            span = (high - low).clamp(min=1e-12)
+            mask = (mask - per_case(low, mask)) / per_case(span, mask)
             masked = task.baseline + mask * (task.image - task.baseline)
             rises.append(draw.value(masked, task.rows)[0] - start)
         weight = torch.stack(rises, 1).softmax(1)
@@ -194,14 +194,7 @@ def resized(maps: Tensor, image: Tensor) -> Tensor:
 
 
 def find_layer(draw: Draw, image: Tensor, layer: str | nn.Module | None, method: str) -> nn.Module:
-    """Return the module of a layer; raise unless it is called once and its output has space.
-
-    Args:
-        draw: The function whose layer it is.
-        image: One image.
-        layer: The module, its name or the end of its name; None for the last one with space.
-        method: Name of the method that asks.
-    """
+    """Return the module of a layer; raise unless it is called once and its output has space."""
     calls, _ = watch(draw.function, image)
     if not calls:
         raise ValueError(f"{method}: the functions call no torch module; use {GRADIENTS}")

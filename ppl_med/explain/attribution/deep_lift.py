@@ -84,12 +84,7 @@ class DeepLift(Method):
 
 
 class _Network(nn.Module):
-    """A function draw as a module that owns the modules it calls, so that captum finds them.
-
-    Args:
-        draw: The function and what is explained of it.
-        image: One image.
-    """
+    """A function draw as a module that owns the modules it calls, so that captum finds them."""
 
     def __init__(self, draw: Draw, image: Tensor) -> None:
         super().__init__()

@@ -23,11 +23,7 @@ AGREEMENT = 1e-4  # largest relative difference of a stacked draw from its funct
 
 @runtime_checkable
 class DrawGroup(Protocol):
-    """Some draws that are visited together.
-
-    Attributes:
-        num_draws: Number of draws.
-    """
+    """Some draws that are visited together."""
 
     num_draws: int
 
@@ -41,12 +37,7 @@ class DrawGroup(Protocol):
 
 
 class Draw:
-    """One function draw and the number of it that is explained.
-
-    Args:
-        function: Image (case, channel, ...) to output (case, class, ...).
-        score: From an output and the cases it belongs to, one number per case.
-    """
+    """One function draw, and a score: from an output and its cases, one number per case."""
 
     num_draws = 1
 
@@ -75,11 +66,6 @@ class StackedDraws:
 
     A draw is any callable: its network is the innermost module that takes the images and returns
     the output, with the parameters it has at that call.
-
-    Args:
-        functions: The draws.
-        score: As of ``Draw``.
-        example: One image, to find the network with.
 
     Raises:
         ValueError: If the functions are not one network with different parameters.

@@ -29,6 +29,7 @@ from ppl_med.explain.attribution.network import (
     watch,
 )
 from ppl_med.explain.attribution.relevance import WEIGHTED
+from ppl_med.explain.function_checks import per_case
 
 PIECEWISE = {"Relu", "LeakyRelu", "PreluKernel", "Hardtanh"}
 ALLOWED = 1e-3  # share of the output that the sum may miss; rounding is 1e-6
@@ -113,6 +114,5 @@ def spread(maps: Tensor, image: Tensor) -> Tensor:
     """Interpolate maps (case, 1, *space) to the image's space so that they keep their sum."""
     pixels = image.shape[2:].numel()
     fine = resized(maps, image) * (maps.shape[2:].numel() / pixels)
-    shape = (-1, *[1] * (maps.ndim - 1))
     gap = maps.flatten(1).sum(1) - fine.flatten(1).sum(1)
-    return fine + (gap / pixels).view(shape)
+    return fine + per_case(gap / pixels, maps)

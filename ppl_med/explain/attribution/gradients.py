@@ -27,6 +27,7 @@ from torch import Tensor
 from ppl_med.checks import finite, reject, whole
 from ppl_med.explain.attribution.draw_groups import DrawGroup, in_batches
 from ppl_med.explain.attribution.method import Maps, Method, Task
+from ppl_med.explain.function_checks import per_case
 
 Path = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -164,8 +165,7 @@ class SmoothGrad(Method):
     def _moments(self, draws: DrawGroup, task: Task) -> tuple[Tensor, Tensor]:
         """Mean and variance of the gradient over noise, by Welford's update."""
         flat = task.image.flatten(1)
-        spread = self.noise_scale * (flat.max(1).values - flat.min(1).values)
-        spread = spread.view(-1, *[1] * (task.image.ndim - 1))
+        spread = per_case(self.noise_scale * (flat.max(1).values - flat.min(1).values), task.image)
         # A generator for each case, so that the batch size does not change the noise.
         generators = [torch.Generator().manual_seed(self.seed + int(row)) for row in task.rows]
         mean: Any = torch.zeros((), dtype=torch.float64, device=task.image.device)

@@ -69,14 +69,7 @@ class GuidedGradCam(GradCam):
 
 
 def check_relu(draw: Draw, name: str, task: Task, method: str) -> None:
-    """Raise unless the only nonlinear operations of a function are ReLU modules.
-
-    Args:
-        draw: The function.
-        name: How to call it.
-        task: The first case.
-        method: Name of the method that asks.
-    """
+    """Raise unless the only nonlinear operations of a function are ReLU modules."""
     calls, output = watch(draw.function, task.image)
     found = nonlinear_ops(operations(output))
     modules = sum(isinstance(call.module, nn.ReLU) for call in calls)

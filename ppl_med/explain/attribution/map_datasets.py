@@ -35,13 +35,7 @@ LONG_NAMES = {
 
 
 class DrawMoments:
-    """Mean, standard deviation and sign probabilities of maps that arrive one draw at a time.
-
-    Args:
-        shape: Shape of one draw's map.
-        num_draws: Number of draws to come, over all chains.
-        keep_draws: Also keep every map, as float32.
-    """
+    """Mean, standard deviation and sign probabilities of maps that arrive one draw at a time."""
 
     def __init__(self, shape: tuple[int, ...], num_draws: int, keep_draws: bool = False) -> None:
         self.count = 0
@@ -61,16 +55,10 @@ class DrawMoments:
         self.negative += value < 0
 
     def dataset(self, dims: tuple[str, ...], index: xr.DataArray) -> xr.Dataset:
-        """Return the moments as named arrays.
+        """Return the moments with the dims of a map, and kept draws (chain, draw, *dims).
 
-        Args:
-            dims: Names of a map's axes.
-            index: Position of each draw among the updates, an integer DataArray (chain, draw).
-
-        Returns:
-            ``mean``, ``sd`` (S - 1 in the denominator), ``mcse`` of the mean for independent draws,
-            ``probability_positive`` and ``probability_negative`` with ``dims``; with kept draws
-            also ``attribution`` (chain, draw, *dims). With a single draw all but the mean are NaN.
+        ``sd`` has S - 1 in the denominator; with a single draw all but the mean are NaN. ``index``
+        is the position of each draw among the updates, (chain, draw).
         """
         sd = np.sqrt(self.squares / max(self.count - 1, 1))
         spread = {
@@ -91,41 +79,19 @@ class DrawMoments:
         return result.assign_attrs(num_draws=self.count, **attrs)
 
 
-class MapChecks:
-    """Figures of quality by name, (draw, case), that arrive draw by draw.
-
-    Args:
-        num_draws: Number of draws to come.
-        num_cases: Number of cases of each.
-    """
-
-    def __init__(self, num_draws: int, num_cases: int) -> None:
-        self.shape = num_draws, num_cases
-        self.values: dict[str, np.ndarray] = {}
-
-    def add(self, position: int, maps: Sequence[Maps]) -> None:
-        """Keep the figures of a group of draws.
-
-        Args:
-            position: Position of its first draw.
-            maps: Its maps of all cases, in parts.
-        """
-        figures = [self._figures(part) for part in maps]
-        for name in figures[0]:
-            values = torch.cat([part[name] for part in figures], 1).detach().double().cpu().numpy()
-            kept = self.values.setdefault(name, np.full(self.shape, np.nan))
-            kept[position : position + len(values)] = values
-
-    @staticmethod
-    def _figures(maps: Maps) -> dict[str, Tensor]:
-        figures = dict(maps.checks)
-        if maps.bias_attribution is not None:
-            figures["bias_attribution"] = maps.bias_attribution
-        if maps.total is not None:
-            figures["total"] = maps.total.double()
-            figures["completeness_delta"] = maps.delta()
-            figures["mass"] = maps.mass()
-        return figures
+def figures_of(maps: Sequence[Maps]) -> dict[str, np.ndarray]:
+    """Figures of quality of a group of draws, whose cases come in parts: (draw, case) by name."""
+    found: dict[str, list[Tensor]] = {}
+    for part in maps:
+        figures = dict(part.checks)
+        if part.bias_attribution is not None:
+            figures["bias_attribution"] = part.bias_attribution
+        if part.total is not None:
+            figures["total"] = part.total.double()
+            figures |= {"completeness_delta": part.delta(), "mass": part.mass()}
+        for name, values in figures.items():
+            found.setdefault(name, []).append(values.detach().double())
+    return {name: torch.cat(values, 1).cpu().numpy() for name, values in found.items()}
 
 
 def with_completeness(
@@ -133,11 +99,7 @@ def with_completeness(
 ) -> xr.Dataset:
     """Add the relative delta, count what exceeds the tolerance, and warn of it.
 
-    Args:
-        result: With ``completeness_delta``, ``total`` and ``mass``; the last two are dropped.
-        tolerance: Largest share of the total that goes unremarked.
-        method: The method, for its name and advice.
-        rounding: A delta up to this is no delta, in the output's unit.
+    A delta up to ``rounding``, in the output's unit, is none. ``total`` and ``mass`` are dropped.
     """
     delta, total = result["completeness_delta"], np.abs(result["total"])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -160,14 +122,7 @@ def with_completeness(
 
 
 def described(result: xr.Dataset, method: Method, unit: str, baseline: Tensor) -> xr.Dataset:
-    """Write units and settings into the attributes.
-
-    Args:
-        result: The maps and their figures.
-        method: The method that made them.
-        unit: Unit of the explained number.
-        baseline: What the images were compared with.
-    """
+    """Write units and settings into the attributes; ``unit`` is that of the explained number."""
     of_map = method.unit.format(unit)
     units = dict.fromkeys(("mean", "sd", "mcse", "attribution", "noise_error"), of_map)
     units |= dict.fromkeys(("completeness_delta", "bias_attribution"), unit)

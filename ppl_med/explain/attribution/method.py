@@ -108,10 +108,7 @@ class Method(ABC):
     def check_function(self, draw: Draw, name: str, task: Task) -> None:  # noqa: B027
         """Raise, and name an alternative, if the method does not hold for a function.
 
-        Args:
-            draw: The function with the number that is explained.
-            name: How to call it.
-            task: The first case.
+        ``task`` is the first case; errors call the function ``name``.
         """
 
     @abstractmethod
@@ -136,12 +133,7 @@ class Method(ABC):
 
 
 def as_method(method: str | Method, options: dict[str, Any]) -> Method:
-    """Return the method that a name and its options describe.
-
-    Args:
-        method: A name, or a method with its options set.
-        options: Options by keyword, of a method given by name.
-    """
+    """Return the method that a name and its options describe."""
     if isinstance(method, Method):
         if options:
             raise TypeError(

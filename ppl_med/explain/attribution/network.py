@@ -28,13 +28,7 @@ NONLINEAR = (
 
 @dataclass
 class Call:
-    """One call of a module that returned a tensor.
-
-    Attributes:
-        module: The module.
-        name: Its path in the outermost module.
-        shape: Shape of the tensor.
-    """
+    """One call of a module, by its path in the outermost one, that returned a tensor."""
 
     module: nn.Module
     name: str
@@ -49,12 +43,7 @@ class Call:
 def on_every_module(
     leave: Callable[..., Any], enter: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """Call hooks on all modules; what they return is passed on.
-
-    Args:
-        leave: Forward hook (module, inputs, output).
-        enter: Forward pre-hook (module, inputs).
-    """
+    """Call a forward hook and a forward pre-hook on all modules; what they return is passed on."""
     with ExitStack() as handles:
         if enter is not None:
             handles.callback(register_module_forward_pre_hook(enter).remove)
@@ -63,12 +52,7 @@ def on_every_module(
 
 
 def watch(function: Function, points: Tensor) -> tuple[list[Call], Tensor]:
-    """Run a function once; return its calls in the order they ended, and the output with its graph.
-
-    Args:
-        function: One draw.
-        points: Some images.
-    """
+    """Run a function; return its calls in the order they ended, and the output with its graph."""
     calls: list[tuple[nn.Module, tuple[int, ...]]] = []
     open_modules: list[nn.Module] = []
     roots: list[nn.Module] = []

@@ -13,6 +13,7 @@ deep networks", ICML 2017 (the 5 % rule for the completeness delta).
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -23,8 +24,8 @@ from ppl_med.checks import choice, positive, whole
 from ppl_med.explain.attribution.draw_groups import Draw, DrawGroup, StackedDraws
 from ppl_med.explain.attribution.map_datasets import (
     DrawMoments,
-    MapChecks,
     described,
+    figures_of,
     with_completeness,
 )
 from ppl_med.explain.attribution.method import Method, Task, as_method
@@ -144,7 +145,7 @@ def attribute(
     first = chosen.tasks(image, baseline, batch_size)[0].split(1)[0]
     index = check_functions(functions, image, baseline, _checker(chosen, score, first))
 
-    moments, checks = None, MapChecks(len(functions), len(image))
+    moments, found = None, []
     bar = tqdm(total=len(functions), disable=not progress, desc="attribute", unit="draw")
     for group in _groups(functions, score, image[:1], chosen, draws_at_once):
         parts = chosen.tasks(image, baseline, max(1, batch_size // group.num_draws))
@@ -152,7 +153,7 @@ def attribute(
         values = torch.cat([part.values for part in maps], 1).detach().double().cpu().numpy()
         if moments is None:
             moments = DrawMoments(tuple(values.shape[1:]), len(functions), keep_draws)
-        checks.add(moments.count, maps)
+        found.append(figures_of(maps))
         for value in values:
             moments.update(value)
         bar.update(group.num_draws)
@@ -160,8 +161,8 @@ def attribute(
     assert moments is not None
     result = moments.dataset(map_dims(image), index)
     dims = (*SAMPLES, "case")
-    figures = {name: (dims, values[index.values]) for name, values in checks.values.items()}
-    result = xr.merge([result, xr.Dataset(figures)], combine_attrs="no_conflicts")
+    for name in found[0]:
+        result[name] = dims, np.concatenate([part[name] for part in found])[index.values]
     if chosen.is_complete:
         result = with_completeness(result, tolerance, chosen)
     result = result.assign_coords(case=ids).assign(target=("case", target.cpu().numpy()))

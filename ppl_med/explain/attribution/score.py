@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppl_med.explain.function_checks import map_dims
+from ppl_med.explain.function_checks import map_dims, per_case
 
 Output = Literal["logit", "log_probability", "probability", "value"]
 
@@ -41,12 +41,7 @@ class Score:
     region: Tensor | None = None
 
     def __call__(self, output: Tensor, rows: Tensor) -> Tensor:
-        """Read the number off an output.
-
-        Args:
-            output: Of a function draw, (point, class, *space).
-            rows: The case that each point belongs to, (point,).
-        """
+        """Read the number off an output (point, class, *space) of the cases ``rows``, (point,)."""
         return region_mean(
             self._by_class(output, self.target[rows]),
             None if self.region is None else self.region[rows],
@@ -64,16 +59,11 @@ class Score:
                 output = output.softmax(1)
             elif one_logit:  # the log-odds: the logit of class 1 minus that of class 0
                 output = output * 2
-        index = target.view(-1, *[1] * (output.ndim - 1)).expand(-1, 1, *output.shape[2:])
+        index = per_case(target, output).expand(-1, 1, *output.shape[2:])
         return output.gather(1, index)[:, 0]
 
     def check(self, name: str, output: object) -> None:
-        """Raise unless the output of two images has the axes and the classes that are needed.
-
-        Args:
-            name: How to call the function that returned it.
-            output: What the function returned for two images.
-        """
+        """Raise unless a function's output for two images has the axes and classes needed."""
         check_axes(name, output, self.region, number=self.output == "value")
         assert isinstance(output, Tensor)
         num = 1 if output.ndim == 1 else output.shape[1]
@@ -128,4 +118,4 @@ def as_region(region: Tensor | None, image: Tensor) -> Tensor | None:
     if not bool((count > 0).all()):
         empty = torch.nonzero(count == 0).flatten().tolist()
         raise ValueError(f"region is empty in cases {empty}; leave those cases out")
-    return weights / count.view(-1, *[1] * len(space))
+    return weights / per_case(count, weights)

@@ -44,7 +44,7 @@ ROUNDING = 1e-6  # nats: draws that agree have a mutual information of rounding 
 Quantity = Literal["entropy", "expected_entropy", "mutual_information"]
 
 
-def attribute_uncertainty(
+def attribute_uncertainty(  # noqa: D417
     functions: Sequence[Function],
     image: Tensor,
     quantity: Quantity = "mutual_information",
@@ -61,20 +61,16 @@ def attribute_uncertainty(
 ) -> xr.Dataset:
     """Attribute the uncertainty of the mixture of all draws to the pixels.
 
+    Arguments that are not listed are those of ``attribute``.
+
     Args:
-        functions: As in ``attribute``: image to logits (case, class) or (case, class, row, col).
-        image: As in ``attribute``.
+        functions: Image to logits (case, class) or (case, class, row, col), one per draw.
         quantity: What is explained, in nats.
         method: One that is linear in the gradient: saliency, input × gradient, integrated gradients
             or SmoothGrad.
         region: For logits of pixels, as in ``attribute``: the mean over it is explained.
-        baseline: As in ``attribute``.
-        batch_size: As in ``attribute``.
-        tolerance: As in ``attribute``.
-        case: As in ``attribute``.
         keep_draws: Also return every draw's contribution, as float32.
         progress: Show a bar over parts of the cases.
-        options: Options of a method given by name.
 
     Returns:
         With dims (case, channel, [depth,] row, col): ``mean``, the attribution; ``sd`` and the
@@ -153,11 +149,7 @@ def _part(
 
 
 class _Mixture:
-    """Stands in for a draw and notes the log-probabilities of the mixture wherever it is asked.
-
-    Args:
-        functions: All draws.
-    """
+    """Stands in for a draw and notes the log-probabilities of the mixture wherever it is asked."""
 
     num_draws = 1
 
@@ -185,14 +177,7 @@ class _Mixture:
 
 
 class _Contribution(Draw):
-    """One draw's share of an uncertainty, the mixture being known at each call in turn.
-
-    Args:
-        function: The draw.
-        quantity: The uncertainty.
-        region: Weights over space, or None.
-        log_means: Log-probabilities of the mixture, one tensor for every call to come.
-    """
+    """One draw's share of an uncertainty; ``log_means`` is the mixture at each call to come."""
 
     def __init__(
         self,

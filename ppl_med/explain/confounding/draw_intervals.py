@@ -13,16 +13,10 @@ from ppl_med.axes import SAMPLES
 
 
 def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.DataArray]:
-    """Mean over draws and the central interval, by the names that Datasets give them.
+    """``expected_<name>``, the mean over draws, and its ``_lower`` and ``_upper``.
 
-    Args:
-        name: Name of the figure.
-        values: Dims (..., chain, draw).
-        level: Probability of the interval; fewer than 2 / (1 - level) - 1 draws do not reach it.
-
-    Returns:
-        ``expected_<name>``, ``expected_<name>_lower`` and ``_upper``, without chain and draw, the
-        ends with the attribute ``attained_level``. With one draw they are NaN.
+    Fewer than 2 / (1 - level) - 1 draws do not reach the level: the ends have the attribute
+    ``attained_level``. With one draw they are NaN.
     """
     tails = ((1 - level) / 2, (1 + level) / 2)
     low, high = (values.quantile(end, SAMPLES, method=RANKS) for end in tails)

@@ -12,7 +12,7 @@ from ppl_med.explain.counterfactuals.measures import as_numpy, described
 from ppl_med.explain.counterfactuals.proximal_gradient import sparse_map
 from ppl_med.explain.counterfactuals.search import Bounds, Ids, Pair, Search
 from ppl_med.explain.counterfactuals.tangent_search import nearest_point
-from ppl_med.explain.function_checks import Function
+from ppl_med.explain.function_checks import Function, per_case
 
 
 def minimal_perturbation(
@@ -76,7 +76,7 @@ def minimal_perturbation(
     return search.judged(found, reached).assign_attrs(method="minimal perturbation")
 
 
-def sparse_additive(
+def sparse_additive(  # noqa: D417
     functions: Sequence[Function],
     image: Tensor,
     target: int | Tensor,
@@ -94,24 +94,16 @@ def sparse_additive(
 ) -> xr.Dataset:
     """The sparse map to take away from the image: ``min M(image - a) + penalty ‖a‖₁`` in a box.
 
-    M is ``-log p(target)``, with the predictive probability over all draws.
+    M is ``-log p(target)``, with the predictive probability over all draws. Arguments that are not
+    listed are those of ``minimal_perturbation``.
 
     Args:
-        functions: As in ``minimal_perturbation``.
-        image: As in ``minimal_perturbation``.
-        target: As in ``minimal_perturbation``.
         penalty: In nats per unit of intensity. If left out, the largest of 12 penalties, each half
             of the one before, that reaches the margin; above the first the map is 0.
-        margin: As in ``minimal_perturbation``; says ``reached``, and chooses the penalty.
-        bounds: Least and largest intensity of the counterfactual; None for any.
+        margin: As in ``minimal_perturbation``; it also chooses the penalty.
         map_bounds: Least and largest value of the map a, 0 among them: ``(0, inf)`` only takes
             intensity away, as of lesions that are bright.
         steps: Proximal steps of each penalty.
-        judges: As in ``minimal_perturbation``.
-        vae: As in ``minimal_perturbation``.
-        particles: As in ``minimal_perturbation``.
-        seed: As in ``minimal_perturbation``.
-        case: As in ``minimal_perturbation``.
 
     Returns:
         As ``minimal_perturbation``, with ``penalty`` and ``stationarity`` (case).
@@ -145,7 +137,7 @@ def sparse_additive(
     maps = chosen
     for each in penalties:
         maps, residual = sparse_map(smooth, maps, each, low=low, high=high, steps=steps)
-        chosen = torch.where(reached.view(-1, *[1] * (image.dim() - 1)), chosen, maps)
+        chosen = torch.where(per_case(reached, image), chosen, maps)
         gap, width = torch.where(reached, gap, residual), torch.where(reached, width, each)
         reached = search.predictive.log_odds(image - chosen) >= margin
         if bool(reached.all()):

@@ -14,7 +14,7 @@ from ppl_med.explain.counterfactuals.tangent_search import Smooth, nearest_point
 from ppl_med.explain.function_checks import Function
 
 
-def latent_counterfactual(
+def latent_counterfactual(  # noqa: D417
     functions: Sequence[Function],
     image: Tensor,
     target: int | Tensor,
@@ -39,11 +39,9 @@ def latent_counterfactual(
     A code must mean the same in both classes, and no likelihood demands that: a VAE of two classes
     with little in common may pair their images at will. Look at what it keeps, or take
     ``encode_as="target"``: the code under which the image is most probable in the target class.
+    Arguments that are not listed are those of ``minimal_perturbation``.
 
     Args:
-        functions: As in ``minimal_perturbation``.
-        image: As in ``minimal_perturbation``.
-        target: As in ``minimal_perturbation``.
         vae: A model with ``decode(z, label)``, such as ``ppl_med.models.ConditionalVAE``, and its
             guide, whose ``encoder(image, label)`` is q(z), such as ``ConditionalNormal``; of the
             same classes, trained.
@@ -52,12 +50,6 @@ def latent_counterfactual(
         search: Whether to move the code where the class does not flip by itself.
         keep_residual: Add what the VAE does not hold of the image, ``image - decode(code,
             present)``: a smaller change, whose noise is the image's own.
-        margin: As in ``minimal_perturbation``.
-        steps: As in ``minimal_perturbation``.
-        judges: As in ``minimal_perturbation``.
-        particles: As in ``minimal_perturbation``.
-        seed: As in ``minimal_perturbation``.
-        case: As in ``minimal_perturbation``.
 
     Returns:
         As ``minimal_perturbation``, with ``code`` and ``counterfactual_code`` (case, latent).

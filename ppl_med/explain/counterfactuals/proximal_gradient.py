@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_med.explain.counterfactuals.tangent_search import Smooth
+from ppl_med.explain.function_checks import per_case
 
 BACKTRACKING = 30
 
@@ -47,15 +48,14 @@ def sparse_map(
         The maps, and how far each is from stationary, dims (case,): the largest entry of the last
         map's proximal gradient, in the penalty's unit; 0 at the optimum.
     """
-    shape = (-1, *[1] * (start.dim() - 1))
-    width = penalty.view(shape)
+    width = per_case(penalty, start)
     curvature = torch.ones(len(start)).to(start)
     current = momentum = start
     time = torch.ones(len(start)).to(start)
     objective = smooth.value(start).to(start) + _l1(start, penalty)
 
     def proximal(point: Tensor, slope: Tensor, curved: Tensor) -> Tensor:
-        curved = curved.view(shape)
+        curved = per_case(curved, start)
         return soft_threshold(point - slope / curved, width / curved).clamp(low, high)
 
     for _ in range(steps):
@@ -72,11 +72,11 @@ def sparse_map(
             curvature = torch.where(steep, 2 * curvature, curvature)
         found = reached + _l1(proposal, penalty)
         restart = found > objective
-        proposal = torch.where(restart.view(shape), current, proposal)
+        proposal = torch.where(per_case(restart, start), current, proposal)
         objective = torch.where(restart, objective, found)
         later = (1 + (1 + 4 * time.square()).sqrt()) / 2
-        carried = torch.where(restart, 0.0, (time - 1) / later).view(shape)
-        momentum = proposal + carried * (proposal - current)
+        carried = torch.where(restart, 0.0, (time - 1) / later)
+        momentum = proposal + per_case(carried, start) * (proposal - current)
         current, time = proposal, torch.where(restart, 1.0, later)
         curvature = curvature * 0.9
     _, slope = smooth.value_and_slope(current)

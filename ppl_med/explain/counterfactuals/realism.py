@@ -14,8 +14,10 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from ppl_med.programs.isolation import preserved_state
+from ppl_med.programs.sites import is_local, sample_sites
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def log_density(
         image: Dims (case, channel, ...).
         label: Classes, dims (case,).
         particles: The number K of draws.
-        seed: Seed of the draws; the generators of the process are left as they were.
+        seed: Seed of the draws; the generators of the process and the modes stay as they were.
         batch_size: Largest number of images times particles in one pass.
 
     Returns:
@@ -48,8 +50,7 @@ def log_density(
         ValueError: If a site belongs to no case, such as random weights.
     """
     rows = max(1, batch_size // particles)
-    modes = [program.training for program in (model, guide)]
-    with torch.random.fork_rng(), pyro.validation_enabled(False):
+    with preserved_state(model, guide), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         model.eval(), guide.eval()
         parts = [
@@ -60,8 +61,6 @@ def log_density(
                 strict=True,
             )
         ]
-    for program, mode in zip((model, guide), modes, strict=True):
-        program.train(mode)
     log_weights = torch.cat(parts).double().view(len(image), particles)
     bound = log_weights.logsumexp(1) - math.log(particles)
     relative = (log_weights - bound[:, None]).exp()
@@ -72,11 +71,9 @@ def _log_weights(model: Any, guide: Any, image: Tensor, label: Tensor) -> Tensor
     proposed = poutine.trace(guide).get_trace(image, label)
     trace = poutine.trace(poutine.replay(model, trace=proposed)).get_trace(image, label)
     total = torch.zeros(len(image), dtype=torch.float64, device=image.device)
-    for sign, nodes in ((1, trace.nodes), (-1, proposed.nodes)):
-        for name, node in nodes.items():
-            if node["type"] != "sample" or site_is_subsample(node):
-                continue
-            if all(frame.name != "case" for frame in node["cond_indep_stack"]):
+    for sign, sites in ((1, sample_sites(trace)), (-1, sample_sites(proposed))):
+        for name, node in sites.items():
+            if not is_local(node):
                 raise ValueError(
                     f"realism needs a generative model whose sites all belong to a case, and "
                     f"{name!r} does not; give one with deterministic networks, such as "

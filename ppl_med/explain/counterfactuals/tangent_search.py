@@ -18,18 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_med.explain.function_checks import per_case
+
 BISECTIONS = 60
 SLACK = 1e-4
 
 
 @dataclass(frozen=True)
 class Smooth:
-    """A differentiable function of points, one number per case.
-
-    Attributes:
-        value: From points (case, ...) to values (case,).
-        value_and_slope: The same, and the gradient in the points.
-    """
+    """A differentiable function from points (case, ...) to (case,), and with its gradient."""
 
     value: Callable[[Tensor], Tensor]
     value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -67,22 +64,22 @@ def nearest_point(
         reached = value >= wanted - SLACK
         away = _norm(point - start)
         better = reached & (away < distance)
-        best = torch.where(_like(better, point), point, best)
+        best = torch.where(per_case(better, point), point, best)
         distance = torch.where(better, away, distance)
         if step == steps:
             break
         # Where several parts must change together, tangents from the start see one at a time and
         # take turns: then steps add up until g is reached once.
         stuck = distance.isinf() & (step >= steps // 4)
-        origin = torch.where(_like(stuck, point), point, start)
+        origin = torch.where(per_case(stuck, point), point, start)
         needed = wanted - value.to(slope) + _dot(slope, point - origin)
         move = _onto_tangent(origin, slope, needed, low, high) - point
         shrink = (stride / _norm(move).clamp(min=1e-30)).clamp(max=1.0)
         if step >= steps // 2:  # tangents of a kinked function may take turns
             shrink = torch.where(stuck, shrink, shrink / 2)
-        point = point + _like(shrink, move) * move
+        point = point + per_case(shrink, move) * move
     reached = distance.isfinite()
-    best = torch.where(_like(reached, best), best, point)
+    best = torch.where(per_case(reached, best), best, point)
     return _drawn_back(constraint, start, best, reached, wanted), reached
 
 
@@ -93,10 +90,10 @@ def _onto_tangent(
     squared = _dot(slope, slope).clamp(min=1e-30)
     length = (needed / squared).clamp(min=0)
     if not bool(low.isfinite().any() | high.isfinite().any()):
-        return start + _like(length, slope) * slope
+        return start + per_case(length, slope) * slope
 
     def at(multiplier: Tensor) -> Tensor:
-        return (start + _like(multiplier, slope) * slope).clamp(low, high)
+        return (start + per_case(multiplier, slope) * slope).clamp(low, high)
 
     # Clamping slows the shift, which grows with the multiplier: bracket, then bisect.
     below, above = torch.zeros_like(length), length
@@ -117,11 +114,11 @@ def _drawn_back(
     below, above = torch.zeros(len(start)).to(start), torch.ones(len(start)).to(start)
     for _ in range(10):
         middle = (below + above) / 2
-        value = constraint.value(start + _like(middle, start) * (found - start))
+        value = constraint.value(start + per_case(middle, start) * (found - start))
         enough = value >= wanted - SLACK
         below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
     share = torch.where(reached, above, 1.0)
-    return start + _like(share, start) * (found - start)
+    return start + per_case(share, start) * (found - start)
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
@@ -130,8 +127,3 @@ def _dot(first: Tensor, second: Tensor) -> Tensor:
 
 def _norm(values: Tensor) -> Tensor:
     return values.flatten(1).norm(dim=1)
-
-
-def _like(values: Tensor, example: Tensor) -> Tensor:
-    """One number per case, broadcast over an example."""
-    return values.view(-1, *[1] * (example.dim() - 1))

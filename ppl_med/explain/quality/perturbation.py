@@ -35,7 +35,7 @@ Imputation = Literal["baseline", "road"]
 Order = Literal["highest_first", "lowest_first"]
 
 
-def perturbation_curve(
+def perturbation_curve(  # noqa: D417
     functions: Sequence[Function],
     image: Tensor,
     target: int | Tensor,
@@ -55,16 +55,12 @@ def perturbation_curve(
 
     If a map ranks what the net uses, the output falls fast (``highest_first``), and stays when the
     least relevant pixels go first; with ``insert`` pixels of the image come into the baseline, and
-    the output rises fast. A random order, drawn from the seed, stands beside it.
+    the output rises fast. A random order, drawn from the seed, stands beside it. Arguments that are
+    not listed are those of ``attribute``.
 
     Args:
-        functions: As in ``attribute``.
-        image: As in ``attribute``.
-        target: As in ``attribute``.
         attribution: Maps (case, channel, ...), or a Dataset of ``attribute``, whose ``mean`` is
             ranked. Channels are summed: a pixel goes with all of them.
-        output: What is read, as in ``attribute``.
-        region: As in ``attribute``.
         imputation: ``"baseline"`` puts the baseline in (pixel flipping, insertion and deletion);
             ``"road"`` a noisy linear mix of the pixels around, which hides the removed shape, for
             two-dimensional images without ``insert``.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import positive, whole
-from ppl_med.explain.function_checks import check_image
+from ppl_med.explain.function_checks import check_image, per_case
 from ppl_med.explain.quality.localization import as_maps
 
 _FRONT = (*SAMPLES, "case")
@@ -55,8 +55,7 @@ def max_sensitivity(
     maps = as_maps(explain(image))
     inner = [dim for dim in maps.dims if dim not in _FRONT]
     flat = image.flatten(1)
-    reach = radius * (flat.max(1).values - flat.min(1).values)
-    reach = reach.view(-1, *[1] * (image.ndim - 1))
+    reach = per_case(radius * (flat.max(1).values - flat.min(1).values), image)
     generator = torch.Generator().manual_seed(seed)
     changes = []
     size: xr.DataArray = (maps.astype(float) ** 2).sum(inner) ** 0.5
