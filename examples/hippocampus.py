@@ -35,7 +35,8 @@ from monai.networks.nets.unet import UNet
 from scipy.stats import binom
 
 from ppl_med import storage
-from ppl_med.analysis import binning, conformal, segmentation
+from ppl_med.analysis import conformal, segmentation
+from ppl_med.analysis.statistics import binning
 from ppl_med.data import Batches, hippocampus, load_hippocampus
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.models import BayesianSegmenter

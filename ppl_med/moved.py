@@ -48,6 +48,15 @@ MODULES: dict[str, str] = {
     "ppl_med.plots.page": "ppl_med.plots.report.page",
     "ppl_med.plots.summary": "ppl_med.plots.report.summary",
     "ppl_med.plots.uncertainty": "ppl_med.plots.uncertainty_kinds",
+    "ppl_med.analysis.attribution_maps": "ppl_med.analysis.tree.attributions",
+    "ppl_med.analysis.binning": "ppl_med.analysis.statistics.binning",
+    "ppl_med.analysis.decomposition": "ppl_med.analysis.scoring.brier_parts",
+    "ppl_med.analysis.draw_ranks": "ppl_med.analysis.statistics.draw_ranks",
+    "ppl_med.analysis.draw_scores": "ppl_med.analysis.scoring.draw_scores",
+    "ppl_med.analysis.isotonic": "ppl_med.analysis.statistics.isotonic",
+    "ppl_med.analysis.monte_carlo": "ppl_med.analysis.statistics.monte_carlo",
+    "ppl_med.analysis.quantile_scores": "ppl_med.analysis.scoring.quantile_scores",
+    "ppl_med.analysis.tree_blocks": "ppl_med.analysis.tree.blocks",
 }
 
 

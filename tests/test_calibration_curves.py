@@ -131,7 +131,7 @@ def test_misuse_is_refused() -> None:
         calibration.reliability_classwise(tree, binning_by="mass")
     with pytest.raises(ValueError, match="bins must be"):
         calibration.reliability_classwise(tree, bins=0)
-    with pytest.raises(ValueError, match="level must lie"):
+    with pytest.raises(ValueError, match="level must be strictly between"):
         calibration.pava(tree, level=95)
     with pytest.raises(TypeError):
         calibration.pava(array(tree, "posterior/probs"))

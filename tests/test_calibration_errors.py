@@ -287,7 +287,7 @@ def test_misuse_is_refused() -> None:
             calibration.errors(tree, bins=bins)
     with pytest.raises(ValueError, match="replicates must be"):
         calibration.errors(tree, replicates=-1)
-    with pytest.raises(ValueError, match="level must lie"):
+    with pytest.raises(ValueError, match="level must be strictly between"):
         calibration.errors(tree, level=1.0)
 
 

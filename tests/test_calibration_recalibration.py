@@ -143,7 +143,7 @@ def test_labels_are_not_needed_to_apply() -> None:
 
 def test_misuse_is_refused() -> None:
     first, second = halves(40, draws=2)
-    with pytest.raises(ValueError, match="method must be one of"):
+    with pytest.raises(ValueError, match="method must be 'temperature'"):
         calibration.fit(first, "platt")
     with pytest.raises(ValueError, match="no option bins"):
         calibration.fit(first, bins=4)

@@ -23,10 +23,9 @@ from ppl_med.analysis import (
     scoring,
     segmentation,
     selective,
-    tree_blocks,
     uncertainty,
 )
-from ppl_med.analysis.segmentation import draws as mask_draws
+from ppl_med.analysis.tree import blocks, masks
 
 Analysis: TypeAlias = Callable[[xr.DataTree], xr.Dataset | xr.DataArray]
 
@@ -189,7 +188,7 @@ def test_of_masks(name: str, masked: xr.DataTree, monkeypatch: pytest.MonkeyPatc
 def check(analysis: Analysis, tree: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak and result of the stored tree against the loaded one in a single block."""
     size = sum(part.nbytes for group in tree.subtree for part in group.data_vars.values())
-    limits = ((tree_blocks, "BLOCK_BYTES"), (mask_draws, "_BLOCK_BYTES"))
+    limits = ((blocks, "BLOCK_BYTES"), (masks, "_BLOCK_BYTES"))
     for module, limit in limits:
         monkeypatch.setattr(module, limit, 2**40)
     expected = analysis(tree.compute())

@@ -7,7 +7,8 @@ import xarray as xr
 from posterior_trees import array, classification_tree, draw_labels, random_probs
 from scipy import stats
 
-from ppl_med.analysis import binning, scoring
+from ppl_med.analysis import scoring
+from ppl_med.analysis.statistics import binning
 
 Z = stats.norm.isf(1e-6 / 2)
 
@@ -252,7 +253,7 @@ def test_reliability_matches_sklearn_and_scipy() -> None:
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [([0.0, 1.0], "integers"), ([0, 2], "outside 0..1"), ([0, -1], "outside 0..1")],
+    [([0.0, 1.0], "integers"), ([0, 2], "outside 0..1"), ([0, -2], "outside 0..1")],
 )
 def test_malformed_labels_are_refused(label: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

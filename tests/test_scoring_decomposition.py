@@ -7,7 +7,8 @@ import xarray as xr
 from posterior_trees import array, classification_tree, draw_labels, random_probs
 from scipy import stats
 
-from ppl_med.analysis import isotonic, scoring
+from ppl_med.analysis import scoring
+from ppl_med.analysis.statistics import isotonic
 
 Z = stats.norm.isf(1e-6 / 2)
 
@@ -125,7 +126,7 @@ def test_proper_scores_are_least_at_the_truth() -> None:
 
 def test_misuse_is_refused() -> None:
     tree = classification_tree()
-    with pytest.raises(ValueError, match="method must be one of"):
+    with pytest.raises(ValueError, match="method must be 'corp'"):
         scoring.brier_decomposition(tree, "murphy")
     with pytest.raises(ValueError, match="bins must be"):
         scoring.brier_decomposition(tree, "binned", bins=0)

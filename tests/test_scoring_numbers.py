@@ -211,8 +211,12 @@ def test_missing_observations_are_left_out() -> None:
     assert float(result["crps_mean_se"]) == pytest.approx(error)
     for table in (scoring.quantile_score(partial), scoring.interval_score(partial)):
         assert bool(np.isfinite(table.drop_dims("row").to_array()).all())
-    with pytest.raises(ValueError, match="whole vectors"):
-        scoring.energy(partial, over=("row",))
+    found = scoring.energy(partial, over=("row", "col"))
+    assert np.isnan(found["energy"].values).tolist() == [case == 5 for case in range(len(value))]
+    flat = value[:1].reshape(1, -1)[:, 1:], drawn[:, :1].reshape(2, 15, 1, -1)[..., 1:]
+    without = scoring.energy(number_tree(*flat, extra=("pixel",)), over=("pixel",))
+    assert float(found["energy"][0]) == pytest.approx(float(without["energy"][0]), rel=1e-12)
+    assert (found.attrs["left_out"], found.attrs["left_out_cases"]) == (1 + value[5].size, 1)
 
 
 def test_misuse_is_refused() -> None:

@@ -8,8 +8,9 @@ import xarray as xr
 from scipy import stats
 from segmentation_trees import Z, case_ids, graded, random_masks, sampled, tree_of
 
-from ppl_med.analysis import binning, segmentation
+from ppl_med.analysis import segmentation
 from ppl_med.analysis.segmentation import presence
+from ppl_med.analysis.statistics import binning
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from posterior_trees import classification_tree, random_probs
 from segmentation_trees import certain_probs, graded, random_masks, sampled, tree_of
 
 from ppl_med.analysis import segmentation
-from ppl_med.analysis.segmentation import annotations as graders_side
-from ppl_med.analysis.segmentation import draws as samples_side
+from ppl_med.analysis.tree import graders as graders_side
+from ppl_med.analysis.tree import masks as samples_side
 
 PAIRED: list[Callable[..., xr.Dataset]] = [
     segmentation.ged,
@@ -97,7 +97,7 @@ def test_results_name_cases_and_carry_units(
         (lambda p, t: (p, t.isel(grader=[])), "is empty"),
         (lambda p, t: (p.isel(chain=0), t), "lack the dimension.*chain"),
         (lambda p, t: (p.isel(draw=[]), t), "empty along draw"),
-        (lambda p, t: (p.where(p["case"] != "patient-2"), t), "NaN or negative"),
+        (lambda p, t: (p.where(p["case"] != "patient-2"), t), "NaN or infinite"),
         (lambda p, t: (np.log(p), t), "negative"),
         (lambda p, t: (2 * p, t), "sum to one"),
         (lambda p, t: (p.isel(row=0, col=0), t), "none of an image"),

@@ -43,7 +43,7 @@ def test_equal_draws_have_no_model_uncertainty() -> None:
 
 
 def test_blocks_of_cases_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppl_med.analysis.segmentation import draws
+    from ppl_med.analysis.tree import masks as draws
 
     probs = random_probs(extra={"row": 5, "col": 4}, cases=7, draws=3)
     whole = segmentation.maps(probs), segmentation.diversity(probs)
@@ -61,7 +61,7 @@ def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty megabytes of probabilities; the analyses hold a few cases at a time."""
     import tracemalloc
 
-    from ppl_med.analysis.segmentation import draws
+    from ppl_med.analysis.tree import masks as draws
 
     monkeypatch.setattr(draws, "_BLOCK_BYTES", 2**20)
     probs = np.full((1, 8, 60, 2, 64, 64), 0.5)

@@ -226,7 +226,7 @@ def test_lazy_trees_read_in_parts_give_equal_results(
     tree = mask_tree()
     options: dict[str, Any] = {"ignore": 255, "mantissa_bits": bits, "replicates": 20}
     whole = [curve(tree, "mutual_information", **options) for curve in CURVES]
-    monkeypatch.setattr("ppl_med.analysis.tree_blocks.BLOCK_BYTES", limit)
+    monkeypatch.setattr("ppl_med.analysis.tree.blocks.BLOCK_BYTES", limit)
     lazy = tree.chunk({"case": 2, "row": 4})
     assert lazy["posterior/probs"].chunks
     for curve, expected in zip(CURVES, whole, strict=True):
@@ -260,7 +260,7 @@ def test_memory_holds_a_part_of_the_tree_and_the_levels(monkeypatch: pytest.Monk
     tree = xr.DataTree.from_dict(
         {"/posterior": xr.Dataset({"probs": probs}), "/observed_data": xr.Dataset({"mask": mask})}
     )
-    monkeypatch.setattr("ppl_med.analysis.tree_blocks.BLOCK_BYTES", 2**20)
+    monkeypatch.setattr("ppl_med.analysis.tree.blocks.BLOCK_BYTES", 2**20)
     tracemalloc.start()
     found = selective.risk_coverage(tree, "predictive_entropy", mantissa_bits=7, replicates=20)
     _, peak = tracemalloc.get_traced_memory()

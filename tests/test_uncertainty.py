@@ -8,7 +8,8 @@ import xarray as xr
 from posterior_trees import classification_tree, random_probs
 from scipy import stats
 
-from ppl_med.analysis import monte_carlo, uncertainty
+from ppl_med.analysis import uncertainty
+from ppl_med.analysis.statistics import monte_carlo
 
 Z = stats.norm.isf(1e-6 / 2)
 

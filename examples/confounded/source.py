@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ppl_med import storage
 from ppl_med.analysis import spray
-from ppl_med.analysis.draw_ranks import RANKS
+from ppl_med.analysis.statistics.draw_ranks import RANKS
 from ppl_med.data import Batches, mirror_with_mask, standardization
 from ppl_med.data.readers.folders import find_place
 from ppl_med.data.readers.image_files import read_rgb

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, selective, uncertainty
+from ppl_med.analysis import selective, uncertainty
+from ppl_med.analysis.statistics import binning
 from ppl_med.data.readers.camvid import CLASS_NAMES
 
 RESAMPLES = 500  # of the images, for standard errors of the IoU

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, conformal
+from ppl_med.analysis import conformal
+from ppl_med.analysis.statistics import binning
 from recalibration.maps import MAPS, per_case, recalibrated
 from recalibration.study import PARTS, Study
 

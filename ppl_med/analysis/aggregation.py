@@ -25,9 +25,8 @@ import numpy as np
 import xarray as xr
 from scipy.ndimage import distance_transform_edt, uniform_filter
 
-from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation.comparison import mean_probabilities
-from ppl_med.analysis.segmentation.draws import open_probabilities
+from ppl_med.analysis.tree import Posterior, check_cases, open_probabilities
 
 Maps = TypeVar("Maps", xr.DataArray, xr.Dataset)
 METHODS = ("mean", "max", "quantile", "patch_max", "boundary", "foreground")

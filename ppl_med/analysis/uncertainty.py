@@ -6,10 +6,10 @@ With p_s the class probabilities of draw s and p their mean over draws (and chai
     variance   p (1 - p)         =  mean p_s (1 - p_s)   +  mean (p_s - p)^2       per class
                predictive/total     expected/aleatoric      epistemic
 
-Both identities hold exactly for any number of draws. Every figure carries its Monte Carlo
-standard error over draws, ``<name>_mcse``: see `ppl_med.analysis.monte_carlo`. The influence
-of draw s is given beside each figure below; where it vanishes for all draws (H at a uniform p)
-the error is of second order and the one reported is not smaller than it on average.
+Both identities hold exactly for any number of draws. Every figure carries its Monte Carlo standard
+error over draws, ``<name>_mcse``: see `ppl_med.analysis.statistics.monte_carlo`. The influence of
+draw s is given beside each figure below; where it vanishes for all draws (H at a uniform p) the
+error is of second order and the one reported is not smaller than it on average.
 The plug-in mutual information of S draws is too small by a share of about 1/S; that bias is
 not part of the standard error.
 
@@ -22,13 +22,20 @@ import numpy as np
 import xarray as xr
 from scipy.special import xlogy
 
-from ppl_med.analysis import monte_carlo, tree_blocks
-from ppl_med.analysis.number_variance import Figures, variance_figures
-from ppl_med.analysis.posterior import Posterior
-from ppl_med.analysis.probability_blocks import Probabilities, open_probs
-from ppl_med.analysis.tree_blocks import Block
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.case_means import over_cases
+from ppl_med.analysis.statistics.total_variance import Figures, variance_figures
+from ppl_med.analysis.tree import (
+    Block,
+    Classes,
+    Posterior,
+    find_distribution,
+    join_blocks,
+    open_classes,
+    split_blocks,
+)
+from ppl_med.axes import SAMPLES
 
-_SAMPLES = ("chain", "draw")
 _POINT = "epistemic parts are 0 by construction: all draws are the same function"
 
 
@@ -63,10 +70,10 @@ def _entropy_figures(probs: xr.DataArray) -> Figures:
     return {  # name: (figure, influence of a draw, unit)
         # d H(p) / d p_k = -log p_k - 1, and the constant drops out as p sums to one
         "predictive_entropy": (predictive, -(probs * _log(mean)).sum("class"), "nats"),
-        "expected_entropy": (expected.mean(_SAMPLES), expected, "nats"),
+        "expected_entropy": (expected.mean(SAMPLES), expected, "nats"),
         # the mutual information is the mean of KL(p_s, p), so it is its own influence
-        "mutual_information": (divergence.mean(_SAMPLES).clip(min=0), divergence, "nats"),
-        "variation_ratio": (dissent.mean(_SAMPLES), dissent, "probability"),
+        "mutual_information": (divergence.mean(SAMPLES).clip(min=0), divergence, "nats"),
+        "variation_ratio": (dissent.mean(SAMPLES), dissent, "probability"),
     }
 
 
@@ -91,7 +98,7 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     in classification, CSDA 142, 2020: the diagonal of their equation for the two covariances.
     Numbers: Kendall and Gal, NeurIPS 2017, eq. 9.
     """
-    group = _numbers(tree)
+    group = find_distribution(tree)
     if group is not None:
         if mcse:
             monte_carlo.require_draws(group)
@@ -131,7 +138,7 @@ def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
 
 def _means(
-    probs: Probabilities,
+    probs: Classes,
 ) -> tuple[dict[str, tuple[xr.DataArray, xr.DataArray]], bool]:
     """Means over pixels of each variance (case, class) and, over cases too, of its influence.
 
@@ -150,7 +157,7 @@ def _means(
             added = influence.sum(["case", *inner])
             total[name] = total[name] + added if name in total else added
     number = int(np.prod(pixels, dtype=int))
-    template = probs.array.isel(dict.fromkeys((*_SAMPLES, *probs.array.dims[4:]), 0), drop=True)
+    template = probs.array.isel(dict.fromkeys((*SAMPLES, *probs.array.dims[4:]), 0), drop=True)
     return {
         name: (template.copy(data=rows / number), total[name] / (number * cases))
         for name, rows in per_case.items()
@@ -162,33 +169,23 @@ def _variance_figures(probs: xr.DataArray) -> Figures:
     aleatoric, epistemic = probs * (1 - probs), (probs - mean) ** 2
     unit = "probability^2"
     return {
-        "aleatoric": (aleatoric.mean(_SAMPLES), aleatoric, unit),
-        "epistemic": (epistemic.mean(_SAMPLES), epistemic, unit),
+        "aleatoric": (aleatoric.mean(SAMPLES), aleatoric, unit),
+        "epistemic": (epistemic.mean(SAMPLES), epistemic, unit),
         "total": (mean * (1 - mean), (1 - 2 * mean) * probs, unit),
     }
-
-
-def _numbers(tree: Posterior) -> xr.Dataset | None:
-    """The posterior group of a model of numbers; None of anything else."""
-    if isinstance(tree, xr.DataTree) and "posterior" in tree.children:
-        tree = tree["posterior"].to_dataset()
-    if not isinstance(tree, xr.Dataset) or "probs" in tree:
-        return None
-    names = set(map(str, tree))
-    return tree if {"loc", "mean"} & names and {"scale", "variance"} & names else None
 
 
 def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, xr.DataArray]]:
     names = [name for name in ("loc", "mean", "scale", "variance") if name in group]
     sizes = dict(group[names[0]].transpose("case", ...).sizes)
     per_entry = sizes.pop("chain") * sizes.pop("draw")
-    for block in tree_blocks.blocks({str(dim): size for dim, size in sizes.items()}, per_entry):
+    for block in split_blocks({str(dim): size for dim, size in sizes.items()}, per_entry):
         figures, location = variance_figures(group[names].isel(block))
         yield block, figures, location
 
 
-def _open(tree: Posterior, mcse: bool) -> Probabilities:
-    probs = open_probs(tree)
+def _open(tree: Posterior, mcse: bool) -> Classes:
+    probs = open_classes(tree)
     if mcse:
         monte_carlo.require_draws(probs.array)
     return probs
@@ -202,16 +199,14 @@ def _log(mean: xr.DataArray) -> xr.DataArray:
 def _dissent(probs: xr.DataArray) -> xr.DataArray:
     vote = probs.argmax("class")
     classes = xr.DataArray(np.arange(probs.sizes["class"]), dims="class")
-    mode = (vote == classes).mean(_SAMPLES).argmax("class")
+    mode = (vote == classes).mean(SAMPLES).argmax("class")
     return (vote != mode).astype(np.float64)
 
 
 def _case_error(per_case: xr.DataArray) -> xr.DataArray:
-    num_cases = per_case.sizes["case"]
-    if num_cases < 2:
-        return xr.full_like(per_case.isel(case=0, drop=True), np.nan)
-    result = per_case.std("case", ddof=1) / np.sqrt(num_cases)
-    return result.assign_attrs(note="standard error over cases")
+    error = over_cases(per_case)
+    known = per_case.sizes["case"] > 1
+    return error.assign_attrs(note="standard error over cases") if known else error
 
 
 def _join(parts: Iterator[tuple[Block, Figures, xr.DataArray]], mcse: bool) -> xr.Dataset:
@@ -220,7 +215,7 @@ def _join(parts: Iterator[tuple[Block, Figures, xr.DataArray]], mcse: bool) -> x
     for block, figures, draws in parts:
         found.append((block, _dataset(figures, mcse)))
         equal = equal and monte_carlo.all_equal(draws)
-    return _describe(tree_blocks.join(found), draws, mcse, equal)
+    return _describe(join_blocks(found), draws, mcse, equal)
 
 
 def _dataset(figures: Figures, mcse: bool) -> xr.Dataset:

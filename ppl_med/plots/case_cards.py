@@ -10,8 +10,8 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.analysis.draw_ranks import RANKS, attained
-from ppl_med.analysis.posterior import Posterior, class_names, observed
+from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
+from ppl_med.analysis.tree import Posterior, class_names, open_classes
 from ppl_med.analysis.uncertainty import entropy, variance
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, whole
@@ -62,7 +62,7 @@ def cases(
     pictures = require_images(images, probs.sizes["case"])
     sets = None if prediction_sets is None else _aligned_sets(prediction_sets, probs)
     has_label = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
-    label = observed(tree, probs).to_numpy() if has_label else None
+    label = open_classes(tree).labels(complete=True).to_numpy() if has_label else None
     order, parts, unit = _uncertainty(probs, by)
     num = min(num, len(order) // 2) or 1
     columns = [order[::-1][:num], order[:num]] if len(order) > 1 else [order]

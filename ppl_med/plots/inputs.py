@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ppl_med.analysis.posterior import Posterior, probabilities
+from ppl_med.analysis.tree import Posterior, open_classes
 from ppl_med.checks import choice, reject
 
 
@@ -128,7 +128,7 @@ def class_per_case(tree: Posterior) -> xr.DataArray:
     Raises:
         ValueError: The probabilities are malformed or per pixel.
     """
-    probs = probabilities(tree)
+    probs = open_classes(tree).read()
     if probs.ndim != 4:
         reject("tree", "predictions of one class per case", probs.dims, "its probs are per pixel")
     return probs

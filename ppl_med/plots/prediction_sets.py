@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.analysis.posterior import class_names
+from ppl_med.analysis.tree import class_names
 from ppl_med.checks import whole
 from ppl_med.plots import theme
 from ppl_med.plots.inputs import require_dims, require_labels, require_variables

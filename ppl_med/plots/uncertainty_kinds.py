@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from ppl_med.analysis.posterior import Posterior, observed
+from ppl_med.analysis.tree import Posterior, open_classes
 from ppl_med.analysis.uncertainty import variance
 from ppl_med.axes import SAMPLES
 from ppl_med.plots import theme
@@ -39,7 +39,7 @@ def uncertainty(tree: Posterior) -> Figure:
     wrong, label = np.zeros(len(aleatoric), dtype=bool), "case"
     if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
         guess = probs.mean(SAMPLES).to_numpy().argmax(1)
-        wrong = guess != observed(tree, probs).to_numpy()
+        wrong = guess != open_classes(tree).labels(complete=True).to_numpy()
         label = f"right ({int((~wrong).sum())})"
     figure = theme.new_figure(6.4, 5.2)
     axes = figure.subplots(

@@ -16,9 +16,9 @@ Kull, Silva Filho and Flach, AISTATS 2017 (beta).
 import numpy as np
 from scipy.special import expit, logit
 
-from ppl_med.analysis import isotonic
 from ppl_med.analysis.calibration import newton
 from ppl_med.analysis.calibration.logit_maps import Parameters
+from ppl_med.analysis.statistics import isotonic
 
 
 def learn_isotonic(log_probs: np.ndarray, label: np.ndarray) -> Parameters:

@@ -5,21 +5,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import monte_carlo
-from ppl_med.analysis.posterior import OBSERVATIONS, Posterior, check_cases
-from ppl_med.analysis.probability_blocks import Probabilities
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.tree import Classes, known
+from ppl_med.axes import SAMPLES
 
 _KEPT = ("observed_data", "constant_data")
 
 
-def calibrated_tree(
-    tree: Posterior, source: Probabilities, logs: np.ndarray, method: str
-) -> xr.DataTree:
+def calibrated_tree(source: Classes, logs: np.ndarray, method: str) -> xr.DataTree:
     """Build the tree.
 
     Args:
-        tree: The tree before, or its posterior group or ``probs``.
-        source: Its probabilities.
+        source: The tree before.
         logs: New log-probabilities (chain, draw, case and pixels, class); with one chain and one
             draw they are those of the mixture.
         method: Name of the map.
@@ -28,7 +25,7 @@ def calibrated_tree(
         Tree with ``probs``, ``log_likelihood`` where there are labels, observations, metadata,
         and attributes that say what changed.
     """
-    probs = source.array
+    probs, tree = source.array, source.tree
     new = _named(logs, probs)
     groups = {"/posterior": xr.Dataset({"probs": xr.ufuncs.exp(new)})}
     before, after = source.mixture(), monte_carlo.mean(groups["/posterior"]["probs"])
@@ -41,13 +38,14 @@ def calibrated_tree(
     if isinstance(tree, xr.DataTree):
         attrs = {**tree.attrs, **attrs}
         groups |= {f"/{n}": tree[n].to_dataset() for n in _KEPT if n in tree.children}
-        label = _labels(tree, probs)
+        label = _labels(source)
         if label is not None:
-            chosen = new.isel({"class": label.drop_vars(list(label.coords))})
-            chosen = chosen.drop_vars("class", errors="ignore")
+            seen = known(label)
+            index = label.where(seen, 0).drop_vars(list(label.coords)).astype(np.int64)
+            chosen = new.isel({"class": index}).drop_vars("class", errors="ignore").where(seen)
             groups["/log_likelihood"] = xr.Dataset({label.name: chosen})
             for name, decision in zip(("before", "after"), decisions, strict=True):
-                attrs[f"accuracy_{name}"] = float((decision == label).mean())
+                attrs[f"accuracy_{name}"] = float((decision == label).where(seen).mean())
     groups["/"] = xr.Dataset(attrs=attrs)
     return xr.DataTree.from_dict(groups)
 
@@ -56,22 +54,15 @@ def _named(logs: np.ndarray, probs: xr.DataArray) -> xr.DataArray:
     template = probs
     if logs.shape[:2] != probs.shape[:2]:
         template = probs.isel(chain=[0], draw=[0])
-        for dim in ("chain", "draw"):
+        for dim in SAMPLES:
             if dim in template.coords:
                 template = template.assign_coords({dim: [0]})
-    dims = ("chain", "draw", "case", *probs.dims[4:], "class")
+    dims = (*SAMPLES, "case", *probs.dims[4:], "class")
     template = template.transpose(*dims)
     return template.copy(data=logs.reshape(template.shape)).transpose(*probs.dims)
 
 
-def _labels(tree: xr.DataTree, probs: xr.DataArray) -> xr.DataArray | None:
-    """One observed class for every probability, if the tree has that."""
-    group = tree["observed_data"].to_dataset() if "observed_data" in tree.children else {}
-    name = next((name for name in OBSERVATIONS if name in group), None)
-    if name is None or set(group[name].dims) != {"case", *probs.dims[4:]}:
-        return None
-    check_cases(group[name], probs, name)
-    label = group[name].transpose("case", *probs.dims[4:]).load()
-    if label.dtype.kind not in "iu" or not 0 <= int(label.min()) <= int(label.max()):
-        return None
-    return label if int(label.max()) < probs.sizes["class"] else None
+def _labels(source: Classes) -> xr.DataArray | None:
+    """One observed class for every probability, -1 where there is none, if the tree has that."""
+    label = source.observation()
+    return source.labels() if label is not None and set(label.dims) == set(source.sizes) else None

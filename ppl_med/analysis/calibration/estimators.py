@@ -11,7 +11,7 @@ arXiv:2107.08353 (top label).
 
 import numpy as np
 
-from ppl_med.analysis import binning
+from ppl_med.analysis.statistics import binning
 
 
 def binned_errors(probability: np.ndarray, outcome: np.ndarray, bins: int) -> dict[str, float]:

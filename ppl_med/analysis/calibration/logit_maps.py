@@ -27,7 +27,9 @@ Parameters: TypeAlias = dict[str, np.ndarray]
 _LIMIT = 1e4  # a temperature beyond this, or below its inverse, says that none is best
 
 
-def learn_temperature(log_probs: np.ndarray, label: np.ndarray, num_cases: int) -> Parameters:
+def learn_temperature(
+    log_probs: np.ndarray, label: np.ndarray, num_cases: int, seen: np.ndarray | None = None
+) -> Parameters:
     """Return the temperature of least NLL, and its standard error.
 
     Args:
@@ -35,6 +37,7 @@ def learn_temperature(log_probs: np.ndarray, label: np.ndarray, num_cases: int) 
         label: Index of the observed class (case,).
         num_cases: Independent cases among the rows: equal blocks of rows, such as the pixels of
             a case, move together.
+        seen: Which entries of all cases the rows are (case, ...); None is all of them.
 
     Returns:
         ``temperature`` and ``temperature_se`` (sandwich estimate, right also where no temperature
@@ -70,7 +73,11 @@ def learn_temperature(log_probs: np.ndarray, label: np.ndarray, num_cases: int) 
     beta, gradient = np.exp(root), gradients(root)
     probs = np.exp(log_softmax(beta * log_probs, axis=1))
     curvature = ((probs * finite**2).sum(1) - (probs * finite).sum(1) ** 2).sum()
-    blocks = gradient.reshape(num_cases, -1).sum(1)
+    every = gradient
+    if seen is not None and not seen.all():
+        every = np.zeros(seen.size)
+        every[seen.ravel()] = gradient
+    blocks = every.reshape(num_cases, -1).sum(1)
     error = np.sqrt((blocks**2).sum()) / curvature / beta**2
     return {"temperature": np.array(1 / beta), "temperature_se": np.array(error)}
 

@@ -21,13 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning
 from ppl_med.analysis.calibration import binary_maps, logit_maps
 from ppl_med.analysis.calibration.calibrated_tree import calibrated_tree
-from ppl_med.analysis.calibration.cases import check_other_cases, check_same_classes, samples_of
-from ppl_med.analysis.conformal.cases import case_ids
-from ppl_med.analysis.posterior import Posterior, class_names, observed
-from ppl_med.analysis.probability_blocks import Probabilities, open_probs
+from ppl_med.analysis.calibration.learnt_cases import check_other_cases, check_same_classes
+from ppl_med.analysis.tree import (
+    Classes,
+    Posterior,
+    case_ids,
+    count_left_out,
+    known,
+    open_classes,
+)
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice, finite, whole
 
 
 class _Map(NamedTuple):
@@ -87,7 +93,7 @@ def fit(
 
     Args:
         tree: The tree of `predict` on the calibration cases, with labels; or masks, whose pixels
-            count one by one.
+            count one by one. Labels and pixels that are -1 are left out.
         method: "temperature", "vector", "matrix", "isotonic", "beta" or "histogram".
         pool: Calibrate the mixture of the draws; False learns one map for every draw.
         penalty: Of "vector" (intercepts; 0 by default) and "matrix" (off-diagonal weights and
@@ -105,15 +111,17 @@ def fit(
             method or option, probabilities of 0 that the map cannot take, or no best parameters.
     """
     options = _options(method, penalty, bins)
-    source = open_probs(tree)
-    probs = source.array
-    ids = case_ids(probs)
-    label = observed(tree, probs).values.ravel()
-    learnt = [_learn(method, table, label, len(ids), options) for table in _tables(source, pool)]
-    lead, samples = ((), (1, 1)) if pool else (("chain", "draw"), source.num_samples)
-    names = class_names(probs)
-    coords: dict[str, Any] = {"case": ids, "class": names}
-    result = xr.Dataset(coords=coords if pool else {**samples_of(probs), **coords})
+    source = open_classes(tree)
+    label = source.labels()
+    counts, seen = count_left_out(label), known(label).values
+    used = seen.reshape(len(seen), -1).any(1)
+    settings = {"num_cases": len(seen), "seen": seen} if method == "temperature" else options
+    learnt = [
+        _learn(method, table, label.values, seen, settings) for table in _tables(source, pool)
+    ]
+    lead, samples = ((), (1, 1)) if pool else (SAMPLES, source.num_samples)
+    coords: dict[str, Any] = {"case": case_ids(source.array)[used], "class": source.names}
+    result = xr.Dataset(coords=coords if pool else {**source.samples, **coords})
     figures = ("nll_before", "nll_after", "accuracy_before", "accuracy_after")
     for name, dims in {**_MAPS[method].dims, **dict.fromkeys(figures, ())}.items():
         values = _stack([one[name] for one in learnt])
@@ -122,7 +130,7 @@ def fit(
         if name.startswith(("nll", "accuracy")):
             result[name].attrs["units"] = "nats" if name.startswith("nll") else "probability"
             result[name].attrs["note"] = "on the calibration cases"
-    result.attrs.update(method=method, pool=int(pool), num_cases=len(ids), **options)
+    result.attrs.update(counts, method=method, pool=int(pool), **options)
     return result
 
 
@@ -148,36 +156,29 @@ def apply(parameters: xr.Dataset, tree: Posterior) -> xr.DataTree:
             classes, chains or draws; a probability the map cannot take.
     """
     method, pool = _check_parameters(parameters)
-    source = open_probs(tree)
-    probs = source.array
-    check_same_classes(parameters, probs)
-    check_other_cases(parameters, probs)
+    source = open_classes(tree)
+    check_same_classes(parameters, source)
+    check_other_cases(parameters, source.array)
     if not pool:
-        _check_same_draws(parameters, probs)
-    return calibrated_tree(tree, source, _transform(parameters, method, source, pool), method)
+        _check_same_draws(parameters, source.array)
+    return calibrated_tree(source, _transform(parameters, method, source, pool), method)
 
 
 def _options(method: str, penalty: float | None, bins: int | None) -> dict[str, Any]:
-    if method not in _MAPS:
-        raise ValueError(f"method must be one of {list(_MAPS)}, not {method!r}.")
+    choice("method", method, _MAPS)
     given = {"penalty": penalty, "bins": bins}
     wanted = _MAPS[method].option
     for name, value in given.items():
         if value is not None and name != wanted:
             raise ValueError(f"method {method!r} has no option {name}; leave it out.")
     if wanted == "bins":
-        bins = 10 if bins is None else bins
-        binning.check_bins(bins)
-        return {"bins": int(bins)}
+        return {"bins": whole("bins", 10 if bins is None else bins)}
     if wanted == "penalty":
-        penalty = _PENALTY[method] if penalty is None else penalty
-        if isinstance(penalty, bool) or not 0 <= penalty < np.inf:
-            raise ValueError(f"penalty must be a finite number, 0 or more, not {penalty!r}.")
-        return {"penalty": float(penalty)}
+        return {"penalty": finite("penalty", _PENALTY[method] if penalty is None else penalty, 0)}
     return {}
 
 
-def _tables(probs: Probabilities, pool: bool) -> Iterator[np.ndarray]:
+def _tables(probs: Classes, pool: bool) -> Iterator[np.ndarray]:
     """Log-probabilities of the mixture, or of every draw, each (case and pixels, class)."""
     for table in [probs.mixture()] if pool else probs.draws():
         values = table.transpose("case", *probs.array.dims[4:], "class").values
@@ -186,11 +187,12 @@ def _tables(probs: Probabilities, pool: bool) -> Iterator[np.ndarray]:
 
 
 def _learn(
-    method: str, logs: np.ndarray, label: np.ndarray, num_cases: int, options: dict[str, Any]
+    method: str, logs: np.ndarray, label: np.ndarray, seen: np.ndarray, settings: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Parameters, and what they do to the cases they were learnt on."""
-    extra = {"num_cases": num_cases} if method == "temperature" else options
-    learnt = dict(_MAPS[method].learn(logs, label, **extra))
+    """Parameters, and what they do to the cases they were learnt on: entries that were seen."""
+    rows = slice(None) if seen.all() else seen.ravel()
+    logs, label = logs[rows], label.ravel()[rows]
+    learnt = dict(_MAPS[method].learn(logs, label, **settings))
     for name, table in (("before", logs), ("after", _MAPS[method].apply(learnt, logs))):
         chosen = np.take_along_axis(table, label[:, None], 1)
         learnt[f"nll_{name}"] = np.array(-chosen.mean())
@@ -222,7 +224,7 @@ def _check_parameters(parameters: xr.Dataset) -> tuple[str, bool]:
 
 
 def _check_same_draws(parameters: xr.Dataset, probs: xr.DataArray) -> None:
-    for dim in ("chain", "draw"):
+    for dim in SAMPLES:
         same = parameters.sizes[dim] == probs.sizes[dim]
         if same and dim in parameters.coords and dim in probs.coords:
             same = bool((parameters[dim].values == probs[dim].values).all())
@@ -234,9 +236,9 @@ def _check_same_draws(parameters: xr.Dataset, probs: xr.DataArray) -> None:
             )
 
 
-def _transform(parameters: xr.Dataset, method: str, probs: Probabilities, pool: bool) -> np.ndarray:
+def _transform(parameters: xr.Dataset, method: str, probs: Classes, pool: bool) -> np.ndarray:
     """Calibrated log-probabilities (chain, draw, case and pixels, class)."""
-    lead = () if pool else ("chain", "draw")
+    lead = () if pool else SAMPLES
     samples = (1, 1) if pool else probs.num_samples
     arrays = {}
     for name, dims in _MAPS[method].dims.items():

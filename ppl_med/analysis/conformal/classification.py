@@ -17,10 +17,15 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import order_statistics, shift, thresholds
-from ppl_med.analysis.conformal.cases import case_ids, check_disjoint, metadata_groups
 from ppl_med.analysis.conformal.nonconformity import Score, case_scores
-from ppl_med.analysis.posterior import Posterior, class_names, observed
-from ppl_med.analysis.probability_blocks import Probabilities, open_probs
+from ppl_med.analysis.tree import (
+    Classes,
+    Posterior,
+    case_ids,
+    check_disjoint,
+    metadata_groups,
+    open_classes,
+)
 
 
 def calibrate(
@@ -59,20 +64,20 @@ def calibrate(
     """
     order_statistics.check_alpha(alpha)
     settings = method if isinstance(method, Score) else Score(method)
-    source = open_probs(tree)
+    source = open_classes(tree)
     probs = source.array
-    label = _labels(tree, probs)
+    label = source.case_labels(complete=True)
     case_ids(probs)
     mixture, scores = _scores(source, settings, seed)
     groups, names = None, None
     if within is not None:
         groups = _groups(tree, within, probs, label)
-        names = class_names(probs) if _by_class(within) else None
+        names = source.names if _by_class(within) else None
     result = thresholds.learn(
         _of_label(scores, label), alpha, groups=groups, names=names, weights=weights
     )
     result["features"] = _features(mixture)
-    result = result.assign_coords({"class": class_names(probs)})
+    result = result.assign_coords({"class": source.names})
     if "threshold" in result:
         result["threshold"].attrs["units"] = "probability"
     result.attrs = {
@@ -121,14 +126,13 @@ def predict_sets(
     """
     settings = _check_calibration(calibration)
     shift.check_false_alarm(shift_alarm)
-    source = open_probs(tree)
+    source = open_classes(tree)
     probs = source.array
     if probs.ndim > 4:
         raise ValueError(f"probs has further dimensions {probs.dims[4:]}; sets are per case.")
     _check_classes(calibration, probs)
     check_disjoint(calibration["case"].values, case_ids(probs))
-    labelled = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
-    label = _labels(tree, probs) if labelled else None
+    label = source.case_labels(complete=True) if source.observation() is not None else None
     groups = _test_groups(calibration, tree, within, probs, label)
     mixture, scores = _scores(source, settings, int(calibration.attrs["seed"]))
     if calibration.attrs["within"] == "class":
@@ -156,22 +160,12 @@ def predict_sets(
     return result
 
 
-def _labels(tree: Posterior, probs: xr.DataArray) -> xr.DataArray:
-    label = observed(tree, probs)
-    if label.ndim > 1:
-        raise ValueError(
-            f"The observation has dimensions {label.dims}: pixels of one case are not "
-            "exchangeable and no coverage would hold. Use one label per case."
-        )
-    return label
-
-
 def _of_label(scores: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
     chosen = np.take_along_axis(scores.transpose("case", "class").values, label.values[:, None], 1)
     return xr.DataArray(chosen[:, 0], {"case": scores["case"]}, ("case",))
 
 
-def _scores(probs: Probabilities, settings: Score, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
+def _scores(probs: Classes, settings: Score, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
     """Mixture and scores, both (case, class)."""
     mixture = probs.mixture()
     if settings.of_mixture:
@@ -201,7 +195,7 @@ def _groups(
     tree: Posterior, within: str | xr.DataArray, probs: xr.DataArray, label: xr.DataArray
 ) -> xr.DataArray:
     if _by_class(within):
-        return xr.DataArray(np.array(class_names(probs))[label.values], dims="case")
+        return xr.DataArray(np.array(open_classes(probs).names)[label.values], dims="case")
     return metadata_groups(tree, within, probs, "within")
 
 
@@ -247,6 +241,6 @@ def _check_calibration(calibration: xr.Dataset) -> Score:
 
 
 def _check_classes(calibration: xr.Dataset, probs: xr.DataArray) -> None:
-    old, new = [str(name) for name in calibration["class"].values], class_names(probs)
+    old, new = [str(name) for name in calibration["class"].values], open_classes(probs).names
     if old != new:
         raise ValueError(f"The calibration knows the classes {old}; the tree has {new}.")

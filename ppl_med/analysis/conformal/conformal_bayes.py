@@ -18,10 +18,8 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import importance, order_statistics, outcomes
-from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
-from ppl_med.analysis.number_laws import check_law
-from ppl_med.analysis.posterior import class_names, find_probabilities, observed
-from ppl_med.analysis.probability_blocks import Probabilities
+from ppl_med.analysis.statistics.location_scale import check_law
+from ppl_med.analysis.tree import case_ids, check_disjoint, open_classes
 
 _BLOCK = 2**22  # numbers held at once
 _FEWEST = 10.0  # effective draws
@@ -54,20 +52,22 @@ def bayes_sets(
             shared cases; too few effective draws.
     """
     order_statistics.check_alpha(alpha)
-    old, new = find_probabilities(training), find_probabilities(tree)
+    sources = open_classes(training), open_classes(tree)
+    old, new = (source.array for source in sources)
     if old.ndim > 4 or new.ndim > 4:
         raise ValueError("Sets are per case; the trees have further dimensions.")
     _check_pair(training, tree, old, new)
-    if class_names(old) != class_names(new):
-        raise ValueError(f"training has the classes {class_names(old)}, not {class_names(new)}.")
-    label = observed(training, old).values
+    names = [source.names for source in sources]
+    if names[0] != names[1]:
+        raise ValueError(f"training has the classes {names[0]}, not {names[1]}.")
+    label = sources[0].case_labels(complete=True).values
     parts = []
-    for block, probs in Probabilities(old).blocks():
+    for block, probs in sources[0].blocks():
         of_block = label[block["case"]]
         parts.append(importance.samples(probs)[:, np.arange(of_block.size), of_block])
     likelihood = np.concatenate(parts, 1)
     counts, fractions = [], []
-    for _, probs in Probabilities(new).blocks():
+    for _, probs in sources[1].blocks():
         tried = importance.samples(probs)
         found = _ranks(likelihood, tried.reshape(len(tried), -1))
         counts.append(found[0])
@@ -82,8 +82,9 @@ def bayes_sets(
     result["pvalue"] = template.copy(data=(count / (label.size + 1)).reshape(shape))
     result["effective_draws"] = template.copy(data=effective.reshape(shape))
     result["set_size"].attrs["units"] = "classes"
-    if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
-        hit = np.take_along_axis(member.values, observed(tree, new).values[:, None], 1)[:, 0]
+    if sources[1].observation() is not None:
+        seen = sources[1].case_labels(complete=True).values
+        hit = np.take_along_axis(member.values, seen[:, None], 1)[:, 0]
         result["covered"] = ("case", hit)
     result.attrs.update(method="posterior predictive", within="")
     return _finish(result, alpha, label.size, rank)

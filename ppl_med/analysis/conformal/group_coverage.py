@@ -3,16 +3,9 @@
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning
 from ppl_med.analysis.conformal import order_statistics, thresholds
-from ppl_med.analysis.conformal.cases import metadata_groups
-from ppl_med.analysis.posterior import (
-    Posterior,
-    check_cases,
-    class_names,
-    find_probabilities,
-    observed,
-)
+from ppl_med.analysis.statistics import binning
+from ppl_med.analysis.tree import Posterior, check_cases, metadata_groups, open_classes
 
 
 def coverage(
@@ -125,9 +118,10 @@ def _groups(sets: xr.Dataset, tree: Posterior | None, by: str | xr.DataArray) ->
         raise TypeError(f"by={by!r} needs the tree the sets were made for.")
     if by != "class":
         return metadata_groups(tree, by, sets["covered"], "by")
-    probs = find_probabilities(tree)
-    check_cases(probs, sets["covered"], "tree")
-    return xr.DataArray(np.array(class_names(probs))[observed(tree, probs).values], dims="case")
+    source = open_classes(tree)
+    check_cases(source.array, sets["covered"], "tree")
+    label = source.case_labels(complete=True).values
+    return xr.DataArray(np.array(source.names)[label], dims="case")
 
 
 def _ordered(values: np.ndarray) -> list[str]:

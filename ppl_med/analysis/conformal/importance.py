@@ -10,7 +10,7 @@ Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior, check_cases, log_likelihood
+from ppl_med.analysis.tree import Posterior, check_cases, open_log_likelihood
 
 
 def leave_one_out_weights(
@@ -29,8 +29,8 @@ def leave_one_out_weights(
         ValueError: No log-likelihood, one of held-out cases or of cases in another order, draws
             that all agree, or k too large.
     """
-    likelihood = log_likelihood(training)
-    if likelihood is None:
+    found = open_log_likelihood(training)
+    if found is None:
         raise ValueError(
             "training has no log_likelihood; call predict on the training cases with labels."
         )
@@ -40,6 +40,7 @@ def leave_one_out_weights(
             f"training.attrs['log_likelihood_of'] is {kind!r}; leaving cases out needs the "
             "log-likelihood of the cases the model was trained on. Set it to 'training' if it is."
         )
+    likelihood = found.read()
     if likelihood.ndim > 3:
         raise ValueError(f"log_likelihood has dimensions {likelihood.dims}; expected one per case.")
     for group in ("posterior", "observed_data"):

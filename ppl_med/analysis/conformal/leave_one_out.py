@@ -19,10 +19,13 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import importance, order_statistics, outcomes
-from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
 from ppl_med.analysis.conformal.nonconformity import Score, class_scores, uniforms
-from ppl_med.analysis.posterior import Posterior, class_names, find_probabilities, observed
-from ppl_med.analysis.probability_blocks import Probabilities
+from ppl_med.analysis.tree import (
+    Posterior,
+    case_ids,
+    check_disjoint,
+    open_classes,
+)
 
 _BLOCK = 2**22  # numbers held at once
 
@@ -59,31 +62,34 @@ def leave_one_out_sets(
     settings = method if isinstance(method, Score) else Score(method)
     if settings.draws != "mixture":
         raise ValueError("Leaving one out scores the mixture; use Score(draws='mixture').")
-    old, new = find_probabilities(training), find_probabilities(tree)
+    sources = open_classes(training), open_classes(tree)
+    old, new = (source.array for source in sources)
     _check_pair(training, tree, old, new)
-    label = observed(training, old)
-    if class_names(old) != class_names(new):
-        raise ValueError(f"training has the classes {class_names(old)}, not {class_names(new)}.")
+    label = sources[0].case_labels(complete=True)
+    names = [source.names for source in sources]
+    if names[0] != names[1]:
+        raise ValueError(f"training has the classes {names[0]}, not {names[1]}.")
     weights, shape = importance.leave_one_out_weights(training, pareto_k)
     noise = [_noise(array, settings, seed) for array in (old, new)]
     own = np.concatenate(
         [
             np.einsum("is,sic->ic", weights[block["case"]], importance.samples(probs))
-            for block, probs in Probabilities(old).blocks()
+            for block, probs in sources[0].blocks()
         ]
     )
     reached = class_scores(own, settings, noise[0])[np.arange(len(own)), label.values]
     rank = order_statistics.coverage_rank(len(own), alpha)
     parts = [
         _members(weights, importance.samples(probs), reached, rank, settings, noise[1][b["case"]])
-        for b, probs in Probabilities(new).blocks()
+        for b, probs in sources[1].blocks()
     ]
     member = np.concatenate(parts)
     sets = new.isel(chain=0, draw=0, drop=True).copy(data=member)
     result = xr.Dataset({"prediction_set": sets, "set_size": sets.sum("class")})
     result["set_size"].attrs["units"] = "classes"
-    if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
-        hit = np.take_along_axis(member, observed(tree, new).values[:, None], 1)[:, 0]
+    if sources[1].observation() is not None:
+        seen = sources[1].case_labels(complete=True).values
+        hit = np.take_along_axis(member, seen[:, None], 1)[:, 0]
         result["covered"] = ("case", hit)
     result.attrs.update(method=settings.method, within="")
     return _finish(result, shape, alpha, len(own), rank)

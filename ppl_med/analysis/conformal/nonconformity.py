@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import monte_carlo
+from ppl_med.analysis.statistics import monte_carlo
 
 METHODS = ("lac", "aps", "raps", "saps")
 DRAWS = ("mixture", "mean_score")

@@ -14,8 +14,7 @@ from typing import TypeVar
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import tree_blocks
-from ppl_med.analysis.posterior import Posterior, check_cases
+from ppl_med.analysis.tree import Block, Posterior, check_cases, join_blocks, split_blocks
 
 SAMPLES = ("chain", "draw")
 _LEADING = (*SAMPLES, "case")
@@ -49,13 +48,12 @@ def runs(tree: Posterior, name: str, function: Callable[[xr.DataTree], Part]) ->
     if not cases:
         return function(tree)  # which says what is missing
     per_case = sum(array.size for array in arrays) // cases
-    return tree_blocks.join(
-        (block, function(_isel(kept, block)))
-        for block in tree_blocks.blocks({"case": cases}, per_case)
+    return join_blocks(
+        (block, function(_isel(kept, block))) for block in split_blocks({"case": cases}, per_case)
     )
 
 
-def _isel(groups: dict[str, xr.Dataset], block: tree_blocks.Block) -> xr.DataTree:
+def _isel(groups: dict[str, xr.Dataset], block: Block) -> xr.DataTree:
     """Some cases of all groups; one of which nothing was kept has no cases."""
     parts = {name: part.isel(block, missing_dims="ignore") for name, part in groups.items()}
     return xr.DataTree.from_dict(parts)

@@ -24,8 +24,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import order_statistics, outcomes, shift, thresholds
-from ppl_med.analysis.conformal.cases import case_ids, check_disjoint, metadata_groups
-from ppl_med.analysis.posterior import Posterior
+from ppl_med.analysis.tree import Posterior, case_ids, check_disjoint, metadata_groups
 
 METHODS = ("absolute", "normalised", "epistemic", "cqr", "cqr_epistemic")
 

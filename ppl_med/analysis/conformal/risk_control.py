@@ -21,14 +21,16 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import order_statistics, shift
-from ppl_med.analysis.conformal.cases import case_ids, check_disjoint
-from ppl_med.analysis.posterior import Posterior
-from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
-from ppl_med.analysis.segmentation.draws import (
+from ppl_med.analysis.tree import (
+    UNANNOTATED,
     ClassList,
     Draws,
+    Posterior,
+    case_ids,
+    check_disjoint,
     class_indices,
     class_labels,
+    open_annotations,
     open_probabilities,
 )
 

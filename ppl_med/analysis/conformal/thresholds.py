@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import order_statistics, shift
-from ppl_med.analysis.conformal.cases import case_weights
+from ppl_med.analysis.tree import case_weights
 
 
 def learn(

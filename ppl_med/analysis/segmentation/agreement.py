@@ -20,16 +20,14 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
 from ppl_med.analysis.segmentation.comparison import (
     grader_fraction,
     mean_predictions,
     open_comparison,
 )
-from ppl_med.analysis.segmentation.draws import ClassList
 from ppl_med.analysis.segmentation.summary import case_dataset
+from ppl_med.analysis.tree import UNANNOTATED, ClassList, Posterior, open_annotations
 
 _THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 

@@ -7,23 +7,21 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import (
+from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.tree import (
     UNANNOTATED,
     Case,
-    cases,
-    open_annotations,
-)
-from ppl_med.analysis.segmentation.draws import (
     ClassList,
     Draws,
+    Posterior,
     class_indices,
     class_labels,
+    compared_cases,
+    open_annotations,
     open_draws,
     open_probabilities,
 )
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Comparison:
 
     def cases(self) -> Iterator[Case]:
         """Yield the masks of every case, on the pixels where they can be compared."""
-        return cases(self.draws, self.graded)
+        return compared_cases(self.draws, self.graded)
 
     def result(self, figures: Mapping[str, np.ndarray], **attrs: object) -> xr.Dataset:
         """Return figures per case (case,) without unit, their means over cases, and attributes."""

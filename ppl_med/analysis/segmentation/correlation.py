@@ -16,11 +16,15 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior
-from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
-from ppl_med.analysis.segmentation.draws import Draws, open_probabilities
 from ppl_med.analysis.segmentation.overlap import known_mean
 from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.tree import (
+    UNANNOTATED,
+    Draws,
+    Posterior,
+    open_annotations,
+    open_probabilities,
+)
 
 _OFFSET = 1e-8
 

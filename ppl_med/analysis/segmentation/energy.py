@@ -23,17 +23,20 @@ NeurIPS 2018, arXiv:1806.05034 (GED with 1 - IoU).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import Case, Weights, grader_law, sample_law
 from ppl_med.analysis.segmentation.comparison import open_comparison
-from ppl_med.analysis.segmentation.draws import (
+from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.tree import (
+    Case,
     ClassList,
+    Posterior,
+    Weights,
     class_indices,
     class_labels,
+    grader_law,
     open_draws,
+    sample_law,
 )
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
 _FIGURES = (
     "biased", "unbiased", "floor", "sample_grader", "sample_sample", "grader_grader",

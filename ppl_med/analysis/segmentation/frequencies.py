@@ -118,16 +118,6 @@ def entropy(law: np.ndarray) -> float:
     return float(-xlogy(law, law).sum(-1).mean())
 
 
-def ratio_error(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return the standard error over cases of sum(part) / sum(whole), leading axis case."""
-    total = whole.sum(0)
-    used = (whole > 0).sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        residual = part - whole * (part.sum(0) / total)
-        square = (residual**2).sum(0) * used / np.where(used > 1, used - 1, np.nan)
-        return np.sqrt(square) / total
-
-
 def _deviation(p: np.ndarray, number: float) -> np.ndarray:
     """Return E |f - p| of the share f of as many samples (de Moivre)."""
     size = max(round(number), 1)

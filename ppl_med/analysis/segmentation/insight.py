@@ -19,11 +19,9 @@ arXiv:2304.04745.
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import Case
 from ppl_med.analysis.segmentation.comparison import open_comparison
-from ppl_med.analysis.segmentation.draws import ClassList
+from ppl_med.analysis.tree import Case, ClassList, Posterior
 
 _FIGURES = ("released", "harmonic", "sensitivity", "d_max", "agreement")
 

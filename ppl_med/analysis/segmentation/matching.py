@@ -17,11 +17,9 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment, linprog
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation import overlap as overlaps
-from ppl_med.analysis.segmentation.annotations import Weights, grader_law, sample_law
 from ppl_med.analysis.segmentation.comparison import open_comparison
-from ppl_med.analysis.segmentation.draws import ClassList
+from ppl_med.analysis.tree import ClassList, Posterior, Weights, grader_law, sample_law
 
 _LARGEST_SQUARE = 2000  # copies per side; beyond it the transport problem is the smaller one
 

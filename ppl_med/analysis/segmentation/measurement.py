@@ -22,17 +22,19 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.draw_ranks import RANKS, attained
-from ppl_med.analysis.posterior import Posterior, check_cases
-from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
-from ppl_med.analysis.segmentation.draws import (
+from ppl_med.analysis.segmentation.summary import add_draws, case_dataset, describe
+from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
+from ppl_med.analysis.tree import (
+    UNANNOTATED,
     ClassList,
     Draws,
+    Posterior,
+    check_cases,
     class_indices,
     class_labels,
+    open_annotations,
     open_draws,
 )
-from ppl_med.analysis.segmentation.summary import add_draws, case_dataset, describe
 
 
 def sizes(

@@ -22,23 +22,25 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior, check_cases
 from ppl_med.analysis.segmentation import overlap
-from ppl_med.analysis.segmentation.annotations import cases, open_annotations
-from ppl_med.analysis.segmentation.draws import (
-    ClassList,
-    class_indices,
-    class_labels,
-    open_draws,
-)
 from ppl_med.analysis.segmentation.frequencies import (
     check_law,
     entropy,
     kl_per_case,
-    ratio_error,
 )
 from ppl_med.analysis.segmentation.frequencies import compare as compare_frequencies
 from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.statistics.case_means import ratio_error
+from ppl_med.analysis.tree import (
+    ClassList,
+    Posterior,
+    check_cases,
+    class_indices,
+    class_labels,
+    compared_cases,
+    open_annotations,
+    open_draws,
+)
 
 _TOLERANCE = 1e-9  # distances of equal masks differ by rounding only
 
@@ -87,7 +89,7 @@ def modes(
     known = open_annotations(tree, _as_graders(mode_masks), draws, "mode_masks")
     law = _law(probabilities, known)
     counts, figures = [], []
-    for index, case in enumerate(cases(draws, known)):
+    for index, case in enumerate(compared_cases(draws, known)):
         if not case.present.all():
             raise ValueError("mode_masks leaves a mode of a case undefined (-1 everywhere).")
         gaps = 1 - overlap.pairwise(case.samples, case.graders, numbers, empty)

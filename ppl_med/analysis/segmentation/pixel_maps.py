@@ -19,9 +19,8 @@ import numpy as np
 import xarray as xr
 from scipy.special import xlogy
 
-from ppl_med.analysis.posterior import Posterior
-from ppl_med.analysis.segmentation.draws import Draws, open_probabilities
 from ppl_med.analysis.segmentation.summary import describe, mean_and_error
+from ppl_med.analysis.tree import Draws, Posterior, open_probabilities
 
 UNITS = {
     "predictive_entropy": "nats",

@@ -21,17 +21,19 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis import binning
-from ppl_med.analysis.posterior import Posterior, check_cases
-from ppl_med.analysis.segmentation.annotations import UNANNOTATED, open_annotations
-from ppl_med.analysis.segmentation.draws import (
+from ppl_med.analysis.segmentation.summary import describe
+from ppl_med.analysis.statistics import binning
+from ppl_med.analysis.tree import (
+    UNANNOTATED,
     ClassList,
     Draws,
+    Posterior,
+    check_cases,
     class_indices,
     class_labels,
+    open_annotations,
     open_draws,
 )
-from ppl_med.analysis.segmentation.summary import describe
 
 _FEWEST_CASES = 3
 

@@ -19,16 +19,16 @@ import xarray as xr
 from scipy import ndimage
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation.comparison import mean_probabilities
-from ppl_med.analysis.segmentation.draws import (
+from ppl_med.analysis.segmentation.pixel_maps import UNITS, block_maps
+from ppl_med.analysis.segmentation.summary import case_dataset, describe
+from ppl_med.analysis.tree import (
     ClassList,
+    Posterior,
     class_indices,
     class_labels,
     open_probabilities,
 )
-from ppl_med.analysis.segmentation.pixel_maps import UNITS, block_maps
-from ppl_med.analysis.segmentation.summary import case_dataset, describe
 
 _REGIONS = ("boundary", "predicted", "background")
 

@@ -17,15 +17,14 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis import binning
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.segmentation.comparison import (
     grader_fraction,
     mean_predictions,
     open_comparison,
 )
-from ppl_med.analysis.segmentation.draws import ClassList
-from ppl_med.analysis.segmentation.frequencies import ratio_error
+from ppl_med.analysis.statistics import binning
+from ppl_med.analysis.statistics.case_means import ratio_error
+from ppl_med.analysis.tree import ClassList, Posterior
 
 _NEVER = 1e-3  # probability below which no draw is said to see foreground
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.segmentation.draws import Draws
+from ppl_med.analysis.tree import Draws
 from ppl_med.axes import SAMPLES
 
 

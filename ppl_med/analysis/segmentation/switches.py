@@ -20,17 +20,18 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.posterior import Posterior
-from ppl_med.analysis.segmentation.annotations import open_annotations
-from ppl_med.analysis.segmentation.draws import (
-    Draws,
-    class_indices,
-    class_labels,
-    open_draws,
-)
-from ppl_med.analysis.segmentation.frequencies import compare, ratio_error
+from ppl_med.analysis.segmentation.frequencies import compare
 from ppl_med.analysis.segmentation.overlap import known_mean
 from ppl_med.analysis.segmentation.summary import add_draws, case_dataset, describe
+from ppl_med.analysis.statistics.case_means import ratio_error
+from ppl_med.analysis.tree import (
+    Draws,
+    Posterior,
+    class_indices,
+    class_labels,
+    open_annotations,
+    open_draws,
+)
 
 _MOST_SWITCHES = 12  # 2^12 modes
 

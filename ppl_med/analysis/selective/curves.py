@@ -29,8 +29,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.calibration.resampling import check_replicates
-from ppl_med.analysis.posterior import Posterior
 from ppl_med.analysis.selective.entries import Chosen, Source, open_source
 from ppl_med.analysis.selective.levels import (
     Figure,
@@ -47,6 +45,8 @@ from ppl_med.analysis.selective.levels import (
     tabulate,
 )
 from ppl_med.analysis.selective.replicates import Replicates
+from ppl_med.analysis.tree import Posterior
+from ppl_med.checks import whole
 
 Grid: TypeAlias = Sequence[float] | np.ndarray
 GRID = tuple(np.arange(1, 101) / 100)
@@ -252,7 +252,7 @@ def _gather(
 ) -> _Gathered:
     """Read all entries once, into levels."""
     _check_bits(bits)
-    check_replicates(replicates)
+    whole("replicates", replicates, 0)
     if bits is None and source.num_entries > _MOST:
         raise ValueError(
             f"mantissa_bits is None and there are {source.num_entries} entries, which would be "

@@ -25,22 +25,27 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import monte_carlo, uncertainty
-from ppl_med.analysis.posterior import (
-    OBSERVATIONS,
+from ppl_med.analysis import uncertainty
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.tree import (
+    Block,
+    Classes,
+    Numbers,
     Posterior,
     check_cases,
-    observed,
-    probabilities,
+    has_probs,
+    join_blocks,
+    known,
+    open_classes,
+    open_numbers,
+    split_blocks,
 )
-from ppl_med.analysis.tree_blocks import Block, Numbers, blocks, join, open_numbers
 
 Chosen: TypeAlias = str | xr.DataArray
 ENTROPIES = ("predictive_entropy", "expected_entropy", "mutual_information", "variation_ratio")
 VARIANCES = ("total", "aleatoric", "epistemic")
 CLASS_SCORES = (*ENTROPIES, *VARIANCES, "max_probability")
 CLASS_ERRORS, NUMBER_ERRORS = ("zero_one", "brier"), ("absolute", "squared")
-_SAMPLES = ("chain", "draw")
 
 
 class Entries(NamedTuple):
@@ -64,60 +69,51 @@ class Entries(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassSource:
     """Probabilities and observed classes, not yet read.
 
     Args:
-        probs: (chain, draw, case, class, ...).
-        label: Observed class (case, ...), or None.
-        ignore: Observed value that says that an entry has no class.
+        classes: From the tree.
+        ignore: Observed value, beside -1, that says that an entry was not annotated.
     """
 
-    probs: xr.DataArray
-    label: xr.DataArray | None
+    classes: Classes
     ignore: int | None
 
     @property
     def sizes(self) -> dict[str, int]:
         """Sizes of case and the further axes."""
-        rest = [dim for dim in self.probs.dims if dim not in (*_SAMPLES, "case", "class")]
-        return {str(dim): self.probs.sizes[dim] for dim in ("case", *rest)}
+        return self.classes.sizes
 
     @property
     def per_entry(self) -> int:
         """Numbers that one entry has."""
-        return int(np.prod([self.probs.sizes[dim] for dim in (*_SAMPLES, "class")]))
+        return int(np.prod(self.classes.num_samples)) * len(self.classes.names)
 
     def score(self, name: str, block: Block) -> xr.DataArray:
         """Return a score by its name (case, ...)."""
-        probs = self.probs.isel(block)
         if name in ENTROPIES:
-            return uncertainty.entropy(probs, mcse=False)[name]
+            return uncertainty.entropy(self.classes.array.isel(block), mcse=False)[name]
         if name in VARIANCES:
-            return uncertainty.variance(probs, mcse=False)[name].sum("class")
-        return 1 - monte_carlo.mean(probabilities(probs)).max("class")
+            parts = uncertainty.variance(self.classes.array.isel(block), mcse=False)
+            return parts[name].sum("class")
+        return 1 - monte_carlo.mean(self.classes.read(block)).max("class")
 
     def error(self, name: str, block: Block) -> xr.DataArray:
         """Return an error by its name (case, ...), NaN where there is no class."""
-        if self.label is None:
+        if self.classes.observation() is None:
             raise ValueError(
                 "tree has no observed label or mask in observed_data; call predict on batches that "
                 "hold labels, or give error as an array."
             )
-        probs = probabilities(self.probs.isel(block))
-        label, kept = self.label.isel(block), None
-        if self.ignore is not None:
-            kept = label.load() != self.ignore
-            label = label.where(kept, 0).astype(label.dtype)
-        tree = {"/observed_data": label.to_dataset(name="mask")}
-        label = observed(xr.DataTree.from_dict(tree), probs)
-        mean = monte_carlo.mean(probs)
+        label = self.classes.labels(block, ignore=self.ignore)
+        mean = monte_carlo.mean(self.classes.read(block))
         if name == "zero_one":
             error = (mean.argmax("class") != label).astype(np.float64)
         else:
             classes = mean["class"].copy(data=np.arange(mean.sizes["class"]))
             error = ((mean - (label == classes)) ** 2).sum("class")
-        return error if kept is None else error.where(kept)
+        return error.where(known(label))
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ class Source:
         sizes: Sizes of case and the further axes.
     """
 
-    tree: Classes | NumberSource | None
+    tree: ClassSource | NumberSource | None
     score: Chosen
     error: Chosen
     sizes: dict[str, int]
@@ -207,7 +203,7 @@ class Source:
 
     def blocks(self) -> Iterator[Block]:
         """Yield selections that fit the memory limit."""
-        yield from blocks(self.sizes, self.tree.per_entry if self.tree is not None else 1)
+        yield from split_blocks(self.sizes, self.tree.per_entry if self.tree is not None else 1)
 
     def read(self, kind: str, block: Block) -> xr.DataArray:
         """Return the score or the error of a block (case, ...), float64, in memory."""
@@ -284,7 +280,7 @@ def open_source(
     source = None if len(arrays) == 2 else _tree(tree, site, ignore)
     if source is not None:
         if error is None:
-            error = CLASS_ERRORS[0] if isinstance(source, Classes) else NUMBER_ERRORS[0]
+            error = CLASS_ERRORS[0] if isinstance(source, ClassSource) else NUMBER_ERRORS[0]
         score, error = _check("score", score, source), _check("error", error, source)
     assert error is not None
     sizes = source.sizes if source is not None else _sizes(arrays[0])
@@ -295,7 +291,7 @@ def open_source(
                 "errors are of the same entries. For one a case, aggregate maps of both first "
                 "(ppl_med.analysis.aggregation)."
             )
-    ids = [*arrays, *([source.probs] if isinstance(source, Classes) else [])]
+    ids = [*arrays, *([source.classes.array] if isinstance(source, ClassSource) else [])]
     if isinstance(source, NumberSource):
         ids.append(source.numbers.observed)
     for other in ids[1:]:
@@ -303,43 +299,20 @@ def open_source(
     return Source(source, score, error, sizes)
 
 
-def _tree(tree: Posterior | None, site: str | None, ignore: int | None) -> Classes | NumberSource:
-    probs = _probs(tree)
-    if probs is None:
-        if not isinstance(tree, xr.DataTree):
-            raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
-        return NumberSource(open_numbers(tree, site))
-    missing = [dim for dim in (*_SAMPLES, "case", "class") if dim not in probs.dims]
-    if missing:
-        raise ValueError(f"probs lacks the dimension(s) {', '.join(missing)}; has {probs.dims}.")
-    probs = probs.transpose(*_SAMPLES, "case", "class", ...)
-    label = None
-    if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
-        group = tree["observed_data"].to_dataset()
-        label = next((group[name] for name in OBSERVATIONS if name in group), None)
-    if label is not None:
-        wanted = ("case", *probs.dims[4:])
-        if set(label.dims) != set(wanted):
-            raise ValueError(
-                f"observed {label.name} has dimensions {label.dims}; expected {wanted}. Choose a "
-                "grader, or give error as an array."
-            )
-        label = label.transpose(*wanted)
-    return Classes(probs, label, ignore)
+def _tree(
+    tree: Posterior | None, site: str | None, ignore: int | None
+) -> ClassSource | NumberSource:
+    if isinstance(tree, xr.DataArray) or (tree is not None and has_probs(tree)):
+        return ClassSource(open_classes(tree), ignore)
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
+    return NumberSource(open_numbers(tree, site))
 
 
-def _probs(tree: Posterior | None) -> xr.DataArray | None:
-    if isinstance(tree, xr.DataArray):
-        return tree
-    if isinstance(tree, xr.DataTree):
-        tree = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
-    return tree["probs"] if isinstance(tree, xr.Dataset) and "probs" in tree else None
-
-
-def _check(kind: str, chosen: Chosen, source: Classes | NumberSource) -> Chosen:
+def _check(kind: str, chosen: Chosen, source: ClassSource | NumberSource) -> Chosen:
     if isinstance(chosen, xr.DataArray):
         return chosen
-    classes = isinstance(source, Classes)
+    classes = isinstance(source, ClassSource)
     known: tuple[str, ...]
     if kind == "score":
         known = CLASS_SCORES if classes else VARIANCES
@@ -358,5 +331,5 @@ def _sizes(array: xr.DataArray) -> dict[str, int]:
 
 
 def _whole(source: Source, kind: str) -> xr.DataArray:
-    whole = join((block, source.read(kind, block)) for block in source.blocks())
+    whole = join_blocks((block, source.read(kind, block)) for block in source.blocks())
     return whole.rename(str(getattr(source, kind)))

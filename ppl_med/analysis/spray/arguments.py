@@ -7,7 +7,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med import checks
-from ppl_med.analysis.attribution_maps import SPACE, taken_out
+from ppl_med.analysis.tree import select_maps
+from ppl_med.analysis.tree.attributions import SPACE
 from ppl_med.axes import SAMPLES
 
 Part = Literal["signed", "positive", "absolute"]
@@ -16,7 +17,7 @@ Embedding = Literal["tsne", "spectral"]
 
 def as_maps(maps: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """Maps (chain, draw, case, [channel,] [depth,] row, col)."""
-    maps = taken_out(maps, "maps")
+    maps = select_maps(maps, "maps")
     missing = {"case", "row", "col"} - set(maps.dims)
     unknown = set(maps.dims) - {*SAMPLES, "case", "channel", *SPACE}
     if missing or unknown:

@@ -32,12 +32,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from ppl_med.analysis.attribution_maps import SPACE
 from ppl_med.analysis.spray.arguments import Embedding, Part, as_label, as_maps, check
 from ppl_med.analysis.spray.cluster_summary import of_classes, of_groups
 from ppl_med.analysis.spray.draw_agreement import of_draws
 from ppl_med.analysis.spray.graph import Settings, partition, plane
 from ppl_med.analysis.spray.pooled_maps import features, of_unit_length
+from ppl_med.analysis.tree.attributions import SPACE
 from ppl_med.axes import SAMPLES
 
 _ATTRS = {

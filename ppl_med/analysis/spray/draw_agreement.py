@@ -7,8 +7,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from ppl_med.analysis import monte_carlo
 from ppl_med.analysis.spray.graph import Partition
+from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.axes import SAMPLES
 
 

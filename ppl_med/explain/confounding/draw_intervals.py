@@ -8,7 +8,7 @@ with probability (n - 1) / (n + 1).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.draw_ranks import RANKS, attained
+from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
 from ppl_med.axes import SAMPLES
 
 

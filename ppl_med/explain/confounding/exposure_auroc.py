@@ -29,7 +29,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ppl_med.analysis.posterior import check_cases
+from ppl_med.analysis.tree import check_cases
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside
 from ppl_med.explain.confounding.draw_intervals import over_draws

@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ppl_med.analysis.posterior import check_cases
+from ppl_med.analysis.tree import check_cases
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside, whole
 from ppl_med.explain.attribution.score import Score, class_logits

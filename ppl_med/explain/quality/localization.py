@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from scipy.stats import rankdata
 
-from ppl_med.analysis.attribution_maps import taken_out
+from ppl_med.analysis.tree import select_maps
 from ppl_med.axes import SPACE
 from ppl_med.checks import whole
 
@@ -143,7 +143,7 @@ def _widened(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 def as_maps(attribution: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """Take the maps out of a Dataset and check their axes and values."""
-    attribution = taken_out(attribution, "attribution")
+    attribution = select_maps(attribution, "attribution")
     missing = {"case", "channel", "row", "col"} - set(attribution.dims)
     if missing:
         raise ValueError(f"attribution lacks the axes {sorted(missing)}; it has {attribution.dims}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import class_names
+from ppl_med.analysis.tree import class_names
 from ppl_med.plots.report.page import part, table
 
 _NAMES = {

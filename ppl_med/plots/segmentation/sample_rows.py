@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.analysis.posterior import class_names
 from ppl_med.analysis.segmentation import maps
+from ppl_med.analysis.tree import class_names
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import whole
 from ppl_med.plots.inputs import case_positions

@@ -30,17 +30,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning
-from ppl_med.analysis.calibration.cases import case_labels, samples_of
 from ppl_med.analysis.calibration.estimators import (
     binned_errors,
     equal_mass_errors,
     top_label_error,
 )
-from ppl_med.analysis.calibration.resampling import check_level, check_replicates, draw_labels
 from ppl_med.analysis.calibration.smooth import smooth_error
-from ppl_med.analysis.posterior import Posterior, class_names
-from ppl_med.analysis.probability_blocks import open_probs
+from ppl_med.analysis.statistics.resampling import draw_labels
+from ppl_med.analysis.tree import Posterior, count_left_out, open_classes
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import inside, whole
 
 _SIGNED = "squared_error_debiased"
 _BIASED = "basic bootstrap over cases: twice the figure minus the resampled quantiles"
@@ -57,12 +56,12 @@ def errors(
     """Measure the calibration of the mixture of the draws, and of every draw.
 
     Args:
-        tree: The tree of `predict` on labelled cases, one label per case. A lazy one is read in
-            parts; the probabilities of one draw are in memory.
+        tree: The tree of `predict` on labelled cases, one label per case, -1 left out. A lazy one
+            is read in parts; the probabilities of one draw are in memory.
         bins: Number of bins, of equal width and of equal mass.
         replicates: Bootstrap data sets, and as many of calibrated labels; 0 leaves both out.
         level: Probability of the intervals.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         Dataset of the figures above, ``ece_per_class`` (class), the others scalars; for each
@@ -73,28 +72,29 @@ def errors(
     Raises:
         TypeError, ValueError: ``probs`` or labels malformed, labels per pixel, or bad arguments.
     """
-    binning.check_bins(bins)
-    check_replicates(replicates)
-    check_level(level)
-    source = open_probs(tree)
-    probs = source.array
-    label = case_labels(tree, probs).values
-    mixture = source.mixture().values
-    result = xr.Dataset(coords={**samples_of(probs), "class": class_names(probs)})
+    whole("bins", bins)
+    whole("replicates", replicates, 0)
+    inside("level", level)
+    source = open_classes(tree)
+    label = source.case_labels()
+    counts, rows = count_left_out(label), label.values >= 0
+    label = label.values[rows]
+    mixture = source.mixture().values[rows]
+    result = xr.Dataset(coords={**source.samples, "class": source.names})
     point = _figures(mixture, label, bins)
     _put(result, point, "")
-    draws = [_figures(table.values, label, bins) for table in source.draws()]
+    draws = [_figures(table.values[rows], label, bins) for table in source.draws()]
     shape = source.num_samples
     stacked = {
         n: np.array([d[n] for d in draws]).reshape(*shape, *np.shape(point[n])) for n in point
     }
-    _put(result, stacked, "_per_draw", ("chain", "draw"))
+    _put(result, stacked, "_per_draw", SAMPLES)
     if replicates:
         _resample(result, point, mixture, label, bins, replicates, level, seed)
     for name, variable in result.data_vars.items():
         squared = str(name).startswith("squared") and not str(name).endswith("_pvalue")
         variable.attrs["units"] = "probability^2" if squared else "probability"
-    result.attrs.update(bins=bins, replicates=replicates, level=level, num_cases=label.size)
+    result.attrs.update(counts, bins=bins, replicates=replicates, level=level)
     result.attrs["mixture"] = "mean of probs over chain and draw"
     result.attrs["interval"] = _BIASED
     return result

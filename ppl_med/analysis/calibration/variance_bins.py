@@ -11,7 +11,7 @@ entries of equal variance stay together, so there may be fewer bins. In each bin
     sharpness  root of the mean of v over all entries: the smaller, the more is said
 
 Both errors are positive by chance too, so the values expected of calibrated predictions stand
-beside them (``_null``): the same, with every draw of the tree in turn in the place of what came.
+beside them (``_null``): the same, with every draw of the tree in turn as the observation.
 
 Sources: Levi, Gispan, Giladi and Fetaya, Sensors 22, 2022, arXiv:1905.11659 (ENCE); Laves, Ihler,
 Fast, Kahrs and Ortmaier, MIDL 2020, arXiv:2104.12376 (UCE; there bins of equal width); Kuleshov
@@ -21,9 +21,8 @@ et al., ICML 2018, arXiv:1807.00263 (sharpness, there squared).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning
-from ppl_med.analysis.calibration.resampling import check_replicates
-from ppl_med.analysis.tree_blocks import Numbers, open_numbers
+from ppl_med.analysis.tree import Numbers, count_left_out, open_numbers
+from ppl_med.checks import whole
 
 
 def dispersion(
@@ -43,7 +42,7 @@ def dispersion(
         bins: Number of bins.
         replicates: Bootstrap data sets over cases, within the same bins; 0 leaves standard errors
             out.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         Dataset over bin: ``predicted_sd``, ``rmse``, ``count``, and ``lower``, ``upper``, the
@@ -54,13 +53,12 @@ def dispersion(
         TypeError, ValueError: A site is missing or holds classes; values are malformed; a predicted
             variance is 0, or there is one draw and no predicted variance.
     """
-    binning.check_bins(bins)
-    check_replicates(replicates)
+    whole("bins", bins)
+    whole("replicates", replicates, 0)
     numbers = open_numbers(tree, site)
+    counts = count_left_out(numbers.observed)
     square, variance = _maps(numbers)
     known = ~np.isnan(square)
-    if not known.any():
-        raise ValueError("The observation is NaN everywhere: there is nothing to compare with.")
     if not (variance[known] > 0).all():
         raise ValueError(
             "A predicted variance is 0, so no error is small enough; predict with more draws, or "
@@ -79,8 +77,9 @@ def dispersion(
         result[f"{name}_null"] = ((), null[name].mean())
     if replicates:
         _resample(result, sums, replicates, seed)
-    _describe(result, known, numbers)
-    return result
+    _describe(result)
+    result.attrs.update(counts, num_observed=int(known.sum()), num_draws=numbers.num_draws)
+    return result.assign_attrs(bins="equal mass by predicted variance")
 
 
 def _maps(numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +167,7 @@ def _table(index: np.ndarray, variance: np.ndarray, sums: np.ndarray) -> xr.Data
     )
 
 
-def _describe(result: xr.Dataset, known: np.ndarray, numbers: Numbers) -> None:
+def _describe(result: xr.Dataset) -> None:
     for name, variable in result.data_vars.items():
         unit = "unit of the value"
         if str(name).startswith("ence"):
@@ -176,5 +175,3 @@ def _describe(result: xr.Dataset, known: np.ndarray, numbers: Numbers) -> None:
         elif str(name).startswith("uce"):
             unit = "unit of the value, squared"
         variable.attrs["units"] = "entries" if name == "count" else unit
-    result.attrs.update(num_observed=int(known.sum()), num_cases=numbers.sizes["case"])
-    result.attrs.update(num_draws=numbers.num_draws, bins="equal mass by predicted variance")

@@ -22,9 +22,10 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, isotonic
-from ppl_med.analysis.posterior import Posterior, class_names, observed
-from ppl_med.analysis.probability_blocks import open_probs
+from ppl_med.analysis.statistics import binning, isotonic
+from ppl_med.analysis.tree import Posterior, count_left_out, known, open_classes
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice, whole
 
 _PARTS = {
     "corp": ("miscalibration", "discrimination", "uncertainty"),
@@ -36,8 +37,9 @@ def brier_decomposition(tree: Posterior, method: str = "corp", *, bins: int = 15
     """Split the Brier score of the mixture of the draws, and of every draw.
 
     Args:
-        tree: The tree of `predict` on labelled cases; pixels of masks count one by one. A lazy one
-            is read in parts; the probabilities of one draw are in memory.
+        tree: The tree of `predict` on labelled cases; pixels of masks count one by one, and
+            those that are -1 are left out. A lazy tree is read in parts; the probabilities of one
+            draw are in memory.
         method: "corp" (isotonic regression) or "binned" (bins of equal width).
         bins: Number of bins of method "binned".
 
@@ -49,26 +51,25 @@ def brier_decomposition(tree: Posterior, method: str = "corp", *, bins: int = 15
     Raises:
         TypeError, ValueError: ``probs`` or the labels are missing or malformed; unknown method.
     """
-    binning.check_bins(bins)
-    if method not in _PARTS:
-        raise ValueError(f"method must be one of {sorted(_PARTS)}, not {method!r}.")
-    source = open_probs(tree)
-    probs = source.array
-    label = observed(tree, probs).values.ravel()
+    whole("bins", bins)
+    choice("method", method, _PARTS)
+    source = open_classes(tree)
+    label = source.labels()
+    counts, seen = count_left_out(label), known(label).values.ravel()
+    label = label.values.ravel()[seen]
     split = corp_parts if method == "corp" else lambda p, y: binned_parts(p, y, bins)
     names = ("brier", *_PARTS[method])
-    mixture = _split_classes(source.mixture(), label, split)
-    rows = [_split_classes(table, label, split).sum(0) for table in source.draws()]
+    mixture = _split_classes(source.mixture(), label, seen, split)
+    rows = [_split_classes(table, label, seen, split).sum(0) for table in source.draws()]
     draws = np.array(rows).reshape(*source.num_samples, -1)
-    samples = {dim: probs.coords[dim] for dim in ("chain", "draw") if dim in probs.coords}
-    result = xr.Dataset(coords={**samples, "class": class_names(probs)})
+    result = xr.Dataset(coords={**source.samples, "class": source.names})
     for index, name in enumerate(names):
         result[name] = mixture[:, index].sum()
         result[f"{name}_per_class"] = ("class", mixture[:, index])
-        result[f"{name}_per_draw"] = (("chain", "draw"), draws[..., index])
+        result[f"{name}_per_draw"] = (SAMPLES, draws[..., index])
     for variable in result.data_vars.values():
         variable.attrs["units"] = "1"
-    result.attrs.update(method=method, num_cases=probs.sizes["case"])
+    result.attrs.update(counts, method=method)
     result.attrs["mixture"] = "mean of probs over chain and draw"
     if method == "binned":
         result.attrs["bins"] = bins
@@ -122,10 +123,13 @@ def binned_parts(probability: np.ndarray, outcome: np.ndarray, bins: int) -> np.
 
 
 def _split_classes(
-    probs: xr.DataArray, label: np.ndarray, split: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    probs: xr.DataArray,
+    label: np.ndarray,
+    seen: np.ndarray,
+    split: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Parts of every class (class, part)."""
+    """Parts of every class (class, part), of the entries seen."""
     columns = np.moveaxis(probs.values, probs.get_axis_num("class"), 0)
     return np.array(
-        [split(p.ravel(), (label == index).astype(float)) for index, p in enumerate(columns)]
+        [split(p.ravel()[seen], (label == index).astype(float)) for index, p in enumerate(columns)]
     )

@@ -18,13 +18,13 @@ from typing import TypeAlias
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior
+from ppl_med.analysis.tree.classes import Posterior, check_simplex
+from ppl_med.axes import SAMPLES
 
 ClassList: TypeAlias = Sequence[int | str] | None
 
 _BLOCK_BYTES = 2**27
-_SUM_TOLERANCE = 1e-5  # as in ppl_med.analysis.posterior: float32 softmax
-_LEADING = ("chain", "draw", "case")
+_LEADING = (*SAMPLES, "case")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Draws:
             ValueError: Negative or NaN values, or a sum over class other than one.
         """
         for piece in self._pieces(block):
-            _check_simplex(piece)
+            check_simplex(piece, 1)
             yield piece
 
     def masks(self, block: slice) -> np.ndarray:
@@ -265,17 +265,6 @@ def _class_index(item: int | str, draws: Draws) -> int:
     if item < 0 or (draws.num_classes is not None and item >= draws.num_classes):
         raise ValueError(f"classes holds {item}, which is no class of {draws.num_classes}.")
     return int(item)
-
-
-def _check_simplex(piece: np.ndarray) -> None:
-    if not float(piece.min()) >= 0:  # also true of NaN
-        raise ValueError("probs holds NaN or negative values; were logits passed?")
-    error = float(np.abs(piece.sum(1) - 1).max())
-    if not error <= _SUM_TOLERANCE:
-        raise ValueError(
-            f"probs must sum to one over class; the largest error is {error:.3g}. Pass "
-            "probabilities, not logits, and one column per class also for two classes."
-        )
 
 
 def _most_probable(piece: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 import xarray as xr
 
-from ppl_med.analysis import scoring
-from ppl_med.analysis.calibration.coverage import coverage
-from ppl_med.analysis.calibration.dispersion import dispersion
-from ppl_med.analysis.calibration.pit import pit
+from ppl_med.analysis.calibration.interval_coverage import coverage
+from ppl_med.analysis.calibration.transforms import pit
+from ppl_med.analysis.calibration.variance_bins import dispersion
+from ppl_med.analysis.scoring.draw_scores import crps
 
 
 def number_errors(
@@ -41,7 +41,7 @@ def number_errors(
         pit(tree, site, law=law, seed=seed),
         dispersion(tree, site, bins=bins, replicates=replicates, seed=seed),
     ]
-    score = scoring.crps(tree, site)
+    score = crps(tree, site)
     result = xr.Dataset({"crps": score["crps_mean"], "crps_se": score["crps_mean_se"]})
     for part in parts:
         for name, variable in part.data_vars.items():

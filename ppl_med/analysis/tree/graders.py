@@ -13,12 +13,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior, check_cases
-from ppl_med.analysis.segmentation.draws import Draws, check_range
+from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.classes import Posterior
+from ppl_med.analysis.tree.left_out import UNANNOTATED
+from ppl_med.analysis.tree.masks import Draws, check_range
+from ppl_med.axes import SAMPLES
 
 Weights: TypeAlias = xr.DataArray | Sequence[float] | np.ndarray | None
 
-UNANNOTATED = -1
 _SUM_TOLERANCE = 1e-6
 
 
@@ -80,7 +82,7 @@ def open_annotations(
     return annotations
 
 
-def cases(draws: Draws, annotations: xr.DataArray) -> Iterator[Case]:
+def compared_cases(draws: Draws, annotations: xr.DataArray) -> Iterator[Case]:
     """Yield the sampled and the graders' masks, case by case."""
     for block in draws.blocks():
         sampled = draws.masks(block)
@@ -129,7 +131,7 @@ def sample_law(weights: Weights, draws: Draws) -> np.ndarray | None:
     Raises:
         ValueError: Wrong dimensions, negative or NaN weights, or a sum other than one.
     """
-    return _law(weights, draws.array, ("chain", "draw"), "sample_weights")
+    return _law(weights, draws.array, SAMPLES, "sample_weights")
 
 
 def _law(

@@ -1,17 +1,17 @@
-"""CRPS and energy score of predicted numbers: ``posterior_predictive`` against what came.
+"""CRPS and energy score of predicted numbers: ``posterior_predictive`` against the observation.
 
 The prediction scored is the mixture: all draws of all chains. With y the observation, X and X'
-independent draws, in the unit of y; lower is better, and the true law is best on average:
+independent draws, in the unit of y; lower is better, and the true distribution is best on average:
 
     crps      E|X - y| - E|X - X'| / 2
     energy    the same with Euclidean norms over the axes of a vector or map
 
-A single posterior draw gives one value a case, which says nothing of the law it came from; its
-score needs that law in closed form (``law`` of `crps`). For log scores see `elpd_heldout`.
+A single posterior draw gives one value per case, which says nothing of the distribution it came
+from; its score needs that distribution in closed form (``law`` of `crps`). For log scores see
+`elpd_heldout`.
 
 Sources: Gneiting and Raftery, JASA 102, 2007, sections 4.2 and 4.3; Ferro, QJRMS 140, 2014 (fair
-estimators); Grimit et al., QJRMS 132, 2006 (normal), Jordan et al., Journal of
-Statistical Software 90, 2019 (Laplace).
+estimators).
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,21 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 from scipy.spatial.distance import cdist
-from scipy.special import ndtr
-from scipy.stats import norm
 
-from ppl_med.analysis import monte_carlo, tree_blocks
-from ppl_med.analysis.number_draws import add_mean, check_observed, describe
-from ppl_med.analysis.number_laws import check_law
-from ppl_med.analysis.posterior import check_cases
-from ppl_med.analysis.tree_blocks import Numbers, open_numbers
+from ppl_med.analysis.statistics import location_scale, monte_carlo
+from ppl_med.analysis.statistics.case_means import add_mean
+from ppl_med.analysis.tree import (
+    Block,
+    Numbers,
+    check_cases,
+    count_left_out,
+    join_blocks,
+    open_numbers,
+    split_blocks,
+)
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice
 
-_SAMPLES = ("chain", "draw")
 _ESTIMATORS = ("fair", "empirical")
 
 
@@ -44,9 +49,9 @@ def crps(
     Args:
         tree: The tree of `predict` on cases with observed numbers.
         site: Name of the observed site; None takes the only one.
-        estimator: "fair" is unbiased for the law behind the draws, and can be negative;
-            "empirical" scores the draws as if they were the law: biased by E|X - X'| / (2 draws),
-            and the absolute error for one draw.
+        estimator: "fair" is unbiased for the distribution behind the draws, and can be negative;
+            "empirical" scores the draws as if they were the distribution: biased by
+            E|X - X'| / (2 draws), and the absolute error for one draw.
         law: "normal" or "laplace", the likelihood that ``loc`` and ``scale`` of the posterior
             group belong to: adds the score of every posterior draw.
 
@@ -61,7 +66,8 @@ def crps(
     """
     numbers = open_numbers(tree, site)
     _check_estimator(estimator, numbers)
-    value = check_observed(numbers.observed)
+    value = numbers.observations()
+    counts = count_left_out(value)
     parameters = None if law is None else _parameters(tree, numbers.observed, law)
     score, per_draw = _Score("crps", estimator, value), xr.DataArray(0.0)
     for block in numbers.blocks():
@@ -71,9 +77,9 @@ def crps(
         if parameters is not None:
             own = _closed_form(truth, parameters.isel(block), str(law))
             per_draw = per_draw + (own * score.weight.isel(block)).sum(truth.dims)
-    result = score.result(numbers)
+    result = score.result(numbers).assign_attrs(counts)
     if law is not None:
-        result["crps_per_draw"] = per_draw.transpose(*_SAMPLES).assign_attrs(
+        result["crps_per_draw"] = per_draw.transpose(*SAMPLES).assign_attrs(
             result["crps"].attrs, law=law
         )
     return result
@@ -96,32 +102,47 @@ def energy(
 
     Returns:
         Dataset with ``energy`` (case, ...), its mean ``energy_mean``, ``energy_mean_se`` over
-        cases, and ``_mcse`` of both where there are two draws or more.
+        cases, and ``_mcse`` of both where there are two draws or more. Components that are NaN are
+        left out of their vector: its score is that of the others, and NaN where there are none.
 
     Raises:
-        TypeError, ValueError: As for `crps`; an axis is missing, or an observation is NaN.
+        TypeError, ValueError: As for `crps`; an axis is missing.
     """
     numbers = open_numbers(tree, site)
     _check_estimator(estimator, numbers)
-    value = check_observed(numbers.observed)
+    value = numbers.observations()
+    counts = count_left_out(value)
     missing = [dim for dim in over if dim not in value.dims or dim == "case"]
     if missing or not over:
         raise ValueError(f"over must name axes of {value.dims} other than case, not {over!r}.")
-    if np.isnan(value.values).any():
-        raise ValueError("The observation holds NaN; the energy score needs whole vectors.")
     template = value.isel(dict.fromkeys(over, 0), drop=True)
+    template = template.copy(data=value.min(list(over)).values)  # NaN where nothing was observed
     sizes = {str(dim): size for dim, size in template.sizes.items()}
     length = value.size // template.size
     score = _Score("energy", estimator, template)
-    for block in tree_blocks.blocks(sizes, numbers.num_draws * length):
+    for block in split_blocks(sizes, numbers.num_draws * length):
         part = template.isel(block)
         truth = value.isel(block).transpose(*sizes, *over).values
-        drawn = numbers.draws(block).transpose(*_SAMPLES, *sizes, *over).values
-        vectors = drawn.reshape(-1, part.size, length)
-        near = np.linalg.norm(vectors - truth.reshape(part.size, length), axis=-1)
+        drawn = numbers.draws(block).transpose(*SAMPLES, *sizes, *over).values
+        vectors, truth = drawn.reshape(-1, part.size, length), truth.reshape(part.size, length)
+        if counts["left_out"]:  # the same number in all draws adds no distance
+            vectors = np.where(np.isnan(truth), 0.0, vectors)
+            truth = np.where(np.isnan(truth) & part.notnull().values.reshape(-1, 1), 0.0, truth)
+        near = np.linalg.norm(vectors - truth, axis=-1)
         spread = np.stack([cdist(v, v).mean(1) for v in vectors.transpose(1, 0, 2)], axis=1)
         score.add(block, part, near, spread, numbers)
-    return score.result(numbers)
+    return score.result(numbers).assign_attrs(counts)
+
+
+def describe_numbers(
+    result: xr.Dataset, numbers: Numbers, probabilities: Sequence[str] = ()
+) -> xr.Dataset:
+    """Name units, that of the observation unless named otherwise, and count chains and draws."""
+    for name, variable in result.data_vars.items():
+        is_share = str(name) in probabilities
+        variable.attrs["units"] = "probability" if is_share else "unit of the observation"
+    sizes = numbers.drawn.sizes
+    return result.assign_attrs(num_chains=sizes["chain"], num_draws=sizes["draw"])
 
 
 def _mean_distance(flat: np.ndarray) -> np.ndarray:
@@ -148,7 +169,7 @@ class _Score:
 
     def __init__(self, name: str, estimator: str, value: xr.DataArray) -> None:
         self.name, self.estimator = name, estimator
-        self.parts: list[tuple[tree_blocks.Block, xr.Dataset]] = []
+        self.parts: list[tuple[Block, xr.Dataset]] = []
         # What an entry adds to the mean over cases of the means over their entries.
         share = value.notnull() / value.notnull().sum([d for d in value.dims if d != "case"])
         self.weight = (share / share.notnull().any(share.dims[1:]).sum()).fillna(0.0)
@@ -156,7 +177,7 @@ class _Score:
 
     def add(
         self,
-        block: tree_blocks.Block,
+        block: Block,
         template: xr.DataArray,
         near: np.ndarray,
         spread: np.ndarray,
@@ -178,10 +199,10 @@ class _Score:
         part = xr.Dataset({self.name: template.copy(data=values)})
         if count > 1:
             # First-order projection of the pairwise mean: a draw's distance to all others.
-            chains, draws = (numbers.drawn.sizes[dim] for dim in _SAMPLES)
+            chains, draws = (numbers.drawn.sizes[dim] for dim in SAMPLES)
             shape = (chains, draws, *template.shape)
             influence = xr.DataArray(
-                (near - spread).reshape(shape), dims=(*_SAMPLES, *template.dims)
+                (near - spread).reshape(shape), dims=(*SAMPLES, *template.dims)
             )
             error = monte_carlo.standard_error(influence)
             part[f"{self.name}_mcse"] = template.copy(data=error.values)
@@ -191,20 +212,19 @@ class _Score:
 
     def result(self, numbers: Numbers) -> xr.Dataset:
         """The scores, their mean and its errors."""
-        result = tree_blocks.join(self.parts)
+        result = join_blocks(self.parts)
         add_mean(result, self.name)
         if numbers.num_draws > 1:
-            total = xr.DataArray(self.total, dims=_SAMPLES)
+            total = xr.DataArray(self.total, dims=SAMPLES)
             result[f"{self.name}_mean_mcse"] = monte_carlo.standard_error(total)
             result.attrs["mcse"] = monte_carlo.CAVEAT
         result.attrs["estimator"] = self.estimator
-        return describe(result, numbers.drawn, {})
+        return describe_numbers(result, numbers)
 
 
 def _parameters(tree: xr.DataTree, value: xr.DataArray, law: str) -> xr.Dataset:
     """``loc`` and ``scale`` of the posterior group, not yet read."""
-    if law not in ("normal", "laplace"):
-        raise ValueError(f"law must be 'normal' or 'laplace', not {law!r}.")
+    choice("law", law, ("normal", "laplace"))
     group = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
     if not {"loc", "scale"} <= set(group):
         raise ValueError(f"law={law!r} needs loc and scale in the posterior group of the tree.")
@@ -218,19 +238,14 @@ def _closed_form(value: xr.DataArray, parameters: xr.Dataset, law: str) -> xr.Da
     if not bool((scale > 0).all()):
         raise ValueError("scale must be positive.")
     if "variance" in parameters:
-        check_law(law, (parameters["variance"].astype(np.float64) / scale**2).values)
+        ratio = parameters["variance"].astype(np.float64) / scale**2
+        location_scale.check_law(law, ratio.values)
     z = (value - loc) / scale
-    if law == "normal":
-        shape = z * (2 * z.copy(data=ndtr(z.values)) - 1) + 2 * z.copy(data=norm.pdf(z.values))
-        shape = shape - np.pi**-0.5
-    else:
-        shape = abs(z) + np.exp(-abs(z)) - 0.75
-    return scale * shape
+    return scale * z.copy(data=location_scale.crps(z.values, law))
 
 
 def _check_estimator(estimator: str, numbers: Numbers) -> None:
-    if estimator not in _ESTIMATORS:
-        raise ValueError(f"estimator must be one of {_ESTIMATORS}, not {estimator!r}.")
+    choice("estimator", estimator, _ESTIMATORS)
     if estimator == "fair" and numbers.num_draws < 2:
         raise ValueError(
             "The fair estimator needs two draws and the tree holds one; predict more draws, or "

@@ -1,20 +1,15 @@
 """Calibration bins: confidence cut into bins of equal width, and the gap inside each.
 
 Bins are closed on the right, the first also on the left, so a confidence of exactly 1 belongs
-to the last bin. Every function keeps chain and draw where the arrays have them.
+to the last bin. Every function keeps chain and draw where the arrays have them. Entries that are
+NaN in ``correct`` or ``confidence`` are left out.
 """
 
 import numpy as np
 import xarray as xr
 from scipy.stats import beta
 
-_SAMPLES = ("chain", "draw")
-
-
-def check_bins(bins: int) -> None:
-    """Raise unless ``bins`` is a positive integer."""
-    if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:
-        raise ValueError(f"bins must be a positive integer, not {bins!r}.")
+from ppl_med.axes import SAMPLES
 
 
 def membership(confidence: xr.DataArray, bins: int) -> xr.DataArray:
@@ -40,8 +35,8 @@ def calibration_error(correct: xr.DataArray, confidence: xr.DataArray, bins: int
     Returns:
         Sum over bins of count / N |accuracy - mean confidence|; (chain, draw) or a scalar.
     """
-    inner = [dim for dim in correct.dims if dim not in _SAMPLES]
-    number = int(np.prod([correct.sizes[dim] for dim in inner]))
+    inner = [dim for dim in correct.dims if dim not in SAMPLES]
+    number = (correct + confidence).count(inner)
     return abs(gap_sums(correct, confidence, bins)).sum("bin") / number
 
 
@@ -52,7 +47,7 @@ def gap_sums(correct: xr.DataArray, confidence: xr.DataArray, bins: int) -> xr.D
     """
     correct, confidence = _align(correct, confidence)
     sums, _ = _gaps(correct, confidence, bins)
-    inner = {dim: 0 for dim in correct.dims if dim not in _SAMPLES}
+    inner = {dim: 0 for dim in correct.dims if dim not in SAMPLES}
     template = correct.isel(inner, drop=True).expand_dims(bin=bins, axis=-1)
     return template.copy(data=sums.reshape(template.shape))
 
@@ -85,7 +80,7 @@ def clopper_pearson(
 
 
 def _align(correct: xr.DataArray, confidence: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    samples = [dim for dim in _SAMPLES if dim in correct.dims]
+    samples = [dim for dim in SAMPLES if dim in correct.dims]
     correct = correct.transpose(*samples, ...)
     return correct, confidence.transpose(*correct.dims)
 
@@ -94,8 +89,9 @@ def _gaps(
     correct: xr.DataArray, confidence: xr.DataArray, bins: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum of (correct - confidence) for every draw and bin, and the flat bin of every entry."""
-    num_samples = sum(dim in _SAMPLES for dim in correct.dims)
+    num_samples = sum(dim in SAMPLES for dim in correct.dims)
     gap = (correct - confidence).values
+    gap = np.where(np.isnan(gap), 0.0, gap)
     rows = int(np.prod(gap.shape[:num_samples], dtype=int))
     index = equal_width(confidence.values, bins).reshape(rows, -1)
     flat = index + bins * np.arange(rows)[:, None]

@@ -2,10 +2,12 @@
 
 import xarray as xr
 
-SPACE = ("depth", "row", "col")
+from ppl_med import axes
+
+SPACE = axes.SPACE[3]
 
 
-def taken_out(given: xr.DataArray | xr.Dataset, name: str) -> xr.DataArray:
+def select_maps(given: xr.DataArray | xr.Dataset, name: str) -> xr.DataArray:
     """Return the maps: of a Dataset ``attribution``, if it is there, else ``mean``.
 
     Args:

@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.calibration.cases import case_labels
-from ppl_med.analysis.calibration.errors import errors
-from ppl_med.analysis.conformal.cases import metadata_groups
-from ppl_med.analysis.posterior import find_probabilities
+from ppl_med.analysis.calibration.class_errors import errors
+from ppl_med.analysis.tree import count_left_out, metadata_groups, open_classes
 
 
 def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -> xr.Dataset:
     """Measure the calibration of every group of cases by itself.
 
     Args:
-        tree: The tree of `predict` on labelled cases, one label per case.
+        tree: The tree of `predict` on labelled cases, one label per case, -1 left out.
         by: Name of a column of constant_data, or the groups themselves (case).
         **options: Of `errors`, for every group. Errors of small groups are large by chance: read
             them beside ``_null`` and ``_pvalue``.
@@ -29,19 +27,20 @@ def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -
     Raises:
         TypeError, ValueError: As for `errors`; no such column, or a case without a group.
     """
-    probs = find_probabilities(tree)
-    label = case_labels(tree, probs)
-    group = metadata_groups(tree, by, probs, "by").values
+    source = open_classes(tree)
+    label = source.case_labels()
+    counts, known = count_left_out(label), np.flatnonzero(label.values >= 0)
+    group = metadata_groups(tree, by, source.array, "by").values[known]
     names, count = np.unique(group, return_counts=True)
     parts = []
     for name in names:
-        rows = np.flatnonzero(group == name)
+        rows = known[group == name]
         part = {
-            "/posterior": probs.isel(case=rows).to_dataset(name="probs"),
+            "/posterior": source.array.isel(case=rows).to_dataset(name="probs"),
             "/observed_data": label.isel(case=rows).to_dataset(name="label"),
         }
         parts.append(errors(xr.DataTree.from_dict(part), **options))
     result = xr.concat(parts, xr.IndexVariable("group", names), combine_attrs="drop_conflicts")
     result["count"] = ("group", count)
-    result.attrs["num_cases"] = int(count.sum())
+    result.attrs.update(counts)
     return result

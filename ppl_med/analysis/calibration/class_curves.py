@@ -15,12 +15,12 @@ arXiv:2008.03033 (CORP curves and consistency bands).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import binning, isotonic
-from ppl_med.analysis.calibration.cases import case_labels, samples_of
-from ppl_med.analysis.calibration.resampling import check_level, check_replicates, draw_labels
-from ppl_med.analysis.decomposition import corp_parts
-from ppl_med.analysis.posterior import Posterior, class_names
-from ppl_med.analysis.probability_blocks import open_probs
+from ppl_med.analysis.scoring.brier_parts import corp_parts
+from ppl_med.analysis.statistics import binning, isotonic
+from ppl_med.analysis.statistics.resampling import draw_labels
+from ppl_med.analysis.tree import Posterior, count_left_out, open_classes
+from ppl_med.axes import SAMPLES
+from ppl_med.checks import choice, inside, whole
 
 _BINNINGS = ("equal_width", "equal_mass")
 _PARTS = ("brier", "miscalibration", "discrimination", "uncertainty")
@@ -34,7 +34,7 @@ def reliability_classwise(
     For the confidence of the predicted class see `ppl_med.analysis.scoring.reliability`.
 
     Args:
-        tree: The tree of `predict` on labelled cases, one label per case.
+        tree: The tree of `predict` on labelled cases, one label per case, -1 left out.
         bins: Number of bins of every class.
         binning_by: "equal_width", or "equal_mass" for equally many cases up to ties.
 
@@ -46,23 +46,22 @@ def reliability_classwise(
     Raises:
         TypeError, ValueError: ``probs`` or labels malformed, labels per pixel, bad arguments.
     """
-    binning.check_bins(bins)
-    if binning_by not in _BINNINGS:
-        raise ValueError(f"binning_by must be one of {_BINNINGS}, not {binning_by!r}.")
-    source = open_probs(tree)
-    probs = source.array
-    label = case_labels(tree, probs).values
+    whole("bins", bins)
+    choice("binning_by", binning_by, _BINNINGS)
+    source = open_classes(tree)
+    label = source.case_labels()
+    counts, rows = count_left_out(label), label.values >= 0
+    label = label.values[rows]
     rows = [
         _bin_class(column, (label == index).astype(np.float64), bins, binning_by)
-        for index, column in enumerate(source.mixture().values.T)
+        for index, column in enumerate(source.mixture().values[rows].T)
     ]
-    names = class_names(probs)
-    result = xr.Dataset(coords={"class": names, "bin": np.arange(bins)})
+    result = xr.Dataset(coords={"class": source.names, "bin": np.arange(bins)})
     for name in rows[0]:
         result[name] = (("class", "bin"), np.stack([row[name] for row in rows]))
     gap = abs(result["frequency"] - result["probability"]) * result["count"]
     result["ece"] = gap.sum("bin") / label.size
-    result.attrs.update(binning=binning_by, interval="Clopper-Pearson 95 %", num_cases=label.size)
+    result.attrs.update(counts, binning=binning_by, interval="Clopper-Pearson 95 %")
     return result
 
 
@@ -78,12 +77,12 @@ def pava(
     """Compare probabilities with how often the event came, by isotonic regression.
 
     Args:
-        tree: The tree of `predict` on labelled cases, one label per case.
+        tree: The tree of `predict` on labelled cases, one label per case, -1 left out.
         classwise: One curve for every class instead of one for the predicted class.
         per_draw: Add the curve of every draw.
         replicates: Sets of calibrated labels behind the band; 0 leaves the band out.
         level: Probability of the band, at each point.
-        seed: Of those labels.
+        seed: Seed of those labels.
 
     Returns:
         Dataset over rank (cases by rising probability; with class first where classwise):
@@ -95,17 +94,18 @@ def pava(
     Raises:
         TypeError, ValueError: ``probs`` or labels malformed, labels per pixel, bad arguments.
     """
-    check_replicates(replicates)
-    check_level(level)
-    source = open_probs(tree)
-    probs = source.array
-    label = case_labels(tree, probs).values
-    mixture = source.mixture().values
+    whole("replicates", replicates, 0)
+    inside("level", level)
+    source = open_classes(tree)
+    label = source.case_labels()
+    counts, rows = count_left_out(label), label.values >= 0
+    label = label.values[rows]
+    mixture = source.mixture().values[rows]
     given, happened = _events(mixture, label, classwise)
     fits = [_sorted_fit(p, y) for p, y in zip(given, happened, strict=True)]
     dims = ("class", "rank") if classwise else ("rank",)
-    coords = {"class": class_names(probs)} if classwise else {}
-    result = xr.Dataset(coords={**samples_of(probs), **coords})
+    coords = {"class": source.names} if classwise else {}
+    result = xr.Dataset(coords={**source.samples, **coords})
     shape = (-1, label.size) if classwise else (label.size,)
     for index, name in enumerate(("probability", "frequency")):
         result[name] = (dims, np.stack([fit[index] for fit in fits]).reshape(shape))
@@ -117,14 +117,16 @@ def pava(
     for index, name in enumerate(_PARTS):
         result[name] = (dims[:-1], parts[:, index].reshape(shape[:-1]))
     if per_draw:
-        curves = np.array([_curves(table.values, label, classwise) for table in source.draws()])
+        curves = np.array(
+            [_curves(table.values[rows], label, classwise) for table in source.draws()]
+        )
         curves = curves.reshape(*source.num_samples, *curves.shape[1:])  # (..., event, 2, rank)
         for index, name in enumerate(("probability_per_draw", "frequency_per_draw")):
             values = curves[:, :, :, index] if classwise else curves[:, :, 0, index]
-            result[name] = (("chain", "draw", *dims), values)
+            result[name] = ((*SAMPLES, *dims), values)
     for variable in result.data_vars.values():
         variable.attrs["units"] = "probability"
-    result.attrs.update(level=level, replicates=replicates, num_cases=label.size)
+    result.attrs.update(counts, level=level, replicates=replicates)
     result.attrs["event"] = "the class" if classwise else "the predicted class is right"
     result.attrs["band"] = "consistency band, at each point"
     return result

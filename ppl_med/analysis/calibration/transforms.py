@@ -1,9 +1,9 @@
-"""Probability integral transforms: where in the predicted law of a number what came fell.
+"""Probability integral transforms: where the observation lies in the predicted distribution.
 
 With F the distribution function of the mixture of the draws, u = F(y) is uniform on 0..1 if the
 predictions are calibrated. F is read
 
-    the law      mean over draws of F_s(y), in closed form from ``loc`` and ``scale``
+    the distribution  mean over draws of F_s(y), in closed form from ``loc`` and ``scale``
     the draws    (number below y + V (1 + number equal to y)) / (draws + 1), V ~ U(0, 1)
 
 Both are exactly uniform if y comes from the mixture; the second for any number of draws, as y is
@@ -17,13 +17,12 @@ Czado, Gneiting and Held, Biometrics 65, 2009 (randomised).
 import numpy as np
 import xarray as xr
 from scipy import stats
-from scipy.special import ndtr, stdtr
 
-from ppl_med.analysis.number_laws import check_law
-from ppl_med.analysis.tree_blocks import Block, Numbers, open_numbers
+from ppl_med.analysis.statistics import location_scale
+from ppl_med.analysis.tree import Block, Numbers, count_left_out, open_numbers
+from ppl_med.checks import choice
 
 LAWS = ("normal", "laplace", "student_t", "samples")
-_SAMPLES = ("chain", "draw")
 
 
 def pit(
@@ -56,11 +55,10 @@ def pit(
     for block in numbers.blocks():
         where = tuple(block.get(dim, slice(None)) for dim in numbers.sizes)
         values[where] = _block(numbers, block, chosen, rng)
-    if np.isnan(values).all():
-        raise ValueError("The observation is NaN everywhere: there is nothing to compare with.")
     coords = {dim: numbers.observed.coords[dim] for dim in numbers.sizes
               if dim in numbers.observed.coords}  # fmt: skip
     result = xr.Dataset({"pit": (tuple(numbers.sizes), values)}, coords)
+    counts = count_left_out(result["pit"])
     tested = one_per_case(values, rng)
     test = stats.kstest(tested, "uniform")
     result["ks"], result["ks_pvalue"] = ((), test.statistic), ((), test.pvalue)
@@ -70,10 +68,9 @@ def pit(
         ("ks_pvalue", "probability of such a distance if the predictions are calibrated"),
     ):
         result[name].attrs.update(units="probability", long_name=long_name)
-    observed = int((~np.isnan(values)).sum())
-    result.attrs.update(law=chosen, num_observed=observed, num_tested=len(tested))
-    result.attrs.update(num_draws=numbers.num_draws, num_cases=numbers.sizes["case"])
-    return result
+    observed = values.size - counts["left_out"]
+    result.attrs.update(counts, law=chosen, num_observed=observed, num_tested=len(tested))
+    return result.assign_attrs(num_draws=numbers.num_draws)
 
 
 def one_per_case(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -84,11 +81,10 @@ def one_per_case(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _chosen(numbers: Numbers, law: str | None) -> str:
-    if law is not None and law not in LAWS:
-        raise ValueError(f"law must be one of {LAWS}, not {law!r}.")
     names = set(map(str, numbers.posterior))
     if law is None:
         return "normal" if {"loc", "scale"} <= names and "variance" not in names else "samples"
+    choice("law", law, LAWS)
     needed = {"loc", "scale", "variance"} if law == "student_t" else {"loc", "scale"}
     missing = needed - names
     if missing and law != "samples":
@@ -111,19 +107,5 @@ def _block(numbers: Numbers, block: Block, law: str, rng: np.random.Generator) -
         raise ValueError("scale must be positive and loc finite; find the draw that diverged.")
     z = (value.values - group["loc"].values) / scale
     ratio = group["variance"].values / scale**2 if "variance" in group else None
-    result: np.ndarray = _cdf(z, law, ratio).mean((0, 1))
+    result: np.ndarray = location_scale.cdf(z, law, ratio).mean((0, 1))
     return result
-
-
-def _cdf(z: np.ndarray, law: str, ratio: np.ndarray | None) -> np.ndarray:
-    """Distribution function of the standardised law; ``ratio`` is variance / scale^2."""
-    if law == "student_t":
-        assert ratio is not None
-        if not (ratio > 1).all():
-            raise ValueError("law='student_t' contradicts a variance not above the squared scale.")
-        return np.asarray(stdtr(2 * ratio / (ratio - 1), z))
-    check_law(law, ratio)
-    if law == "normal":
-        return np.asarray(ndtr(z))
-    half = 0.5 * np.exp(-np.abs(z))
-    return np.where(z < 0, half, 1 - half)

@@ -17,6 +17,8 @@ Source: Searle, Casella and McCulloch, Variance Components, Wiley 1992, chapter 
 
 import xarray as xr
 
+from ppl_med.axes import SAMPLES
+
 CAVEAT = (
     "delta method over draws with chains as random effects; draws of a single chain are taken "
     "as independent"
@@ -24,13 +26,13 @@ CAVEAT = (
 
 
 def standard_error(influence: xr.DataArray) -> xr.DataArray:
-    """Return the standard error of ``influence.mean(("chain", "draw"))``.
+    """Return the standard error of ``influence.mean(SAMPLES)``.
 
     Args:
         influence: Influence of every draw (chain, draw, ...), in the unit of the figure.
 
     Returns:
-        Standard error (...), in the same unit.
+        Standard error (...), in the same unit; NaN where the influence is.
 
     Raises:
         ValueError: Fewer than two draws in all.
@@ -38,20 +40,22 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
     chains, draws = influence.sizes["chain"], influence.sizes["draw"]
     require_draws(influence)
     # Equal draws must give exactly zero, so the first draw is taken off before averaging.
-    shifted = influence - influence.isel(chain=0, draw=0, drop=True)
+    first = influence.isel(chain=0, draw=0, drop=True)
+    shifted = influence - first
     chain_mean = shifted.mean("draw")
     square = xr.zeros_like(chain_mean.isel(chain=0, drop=True))
     if draws > 1:
-        square = ((shifted - chain_mean) ** 2).sum(("chain", "draw")) / (chains * (draws - 1))
+        square = ((shifted - chain_mean) ** 2).sum(SAMPLES) / (chains * (draws - 1))
     if chains > 1:
         square = xr.ufuncs.maximum(square, draws * chain_mean.var("chain", ddof=1))
-    return (square / (chains * draws)) ** 0.5
+    error = (square / (chains * draws)) ** 0.5
+    return error if bool(first.notnull().all()) else error.where(first.notnull())
 
 
 def mean(array: xr.DataArray) -> xr.DataArray:
     """Return the mean over chain and draw; exact when all draws are equal."""
     first = array.isel(chain=0, draw=0, drop=True)
-    return first + (array - first).mean(("chain", "draw"))
+    return first + (array - first).mean(SAMPLES)
 
 
 def require_draws(array: xr.DataArray | xr.Dataset) -> None:

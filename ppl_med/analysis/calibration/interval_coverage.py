@@ -1,8 +1,8 @@
 """Coverage of predicted intervals of numbers at every level, and the calibration error from it.
 
-The central interval of level p holds what came where |2 u - 1| <= p, u its probability integral
-transform; so no quantile of the mixture need be found. With c_p the share that it holds, and q_p
-the share at or below the quantile of level p,
+The central interval of level p holds the observation where |2 u - 1| <= p, u its probability
+integral transform; so no quantile of the mixture need be found. With c_p the share that it holds,
+and q_p the share at or below the quantile of level p,
 
     interval_error       mean over levels of |c_p - p|                      probability
     calibration_error    mean over levels of (q_p - p)^2                    probability^2
@@ -20,10 +20,11 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from ppl_med.analysis import binning
-from ppl_med.analysis.calibration.pit import pit
-from ppl_med.analysis.calibration.resampling import check_level
-from ppl_med.analysis.segmentation.frequencies import ratio_error
+from ppl_med.analysis.calibration.transforms import pit
+from ppl_med.analysis.statistics import binning
+from ppl_med.analysis.statistics.case_means import ratio_error
+from ppl_med.analysis.statistics.draw_ranks import check_levels
+from ppl_med.checks import inside
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
@@ -44,7 +45,7 @@ def coverage(
         site: Name of the observed site; None takes the only one.
         levels: Probabilities of the intervals and of the quantiles, in (0, 1).
         law: As for `pit`.
-        confidence: Of the intervals around ``coverage``.
+        confidence: Probability of the intervals around ``coverage``.
         seed: As for `pit`.
 
     Returns:
@@ -57,24 +58,24 @@ def coverage(
     Raises:
         TypeError, ValueError: As for `pit`; a level out of range.
     """
-    check_level(confidence)
-    array = _check_levels(levels)
+    inside("confidence", confidence)
+    array = check_levels(levels)
     transformed = pit(tree, site, law=law, seed=seed)
     values = transformed["pit"].values.reshape(transformed.sizes["case"], -1)
     known = ~np.isnan(values)
     kept = np.where(known, values, 2.0)  # 2 lies in no interval
     central = np.abs(2 * kept - 1)
-    inside = np.stack([(central <= level).sum(1) for level in array], axis=1)
+    held = np.stack([(central <= level).sum(1) for level in array], axis=1)
     below = np.stack([(kept <= level).sum(1) for level in array], axis=1)
     count = np.repeat(known.sum(1)[:, None], len(array), axis=1)
     result = xr.Dataset(coords={"level": ("level", array, {"units": "probability"})})
-    for name, hits in (("coverage", inside), ("below", below)):
+    for name, hits in (("coverage", held), ("below", below)):
         result[name] = ("level", hits.sum(0) / count.sum(0))
         result[f"{name}_se"] = ("level", ratio_error(hits.astype(float), count.astype(float)))
     single = transformed["pit"].ndim == 1
     number = int(known.sum())
     ends = (
-        binning.clopper_pearson(inside.sum(0), count.sum(0), confidence)
+        binning.clopper_pearson(held.sum(0), count.sum(0), confidence)
         if single
         else _student(result, int(known.any(1).sum()), confidence)
     )

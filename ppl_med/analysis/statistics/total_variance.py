@@ -13,9 +13,9 @@ inverse precision plus the sample variance of the passes (2016, eq. 3.16).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import monte_carlo
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.axes import SAMPLES
 
-_SAMPLES = ("chain", "draw")
 Figures = dict[str, tuple[xr.DataArray, xr.DataArray, str]]
 
 
@@ -34,7 +34,7 @@ def moments(group: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     """
     location = next(name for name in ("loc", "mean") if name in group)
     spread = next(name for name in ("variance", "scale") if name in group)
-    mean = group[location].transpose(*_SAMPLES, "case", ...).astype(np.float64).load()
+    mean = group[location].transpose(*SAMPLES, "case", ...).astype(np.float64).load()
     variance = group[spread].transpose(*mean.dims).astype(np.float64).load()
     variance = variance**2 if spread == "scale" else variance
     for name, array in ((location, mean), (spread, variance)):
@@ -49,7 +49,7 @@ def variance_figures(group: xr.Dataset) -> tuple[Figures, xr.DataArray]:
     epistemic = (mean - monte_carlo.mean(mean)) ** 2
     unit = "unit of the value, squared"
     figures = {
-        name: (influence.mean(_SAMPLES), influence, unit)
+        name: (influence.mean(SAMPLES), influence, unit)
         for name, influence in (
             ("aleatoric", aleatoric),
             ("epistemic", epistemic),

@@ -18,16 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import tree_blocks
-from ppl_med.analysis.draw_ranks import RANKS, attained
-from ppl_med.analysis.number_draws import (
-    add_mean,
-    case_means,
-    check_observed,
-    describe,
-    over_cases,
-)
-from ppl_med.analysis.tree_blocks import Numbers, open_numbers
+from ppl_med.analysis.scoring.draw_scores import describe_numbers
+from ppl_med.analysis.statistics.case_means import add_mean, case_means, over_cases
+from ppl_med.analysis.statistics.draw_ranks import RANKS, attained, check_levels
+from ppl_med.analysis.tree import Block, Numbers, count_left_out, join_blocks, open_numbers
 
 
 def quantile_score(
@@ -50,7 +44,8 @@ def quantile_score(
         TypeError, ValueError: As for `crps`; a level out of range.
     """
     numbers = open_numbers(tree, site)
-    value = check_observed(numbers.observed)
+    value = numbers.observations()
+    counts = count_left_out(value)
     quantile = _quantiles(numbers, levels)
     gap = -(quantile - value)  # level first
     score = gap * (quantile["level"] - (gap < 0))
@@ -59,7 +54,7 @@ def quantile_score(
     result["below"] = case_means((gap <= 0).where(np.isfinite(gap))).mean("case")
     ends = np.array([1, numbers.num_draws]) / (numbers.num_draws + 1)
     result["attained"] = quantile["level"].clip(*ends).drop_attrs()
-    return describe(result, numbers.drawn, dict.fromkeys(("below", "attained"), "probability"))
+    return describe_numbers(result, numbers, ("below", "attained")).assign_attrs(counts)
 
 
 def interval_score(
@@ -82,8 +77,9 @@ def interval_score(
         TypeError, ValueError: As for `crps`; a level out of range.
     """
     numbers = open_numbers(tree, site)
-    value = check_observed(numbers.observed)
-    _check_levels(levels)
+    value = numbers.observations()
+    counts = count_left_out(value)
+    check_levels(levels)
     level = xr.DataArray(np.array(levels, float), dims="level", coords={"level": list(levels)})
     ends = _quantiles(numbers, np.concatenate([(1 - level) / 2, (1 + level) / 2]))
     parts = (ends.isel(level=slice(len(level))), ends.isel(level=slice(len(level), None)))
@@ -97,24 +93,18 @@ def interval_score(
     result["coverage"], result["coverage_se"] = inside.mean("case"), over_cases(inside)
     result["attained"] = level.clip(max=attained(1.0, numbers.num_draws))
     names = ("coverage", "coverage_se", "attained")
-    return describe(result, numbers.drawn, dict.fromkeys(names, "probability"))
+    return describe_numbers(result, numbers, names).assign_attrs(counts)
 
 
 def _quantiles(numbers: Numbers, levels: Sequence[float] | np.ndarray) -> xr.DataArray:
     """Quantiles of the draws (level, case, ...)."""
-    _check_levels(levels)
+    check_levels(levels)
 
-    def of_block(block: tree_blocks.Block) -> xr.DataArray:
+    def of_block(block: Block) -> xr.DataArray:
         drawn = numbers.draws(block)
         flat = drawn.values.reshape(-1, *drawn.shape[2:])
         values = np.quantile(flat, levels, axis=0, method=RANKS)
         template = drawn.isel(chain=0, draw=0, drop=True)
         return template.expand_dims(level=np.array(levels, float)).copy(data=values)
 
-    return tree_blocks.join((block, of_block(block)) for block in numbers.blocks())
-
-
-def _check_levels(levels: Sequence[float] | np.ndarray) -> None:
-    array = np.asarray(levels, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not ((array > 0) & (array < 1)).all():
-        raise ValueError(f"levels must be a list of probabilities in (0, 1), not {levels!r}.")
+    return join_blocks((block, of_block(block)) for block in numbers.blocks())

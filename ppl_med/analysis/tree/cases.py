@@ -3,7 +3,24 @@
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.posterior import Posterior, check_cases
+
+def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str = "probs") -> None:
+    """Raise unless ``array`` holds the cases of ``probs`` in the same order.
+
+    Args:
+        array: Has the dimension case.
+        probs: Likewise.
+        name: Of the first, for the error.
+        other: Of the second.
+    """
+    same = array.sizes["case"] == probs.sizes["case"]
+    if same and "case" in array.coords and "case" in probs.coords:
+        same = bool(np.all(array["case"].values == probs["case"].values))
+    if not same:
+        raise ValueError(
+            f"{name} and {other} do not hold the same cases in the same order; select the same "
+            "cases in every group of the tree, and in every tree."
+        )
 
 
 def case_ids(array: xr.DataArray, name: str = "probs") -> np.ndarray:
@@ -38,7 +55,7 @@ def check_disjoint(calibration_ids: np.ndarray, test_ids: np.ndarray) -> None:
 
 
 def metadata_groups(
-    tree: Posterior, by: str | xr.DataArray, array: xr.DataArray, argument: str
+    tree: object, by: str | xr.DataArray, array: xr.DataArray, argument: str
 ) -> xr.DataArray:
     """Return the group of every case as text.
 
@@ -90,7 +107,7 @@ def case_weights(weights: xr.DataArray, array: xr.DataArray) -> np.ndarray:
     return values
 
 
-def _column(tree: Posterior, name: str, argument: str) -> xr.DataArray:
+def _column(tree: object, name: str, argument: str) -> xr.DataArray:
     if not isinstance(tree, xr.DataTree):
         raise TypeError(
             f"{argument}={name!r} names a column of constant_data, which only a DataTree has; "

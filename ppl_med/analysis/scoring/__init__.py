@@ -1,0 +1,29 @@
+"""Scores of predictions against observations; the prediction is the mixture of the draws.
+
+class_scores       score                             accuracy, NLL, Brier score, ECE
+brier_parts        brier_decomposition               what recalibration could remove, and the rest
+confidence_bins    reliability                       confidence against accuracy, bin by bin
+log_scores         elpd_heldout                      log density of held-out cases
+draw_scores        crps, energy                      of predicted numbers
+quantile_scores    quantile_score, interval_score    of predicted numbers
+
+More measures of calibration stand in `ppl_med.analysis.calibration`.
+"""
+
+from ppl_med.analysis.scoring.brier_parts import brier_decomposition
+from ppl_med.analysis.scoring.class_scores import score
+from ppl_med.analysis.scoring.confidence_bins import reliability
+from ppl_med.analysis.scoring.draw_scores import crps, energy
+from ppl_med.analysis.scoring.log_scores import elpd_heldout
+from ppl_med.analysis.scoring.quantile_scores import interval_score, quantile_score
+
+__all__ = [
+    "brier_decomposition",
+    "crps",
+    "elpd_heldout",
+    "energy",
+    "interval_score",
+    "quantile_score",
+    "reliability",
+    "score",
+]

@@ -1,0 +1,11 @@
+"""Statistics that several analyses share: arrays in, arrays out; they know no tree.
+
+monte_carlo      standard errors of figures from posterior draws
+case_means       means over cases and their standard errors
+draw_ranks       intervals between draws, and levels of quantiles
+binning          bins of equal width, exact binomial intervals
+isotonic         isotonic regression
+resampling       labels drawn from given probabilities
+location_scale   closed forms of the normal, Laplace and Student t
+total_variance   split of a variance by the law of total variance
+"""

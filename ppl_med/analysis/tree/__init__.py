@@ -1,0 +1,94 @@
+"""The one door to a tree of `predict`: what analyses may read off it, checked once.
+
+classes        class probabilities, and observed classes        ``open_classes``
+numbers        predicted distributions, draws, observed numbers ``open_numbers``
+masks          sampled masks                                    ``open_draws``
+graders        masks of several graders                         ``open_annotations``
+likelihoods    log-likelihood of the observation                ``open_log_likelihood``
+attributions   maps of attribution                              ``select_maps``
+cases          ids, groups, weights; the same cases everywhere
+blocks         parts that fit in memory: trees may be larger than it
+left_out       what was not observed, and how it is reported
+
+An entry is a case, or a pixel of a case. What was not observed is -1 in labels and masks and NaN in
+numbers. Every analysis that reads observations leaves such entries out and gives what it would give
+on the other entries alone; a case without any is NaN in results per case and left out of means.
+Every Dataset it returns says so in its attributes:
+
+    left_out          entries that were not observed
+    left_out_cases    cases of which no entry was observed
+    num_cases         cases that count: those with an observed entry
+
+Analyses of what was predicted alone need no observation and leave nothing out. A prediction that is
+NaN is an error: it says that a draw has diverged.
+"""
+
+from ppl_med.analysis.tree.attributions import select_maps
+from ppl_med.analysis.tree.blocks import Block, Part, join_blocks, split_blocks
+from ppl_med.analysis.tree.cases import (
+    case_ids,
+    case_weights,
+    check_cases,
+    check_disjoint,
+    metadata_groups,
+)
+from ppl_med.analysis.tree.classes import Classes, Posterior, class_names, has_probs, open_classes
+from ppl_med.analysis.tree.graders import (
+    Case,
+    Weights,
+    compared_cases,
+    grader_law,
+    open_annotations,
+    sample_law,
+)
+from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
+from ppl_med.analysis.tree.likelihoods import LogLikelihood, open_log_likelihood
+from ppl_med.analysis.tree.masks import (
+    ClassList,
+    Draws,
+    check_range,
+    class_indices,
+    class_labels,
+    open_draws,
+    open_probabilities,
+)
+from ppl_med.analysis.tree.numbers import Numbers, find_distribution, open_numbers
+
+__all__ = [
+    "UNANNOTATED",
+    "Block",
+    "Case",
+    "ClassList",
+    "Classes",
+    "Draws",
+    "LogLikelihood",
+    "Numbers",
+    "Part",
+    "Posterior",
+    "Weights",
+    "case_ids",
+    "case_weights",
+    "check_cases",
+    "check_disjoint",
+    "check_range",
+    "class_indices",
+    "class_labels",
+    "class_names",
+    "compared_cases",
+    "count_left_out",
+    "find_distribution",
+    "grader_law",
+    "has_probs",
+    "join_blocks",
+    "known",
+    "metadata_groups",
+    "open_annotations",
+    "open_classes",
+    "open_draws",
+    "open_log_likelihood",
+    "open_numbers",
+    "open_probabilities",
+    "sample_law",
+    "select_maps",
+    "split_blocks",
+]

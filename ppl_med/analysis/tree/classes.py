@@ -1,0 +1,279 @@
+"""Class probabilities of a tree, and the observed classes, read by parts that fit in memory.
+
+    probs           (chain, draw, case, class, ...)  probability, sums to 1 over class
+    label or mask   (case, ...)                      observed class, 0..K-1, or -1: not annotated
+
+where ... stands for further dimensions such as row and col. What is entry by entry is computed by
+runs of cases. What must see all cases together (ranks, quantiles, bootstrap) is computed from a
+table (case, class, ...): the mixture, or one draw. A table is in memory, the draws never are.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.tree import blocks as tree_blocks
+from ppl_med.analysis.tree.blocks import Block, Part
+from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.left_out import UNANNOTATED
+from ppl_med.axes import SAMPLES
+
+Posterior: TypeAlias = xr.DataTree | xr.Dataset | xr.DataArray
+
+OBSERVATIONS = ("label", "mask")
+_COPIES = 4  # of the tables of a run: the chunks, the run, the run before, and what is checked
+_SUM_TOLERANCE = 1e-5  # float32 softmax over a few hundred classes is off by about 1e-6
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class probabilities of every draw, and observed classes, not yet read; see `open_classes`.
+
+    Args:
+        array: Probabilities (chain, draw, case, class, ...).
+        tree: What may hold observations.
+    """
+
+    array: xr.DataArray
+    tree: Posterior
+
+    @property
+    def num_samples(self) -> tuple[int, int]:
+        """Chains and draws."""
+        return self.array.shape[0], self.array.shape[1]
+
+    @property
+    def names(self) -> list[str]:
+        """Name of every class, or its index as text where the axis has no names."""
+        return class_names(self.array)
+
+    @property
+    def samples(self) -> dict[str, xr.DataArray]:
+        """Coordinates of chain and draw, where there are any."""
+        return {dim: self.array.coords[dim] for dim in SAMPLES if dim in self.array.coords}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of case and the further axes."""
+        return {dim: self.array.sizes[dim] for dim in ("case", *map(str, self.array.dims[4:]))}
+
+    def blocks(self) -> Iterator[tuple[Block, xr.DataArray]]:
+        """Yield selections that fit the memory limit, and their probabilities, float64.
+
+        Raises:
+            ValueError: Values are not finite, negative, or do not sum to one over class.
+        """
+        per_entry = int(np.prod(self.num_samples)) * self.array.sizes["class"]
+        for block in tree_blocks.split_blocks(self.sizes, per_entry):
+            yield block, self.read(block)
+
+    def read(self, block: Block | None = None) -> xr.DataArray:
+        """Return the probabilities of a block, or all, float64, in memory.
+
+        Raises:
+            ValueError: As for `blocks`.
+        """
+        return _read(self.array.isel(block or {}))
+
+    def map(self, function: Callable[[xr.DataArray], Part]) -> Part:
+        """Return a function of every block (chain, draw, case, class, ...), put together."""
+        return tree_blocks.join_blocks((block, function(part)) for block, part in self.blocks())
+
+    def mixture(self) -> xr.DataArray:
+        """Return the mean over chain and draw (case, class, ...)."""
+        return self.map(monte_carlo.mean)
+
+    def draws(self) -> Iterator[xr.DataArray]:
+        """Yield the table (case, class, ...) of every draw, chain by chain.
+
+        As many draws as fit the memory limit, and one at least, are read together.
+
+        Raises:
+            ValueError: As for `blocks`.
+        """
+        chains, draws = self.num_samples
+        one = 8 * _COPIES * self.array.size // (chains * draws)
+        step = max(1, tree_blocks.BLOCK_BYTES // one)
+        for chain in range(chains):
+            for start in range(0, draws, step):
+                run = self.array.isel(chain=[chain], draw=slice(start, start + step))
+                yield from _read(run)[0]
+
+    def observation(self) -> xr.DataArray | None:
+        """Return the observed label or mask as stored, if there is one."""
+        if not isinstance(self.tree, xr.DataTree) or "observed_data" not in self.tree.children:
+            return None
+        group = self.tree["observed_data"].to_dataset()
+        return next((group[name] for name in OBSERVATIONS if name in group), None)
+
+    def observed(self) -> xr.DataArray:
+        """Find the observed classes (case, ...), not yet read.
+
+        Raises:
+            TypeError: The tree is not a DataTree, so it carries no observations.
+            ValueError: No observation, other dimensions or cases than ``probs``, no integers.
+        """
+        if not isinstance(self.tree, xr.DataTree):
+            raise TypeError(
+                f"tree must be a DataTree with observed_data, not {type(self.tree).__name__}: "
+                "this analysis compares probabilities with labels."
+            )
+        label = self.observation()
+        if label is None:
+            raise ValueError(
+                "tree has no observed label or mask in observed_data; call predict on batches "
+                "that hold labels."
+            )
+        name = f"observed {label.name}"
+        if set(label.dims) != set(self.sizes):
+            raise ValueError(
+                f"{name} has dimensions {label.dims}; expected {tuple(self.sizes)}. Of several "
+                "graders choose one."
+            )
+        check_cases(label, self.array, name)
+        if label.dtype.kind not in "iu":
+            raise ValueError(f"{name} must hold integers (class indices), not {label.dtype}.")
+        return label.transpose(*self.sizes)
+
+    def labels(
+        self, block: Block | None = None, *, ignore: int | None = None, complete: bool = False
+    ) -> xr.DataArray:
+        """Return the observed classes of a block, or all, in memory.
+
+        Args:
+            block: Which; None for all.
+            ignore: A further value, beside -1, that says that an entry was not annotated.
+            complete: Refuse entries that were not annotated.
+
+        Returns:
+            Class index in 0..K-1, or -1 where not annotated (case, ...), int64.
+
+        Raises:
+            TypeError, ValueError: As for `observed`; a value that is no class.
+        """
+        label = self.observed().isel(block or {}).load()
+        if ignore is not None:
+            label = label.astype(np.int64).where(label != ignore, UNANNOTATED)
+        low, high = int(label.min()), int(label.max())
+        num_classes = self.array.sizes["class"]
+        if low < UNANNOTATED or high >= num_classes:
+            raise ValueError(
+                f"observed {label.name} runs from {low} to {high}, outside 0..{num_classes - 1}; "
+                "use class indices, and -1 for what is not annotated."
+            )
+        if complete and low == UNANNOTATED:
+            number = int((label == UNANNOTATED).sum())
+            raise ValueError(
+                f"observed {label.name} is -1 (not annotated) in {number} entries; drop them."
+            )
+        return label.astype(np.int64)
+
+    def case_labels(self, *, complete: bool = False) -> xr.DataArray:
+        """Return one observed class for every case; as `labels`.
+
+        Raises:
+            TypeError, ValueError: As for `labels`, or there is one class per pixel.
+        """
+        label = self.labels(complete=complete)
+        if label.ndim > 1:
+            raise ValueError(
+                f"The observation has dimensions {label.dims}: pixels of one case are not "
+                "independent, so they are not exchangeable and an interval would be too narrow. "
+                "Use one label per case, or for masks ppl_med.analysis.segmentation, such as "
+                "pixel_reliability."
+            )
+        return label
+
+
+def open_classes(tree: Posterior) -> Classes:
+    """Find the class probabilities and observed classes of a tree, without reading them.
+
+    Args:
+        tree: The tree of `predict`, its posterior group as a Dataset, or ``probs`` itself.
+
+    Raises:
+        TypeError: ``tree`` is none of the three.
+        ValueError: ``probs`` is absent, lacks a dimension or is empty. Malformed values are found
+            when they are read.
+    """
+    probs = _find(tree)
+    required = (*SAMPLES, "case", "class")
+    missing = [dim for dim in required if dim not in probs.dims]
+    if missing:
+        raise ValueError(
+            f"probs lacks the dimension(s) {', '.join(missing)}; it has {probs.dims}. "
+            "Name or add them, e.g. probs.expand_dims('chain') for a single chain."
+        )
+    empty = [str(dim) for dim, size in probs.sizes.items() if size == 0]
+    if empty:
+        raise ValueError(f"probs is empty along {', '.join(empty)}; predict at least one.")
+    return Classes(probs.transpose(*required, ...), tree)
+
+
+def class_names(array: xr.DataArray) -> list[str]:
+    """Return the name of every class, or its index as text where the axis has no names."""
+    if "class" in array.coords:
+        return [str(name) for name in array["class"].values]
+    return [str(index) for index in range(array.sizes["class"])]
+
+
+def has_probs(tree: Posterior) -> bool:
+    """Whether a tree, or its posterior group, is of classes: whether it holds ``probs``."""
+    if isinstance(tree, xr.DataTree):
+        return "posterior" in tree.children and "probs" in tree["posterior"].to_dataset()
+    return isinstance(tree, xr.Dataset) and "probs" in tree
+
+
+def check_simplex(values: np.ndarray, axis: int) -> None:
+    """Raise unless probabilities are finite, not negative, and sum to one along an axis."""
+    lowest = float(values.min())
+    error = float(np.abs(values.sum(axis) - 1).max())
+    if lowest >= 0 and error <= _SUM_TOLERANCE:
+        return
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ValueError(
+            f"probs holds {bad} NaN or infinite values; drop those cases or find the draw that "
+            "diverged."
+        )
+    if lowest < 0:
+        raise ValueError(f"probs has negative values ({lowest:.3g}); were logits passed?")
+    raise ValueError(
+        f"probs must sum to one over class; the largest error is {error:.3g}. Pass probabilities, "
+        "not logits, and one column per class also for two classes."
+    )
+
+
+def _find(tree: Posterior) -> xr.DataArray:
+    if isinstance(tree, xr.DataArray):
+        return tree
+    if isinstance(tree, xr.DataTree):
+        if "posterior" not in tree.children:
+            raise ValueError(
+                f"tree has no posterior group, only {sorted(tree.children)}; "
+                "pass the DataTree that predict returned."
+            )
+        tree = tree["posterior"].to_dataset()
+    elif not isinstance(tree, xr.Dataset):
+        raise TypeError(
+            f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
+        )
+    if "probs" not in tree:
+        raise ValueError(
+            f"The posterior holds no probs, only {sorted(map(str, tree.data_vars))}; "
+            "this analysis needs a classification model."
+        )
+    return tree["probs"]
+
+
+def _read(array: xr.DataArray) -> xr.DataArray:
+    if array.chunks is not None:
+        # A slice of a chunk is a view, which would keep the whole chunk in memory.
+        array = array.copy(data=array.data.map_blocks(np.copy))
+    values = array.astype(np.float64, copy=False).load()
+    check_simplex(values.values, values.get_axis_num("class"))
+    return values

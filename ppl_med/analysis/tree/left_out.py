@@ -1,0 +1,38 @@
+"""What was not observed: -1 in labels and masks, NaN in numbers; told apart and counted here."""
+
+import xarray as xr
+
+UNANNOTATED = -1
+
+
+def known(observed: xr.DataArray) -> xr.DataArray:
+    """Return which entries were observed: bool, of the dimensions given."""
+    if observed.dtype.kind == "b":
+        return observed
+    return observed.notnull() if observed.dtype.kind == "f" else observed != UNANNOTATED
+
+
+def count_left_out(observed: xr.DataArray) -> dict[str, int]:
+    """Count what was not observed, for the attributes of a result.
+
+    Args:
+        observed: What was observed (case, ...), or whether it was (bool).
+
+    Returns:
+        ``num_cases``, ``left_out`` and ``left_out_cases``, as the package says.
+
+    Raises:
+        ValueError: Nothing was observed.
+    """
+    seen = known(observed).transpose("case", ...).values
+    per_case = seen.reshape(len(seen), -1).any(1)
+    if not per_case.any():
+        raise ValueError(
+            f"The observation {observed.name or ''} is NaN everywhere, or -1 (not annotated): "
+            "there is nothing to compare with."
+        )
+    return {
+        "num_cases": int(per_case.sum()),
+        "left_out": int(seen.size - seen.sum()),
+        "left_out_cases": int((~per_case).sum()),
+    }

@@ -1,0 +1,164 @@
+"""Predicted and observed numbers of a tree, read by parts that fit in memory.
+
+observed_data/<site>              (case, ...)                 NaN where not observed
+posterior_predictive/<site>       (chain, draw, case, ...)    finite
+posterior/loc, mean               (chain, draw, case, ...)    of the distribution under a draw
+posterior/scale, variance         (chain, draw, case, ...)
+posterior/quantile                (chain, draw, case, ..., level)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.statistics.total_variance import variance_figures
+from ppl_med.analysis.tree.blocks import Block, split_blocks
+from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.classes import OBSERVATIONS
+from ppl_med.axes import SAMPLES
+
+_LOCATIONS, _SPREADS = ("loc", "mean"), ("scale", "variance")
+
+
+class NumberBlock(NamedTuple):
+    """Predicted and observed numbers of a block, float64, each (case, ...)."""
+
+    observed: xr.DataArray  # NaN where not observed
+    mean: xr.DataArray  # of the mixture of the draws
+    variance: xr.DataArray  # of the mixture of the draws
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Observed and predicted numbers of a tree, not yet read; see `open_numbers`.
+
+    Args:
+        observed: (case, ...), NaN where an entry was not observed.
+        drawn: (chain, draw, case, ...).
+        posterior: ``loc`` with ``scale`` or ``variance`` (chain, draw, case, ...), or empty.
+    """
+
+    observed: xr.DataArray
+    drawn: xr.DataArray
+    posterior: xr.Dataset
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of case and the further axes."""
+        return {str(dim): size for dim, size in self.observed.sizes.items()}
+
+    @property
+    def num_draws(self) -> int:
+        """Chains times draws."""
+        return int(self.drawn.sizes["chain"] * self.drawn.sizes["draw"])
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield selections that fit the memory limit."""
+        yield from split_blocks(self.sizes, self.num_draws)
+
+    def observations(self, block: Block | None = None) -> xr.DataArray:
+        """Return what was observed in a block, or all, float64, NaN where nothing was.
+
+        Raises:
+            ValueError: An observation is infinite.
+        """
+        value = self.observed.isel(block or {}).astype(np.float64).load()
+        if np.isinf(value.values).any():
+            raise ValueError(f"observed {self.observed.name} is infinite somewhere; use NaN.")
+        return value
+
+    def draws(self, block: Block | None = None) -> xr.DataArray:
+        """Return what was drawn in a block, or all (chain, draw, case, ...).
+
+        Raises:
+            ValueError: A draw is not finite.
+        """
+        drawn = self.drawn.isel(block or {}).astype(np.float64).load()
+        if not np.isfinite(drawn.values).all():
+            raise ValueError(
+                f"The draws of {self.drawn.name} hold NaN or infinite values; find the bad draw."
+            )
+        return drawn
+
+    def parameters(self, block: Block | None = None) -> xr.Dataset:
+        """Return the posterior group of a block, not yet read."""
+        return self.posterior.isel(block or {})
+
+    def read(self, block: Block | None = None) -> NumberBlock:
+        """Return observation, mean and variance of a block.
+
+        Mean and variance are those of the distribution where the posterior group tells them, else
+        of the values drawn.
+
+        Raises:
+            ValueError: Values are not finite.
+        """
+        observed = self.observations(block)
+        if self.posterior:
+            group = self.parameters(block)
+            location = group["loc" if "loc" in group else "mean"].astype(np.float64).load()
+            variance = variance_figures(group)[0]["total"][0]
+            return NumberBlock(observed, location.mean(SAMPLES).transpose(*observed.dims), variance)
+        drawn = self.draws(block)
+        spread = drawn.var(SAMPLES, ddof=1) if self.num_draws > 1 else 0 * drawn.mean(SAMPLES)
+        return NumberBlock(observed, drawn.mean(SAMPLES), spread)
+
+
+def open_numbers(tree: xr.DataTree, site: str | None = None) -> Numbers:
+    """Find the observed and predicted numbers of a tree, without reading them.
+
+    Args:
+        tree: The tree of `predict` on cases with observed numbers.
+        site: Name of the site; None takes the only one.
+
+    Raises:
+        TypeError, ValueError: The site is missing, ambiguous or holds classes; dimensions or cases
+            differ.
+    """
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
+    groups = {}
+    for name in ("observed_data", "posterior_predictive"):
+        if name not in tree.children:
+            raise ValueError(f"tree has no {name}; call predict on batches with observations.")
+        groups[name] = tree[name].to_dataset()
+    shared = sorted(set(map(str, groups["observed_data"])) & set(groups["posterior_predictive"]))
+    if (site is None and len(shared) != 1) or (site is not None and site not in shared):
+        raise ValueError(f"site is {site!r}; observed and predicted are {shared}: name one.")
+    name = site or shared[0]
+    value, drawn = (groups[group][name] for group in ("observed_data", "posterior_predictive"))
+    classes = name in OBSERVATIONS and "posterior" in tree.children and "probs" in tree["posterior"]
+    if classes or value.dtype.kind not in "fiu":
+        raise TypeError(f"{name} holds classes or {value.dtype}; this is for numbers.")
+    if set(drawn.dims) != {*SAMPLES, *value.dims} or "case" not in value.dims:
+        raise ValueError(f"{name} has dimensions {value.dims}, its draws {drawn.dims}.")
+    check_cases(value, drawn, f"observed {name}")
+    value = value.transpose("case", ...)
+    drawn = drawn.transpose(*SAMPLES, *value.dims)
+    posterior = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+    return Numbers(value, drawn, _distribution(posterior, drawn))
+
+
+def find_distribution(tree: object) -> xr.Dataset | None:
+    """Return the posterior group of a model of numbers, not yet read; None of anything else."""
+    if isinstance(tree, xr.DataTree) and "posterior" in tree.children:
+        tree = tree["posterior"].to_dataset()
+    if not isinstance(tree, xr.Dataset) or "probs" in tree:
+        return None
+    names = set(map(str, tree))
+    return tree if set(_LOCATIONS) & names and set(_SPREADS) & names else None
+
+
+def _distribution(posterior: xr.Dataset, drawn: xr.DataArray) -> xr.Dataset:
+    """The parameters of the predicted distribution, where the posterior group has them all."""
+    names = [name for name in (*_LOCATIONS, *_SPREADS) if name in posterior]
+    kept = posterior[names]
+    complete = set(_LOCATIONS) & set(names) and set(_SPREADS) & set(names)
+    if not complete or any(set(kept[name].dims) != set(drawn.dims) for name in names):
+        return xr.Dataset()
+    for name in names:
+        check_cases(kept[name], drawn, name)
+    return kept.transpose(*drawn.dims)
