@@ -100,5 +100,5 @@ def test_brightness_alone_does_not_give_the_class_away(smear):
     [{"num_cases": 0}, {"size": 8}, {"parasitized": 1.2}, {"label_noise": 0.6}],
 )
 def test_bad_arguments_are_named(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         blood_smear(**({"num_cases": 3} | wrong))

@@ -208,9 +208,9 @@ def test_fresh_batches_take_the_settings_of_batches():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"num_batches": 0}, "num_batches is 0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"num_batches": 0}, "num_batches must be"),
+        ({"seed": -1}, "seed must be"),
         ({"keep": ("image", "depth")}, "keep names .'depth'"),
     ],
 )
@@ -252,7 +252,7 @@ def test_masks_that_cannot_be_flipped_are_named():
     "wrong", [{"num_cases": 0}, {"size": 8}, {"num_graders": 0}, {"noise": -1}]
 )
 def test_bad_arguments_are_named(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         scenes(**({"num_cases": 3} | wrong))
 
 

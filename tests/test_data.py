@@ -195,7 +195,7 @@ def test_bad_arrays_are_named(arrays, error, message):
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 5, "drop_last": True}, "batch_size"),
         ({"scale": 0}, "scale must be positive"),
-        ({"seed": -1}, "seed is -1"),
+        ({"seed": -1}, "seed must be"),
         ({"loc": [1, 2, 3]}, "loc must be"),
         ({"loc": np.nan}, "loc must be"),
     ],

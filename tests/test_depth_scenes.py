@@ -102,10 +102,10 @@ def test_a_seed_determines_everything_and_batches_take_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_cases": 0}, "num_cases is 0"),
-        ({"size": 15}, "at least 16"),
-        ({"outlier_fraction": 1.0}, "outlier_fraction is 1"),
-        ({"outlier_fraction": -0.1}, "outlier_fraction is -0.1"),
+        ({"num_cases": 0}, "num_cases must be"),
+        ({"size": 15}, "size must be"),
+        ({"outlier_fraction": 1.0}, "outlier_fraction must be"),
+        ({"outlier_fraction": -0.1}, "outlier_fraction must be"),
     ],
 )
 def test_bad_arguments_are_named(settings: dict[str, Any], message: str):

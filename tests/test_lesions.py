@@ -104,5 +104,5 @@ def test_fresh_lesions_for_training():
 
 @pytest.mark.parametrize("wrong", [{"num_cases": 0}, {"size": 16}, {"num_graders": 0}])
 def test_bad_arguments_are_named(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         lesions(**({"num_cases": 3} | wrong))

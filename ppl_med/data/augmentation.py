@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_med.checks import finite
+
 
 def flips_and_turns(
     image: Float[Tensor, "case channel row col"], generator: torch.Generator
@@ -32,12 +34,7 @@ def flips_and_turns(
     Raises:
         ValueError: The images are not square, or are volumes.
     """
-    if image.ndim != 4 or image.shape[2] != image.shape[3]:
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}; flips_and_turns needs square images with dims "
-            "(case, channel, row, col): crop or pad them first"
-        )
-    return _turn(image, torch.rand(3, len(image), generator=generator) < 0.5)
+    return _turn(image, _symmetries(image, generator))
 
 
 def flips_and_turns_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -56,13 +53,7 @@ def flips_and_turns_with_mask(batch: dict[str, Any], generator: torch.Generator)
     Raises:
         ValueError: The images are not square, or are volumes.
     """
-    image = batch["image"]
-    if image.ndim != 4 or image.shape[2] != image.shape[3]:
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}; flips_and_turns_with_mask needs square images "
-            "with dims (case, channel, row, col): crop them, or use mirror_with_mask"
-        )
-    choice = torch.rand(3, len(image), generator=generator) < 0.5
+    choice = _symmetries(batch["image"], generator)
     return batch | {name: _turn(values, choice) for name, values in _maps(batch).items()}
 
 
@@ -103,10 +94,8 @@ class RotateAndScale:
 
     def __init__(self, degrees: float = 22.5, factor: float = 1.2) -> None:
         """Check the settings; see the class."""
-        if not 0 <= degrees <= 180:
-            raise ValueError(f"degrees is {degrees}; it is the largest angle, 0..180")
-        if not 1 <= factor < math.inf:
-            raise ValueError(f"factor is {factor}; it is the largest zoom, 1 or more")
+        finite("degrees", degrees, 0, 180)
+        finite("factor", factor, 1)
         self.degrees, self.factor = degrees, factor
 
     def __call__(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -154,6 +143,16 @@ def _maps(batch: dict[str, Any]) -> dict[str, Tensor]:
         for name, values in batch.items()
         if isinstance(values, Tensor) and values.ndim > 2 and values.shape[-2:] == size
     }
+
+
+def _symmetries(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Whether to mirror, to upend and to transpose each image, dims (3, case)."""
+    if image.ndim != 4 or image.shape[2] != image.shape[3]:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; flips and turns need square images with dims "
+            "(case, channel, row, col): crop or pad them first, or use mirror_with_mask"
+        )
+    return torch.rand(3, len(image), generator=generator) < 0.5
 
 
 def _turn(values: Tensor, choice: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppl_med.checks import whole
 from ppl_med.data.arrays import as_ids, as_image, as_label, as_metadata
 from ppl_med.data.masks import as_mask
+from ppl_med.data.random_streams import random_stream
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
@@ -39,7 +41,7 @@ class Batches:
         batch_size: Cases per batch.
         shuffle: New order every epoch. Call ``set_epoch``, or use ``iterate``: without it every
             pass repeats the same order.
-        seed: With the epoch and the batch index, determines order and augmentation.
+        seed: Seed of order and augmentation, together with the epoch and the batch's index.
         augment: ``augment(image, generator) -> image`` on the standardised batch; must keep shape.
         transform: ``transform(batch, generator) -> batch``, or several that follow each other, on
             the whole batch after all else: moves image and mask together, draws a grader, switches
@@ -86,16 +88,11 @@ class Batches:
         self._columns["id"] = as_ids(arrays.get("id"), self.num_cases)
         for name in arrays.keys() - {"image", "label", "mask", "id"}:
             self._columns[name] = as_metadata(name, arrays[name], self.num_cases)
-        if batch_size < 1 or (drop_last and batch_size > self.num_cases):
-            raise ValueError(
-                f"batch_size is {batch_size} for {self.num_cases} cases; it must be at least 1 "
-                "and, with drop_last, at most the number of cases"
-            )
+        whole("batch_size", batch_size, most=self.num_cases if drop_last else None)
         self._loc, self._scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
         if not (self._scale > 0).all():
             raise ValueError(f"scale must be positive, got {scale}")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be 0 or more")
+        whole("seed", seed, 0)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.augment, self.epoch = seed, augment, 0
         self.transform = transform
@@ -199,7 +196,7 @@ class Batches:
         return torch.Generator().manual_seed(seed)
 
     def _random(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+        return random_stream(self.seed, *key)
 
     def _per_channel(self, name: str, value: PerChannel) -> Tensor:
         """Shape ``loc`` or ``scale`` as (channel or 1, 1, 1) so that it broadcasts."""

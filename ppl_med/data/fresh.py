@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ppl_med.checks import whole
 from ppl_med.data.batches import Batches
 
 
@@ -20,7 +21,7 @@ class FreshBatches:
             ``functools.partial(lesions, num_graders=None)``.
         batch_size: Cases per batch.
         num_batches: Batches per epoch.
-        seed: With the epoch and the batch index, determines the cases.
+        seed: Seed of the cases, together with the epoch and the batch's index.
         keep: Names of the arrays to yield, besides "id"; None for all.
         settings: Further arguments of ``Batches``, such as ``loc``, ``scale`` or ``transform``.
 
@@ -43,11 +44,9 @@ class FreshBatches:
         **settings: Any,
     ) -> None:
         """Check the settings on a first batch; see the class."""
-        for name, value in (("batch_size", batch_size), ("num_batches", num_batches)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be 0 or more")
+        whole("batch_size", batch_size)
+        whole("num_batches", num_batches)
+        whole("seed", seed, 0)
         self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
         self.num_cases, self.epoch = batch_size * num_batches, 0
         self._generate, self._keep, self._settings = generate, keep, settings

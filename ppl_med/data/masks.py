@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -75,8 +77,8 @@ def check_mask_shape(mask_shape: Sequence[int], image_shape: Sequence[int]) -> N
     """Raise unless a mask has its image's rows and columns, with at most an axis of graders.
 
     Args:
-        mask_shape: Of (case, [grader,] [depth,] row, col).
-        image_shape: Of (case, channel, [depth,] row, col).
+        mask_shape: Shape of the masks, (case, [grader,] [depth,] row, col).
+        image_shape: Shape of the images, (case, channel, [depth,] row, col).
 
     Raises:
         ValueError: It has not.
@@ -96,14 +98,13 @@ def check_divisible(size: Sequence[int], num_halvings: int) -> None:
     """Raise unless a network that halves the image so often gets whole numbers of pixels.
 
     Args:
-        size: Of the image: (row, col) or (depth, row, col), pixels.
+        size: Size of the image, (row, col) or (depth, row, col), in pixels.
         num_halvings: How often the network halves it: scales - 1.
 
     Raises:
         ValueError: A size is not divisible by 2^num_halvings; names the padding that would mend it.
     """
-    if num_halvings < 0:
-        raise ValueError(f"num_halvings is {num_halvings}; it must be 0 or more")
+    whole("num_halvings", num_halvings, 0)
     factor = 2**num_halvings
     missing = [-length % factor for length in size]
     if any(missing):

@@ -32,7 +32,7 @@ def split_patients(
         patients: Patient of every case, or every patient once.
         shares: Share of the patients for every split, such as {"train": 0.6, "val": 0.2,
             "test": 0.2}; they sum to 1.
-        seed: Determines who goes where.
+        seed: Seed of the permutation of the patients.
 
     Returns:
         For every split its patients, sorted. Numbers are the shares, rounded at the running sum.
@@ -61,7 +61,7 @@ def save_split(
     """Write a split file, JSON, beside which the data can be checked.
 
     Args:
-        path: Of the file; an older one is replaced.
+        path: Path of the file; an older one is replaced.
         split: Patients of every split, as ``split_patients`` returns them.
         arrays: The data: "patient" str (case), "id", "image", "mask", and others that are not
             looked at.
@@ -86,7 +86,7 @@ def load_split(
     """Read a split file and verify it.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         arrays: The data that it is for, verified too if given; see ``save_split``.
 
     Returns:

@@ -8,7 +8,7 @@ Each image is one segmented cell on black, grey, as in the malaria crops of the 
     label      infected or not, flipped with probability ``label_noise``
 
 Cells, artefacts and noise are drawn before, and apart from, the infection: both classes have the
-same law of everything except the parasite, and the parasite alone decides the clean label.
+same distribution of everything except the parasite, and the parasite alone decides the clean label.
 
 Units: lengths are fractions of half the image side, intensities are grey levels 0..255.
 """
@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ppl_med.checks import finite, whole
+from ppl_med.data.random_streams import random_stream
 
 Field = NDArray[np.float32]  # dims (case, row, col)
 
@@ -53,7 +56,7 @@ def blood_smear(
         size: Rows and columns of the image, pixels, at least 16.
         parasitized: Probability that a cell is infected.
         label_noise: Probability that ``label`` is the wrong one, at most 0.5.
-        seed: Determines everything.
+        seed: Seed of everything drawn at random.
 
     Returns:
         "image" uint8 (case, channel=1, row, col), grey levels; "label" int64 (case), 1 is
@@ -63,15 +66,11 @@ def blood_smear(
     Raises:
         ValueError: An argument is out of its range.
     """
-    if num_cases < 1:
-        raise ValueError(f"num_cases is {num_cases}; it must be at least 1")
-    if size < 16:
-        raise ValueError(f"size is {size}; below 16 pixels a parasite cannot be drawn")
-    if not 0 <= parasitized <= 1:
-        raise ValueError(f"parasitized is {parasitized}; it is a probability, 0..1")
-    if not 0 <= label_noise <= 0.5:
-        raise ValueError(f"label_noise is {label_noise}; it is a probability, 0..0.5")
-    labels = _random(seed, _LABELS, 0)
+    whole("num_cases", num_cases)
+    whole("size", size, 16, fix="in fewer pixels a parasite cannot be drawn")
+    finite("parasitized", parasitized, 0, 1)
+    finite("label_noise", label_noise, 0, 0.5)
+    labels = random_stream(seed, _LABELS, 0)
     clean_label = (labels.random(num_cases) < parasitized).astype(np.int64)
     flipped = labels.random(num_cases) < label_noise
     image = np.empty((num_cases, 1, size, size), np.uint8)
@@ -79,8 +78,8 @@ def blood_smear(
     for block, start in enumerate(range(0, num_cases, _BLOCK)):
         rows = slice(start, start + _BLOCK)
         infected = clean_label[rows] == 1
-        cells = _cells(_random(seed, _CELLS, block), len(infected), size)
-        dark = _parasites(_random(seed, _PARASITES, block), cells) * infected[:, None, None]
+        cells = _cells(random_stream(seed, _CELLS, block), len(infected), size)
+        dark = _parasites(random_stream(seed, _PARASITES, block), cells) * infected[:, None, None]
         image[rows, 0] = np.clip(cells.image * (1 - dark), 0, 255).round()
         mask[rows] = dark > 0
     return {
@@ -90,10 +89,6 @@ def blood_smear(
         "mask": mask,
         "id": np.array([f"cell-{case:06d}" for case in range(num_cases)]),
     }
-
-
-def _random(seed: int, stream: int, block: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, block)))
 
 
 def _cells(random: np.random.Generator, num_cases: int, size: int) -> _Cells:

@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import choice, finite, positive
+
 Kind = Literal["tag", "pacemaker", "ruler", "border"]
 Association = Literal["as_given", "swapped", "unconfounded"]
 LEAST_SIZE = 20  # pixels; smaller images have no room for two letters
@@ -45,12 +47,12 @@ def plant(
         arrays: "image" (case, channel, row, col), uint8 or floating, and "label" (case), integers
             from 0; other arrays are passed on.
         kind: What is drawn.
-        probability_given_class: Of the mark, for each class in order.
+        probability_given_class: Probability of the mark, for each class in order.
         association: ``"as_given"``; ``"swapped"``, where the class with the highest probability
             gets the lowest, and so on inwards; ``"unconfounded"``, where every class gets the mean
             over cases.
-        opacity: From just above 0 to 1, where the mark hides what is under it.
-        seed: Of everything drawn at random.
+        opacity: Above 0, up to 1, where the mark hides what is under it.
+        seed: Seed of everything drawn at random.
 
     Returns:
         The arrays with "image" replaced, and beside it "confounder" int64 (case), 1 where the mark
@@ -90,11 +92,8 @@ def _checked(
     opacity: float,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Images and labels, once everything fits."""
-    for name, value, choices in (("kind", kind, Kind), ("association", association, Association)):
-        if value not in get_args(choices):
-            raise ValueError(
-                f"{name} is {value!r}; use {' or '.join(map(repr, get_args(choices)))}"
-            )
+    choice("kind", kind, get_args(Kind))
+    choice("association", association, get_args(Association))
     missing = [name for name in ("image", "label") if arrays.get(name) is None]
     if missing:
         raise ValueError(f"arrays has no {missing}; its keys are {sorted(arrays)}")
@@ -123,8 +122,7 @@ def _checked(
             f"label runs from {label.min()} to {label.max()}, but probability_given_class has "
             f"{len(chance)} entries; give one for each class"
         )
-    if not 0 < opacity <= 1:
-        raise ValueError(f"opacity is {opacity}; it must be above 0 and up to 1")
+    finite("opacity", positive("opacity", opacity), most=1)
     return image, label.astype(np.int64)
 
 

@@ -10,7 +10,7 @@ things give the sensor little light, which is noise. With B the binomial blur of
     noise sd     s  =  0.05 · 20^(1 - v)       metres: 0.55 where v is 0.2, 0.09 where it is 0.8
     depth           =  m + s e                 e of mean 0 and sd 1, independent between pixels
 
-so a net that sees 5 x 5 pixels can know both maps, and log s is linear in v. The law holds for the
+so a net that sees 5 x 5 pixels can know both maps, and log s is linear in v. This holds for the
 image as it is given, shifted or not. Outliers, if there are any, replace the depth by a draw from
 12 to 20 m, beyond every mean, as an echo from elsewhere would: they pull to one side.
 
@@ -18,7 +18,7 @@ A scene is a ground that recedes from the bottom row to the top, with waves of h
 and three discs of their own haze and brightness. The two are drawn apart and do not correlate, so
 the noise cannot be read from the depth. Red and green differ by 0.05 at most.
 
-Shifted scenes are drawn from the same h and v, and differ only in what the law does not look at:
+Shifted scenes are drawn from the same h and v, and differ only in what neither map looks at:
 
     "colour"    red and green differ by 0.3 to 0.4 everywhere: a hue that no scene has
     "texture"   stripes or a chessboard of one pixel's width, ±0.15, in all channels, which B
@@ -31,6 +31,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ppl_med.checks import choice, share, whole
+from ppl_med.data.random_streams import random_stream
 
 NEAREST, SPAN = 3.0, 8.0  # metres
 NOISE_AT_WHITE, NOISE_RATIO = 0.05, 20.0  # metres; ratio of black to white
@@ -61,32 +64,36 @@ def depth_scenes(
         noise: Family of the noise; ``noise_sd`` is its standard deviation in both.
         outlier_fraction: Probability that a pixel's depth is an outlier, at least 0, below 1.
         shift: Which scenes; see above.
-        seed: Determines everything.
+        seed: Seed of everything drawn at random.
 
     Returns:
         "image" float32 (case, channel=3, row, col), 0..1; "depth" float32 (case, row, col), metres,
-        what was measured; "mean_depth" and "noise_sd" float32 (case, row, col), metres, the law of
+        what was measured; "mean_depth" and "noise_sd" float32 (case, row, col), metres, of
         the depth of pixels that are no outliers; "outlier" bool (case, row, col); "id" str (case),
         "depth-scene-000000" and on, with "-colour" or "-texture" in shifted ones.
 
     Raises:
         ValueError: An argument is out of its range.
     """
-    _check(num_cases, size, noise, outlier_fraction, shift)
+    whole("num_cases", num_cases)
+    whole("size", size, 16)
+    choice("noise", noise, ("gaussian", "laplace"))
+    share("outlier_fraction", outlier_fraction)
+    choice("shift", shift, ("none", "colour", "texture"))
     image = np.empty((num_cases, 3, size, size), np.float32)
     for index, start in enumerate(range(0, num_cases, _CHUNK)):
         part = image[start : start + _CHUNK]
-        haze, brightness = _maps(_random(seed, _LAYOUT, index), len(part), size)
-        hue = _hue(_random(seed, _HUE, index), len(part), shift)
+        haze, brightness = _maps(random_stream(seed, _LAYOUT, index), len(part), size)
+        hue = _hue(random_stream(seed, _HUE, index), len(part), shift)
         part[:, 0], part[:, 1], part[:, 2] = brightness + hue, brightness - hue, haze
         if shift == "texture":
-            part += _texture(_random(seed, _TEXTURE, index), len(part), size)
-    mean, sd = law(image)
-    standard = _standard(_random(seed, _NOISE), mean.shape, noise)
+            part += _texture(random_stream(seed, _TEXTURE, index), len(part), size)
+    mean, sd = _mean_and_sd(image)
+    standard = _standard(random_stream(seed, _NOISE), mean.shape, noise)
     depth = mean + sd * standard
     outlier = np.zeros(mean.shape, bool)
     if outlier_fraction:
-        random = _random(seed, _OUTLIERS)
+        random = random_stream(seed, _OUTLIERS)
         outlier = random.random(mean.shape, np.float32) < outlier_fraction
         low, high = OUTLIER_RANGE
         depth[outlier] = random.uniform(low, high, int(outlier.sum()))
@@ -101,7 +108,7 @@ def depth_scenes(
     }
 
 
-def law(image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _mean_and_sd(image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean and standard deviation of the depth, metres, dims (case, row, col).
 
     Args:
@@ -112,25 +119,6 @@ def law(image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     mean = NEAREST + SPAN * np.square(haze)
     slope = np.float32(np.log(NOISE_RATIO))
     return mean, NOISE_AT_WHITE * np.exp(slope * (1 - brightness))
-
-
-def _check(num_cases: int, size: int, noise: str, outlier_fraction: float, shift: str) -> None:
-    if num_cases < 1:
-        raise ValueError(f"num_cases is {num_cases}; it must be at least 1")
-    if size < 16:
-        raise ValueError(f"size is {size}; it must be at least 16 pixels")
-    if noise not in ("gaussian", "laplace"):
-        raise ValueError(f'noise is {noise!r}; it is "gaussian" or "laplace"')
-    if not 0 <= outlier_fraction < 1:
-        raise ValueError(
-            f"outlier_fraction is {outlier_fraction}; it is a probability, at least 0, below 1"
-        )
-    if shift not in ("none", "colour", "texture"):
-        raise ValueError(f'shift is {shift!r}; it is "none", "colour" or "texture"')
-
-
-def _random(seed: int, *stream: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
 def _blur(maps: NDArray[Any]) -> NDArray[Any]:

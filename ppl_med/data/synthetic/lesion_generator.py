@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import whole
+from ppl_med.data.random_streams import random_stream
+
 CLASS_NAMES = ("background", "lesion")
 STYLES = ("small", "medium", "large")
 STYLE_SCALES = (0.75, 1.0, 1.25)  # radius of the outline over the radius of the blob
@@ -41,7 +44,7 @@ def lesions(
         size: Rows and columns, pixels, at least 32.
         num_graders: Masks of every image, drawn independently; None for one, without an axis of
             graders.
-        seed: Determines everything.
+        seed: Seed of everything drawn at random.
 
     Returns:
         "image" float32 (case, channel=1, row, col), background 0; "mask" int8 (case, grader, row,
@@ -54,13 +57,11 @@ def lesions(
     Raises:
         ValueError: An argument is out of its range.
     """
-    if num_cases < 1:
-        raise ValueError(f"num_cases is {num_cases}; it must be at least 1")
-    if size < 32:
-        raise ValueError(f"size is {size}; below 32 pixels the three outlines are hardly different")
-    if num_graders is not None and num_graders < 1:
-        raise ValueError(f"num_graders is {num_graders}; it must be at least 1, or None")
-    blobs, noise = _random(seed, _BLOBS), _random(seed, _NOISE)
+    whole("num_cases", num_cases)
+    whole("size", size, 32, fix="in fewer pixels the three outlines are hardly different")
+    if num_graders is not None:
+        whole("num_graders", num_graders, fix="give None for one mask without an axis of graders")
+    blobs, noise = random_stream(seed, _BLOBS), random_stream(seed, _NOISE)
     contrast, blurriness = blobs.random((2, num_cases))
     image = np.empty((num_cases, 1, size, size), np.float32)
     outlines = np.zeros((num_cases, 1 + len(STYLES), size, size), np.int8)
@@ -70,7 +71,7 @@ def lesions(
         image[rows] += NOISE * noise.standard_normal(image[rows].shape, np.float32)
     presence, style = presence_probability(contrast), style_probability(blurriness)
     chance = np.concatenate([1 - presence[:, None], presence[:, None] * style], 1)
-    mode = _draw(_random(seed, _GRADERS), chance, num_graders or 1)
+    mode = _draw(random_stream(seed, _GRADERS), chance, num_graders or 1)
     mask = np.take_along_axis(outlines, mode[:, :, None, None], 1)
     return {
         "image": image,
@@ -96,10 +97,6 @@ def style_probability(blurriness: NDArray[np.float64]) -> NDArray[np.float64]:
     logits = _SHARP + (_BLURRED - _SHARP) * blurriness[:, None]
     odds = np.exp(logits)
     return odds / odds.sum(1, keepdims=True)
-
-
-def _random(seed: int, stream: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
 
 
 def _draw(random: np.random.Generator, chance: NDArray, num_graders: int) -> NDArray[np.int64]:

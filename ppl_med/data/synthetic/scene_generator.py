@@ -1,4 +1,4 @@
-"""Synthetic scenes of five classes that flip: the law of the masks given the image is exact.
+"""Synthetic scenes of five classes that flip: the probability of every mask is known exactly.
 
 Every image is five bands, one for each class, in random order and direction, with random wavy
 borders. A pixel's intensity tells its class, at ten noise standard deviations from the next, so
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import finite, whole
+from ppl_med.data.random_streams import random_stream
 from ppl_med.data.synthetic.class_flips import ClassFlips
 
 NUM_CLASSES = 5
@@ -41,7 +43,7 @@ def scenes(
         num_graders: Annotations of every image, each with its own flips; None for one, without
             an axis of graders.
         noise: Standard deviation of the pixels; class levels are 1 apart, from -2 to 2.
-        seed: Determines everything.
+        seed: Seed of everything drawn at random.
 
     Returns:
         "image" float32 (case, channel=1, row, col), mean about 0; "mask" int8 (case, row, col) or
@@ -52,20 +54,17 @@ def scenes(
     Raises:
         ValueError: An argument is out of its range.
     """
-    if num_cases < 1:
-        raise ValueError(f"num_cases is {num_cases}; it must be at least 1")
-    if size < 24:
-        raise ValueError(f"size is {size}; below 24 pixels five wavy bands do not fit")
-    if num_graders is not None and num_graders < 1:
-        raise ValueError(f"num_graders is {num_graders}; it must be at least 1, or None")
-    if not 0 <= noise < np.inf:
-        raise ValueError(f"noise is {noise}; it is a standard deviation, 0 or more")
-    unflipped = _maps(_random(seed, _MAPS), num_cases, size)
-    pixels = _random(seed, _NOISE).standard_normal(unflipped.shape, np.float32)
+    whole("num_cases", num_cases)
+    whole("size", size, 24, fix="five wavy bands need the room")
+    if num_graders is not None:
+        whole("num_graders", num_graders, fix="give None for one mask without an axis of graders")
+    finite("noise", noise, 0)
+    unflipped = _maps(random_stream(seed, _MAPS), num_cases, size)
+    pixels = random_stream(seed, _NOISE).standard_normal(unflipped.shape, np.float32)
     image = _LEVELS[unflipped] + np.float32(noise) * pixels
     graders = num_graders or 1
     chance = SCENE_FLIPS.probabilities
-    flips = _random(seed, _FLIPS).random((num_cases, graders, len(chance))) < chance
+    flips = random_stream(seed, _FLIPS).random((num_cases, graders, len(chance))) < chance
     flat = np.repeat(unflipped, graders, 0)
     mask = SCENE_FLIPS.flip(flat, flips.reshape(-1, len(chance)))
     shape = (num_cases,) if num_graders is None else (num_cases, graders)
@@ -76,10 +75,6 @@ def scenes(
         "mode": (flips @ (1 << np.arange(len(chance)))).reshape(shape),
         "id": np.array([f"scene-{case:06d}" for case in range(num_cases)]),
     }
-
-
-def _random(seed: int, stream: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
 
 
 def _maps(random: np.random.Generator, num_cases: int, size: int) -> NDArray[np.int8]:

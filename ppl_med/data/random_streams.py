@@ -1,0 +1,13 @@
+"""Random numbers that depend on a seed and on what they are for, and on nothing drawn before."""
+
+import numpy as np
+
+
+def random_stream(seed: int, *key: int) -> np.random.Generator:
+    """A generator of its own for every key.
+
+    Args:
+        seed: Seed of the data.
+        key: What the numbers are for: a part, a block of cases, an epoch.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
