@@ -16,9 +16,11 @@ import torch
 import torchvision
 import xarray as xr
 from monai.networks import nets as monai_nets
+from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.util import site_is_factor
 from torch import Tensor, nn
 
+from ppl_med import inference, models
 from ppl_med.data import Batches
 from ppl_med.explain import AttributionConstrained, NoPositiveAttribution, RightReasons
 from ppl_med.inference import (
@@ -26,10 +28,13 @@ from ppl_med.inference import (
     BestHead,
     ConditionalHierarchy,
     ConditionalNormal,
+    Ensemble,
     FromPrior,
+    Guides,
     MeanFieldNormal,
     PointEstimate,
     fit,
+    guides,
     load,
     predict,
     save,
@@ -47,6 +52,7 @@ from ppl_med.models import (
     LatentClassifier,
     MultiHeadUNet,
     ProbabilisticUNet,
+    SiteTemperature,
     StochasticSegmentationNetwork,
 )
 from ppl_med.networks import AlexNet, CompactCNN, FCDenseNet, GaussianEncoder, LeNet, UNet
@@ -178,16 +184,27 @@ def one_pass(model: Program, guide: nn.Module, batch: dict[str, Tensor]) -> tupl
     return output, -fn.log_prob(batch["label"]).mean()
 
 
+def by_entry(name: str, value: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """A guide's parameter by parameter of the net, where an axis of it runs over the weights.
+
+    A mean or a scale is a vector over all weights, a low-rank factor has such an axis among
+    others; what has none, such as a posterior net's own weights, stays whole.
+    """
+    layouts = [part.layout for part in model.modules() if isinstance(part, RandomWeights)]
+    for layout in layouts:
+        for axis, size in enumerate(value.shape):
+            if size == layout.num_weights:
+                parts = value.split(layout.sizes, axis)
+                names = [f"{name}[{entry.name}]" for entry in layout.entries]
+                return dict(zip(names, parts, strict=True))
+    return {name: value}
+
+
 def gradients(model: Program, guide: nn.Module) -> dict[str, Tensor | None]:
-    """By name; those of a guide's flat vectors one by one for every parameter of the net."""
+    """By name; those of a guide over the weights one by one for every parameter of the net."""
     found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    layout = model.network.layout
     for name, parameter in guide.named_parameters():
-        if parameter.grad is None:
-            found[name] = None
-            continue
-        views = layout.views(parameter.grad)
-        found |= {f"{name}[{entry}]": view for entry, view in views.items()}
+        found |= {name: None} if parameter.grad is None else by_entry(name, parameter.grad, model)
     return found
 
 
@@ -268,6 +285,18 @@ def classifier(
     return model, guide(model)
 
 
+def ensemble(guide: Callable[[Any], nn.Module]) -> Pair:
+    model = BayesianClassifier(small_net(), CLASSES)
+    return model, Ensemble(model, guide, members=2)
+
+
+def site_temperature() -> Pair:
+    model = SiteTemperature(["north", "south"], CLASSES)
+    guide = AutoNormal(model)
+    guide(**mini_batch("site-temperature"))  # makes its parameters
+    return model, guide
+
+
 def latent_classifier() -> Pair:
     model = LatentClassifier(CHANNELS, CLASSES, latent_dim=2, width=3)
     return model, ConditionalNormal(GaussianEncoder(CHANNELS, 2, 3, num_classes=2))
@@ -322,6 +351,11 @@ def stochastic_segmentation(rank: int) -> Pair:
     return model, FromPrior("z", "noise")
 
 
+def joined_guides() -> Pair:
+    model, _ = stochastic_segmentation(3)
+    return model, Guides(FromPrior("z"), FromPrior("noise"))
+
+
 def hierarchical() -> Pair:
     model = HierarchicalProbabilisticUNet(CHANNELS, CLASSES, (2, 1), (4, 6, 6), num_blocks=1)
     return model, ConditionalHierarchy(model.posterior_net())
@@ -354,6 +388,7 @@ SEGMENTERS: dict[str, Callable[[], Pair]] = {
     "multi-head-unet": multi_head_unet,
     "stochastic-segmentation": partial(stochastic_segmentation, 3),
     "diagonal-segmentation": partial(stochastic_segmentation, 0),
+    "joined-guides": joined_guides,
     "hierarchical-probabilistic-unet": hierarchical,
     "logit-normal-segmenter": logit_normal_segmenter,
     "label-noise-segmenter": partial(calibrated_segmenter, "label_noise", MeanFieldNormal),
@@ -430,11 +465,19 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "focal": partial(classifier, BernoulliDropout, likelihood="focal"),
     "confounder-free": confounder_free,
     "constrained": constrained,
+    "site-temperature": site_temperature,
     **SEGMENTERS,
     **REGRESSORS,
     **DENSE_REGRESSORS,
 }
+# Not one program but several pairs: trained, predicted and stored like one.
+SEVERAL: dict[str, Callable[[], Pair]] = {
+    "ensemble-of-points": partial(ensemble, PointEstimate),
+    "ensemble-of-normals": partial(ensemble, MeanFieldNormal),
+}
+PAIRS = PROGRAMS | SEVERAL
 every_program = pytest.mark.parametrize("name", PROGRAMS)
+every_pair = pytest.mark.parametrize("name", PAIRS)
 
 
 def data(name: str) -> dict[str, Any]:
@@ -457,6 +500,9 @@ def data(name: str) -> dict[str, Any]:
     irrelevant = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.bool)
     irrelevant[..., SIZE // 2 :] = True
     aids = {"confounder-free": {"confounder": noise[:, 0, 1]}}
+    if name == "site-temperature":  # log-probabilities, each a channel of one pixel
+        image = image[:, :, :1, :2].transpose(1, 3)
+        aids[name] = {"site": label.roll(1)}
     aids["constrained"] = {"irrelevant": irrelevant}
     return {"image": image, site: observations[site], "id": ids, **aids.get(name, {})}
 
@@ -472,17 +518,22 @@ def mini_batch(name: str) -> dict[str, Tensor]:
 
 
 def start_values(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
-    """Trainable values by name; those of a guide's flat vectors by parameter of the net."""
+    """Trainable values by name; those of a guide over the weights by parameter of the net."""
+    if isinstance(guide, Ensemble):
+        return {n: p.detach().clone() for n, p in guide.named_parameters() if p.requires_grad}
     found = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     for name, parameter in guide.named_parameters():
-        value = parameter.detach().clone()
-        if name.startswith("parts."):
-            own: Any = model.model if isinstance(model, AttributionConstrained) else model
-            views = own.network.layout.views(value)
-            found |= {f"{name}[{entry}]": view for entry, view in views.items()}
-        else:
-            found[name] = value
+        found |= by_entry(name, parameter.detach().clone(), model)
     return found
+
+
+def test_every_model_and_guide_stands_in_the_table() -> None:
+    """What is exported has a line above: it inherits these tests."""
+    pairs = [make() for make in PAIRS.values()]
+    made = {type(part).__name__ for pair in pairs for program in pair for part in program.modules()}
+    assert set(models.__all__) - made == set()
+    assert set(guides.__all__) - made == set()
+    assert set(guides.__all__) <= set(inference.__all__)
 
 
 @every_program
@@ -500,7 +551,8 @@ def test_the_guide_proposes_exactly_the_latents(name: str) -> None:
     sites = {name: site for name, site in sites.items() if not site_is_factor(site)}  # type: ignore[arg-type]
     latents = {n for n, site in sites.items() if not site["is_observed"]}
     assert latents and set(sites) - latents == {observation(name)}
-    proposed = set(sample_sites(poutine.trace(guide).get_trace(**batch)))
+    proposals = sample_sites(poutine.trace(guide).get_trace(**batch))
+    proposed = {n for n, site in proposals.items() if not site["infer"].get("is_auxiliary")}
     left = {n for n in latents if follows_prior(sites[n], n, left_to_prior(guide))}
     assert proposed == latents - left
 
@@ -527,31 +579,32 @@ def test_a_mini_batch_stands_for_the_data_set(name: str) -> None:
 
 
 def trained(name: str) -> tuple[Any, Any, xr.Dataset]:
-    model, guide = PROGRAMS[name]()
+    model, guide = PAIRS[name]()
     batches = Batches(data(name), batch_size=16, shuffle=True)
     history = fit(model, guide, batches, epochs=10, learning_rate=0.03, progress=False)
     return model, guide, history
 
 
-@every_program
+@every_pair
 @pytest.mark.filterwarnings("ignore:posterior collapse")  # these labels need no latent code
 def test_fit_moves_every_parameter_and_raises_the_elbo(name: str) -> None:
-    before = start_values(*PROGRAMS[name]())
+    before = start_values(*PAIRS[name]())
     pyro.set_rng_seed(0)
     model, guide, history = trained(name)
     after = start_values(model, guide)
     assert [n for n, value in after.items() if not value.isfinite().all()] == []
     assert [n for n, value in after.items() if torch.equal(value, before[n])] == []
     elbo = history["elbo"].values
+    elbo = elbo.reshape(-1, elbo.shape[-1]).mean(0)  # over the members of an ensemble
     tenth = len(elbo) // 10
     assert elbo[-tenth:].mean() > elbo[:tenth].mean()
 
 
-@every_program
+@every_pair
 @pytest.mark.filterwarnings("ignore:posterior collapse")
 def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Path) -> None:
     """A pair that was never called, built from other start values, predicts the same bits."""
-    model, guide = PROGRAMS[name]()
+    model, guide = PAIRS[name]()
     batches = Batches(data(name), batch_size=16)
     fit(model, guide, batches, epochs=1, validation=batches, progress=False)
     tree = predict(model, guide, batches, draws=3, seed=4, progress=False)
@@ -571,7 +624,7 @@ def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Pat
     assert posterior.coords["case"].to_numpy().tolist() == data(name)["id"]
     save(tmp_path / "trained.pt", model, guide)
     torch.manual_seed(1)
-    others = PROGRAMS[name]()
+    others = PAIRS[name]()
     load(tmp_path / "trained.pt", *others)
     again = predict(*others, batches, draws=3, seed=4, progress=False)
     xr.testing.assert_equal(tree, again)
