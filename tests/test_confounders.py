@@ -113,7 +113,7 @@ def test_batches_take_the_arrays() -> None:
         ({"label": np.zeros(40)}, {}, "label is float64"),
         ({}, {"probability_given_class": (0.1, 1.2)}, "from 0 to 1"),
         ({}, {"probability_given_class": (0.1,)}, "label runs from 0 to 1"),
-        ({}, {"opacity": 0.0}, "opacity is 0.0"),
+        ({}, {"opacity": 0.0}, "opacity must be"),
     ],
 )
 def test_refuses(changes: dict[str, Any], options: dict[str, Any], message: str) -> None:
