@@ -92,7 +92,7 @@ def test_seeds_of_draws_differ() -> None:
     assert_uniform(np.array(sorted(seeds)) / 2.0**63, FALSE_ALARM)
 
 
-LAWS: dict[str, tuple[Any, tuple[float, ...], Any]] = {
+DISTRIBUTIONS: dict[str, tuple[Any, tuple[float, ...], Any]] = {
     "normal": (dist.Normal, (2, 3), stats.norm(2, 3)),
     "laplace": (dist.Laplace, (2, 3), stats.laplace(2, 3)),
     "log_normal": (dist.LogNormal, (0.5, 0.8), stats.lognorm(0.8, scale=np.exp(0.5))),
@@ -106,9 +106,9 @@ LAWS: dict[str, tuple[Any, tuple[float, ...], Any]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_continuous_draws_follow_their_law(name: str, dtype: torch.dtype) -> None:
-    kind, parameters, law = LAWS[name]
+    kind, parameters, law = DISTRIBUTIONS[name]
     fn = kind(*(torch.full([len(CASES)], value, dtype=dtype) for value in parameters))
     drawn = sample_by_case(fn, KEYS, "z", CASES)
     assert drawn is not None and drawn.shape == (len(CASES),) and drawn.dtype == dtype
@@ -209,3 +209,17 @@ def test_a_mixture_is_drawn_by_its_law_and_by_case() -> None:
     some = sample_by_case(mixture(1000), KEYS, "z", CASES[order])
     assert some is not None
     torch.testing.assert_close(some, values[order], rtol=0, atol=0)
+
+
+def test_independent_mixtures_are_drawn_by_case() -> None:
+    """Whatever the batches: four cases, then the last two of them."""
+    locs = torch.tensor([-4.0, 4.0])
+
+    def draw(cases: np.ndarray) -> torch.Tensor:
+        weights, parts = torch.ones(len(cases), 3, 2), locs.expand(len(cases), 3, 2)
+        fn = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(parts, 1.0))
+        drawn = sample_by_case(fn.to_event(1), KEYS, "z", cases)
+        assert drawn is not None
+        return drawn
+
+    torch.testing.assert_close(draw(np.arange(4))[2:], draw(np.array([2, 3])), rtol=0, atol=0)

@@ -17,6 +17,7 @@ their weights (PSIS-LOO, jackknife+, conformal Bayes) would take off a factor th
 in: ``predict`` says so in the attribute ``log_likelihood_of``, and those analyses then refuse.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,7 @@ class LossLikelihood(Categorical):
         fn = ClassLoss(logits, self.loss, partial=self.partial)
         observe(self.site, fn, self.event, value)
 
+    @abstractmethod
     def loss(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
         """The loss of every entry in nats, dims (..., *event).
 
@@ -95,7 +97,6 @@ class LossLikelihood(Categorical):
             label: Classes, dims (..., *event); 0 where not observed.
             seen: Whether they were observed, dims (..., *event).
         """
-        raise NotImplementedError
 
 
 def log_prob_of(log_probs: Tensor, label: Tensor) -> Tensor:
