@@ -2,7 +2,7 @@
 
     sphinx-build -W --keep-going .github/docs docs_html
 
-The pages below ``api/`` are written here at the start of a build, one for each package: a new module
+The pages below ``api/`` are written at the start of a build, one for each package: a new module
 needs no line in the documentation.
 """
 
@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
-sys.path[:0] = [str(SOURCE), str(SOURCE.parents[1])]
+ROOT = SOURCE.parents[1]
+sys.path[:0] = [str(SOURCE), str(ROOT)]
 os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in the tutorials
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[1:2] + [os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = str(ROOT)  # so that the kernels run this checkout
 
 import api_pages  # noqa: E402
 import docstrings  # noqa: E402
@@ -46,6 +47,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"
 
 html_theme = "furo"
 html_title = f"ppl_med {release}"

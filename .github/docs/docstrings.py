@@ -14,9 +14,7 @@ COLUMNS = re.compile(r"\S {2,}\S")
 LIST = re.compile(r"\s*([-*]|\d+\.) ")
 
 
-def adapt(
-    app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]
-) -> None:
+def adapt(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Change the lines of one docstring in place; an ``autodoc-process-docstring`` handler."""
     if what == "data" and getattr(obj, "__doc__", None) == type(obj).__doc__:
         lines[:] = []  # a constant without a docstring has that of its type
