@@ -167,7 +167,7 @@ def test_maps_of_depth_are_drawn(depth):
     np.testing.assert_allclose(shown, learnt)
     with pytest.raises(ValueError, match="noise_sd has shape"):
         depth_maps(tree, images, noise_sd=np.ones((2, 4, 4)))
-    with pytest.raises(ValueError, match="case names"):
+    with pytest.raises(ValueError, match="case must be ids"):
         depth_maps(tree, images, "nobody")
 
 

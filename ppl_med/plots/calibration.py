@@ -89,37 +89,30 @@ def _first_edge(dataset: xr.Dataset) -> float:
 def _halves(ax: Axes, start: float) -> None:
     theme.diagonal(ax)
     ax.fill_between([0, 1, 1.02], [0, 1, 1.02], 0, color="#f3f4f6", linewidth=0, zorder=0)
-    style: dict[str, Any] = {"transform": ax.transAxes, "fontsize": 9, "color": theme.MUTED}
-    ax.text(0.98, 0.04, "below the line: over-confident", ha="right", **style)
-    ax.text(0.02, 0.985, "above the line: under-confident", ha="left", va="top", **style)
+    style: dict[str, Any] = {"size": 9, "transform": ax.transAxes, "color": theme.MUTED}
+    theme.write(
+        ax, 0.98, 0.04, "below the line: over-confident", ha="right", va="baseline", **style
+    )
+    theme.write(ax, 0.02, 0.985, "above the line: under-confident", **style)
     ax.set_xlim(max(0.0, start - 0.02), 1.02)
 
 
 def _points(ax: Axes, dataset: xr.Dataset, name: str, index: int) -> None:
     used = dataset.isel(bin=np.flatnonzero(dataset["count"].to_numpy()))
     accuracy = used["accuracy"].to_numpy()
+    bars = theme.bars_to(accuracy, used["lower"], used["upper"])
+    label = theme.plain(f"{name} · {_summary(dataset)}", 60) if name else "accuracy"
     ax.errorbar(
-        used["confidence"].to_numpy(),
-        accuracy,
-        yerr=theme.bars_to(accuracy, used["lower"], used["upper"]),
-        **theme.series(index),
-        markersize=6,
-        linewidth=1.2,
-        elinewidth=1.6,
-        alpha=0.95,
-        label=theme.plain(f"{name} · {_summary(dataset)}", 60) if name else "accuracy",
-    )
+        used["confidence"], accuracy, yerr=bars, markersize=6, linewidth=1.2, elinewidth=1.6,
+        alpha=0.95, label=label, **theme.series(index),
+    )  # fmt: skip
 
 
 def _histogram(ax: Axes, dataset: xr.Dataset, index: int, *, filled: bool) -> None:
     ax.stairs(
-        dataset["count"].to_numpy(),
-        _edges(dataset),
-        color=theme.SERIES[index % len(theme.SERIES)],
-        fill=filled,
-        alpha=0.35 if filled else 1.0,
-        linewidth=1.5,
-    )
+        dataset["count"].to_numpy(), _edges(dataset), color=theme.series(index)["color"],
+        fill=filled, alpha=0.35 if filled else 1.0, linewidth=1.5,
+    )  # fmt: skip
 
 
 def _finish(upper: Axes, lower: Axes, start: float) -> None:

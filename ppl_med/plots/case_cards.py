@@ -1,4 +1,4 @@
-"""The cases the model is surest and least sure of, with everything it says about them."""
+"""Cards of the cases with the least and the most certain predictions."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -127,11 +127,9 @@ def _headings(
         level = 100 * attained(_INTERVAL[1] - _INTERVAL[0], num_draws)
         note = f"dot: mean of {num_draws} draws; bar: {level:.0f} % credible interval"
     note += "; bold: truth" if has_label else ""
-    figure.text(0.012, 1 - 0.36 / height, note, fontsize=8.5, color=theme.MUTED, va="top")
-    names = (
-        ("variance", "variance") if by == "total" else ("expected entropy", "mutual information")
-    )
-    names = (f"aleatoric: {names[0]}", f"epistemic: {names[1]}")
+    theme.write(figure, 0.012, 1 - 0.36 / height, note, 8.5, color=theme.MUTED)
+    kinds = ("variance",) * 2 if by == "total" else ("expected entropy", "mutual information")
+    names = (f"aleatoric: {kinds[0]}", f"epistemic: {kinds[1]}")
     drop = 0.26 if len(columns) > 1 else 0.58
     colors = (theme.ALEATORIC, theme.EPISTEMIC)
     handles = [Patch(color=c, label=name) for c, name in zip(colors, names, strict=True)]
@@ -139,10 +137,8 @@ def _headings(
                  ncols=2, fontsize=8.5, handlelength=1.1)  # fmt: skip
     titles = ("LEAST CERTAIN", "MOST CERTAIN") if len(columns) > 1 else ("THE CASE",)
     for column, title in enumerate(titles):
-        x = 0.015 + 0.5 * column
-        figure.text(
-            x, 1 - 0.70 / height, title, fontsize=9, weight="bold", color=theme.MUTED, va="top"
-        )
+        place = (0.015 + 0.5 * column, 1 - 0.70 / height)
+        theme.write(figure, *place, title, 9, weight="bold", color=theme.MUTED)
 
 
 class _Card:
@@ -181,33 +177,20 @@ class _Card:
         if self.label is not None and self.label not in shown:
             shown[-1] = self.label
         several = self.probs.sizes["chain"] * self.probs.sizes["draw"] > 1
-        ends = self.probs.quantile(_INTERVAL, SAMPLES, method=RANKS)
-        low, high = ends.transpose("quantile", "class").to_numpy()
+        quantiles = self.probs.quantile(_INTERVAL, SAMPLES, method=RANKS)
+        low, high = quantiles.transpose("quantile", "class").to_numpy()
         for line, k in enumerate(shown):
-            name = theme.plain(self.names[k], 26)
+            ax, ink, level = self.bars, theme.INK, [line, line]
             bold = "bold" if k == self.label else "normal"
-            self.bars.plot(
-                [0, 1], [line, line], color="#e4e7eb", linewidth=1, solid_capstyle="butt"
-            )
+            ax.plot([0, 1], level, color=theme.GRID, linewidth=1, solid_capstyle="butt")
             if several:
-                self.bars.plot(
-                    [low[k], high[k]],
-                    [line, line],
-                    color=theme.INK,
-                    linewidth=2.6,
-                    label=f"interval {k}",
-                )
-            self.bars.plot(
-                [self.mean[k]], [line], color=theme.INK, marker="o", markersize=5, label=f"mean {k}"
-            )
+                ends = [low[k], high[k]]
+                ax.plot(ends, level, color=ink, linewidth=2.6, label=f"interval {k}")
+            ax.plot([self.mean[k]], [line], "o", color=ink, markersize=5, label=f"mean {k}")
             size = 8.2 if len(shown) <= 3 else 7.2
-            self.bars.text(
-                0, line - 0.22, name, fontsize=size, color=theme.INK, weight=bold, va="bottom"
-            )
-            text = f"{self.mean[k]:.2f}"
-            self.bars.text(
-                1.06, line, text, fontsize=8.2, color=theme.INK, va="center", weight=bold
-            )
+            name = theme.plain(self.names[k], 26)
+            theme.write(ax, 0, line - 0.22, name, size, weight=bold, va="bottom")
+            theme.write(ax, 1.06, line, f"{self.mean[k]:.2f}", 8.2, weight=bold, va="center")
         self.bars.set(xlim=(-0.06, 1.24), ylim=(max(len(shown), 2) - 0.6, -0.75))
 
     def uncertainty(self, parts: Sequence[float], widest: float, unit: str) -> None:
@@ -216,7 +199,7 @@ class _Card:
             self.split.barh(0, value, left=left, height=0.55, color=color)
             left += value
         text = f"aleatoric {_short(parts[0])} · epistemic {_short(parts[1])} {unit}"
-        self.split.text(0, 0.42, text, fontsize=7.8, color=theme.INK, va="top")
+        theme.write(self.split, 0, 0.42, text, 7.8)
         self.split.set(xlim=(-0.06 * widest, 1.24 * widest), ylim=(1.0, -0.35))
 
     def caption(self, members: NDArray[np.bool_] | None) -> None:
@@ -225,23 +208,13 @@ class _Card:
         if self.label is not None:
             mark = "✓" if guess == self.label else "✗"
             text += f"  ·  true: {theme.plain(self.names[self.label], 20)} {mark}"
-        self.title.text(0, 0.98, text, fontsize=8.8, color=theme.INK, weight="bold", va="top")
+        theme.write(self.title, 0, 0.98, text, 8.8, weight="bold")
         if members is not None:
             chosen = [theme.plain(self.names[k], 20) for k in np.flatnonzero(members)]
-            inside = ", ".join(chosen) or "empty"
-            self.title.text(
-                0,
-                0.42,
-                _shorten(f"Prediction set: {{{inside}}}", 68),
-                fontsize=8.2,
-                color=theme.INK,
-                va="top",
-            )
+            text = f"Prediction set: {{{', '.join(chosen) or 'empty'}}}"
+            text = text if len(text) <= 68 else text[:66].rstrip() + "…}"
+            theme.write(self.title, 0, 0.42, text, 8.2)
 
 
 def _short(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else "<0.001"
-
-
-def _shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 2].rstrip() + "…}"

@@ -1,6 +1,5 @@
 """Predicted depths: maps of the two uncertainties, and learnt noise against known noise."""
 
-import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +18,9 @@ from ppl_med.plots.inputs import (
     require_named,
     require_variables,
 )
-from ppl_med.plots.pictures import color_bar_below, frame, require_images, show_picture
+from ppl_med.plots.pictures import map_rows, require_images
 
-_SIDE = 1.45  # inches of a panel
+_TITLES = {"learnt noise, sd": theme.ALEATORIC, "doubt, sd": theme.EPISTEMIC}
 _MAP = ("case", "row", "col")
 _DEPTH, _NOISE, _DOUBT = "viridis", "Oranges", "Blues"
 
@@ -36,8 +35,9 @@ def depth_maps(
 ) -> Figure:
     """Draw image, measured and predicted depth, and the standard deviation of either kind.
 
-    Noise is the root of the aleatoric variance, doubt that of the epistemic. Measured and predicted
-    depth share a scale, true and learnt noise another. What was not measured is grey.
+    Noise is the square root of the aleatoric variance, doubt that of the epistemic one. Measured
+    and predicted depth share a scale, true and learnt noise another. Pixels without a measurement
+    are grey.
 
     Args:
         tree: The tree of ``predict`` on maps of numbers.
@@ -71,20 +71,23 @@ def depth_maps(
     panels["learnt noise, sd"] = (np.sqrt(_maps(parts["aleatoric"], "aleatoric")), _NOISE)
     panels["doubt, sd"] = (np.sqrt(_maps(parts["epistemic"], "epistemic")), _DOUBT)
     ids = group["case"].to_numpy()[chosen] if "case" in group.coords else np.array(chosen)
-    return _draw([pictures[index] for index in chosen], ids.tolist(), panels, unit)
+    scaled = {title: (*one, *_limits(panels, one[1])) for title, one in panels.items()}
+    figure = map_rows(pictures[chosen], ids.tolist(), scaled, unit, 1.45, _TITLES)
+    theme.heading(figure, "Depth, its noise and the model's doubt")
+    return figure
 
 
 def noise_recovery(tables: xr.Dataset | Mapping[str, xr.Dataset], *, unit: str = "m") -> Figure:
     """Draw the learnt standard deviation of the noise against the true one.
 
     Args:
-        tables: ``learnt`` and ``true`` (bin), in each the root of the mean variance of the entries
-            of a bin, and scalars ``correlation`` and ``sd_error``; a mapping from name to Dataset
-            overlays several.
+        tables: ``learnt`` and ``true`` (bin), each the square root of the mean variance of the
+            entries of a bin, and scalars ``correlation`` and ``sd_error``; a mapping from name to
+            Dataset overlays several.
         unit: Of the numbers.
 
     Returns:
-        One square panel; below the diagonal the noise is underrated.
+        One square panel; below the diagonal, the noise is underestimated.
 
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
@@ -128,42 +131,9 @@ def _truth(noise_sd: ArrayLike, group: xr.Dataset, chosen: list[int]) -> NDArray
     return truth[chosen]
 
 
-def _draw(
-    pictures: list[NDArray], ids: list[Hashable], panels: dict[str, tuple[NDArray, str]], unit: str
-) -> Figure:
-    aspect = pictures[0].shape[0] / pictures[0].shape[1]
-    columns = 1 + len(panels)
-    figure = theme.new_figure(_SIDE * columns + 0.8, _SIDE * aspect * len(ids) + 1.2)
-    axes = figure.subplots(len(ids), columns, squeeze=False, gridspec_kw={"hspace": 0.02})
-    limits = _limits(panels)
-    for row, (name, picture) in enumerate(zip(ids, pictures, strict=True)):
-        show_picture(axes[row, 0], picture)
-        label = "\n".join(theme.plain(line) for line in textwrap.wrap(str(name), 14)[:3])
-        axes[row, 0].set_ylabel(label, fontsize=7.5, color=theme.INK)
-        for ax, (title, (values, colors)) in zip(axes[row, 1:], panels.items(), strict=True):
-            low, high = limits[title]
-            ax.set_facecolor("#d0d4d9")
-            ax.imshow(values[row], cmap=colors, vmin=low, vmax=high, interpolation="nearest")
-    frame(axes.flat)
-    for ax, title in zip(axes[0], ("image", *panels), strict=True):
-        ax.set_title(title, fontsize=9, color=_color(title), pad=4)
-    for column in axes.T:
-        color_bar_below(figure, column, unit)
-    figure.axes[-columns].set_visible(False)  # of the images; it keeps all panels of one height
-    theme.heading(figure, "Depth, its noise and the model's doubt")
-    return figure
-
-
-def _limits(panels: dict[str, tuple[NDArray, str]]) -> dict[str, tuple[float, float]]:
-    """One scale for all maps of a colour map; doubt and noise start at 0."""
-    found = {}
-    for title, (_, colors) in panels.items():
-        values = [other for other, name in panels.values() if name == colors]
-        joined = np.concatenate([one[np.isfinite(one)].ravel() for one in values])
-        low, high = np.quantile(joined, [0.002, 0.998]) if joined.size else (0.0, 1.0)
-        found[title] = (float(low) if colors == _DEPTH else 0.0, float(high) or 1.0)
-    return found
-
-
-def _color(title: str) -> str:
-    return {"learnt noise, sd": theme.ALEATORIC, "doubt, sd": theme.EPISTEMIC}.get(title, theme.INK)
+def _limits(panels: dict[str, tuple[NDArray, str]], colors: str) -> tuple[float, float]:
+    """One scale for all maps of a colour map; noise and doubt start at 0."""
+    values = [one for one, name in panels.values() if name == colors]
+    joined = np.concatenate([one[np.isfinite(one)].ravel() for one in values])
+    low, high = np.quantile(joined, [0.002, 0.998]) if joined.size else (0.0, 1.0)
+    return (float(low) if colors == _DEPTH else 0.0), float(high) or 1.0

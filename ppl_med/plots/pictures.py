@@ -1,6 +1,7 @@
 """Images and maps in panels: checked, windowed, framed, and with their colour bars."""
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.plots.theme import INK, MUTED
+from ppl_med.plots.theme import BAND, INK, MUTED, new_figure, plain
 
 
 def require_images(
@@ -81,11 +82,47 @@ def color_bar(
     return bar
 
 
-def color_bar_below(figure: Figure, axes: NDArray[np.object_], unit: str) -> None:
-    """Add the colour bar of a column of maps below it, with its two ends marked."""
-    shown = axes[0].images[0]
-    ends = list(shown.get_clim())
-    bar = color_bar(figure, shown, f"[{unit}]", ax=axes.tolist(), location="bottom", shrink=0.85,
-                    pad=0.02, aspect=16)  # fmt: skip
-    bar.set_ticks(ends, labels=[f"{end:.2g}" for end in ends])
-    bar.ax.xaxis.labelpad = -4
+def map_rows(
+    pictures: NDArray[np.float64],
+    names: Sequence[Hashable],
+    panels: Mapping[str, tuple[NDArray[np.float64], str, float, float]],
+    unit: str,
+    side: float,
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw one row per case: its image and its maps, with a colour bar below each column of maps.
+
+    Args:
+        pictures: (case, row, col, 1 or 3), values 0 to 1.
+        names: Of the cases.
+        panels: By title: values (case, row, col), colour map, lowest and highest value.
+        unit: Of the values.
+        side: Width of a panel, in inches.
+        colors: Of titles, where they differ from the rest.
+
+    Returns:
+        The figure, without a heading.
+    """
+    count, rows, cols = pictures.shape[:3]
+    columns = 1 + len(panels)
+    figure = new_figure(side * columns + 0.8, side * rows / cols * count + 1.2)
+    axes = figure.subplots(count, columns, squeeze=False, gridspec_kw={"hspace": 0.02})
+    frame(axes.flat)
+    for ax, picture, name in zip(axes[:, 0], pictures, names, strict=True):
+        show_picture(ax, picture)
+        label = "\n".join(plain(line) for line in textwrap.wrap(str(name), round(10 * side))[:3])
+        ax.set_ylabel(label, fontsize=7.5, color=INK)
+    for column, (values, cmap, low, high) in zip(axes.T[1:], panels.values(), strict=True):
+        for ax, one in zip(column, values, strict=True):
+            ax.set_facecolor(BAND)
+            ax.imshow(one, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+    for ax, title in zip(axes[0], ("image", *panels), strict=True):
+        ax.set_title(title, fontsize=9, color=(colors or {}).get(title, INK), pad=4)
+    for column in axes.T:
+        ends = list(column[0].images[0].get_clim())
+        bar = color_bar(figure, column[0].images[0], f"[{unit}]", ax=column.tolist(),
+                        location="bottom", shrink=0.85, pad=0.02, aspect=16)  # fmt: skip
+        bar.set_ticks(ends, labels=[f"{end:.2g}" for end in ends])
+        bar.ax.xaxis.labelpad = -4
+    figure.axes[-columns].set_visible(False)  # of the images; it keeps all panels of one height
+    return figure

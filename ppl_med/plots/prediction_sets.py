@@ -1,5 +1,7 @@
 """Prediction sets: their sizes, their classes beside the image, their coverage by group."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -52,7 +54,7 @@ def set_sizes(sets: xr.Dataset) -> Figure:
         ax.bar(place, miss, 0.72, bottom=hit, color=theme.MISS, label="misses it")
     for x, share in enumerate(hit + miss if len(place) <= _LABELLED else ()):
         text = f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "<1 %"
-        ax.text(x, share, text, ha="center", va="bottom", fontsize=8.5, color=theme.INK)
+        theme.write(ax, x, share, text, 8.5, ha="center", va="bottom")
     ax.set(
         xlabel="Classes in the set [count]",
         ylabel="Share of cases [%]",
@@ -161,17 +163,10 @@ def group_coverage(coverage: xr.Dataset) -> Figure:
         ax.plot(share[chosen], place[chosen], "o", color=color, markersize=6.5)
     left = float(min([target, *low, *(band[0] if has_band else [])]))
     ax.set(xlim=(max(-0.02, left - 0.05), 1.02), ylim=(len(names) - 0.4, -0.6))
+    style: dict[str, Any] = {"size": 8.5, "color": theme.MUTED, "clip_on": False}
     for y, number in zip(place, count, strict=True):
-        ax.text(
-            1.035,
-            float(y),
-            f"{number}",
-            fontsize=8.5,
-            color=theme.MUTED,
-            va="center",
-            clip_on=False,
-        )
-    ax.text(1.035, -0.75, "cases", fontsize=8.5, color=theme.MUTED, va="bottom", clip_on=False)
+        theme.write(ax, 1.035, float(y), f"{number}", va="center", **style)
+    theme.write(ax, 1.035, -0.75, "cases", va="bottom", **style)
     ax.set_yticks(place, names)
     ax.set_xlabel("Share of cases whose set holds the true class [%]")
     ax.xaxis.set_major_formatter(theme.percent)
@@ -258,7 +253,7 @@ def _legend(
         )
         handles.append(dot)
     theme.legend(figure, handles=handles, ncols=len(handles), fontsize=8, handletextpad=0.6,
-           columnspacing=1.3)  # fmt: skip
+                 columnspacing=1.3)  # fmt: skip
 
 
 def _title(coverage: xr.Dataset) -> str:

@@ -11,7 +11,6 @@ from ppl_med.plots import theme
 from ppl_med.plots.inputs import one_of, require_dims, require_named
 
 _DASHES = ("-", (0, (6, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-_SOURCE = "ppl_med.analysis.selective"
 Datasets = xr.Dataset | Mapping[str, xr.Dataset]
 
 
@@ -32,17 +31,14 @@ def risk_coverage(datasets: Datasets) -> Figure:
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
     """
-    needed = ("risk", "risk_oracle", "aurc", "augrc", "error_mean")
-    named = _named(datasets, needed, "coverage", "risk_coverage")
-    figure, ax = _panel()
+    areas = {"aurc": "AURC", "augrc": "AUGRC"}
+    named = _named(datasets, "risk_coverage", ("risk", "risk_oracle", "error_mean"), areas)
     first = next(iter(named.values()))
-    _reference(ax, first, "coverage", "risk_oracle", float(first["error_mean"]))
-    for index, (name, dataset) in enumerate(named.items()):
-        areas = f"{_area(dataset, 'aurc', 'AURC')}, {_area(dataset, 'augrc', 'AUGRC')}"
-        _curve(ax, dataset, "coverage", "risk", name, areas, index, band=len(named) < 3)
+    figure, ax = _panel(named, "coverage", "risk", areas)
+    _level(ax, float(first["error_mean"]), "random order")
+    _oracle(ax, first["coverage"], first["risk_oracle"])
     ax.set_xlabel("Coverage [proportion kept, the most certain first]")
     ax.set_ylabel(f"Risk: mean error [{_unit(first['risk'])}]")
-    ax.set(xlim=(0, 1), ylim=(0, None))
     return _finish(figure, ax, "Risk and coverage", named)
 
 
@@ -60,18 +56,14 @@ def sparsification(datasets: Datasets) -> Figure:
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
     """
-    needed = ("sparsification", "oracle", "random", "ause")
-    named = _named(datasets, needed, "removed", "sparsification")
-    figure, ax = _panel()
+    areas = {"ause": "AUSE"}
+    named = _named(datasets, "sparsification", ("sparsification", "oracle", "random"), areas)
     first = next(iter(named.values()))
-    _reference(ax, first, "removed", "oracle", float(first["random"][0]))
-    for index, (name, dataset) in enumerate(named.items()):
-        area = _area(dataset, "ause", "AUSE")
-        band = len(named) < 3
-        _curve(ax, dataset, "removed", "sparsification", name, area, index, band=band)
+    figure, ax = _panel(named, "removed", "sparsification", areas)
+    _level(ax, float(first["random"][0]), "random order")
+    _oracle(ax, first["removed"], first["oracle"])
     ax.set_xlabel("Removed [proportion, the most uncertain first]")
     ax.set_ylabel(f"Mean error of what remains [{_unit(first['sparsification'])}]")
-    ax.set(xlim=(0, 1), ylim=(0, None))
     return _finish(figure, ax, "Sparsification", named)
 
 
@@ -88,40 +80,51 @@ def precision_recall(datasets: Datasets) -> Figure:
     Raises:
         TypeError, ValueError: No Dataset, or a variable or dimension is missing.
     """
-    needed = ("precision", "average_precision", "accuracy")
-    named = _named(datasets, needed, "recall", "precision_recall")
-    figure, ax = _panel()
-    first = next(iter(named.values()))
-    _level(ax, float(first["accuracy"]), "accuracy of all")
-    for index, (name, dataset) in enumerate(named.items()):
-        area = _area(dataset, "average_precision", "AP")
-        _curve(ax, dataset, "recall", "precision", name, area, index, band=len(named) < 3)
+    areas = {"average_precision": "AP"}
+    named = _named(datasets, "precision_recall", ("precision", "accuracy"), areas)
+    figure, ax = _panel(named, "recall", "precision", areas)
+    _level(ax, float(next(iter(named.values()))["accuracy"]), "accuracy of all")
     ax.set_xlabel("Recall [proportion of correct entries kept, the most certain first]")
     ax.set_ylabel("Precision of what is kept [proportion]")
-    ax.set(xlim=(0, 1), ylim=(None, min(1.005, ax.get_ylim()[1])))
     return _finish(figure, ax, "Precision and recall by uncertainty", named)
 
 
+_DIMS = {"risk_coverage": "coverage", "sparsification": "removed", "precision_recall": "recall"}
+
+
 def _named(
-    datasets: Datasets, needed: tuple[str, ...], dim: str, source: str
+    datasets: Datasets, source: str, needed: tuple[str, ...], areas: Mapping[str, str]
 ) -> dict[str, xr.Dataset]:
-    named = require_named(datasets, "datasets", needed, f"{_SOURCE}.{source}")
+    full = f"ppl_med.analysis.selective.{source}"
+    named = require_named(datasets, "datasets", (*needed, *areas), full)
     for name, dataset in named.items():
-        require_dims(dataset[needed[0]], f"{one_of('datasets', name)}[{needed[0]!r}]", (dim,))
+        argument = f"{one_of('datasets', name)}[{needed[0]!r}]"
+        require_dims(dataset[needed[0]], argument, (_DIMS[source],))
     return named
 
 
-def _panel() -> tuple[Figure, Axes]:
+def _panel(
+    named: Mapping[str, xr.Dataset], dim: str, variable: str, areas: Mapping[str, str]
+) -> tuple[Figure, Axes]:
+    """One line for each Dataset, with a band where there are one or two."""
     figure = theme.new_figure(6.4, 4.8)
     ax = figure.subplots()
     theme.clean(ax, grid="both")
+    for index, (name, dataset) in enumerate(named.items()):
+        color, dashes = theme.series(index)["color"], _DASHES[index % len(_DASHES)]
+        area = ", ".join(_area(dataset, area, label) for area, label in areas.items())
+        label = f"{theme.plain(name, 28)} · {area}" if name else area
+        x, y = dataset[dim].to_numpy(), dataset[variable].to_numpy()
+        if len(named) < 3 and f"{variable}_se" in dataset:
+            reach = 2 * dataset[f"{variable}_se"].to_numpy()
+            ax.fill_between(x, y - reach, y + reach, color=color, alpha=0.13, linewidth=0, zorder=1)
+        ax.plot(x, y, color=color, linewidth=1.8, linestyle=dashes, zorder=3, label=label)
     return figure, ax
 
 
-def _reference(ax: Axes, dataset: xr.Dataset, dim: str, oracle: str, chance: float) -> None:
-    _level(ax, chance, "random order")
-    style = {"color": theme.MUTED, "linewidth": 1.2, "linestyle": theme.DASHED, "label": "oracle"}
-    ax.plot(dataset[dim], dataset[oracle], zorder=1.5, **style)  # type: ignore[arg-type]
+def _oracle(ax: Axes, x: xr.DataArray, y: xr.DataArray) -> None:
+    ax.plot(x, y, color=theme.MUTED, linewidth=1.2, linestyle=theme.DASHED, zorder=1.5,
+            label="oracle")  # fmt: skip
 
 
 def _level(ax: Axes, height: float, label: str) -> None:
@@ -136,43 +139,20 @@ def _area(dataset: xr.Dataset, name: str, label: str) -> str:
     return f"{label} {float(dataset[name]):.3g}{spread}"
 
 
-def _curve(
-    ax: Axes,
-    dataset: xr.Dataset,
-    dim: str,
-    variable: str,
-    name: str,
-    area: str,
-    index: int,
-    *,
-    band: bool,
-) -> None:
-    color = theme.SERIES[index % len(theme.SERIES)]
-    x, y = dataset[dim].to_numpy(), dataset[variable].to_numpy()
-    label = f"{theme.plain(name, 28)} · {area}" if name else area
-    if band and f"{variable}_se" in dataset:
-        reach = 2 * dataset[f"{variable}_se"].to_numpy()
-        ax.fill_between(x, y - reach, y + reach, color=color, alpha=0.13, linewidth=0, zorder=1)
-    ax.plot(
-        x, y, color=color, linewidth=1.8, linestyle=_DASHES[index % len(_DASHES)], zorder=3,
-        label=label,
-    )  # fmt: skip
-
-
 def _unit(array: xr.DataArray) -> str:
     unit = theme.unit_of(array, "1")
     return "proportion" if unit == "probability" else unit
 
 
 def _finish(figure: Figure, ax: Axes, title: str, named: Mapping[str, xr.Dataset]) -> Figure:
-    low, high = ax.get_ylim()
+    ax.set_xlim(0, 1)
+    high = ax.get_ylim()[1]
     known = [line.get_ydata() for line in ax.lines]
-    top = theme.longest(known)
     if title.startswith("Precision"):
-        bottom = -theme.longest(-np.asarray(values, float) for values in known)
+        bottom, high = -theme.longest(-np.asarray(y, float) for y in known), min(1.005, high)
         ax.set_ylim(bottom - 0.08 * (high - bottom or 1), high)
     else:  # the first few entries have bands far above the curves
-        ax.set_ylim(low, min(high, 1.25 * top or 1))
+        ax.set_ylim(0, min(high, 1.25 * theme.longest(known) or 1))
     theme.legend(figure, ncols=1 if len(named) > 1 else 3)
     first = next(iter(named.values()))
     number, cases = first.attrs.get("num_entries"), first.attrs.get("num_cases")

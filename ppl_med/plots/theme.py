@@ -122,6 +122,11 @@ def legend(owner: Figure | Axes, loc: str = "outside lower center", **style: Any
     owner.legend(loc=loc, **{"frameon": False, "fontsize": 9, "labelcolor": INK, **style})
 
 
+def write(owner: Figure | Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
+    """Write text into a panel or a figure."""
+    owner.text(x, y, text, **{"fontsize": size, "color": INK, "va": "top", **style})
+
+
 def series(index: int) -> dict[str, Any]:
     """Colour and marker of one of several lines."""
     return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}

@@ -64,7 +64,7 @@ def ged_by_samples(table: xr.Dataset, published: xr.Dataset | None = None) -> Fi
     handles, labels = ax.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda k: (_rank(labels[k]), k))
     theme.legend(figure, "outside right upper", handles=[handles[k] for k in order],
-           labels=[labels[k] for k in order])  # fmt: skip
+                 labels=[labels[k] for k in order])  # fmt: skip
     theme.heading(figure, "Generalised energy distance")
     if published is not None and "source" in published.attrs:
         theme.remark(ax, theme.plain(f"faint: {published.attrs['source']}"), loc="left")

@@ -1,4 +1,4 @@
-"""Where a segmentation is uncertain, and whether the draws agree on that."""
+"""Maps of the uncertainty of a segmentation, and of the disagreement between draws."""
 
 from collections.abc import Hashable, Sequence
 
@@ -7,15 +7,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ppl_med.plots.inputs import case_positions, require_variables
-from ppl_med.plots.pictures import color_bar_below, frame, require_images, show_picture
-from ppl_med.plots.theme import INK, heading, new_figure, plain
+from ppl_med.plots.pictures import map_rows, require_images
+from ppl_med.plots.theme import heading
 
 _PANELS = {
     "predictive_entropy": ("all uncertainty", "Greys"),
     "expected_entropy": ("inside each draw", "Oranges"),
     "mutual_information": ("between the draws", "Blues"),
 }
-_SIDE = 1.7  # inches of a panel
 
 
 def uncertainty_maps(
@@ -46,20 +45,11 @@ def uncertainty_maps(
         raise ValueError(f"maps has dimensions {first.dims}; choose a slice of volumes first")
     pictures = require_images(images, maps.sizes["case"])
     chosen = case_positions(first, case)
-    aspect = pictures.shape[1] / pictures.shape[2]
-    figure = new_figure(4 * _SIDE + 1.2, len(chosen) * _SIDE * aspect + 0.9)
-    axes = figure.subplots(len(chosen), 4, squeeze=False, gridspec_kw={"hspace": 0.02})
     top = float(first.isel(case=chosen).max()) or 1.0
-    for row, index in enumerate(chosen):
-        show_picture(axes[row, 0], pictures[index])
-        axes[row, 0].set_ylabel(plain(first["case"].values[index], 20), fontsize=8.5, color=INK)
-        for ax, (name, (_, cmap)) in zip(axes[row, 1:], _PANELS.items(), strict=True):
-            values = maps[name].transpose("case", "row", "col")[index].to_numpy()
-            ax.imshow(values, cmap=cmap, vmin=0, vmax=top, interpolation="nearest")
-    frame(axes.flat)
-    for ax, title in zip(axes[0], ("image", *(t for t, _ in _PANELS.values())), strict=True):
-        ax.set_title(title, fontsize=9.5, color=INK, pad=4)
-    for column in axes.T[1:]:
-        color_bar_below(figure, column, "nats")
+    panels = {
+        title: (maps[name].transpose("case", "row", "col").to_numpy()[chosen], cmap, 0.0, top)
+        for name, (title, cmap) in _PANELS.items()
+    }
+    figure = map_rows(pictures[chosen], first["case"].values[chosen].tolist(), panels, "nats", 1.7)
     heading(figure, "Entropy per pixel")
     return figure

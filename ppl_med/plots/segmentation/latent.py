@@ -176,4 +176,4 @@ def _key(figure: Figure, axes: list[Axes], values: xr.DataArray) -> None:
     for ax in axes:
         found |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
     theme.legend(figure, "outside right upper", handles=list(found.values()), labels=list(found),
-           title=name)  # fmt: skip
+                 title=name)  # fmt: skip
