@@ -189,7 +189,7 @@ def _colour_bars(
     figure: Figure, axes: NDArray[np.object_], shown: list[AxesImage], unit: str
 ) -> None:
     axes[-1, 0].set_axis_off()
-    labels = (f"mean [{unit}]", f"sd [{unit}]", "probability")
+    labels = (f"mean [{unit}]", f"sd [{unit}]", "[probability]")
     extends = ("both", "max", "neither")
     for column, (image, label, extend) in enumerate(
         zip(shown, labels, extends, strict=True), start=1

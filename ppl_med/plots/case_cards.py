@@ -176,6 +176,7 @@ class _Card:
             shown = np.argsort(-self.mean, kind="stable")[:_MOST_CLASSES].tolist()
         if self.label is not None and self.label not in shown:
             shown[-1] = self.label
+        few = len(shown) <= 3
         several = self.probs.sizes["chain"] * self.probs.sizes["draw"] > 1
         quantiles = self.probs.quantile(_INTERVAL, SAMPLES, method=RANKS)
         low, high = quantiles.transpose("quantile", "class").to_numpy()
@@ -187,11 +188,14 @@ class _Card:
                 ends = [low[k], high[k]]
                 ax.plot(ends, level, color=ink, linewidth=2.6, label=f"interval {k}")
             ax.plot([self.mean[k]], [line], "o", color=ink, markersize=5, label=f"mean {k}")
-            size = 8.2 if len(shown) <= 3 else 7.2
-            name = theme.plain(self.names[k], 26)
-            theme.write(ax, 0, line - 0.22, name, size, weight=bold, va="bottom")
+            if few:
+                name = theme.plain(self.names[k], 26)
+                theme.write(ax, 0, line - 0.22, name, 8.2, weight=bold, va="bottom")
+            else:  # beside the bar, since there is no room above it
+                name = theme.plain(self.names[k], 14)
+                theme.write(ax, -0.06, line, name, 7.2, weight=bold, va="center", ha="right")
             theme.write(ax, 1.06, line, f"{self.mean[k]:.2f}", 8.2, weight=bold, va="center")
-        self.bars.set(xlim=(-0.06, 1.24), ylim=(max(len(shown), 2) - 0.6, -0.75))
+        self.bars.set(xlim=(-0.06 if few else -0.6, 1.24), ylim=(max(len(shown), 2) - 0.6, -0.75))
 
     def uncertainty(self, parts: Sequence[float], widest: float, unit: str) -> None:
         left = 0.0
