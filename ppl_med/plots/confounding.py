@@ -38,8 +38,7 @@ def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
                 f"{one_of('exposures', name)} has the methods {one['method'].values.tolist()}, "
                 f"another {methods}; explain all networks by the same ones"
             )
-    figure = theme.new_figure(max(6.0, 1.1 * len(methods) + 1.5), 3.9)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(max(6.0, 1.1 * len(methods) + 1.5), 3.9)
     width, bars = 0.8 / len(named), []
     for position, (name, one) in enumerate(named.items()):
         mean, low, high = (100 * one[f"{_MASS}{end}"].values for end in _ENDS)
@@ -54,7 +53,6 @@ def relevance_mass(exposures: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     ax.set_xticks(range(len(methods)), [theme.plain(name.replace("_", "\n")) for name in methods])
     ax.set_ylabel("Relevance on the confounder [%]")
     ax.set_ylim(bottom=0)
-    theme.clean(ax)
     keys = [*bars, even] if len(bars) > 1 else [even]  # one network needs no name
     theme.legend(figure, handles=keys, ncols=len(keys))
     theme.heading(figure, "Relevance on the confounder")
@@ -81,8 +79,7 @@ def swap_effects(effects: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     units = {str(one[_EFFECT].attrs.get("units", "probability")) for one in named.values()}
     if len(units) > 1:
         raise ValueError(f"effects have different units {sorted(units)}; draw them apart")
-    figure = theme.new_figure(6.4, 0.42 * len(named) + 1.4)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(6.4, 0.42 * len(named) + 1.4, grid="x")
     for row, one in enumerate(named.values()):
         mean, low, high, error = (float(one[f"{_EFFECT}{end}"]) for end in (*_ENDS, "_se"))
         color = theme.SERIES[0]
@@ -93,6 +90,5 @@ def swap_effects(effects: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     ax.set_yticks(range(len(named)), [theme.plain(name, 44) for name in named])
     ax.set_ylim(len(named) - 0.5, -0.5)
     ax.set_xlabel(f"Change by the swap [{theme.plain(units.pop())}]")
-    theme.clean(ax, grid="x")
     theme.heading(figure, "What the swap changes")
     return figure

@@ -97,8 +97,7 @@ def noise_recovery(tables: xr.Dataset | Mapping[str, xr.Dataset], *, unit: str =
     for name, one in named.items():
         for variable in needed[:2]:
             require_dims(one[variable], f"{one_of('tables', name)}[{variable!r}]", ("bin",))
-    figure = theme.new_figure(5.4, 6.0)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(5.4, 6.0, grid="both")
     top = 1.08 * max(float(np.maximum(one["learnt"], one["true"]).max()) for one in named.values())
     theme.diagonal(ax, top)
     for index, (name, one) in enumerate(named.items()):
@@ -110,7 +109,6 @@ def noise_recovery(tables: xr.Dataset | Mapping[str, xr.Dataset], *, unit: str =
     ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     ax.set_xlabel(f"True standard deviation of the noise [{unit}]")
     ax.set_ylabel(f"Learnt standard deviation [{unit}]")
-    theme.clean(ax, grid="both")
     theme.legend(figure)
     theme.heading(figure, "Noise, learnt and true")
     return figure

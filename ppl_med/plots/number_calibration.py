@@ -39,9 +39,7 @@ def pit(dataset: xr.Dataset, *, bins: int = 20, level: float = 0.95) -> Figure:
     inside("level", level)
     values = dataset["pit"].to_numpy()
     known = values[~np.isnan(values)]
-    figure = theme.new_figure(6.4, 4.2)
-    ax = figure.subplots()
-    theme.clean(ax)
+    figure, ax = theme.new_panel(6.4, 4.2)
     count, edges = np.histogram(known, np.linspace(0, 1, bins + 1))
     scale = bins / known.size
     ax.bar(edges[:-1], count * scale, 1 / bins, align="edge", color=theme.SERIES[5], alpha=0.75,
@@ -82,12 +80,11 @@ def coverage(datasets: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     named = require_named(datasets, "datasets", needed, f"{_SOURCE}.coverage")
     for name, dataset in named.items():
         require_dims(dataset["coverage"], f"{one_of('datasets', name)}['coverage']", ("level",))
-    figure = theme.new_figure(5.4, 5.9 + 0.2 * len(named))
-    ax = figure.subplots()
-    _square(ax, 1.0)
+    figure, ax = theme.new_panel(5.4, 5.9 + 0.2 * len(named), grid="both")
+    theme.diagonal(ax)
     for index, (name, dataset) in enumerate(named.items()):
         _with_bars(ax, dataset, name, index)
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.set_xlabel("Nominal level of the central interval [probability]")
     ax.set_ylabel("Coverage [proportion]")
     theme.legend(figure)
@@ -115,16 +112,20 @@ def dispersion(dataset: xr.Dataset) -> Figure:
     """
     needed = ("predicted_sd", "rmse", "lower", "upper", "ence")
     require_variables(dataset, "dataset", needed, f"{_SOURCE}.dispersion")
-    figure = theme.new_figure(5.4, 5.4)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(5.4, 5.4, grid="both")
     predicted, error = dataset["predicted_sd"].to_numpy(), dataset["rmse"].to_numpy()
     reach = theme.bars_to(predicted, dataset["lower"], dataset["upper"])
     top = 1.06 * max(float(dataset["upper"].max()), float(error.max()))
-    _square(ax, top)
+    theme.diagonal(ax, top)
     ax.errorbar(predicted, error, xerr=reach, color=theme.SERIES[0], marker="o", markersize=5,
                 linewidth=1.2, elinewidth=1, ecolor=theme.MUTED, zorder=3)  # fmt: skip
     unit = theme.unit_of(dataset["rmse"], "1")
-    ax.set(xlim=(0, top), ylim=(0, top), xlabel=f"Predicted standard deviation [{unit}]")
+    ax.set(
+        xlim=(0, top),
+        ylim=(0, top),
+        aspect="equal",
+        xlabel=f"Predicted standard deviation [{unit}]",
+    )
     ax.set_ylabel(f"Root mean squared error [{unit}]")
     title = f"ENCE {float(dataset['ence']):.3f}"
     if "ence_null" in dataset:
@@ -132,12 +133,6 @@ def dispersion(dataset: xr.Dataset) -> Figure:
     theme.subtitle(ax, title)
     theme.heading(figure, "Predicted and observed error")
     return figure
-
-
-def _square(ax: Axes, top: float) -> None:
-    theme.diagonal(ax, top)
-    ax.set_aspect("equal")
-    theme.clean(ax, grid="both")
 
 
 def _with_bars(ax: Axes, dataset: xr.Dataset, name: str, index: int) -> None:

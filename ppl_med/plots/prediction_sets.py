@@ -42,8 +42,7 @@ def set_sizes(sets: xr.Dataset) -> Figure:
     member = _member(sets)
     size = member.sum("class").to_numpy()
     place = np.arange(size.max() + 1)
-    figure = theme.new_figure(6.4, 4.0)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(6.4, 4.0)
     known = "covered" in sets
     covered = sets["covered"].to_numpy().astype(bool) if known else np.ones(len(size), bool)
     hit, miss = (
@@ -65,7 +64,6 @@ def set_sizes(sets: xr.Dataset) -> Figure:
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(theme.percent)
-    theme.clean(ax)
     if known:
         theme.legend(figure, ncols=2)
     theme.remark(ax, _note(sets), pad=6)
@@ -151,8 +149,7 @@ def group_coverage(coverage: xr.Dataset) -> Figure:
     has_band = "lower" in coverage
     band = [coverage[name].to_numpy() for name in ("lower", "upper")] if has_band else []
     outside = (share < band[0]) | (share > band[1]) if has_band else np.zeros(len(share), bool)
-    figure = theme.new_figure(7.4, 0.46 * len(names) + 2.0)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(7.4, 0.46 * len(names) + 2.0, grid="x")
     place = np.arange(len(names))
     target = 1 - float(coverage.attrs["alpha"])
     ax.axvline(target, color=theme.MUTED, linewidth=1, linestyle=theme.DASHED)
@@ -170,7 +167,6 @@ def group_coverage(coverage: xr.Dataset) -> Figure:
     ax.set_yticks(place, names)
     ax.set_xlabel("Share of cases whose set holds the true class [%]")
     ax.xaxis.set_major_formatter(theme.percent)
-    theme.clean(ax, grid="x")
     _legend(figure, coverage, has_band, bool(outside.any()), target)
     theme.heading(figure, _title(coverage))
     return figure

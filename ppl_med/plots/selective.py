@@ -107,9 +107,7 @@ def _panel(
     named: Mapping[str, xr.Dataset], dim: str, variable: str, areas: Mapping[str, str]
 ) -> tuple[Figure, Axes]:
     """One line for each Dataset, with a band where there are one or two."""
-    figure = theme.new_figure(6.4, 4.8)
-    ax = figure.subplots()
-    theme.clean(ax, grid="both")
+    figure, ax = theme.new_panel(6.4, 4.8, grid="both")
     for index, (name, dataset) in enumerate(named.items()):
         color, dashes = theme.series(index)["color"], _DASHES[index % len(_DASHES)]
         area = ", ".join(_area(dataset, area, label) for area, label in areas.items())

@@ -37,8 +37,7 @@ def eigenvalues(clusters: xr.Dataset) -> Figure:
     """
     require_variables(clusters, "clusters", ("eigenvalue", "num_clusters", "num_pieces"), _SOURCE)
     number, pieces = int(clusters["num_clusters"]), int(clusters["num_pieces"])
-    figure = theme.new_figure(5.6, 3.4)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(5.6, 3.4)
     order, values = clusters["number"].to_numpy(), clusters["eigenvalue"].to_numpy()
     ax.axvspan(number, number + 1, color="#eef1f4", label="gap")
     if "draw_eigenvalue" in clusters:
@@ -49,7 +48,6 @@ def eigenvalues(clusters: xr.Dataset) -> Figure:
         xlabel="Number [count]", ylabel="Eigenvalue [no unit]", ylim=(-0.04 * values.max(), None)
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    theme.clean(ax)
     by = "chosen" if clusters.attrs.get("num_clusters_by") == "argument" else "by the eigengap"
     note = f"{number} clusters {by}; {pieces} at 0: connected pieces of the graph"
     if "draw_num_clusters" in clusters:
@@ -84,15 +82,13 @@ def embedding(clusters: xr.Dataset, label: Sequence[Hashable] | None = None) -> 
         )
     colors = _colors(clusters)
     sure = clusters["membership"].to_numpy() >= 0.9 if "membership" in clusters else None
-    figure = theme.new_figure(6.6, 4.4)
-    ax = figure.subplots()
+    figure, ax = theme.new_panel(6.6, 4.4, grid=None)
     for group, color in enumerate(colors):
         for kind, marker in zip(kinds, theme.MARKERS, strict=False):
             own = (cluster == group) & (labels == kind)
             _dots(ax, clusters["coordinate"].to_numpy(), own, sure, color, marker)
     name = "t-SNE" if clusters.attrs.get("embedding") == "tsne" else "spectral coordinate"
     ax.set(xlabel=f"{name} 1 [no unit]", ylabel=f"{name} 2 [no unit]")
-    theme.clean(ax, grid=None)
     _legend(figure, clusters, colors, kinds if label is not None else None)
     note = "; hollow: in its cluster in fewer than 90 % of draws" if sure is not None else ""
     theme.subtitle(ax, f"one dot per case{note}", fontsize=9)

@@ -40,6 +40,16 @@ def new_figure(width: float, height: float, *, constrained: bool = True, **paddi
     return Figure(figsize=(width, height), facecolor="white", layout=layout)
 
 
+def new_panel(
+    width: float, height: float, grid: Literal["both", "x", "y"] | None = "y"
+) -> tuple[Figure, Axes]:
+    """Make a figure of one clean panel; sizes in inches."""
+    figure = new_figure(width, height)
+    ax = figure.subplots()
+    clean(ax, grid=grid)
+    return figure, ax
+
+
 def grid_of_panels(
     count: int, across: int, width: float, height: float, margins: tuple[float, float]
 ) -> tuple[Figure, list[Axes]]:

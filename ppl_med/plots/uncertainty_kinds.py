@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from ppl_med.analysis.tree import Posterior, open_classes
@@ -162,6 +162,9 @@ def _panel(ax: Axes, table: xr.Dataset, method: str) -> None:
         ax.plot(fraction, np.where(mean > 0, mean, np.nan), color=color, marker=marker,
                 markersize=5.5, linewidth=2, label=name)  # fmt: skip
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _fraction_axis(ax, fraction)
     theme.clean(ax)
     if method:
