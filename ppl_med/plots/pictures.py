@@ -85,7 +85,7 @@ def color_bar(
 def map_rows(
     pictures: NDArray[np.float64],
     names: Sequence[Hashable],
-    panels: Mapping[str, tuple[NDArray[np.float64], str, float, float]],
+    panels: Mapping[str, tuple[NDArray, str, float, float]],
     unit: str,
     side: float,
     colors: Mapping[str, str] | None = None,
