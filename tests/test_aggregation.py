@@ -34,7 +34,8 @@ def test_simple_reductions_are_those_of_numpy(shape: tuple[int, ...]) -> None:
     expected = np.quantile(flat, 0.9, axis=1)
     found = aggregate(array, "quantile", level=0.9)
     np.testing.assert_allclose(found, expected)
-    assert found.attrs == {"units": "nats", "aggregation": "quantile, level 0.9"}
+    settings = {"units": "nats", "aggregation": "quantile, level 0.9"}
+    assert found.attrs.items() >= settings.items()
     assert list(found["case"].values) == list(array["case"].values)
     mask = mask_of(array)
     inside = mask.values.reshape(len(array), -1)
@@ -146,7 +147,7 @@ def test_the_predicted_mask_is_the_mode_of_the_mean() -> None:
 
 def test_bad_input_is_named() -> None:
     array = maps(2, 5, 5)
-    with pytest.raises(ValueError, match="how must be one of"):
+    with pytest.raises(ValueError, match="how must be 'mean'"):
         aggregate(array, "median")
     with pytest.raises(ValueError, match="needs mask"):
         aggregate(array, "foreground")
@@ -158,7 +159,7 @@ def test_bad_input_is_named() -> None:
         aggregate(array.mean(("row", "col")), "mean")
     with pytest.raises(ValueError, match="no variable with axes of an image"):
         aggregate(xr.Dataset({"a": array.mean(("row", "col"))}), "mean")
-    with pytest.raises(ValueError, match="level must lie"):
+    with pytest.raises(ValueError, match="level must be"):
         aggregate(array, "quantile", level=1.5)
     with pytest.raises(ValueError, match="patch must be"):
         aggregate(array, "patch_max", patch=0)

@@ -1,4 +1,4 @@
-"""From a map of uncertainty to one score a case, by a choice that is named.
+"""From a map of uncertainty to one score per case, by a choice that is named.
 
 Which cases are called uncertain depends on this choice more than on the uncertainty itself (Kahl
 et al.), so there is no default:
@@ -11,14 +11,16 @@ et al.), so there is no default:
                  ``spacing``) to the nearest pixel of another predicted class
     foreground   mean over the pixels predicted to be of one of the ``classes``
 
-Pixels that are NaN are left out. Where nothing is left the case has no score: NaN.
+Pixels that are NaN are left out. Where nothing is left the case has no score: NaN. How many were
+left out stands in the attributes that `ppl_med.analysis.tree` names, of maps in memory.
 
 Source: Kahl et al., ValUES, ICLR 2024, arXiv:2401.08501, section 3 (aggregation as a component,
 patch level with windows of 10 pixels a side).
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,11 +28,14 @@ import xarray as xr
 from scipy.ndimage import distance_transform_edt, uniform_filter
 
 from ppl_med.analysis.segmentation.comparison import mean_probabilities
-from ppl_med.analysis.tree import Posterior, check_cases, open_probabilities
+from ppl_med.analysis.tree import Posterior, check_cases, count_left_out, open_probabilities
+from ppl_med.axes import SPACE
+from ppl_med.checks import choice, finite, positive, whole
+
+__all__ = ["aggregate", "predicted_mask"]
 
 Maps = TypeVar("Maps", xr.DataArray, xr.Dataset)
 METHODS = ("mean", "max", "quantile", "patch_max", "boundary", "foreground")
-SPACE = ("depth", "row", "col")
 _WITH_MASK = ("boundary", "foreground")
 
 
@@ -45,7 +50,7 @@ def aggregate(
     spacing: Sequence[float] | None = None,
     classes: Sequence[int] | None = None,
 ) -> Maps:
-    """Reduce maps to a score a case.
+    """Reduce maps to a score per case.
 
     Args:
         maps: Map (case, ..., row, col), also with depth; or a Dataset, whose variables without
@@ -53,7 +58,7 @@ def aggregate(
             are not those of the result. Other axes, such as draw, are kept. Lazy maps give a lazy
             result.
         how: As the module says.
-        level: Of the quantile, in [0, 1].
+        level: Level of the quantile, in [0, 1].
         patch: Pixels a side of the window; cut to the image where that is smaller.
         mask: Predicted class (case, row, col), for boundary and foreground: see `predicted_mask`.
         width: Distance over which the weight of the boundary falls to 1/e.
@@ -82,7 +87,8 @@ def aggregate(
         options: dict[str, Any] = {"level": level, "patch": patch, "mask": mask, "width": width}
         options |= {"spacing": spacing, "classes": classes}
         results = {n: aggregate(a, how, **options) for n, a in found.items()}
-        return xr.Dataset(results, attrs=maps.attrs)
+        seen = reduce(and_, (array.notnull() for array in found.values()))
+        return xr.Dataset(results, attrs={**maps.attrs, **_count(seen)})
     if not isinstance(maps, xr.DataArray):
         raise TypeError(f"maps must be a DataArray or Dataset, not {type(maps).__name__}.")
     space = _space(maps)
@@ -91,9 +97,9 @@ def aggregate(
     arrays = [maps]
     if how in _WITH_MASK:
         arrays.append(_mask(mask, maps, space, how))
-    reduce, settings = _reduction(how, level, patch, width, _spacing(spacing, space), classes)
+    function, settings = _reduction(how, level, patch, width, _spacing(spacing, space), classes)
     result = xr.apply_ufunc(
-        reduce,
+        function,
         *arrays,
         input_core_dims=[list(space)] * len(arrays),
         vectorize=True,
@@ -101,7 +107,7 @@ def aggregate(
         dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[np.float64],
     )
-    attrs = {**maps.attrs, "aggregation": f"{how}{settings}"}
+    attrs = {**maps.attrs, **_count(maps.notnull()), "aggregation": f"{how}{settings}"}
     return result.rename(maps.name).assign_attrs(attrs)
 
 
@@ -128,8 +134,14 @@ def predicted_mask(tree: Posterior) -> xr.DataArray:
         name="mask",
         attrs={"long_name": "most probable class", "units": "class index"},
     )
-    known = [dim for dim in mask.dims if dim in draws.array.coords]
-    return mask.assign_coords({dim: draws.array[dim].variable for dim in known})
+    coords = draws.array.coords
+    kept = {n: c.variable for n, c in coords.items() if set(c.dims) <= set(mask.dims)}
+    return mask.assign_coords({n: variable for n, variable in kept.items() if variable.dims})
+
+
+def _count(seen: xr.DataArray) -> dict[str, int]:
+    """What was left out; nothing of lazy maps, which would have to be computed."""
+    return {} if seen.chunks else count_left_out(seen, empty=True)
 
 
 def _reduction(
@@ -209,7 +221,7 @@ def _foreground(image: np.ndarray, mask: np.ndarray, classes: Sequence[int] | No
 
 
 def _space(array: xr.DataArray) -> tuple[str, ...]:
-    return tuple(dim for dim in SPACE if dim in array.dims)
+    return tuple(dim for dim in SPACE[3] if dim in array.dims)
 
 
 def _spacing(spacing: Sequence[float] | None, space: tuple[str, ...]) -> tuple[float, ...]:
@@ -238,11 +250,7 @@ def _mask(
 
 
 def _check(how: str, level: float, patch: int, width: float) -> None:
-    if how not in METHODS:
-        raise ValueError(f"how must be one of {METHODS}, not {how!r}.")
-    if not 0 <= level <= 1:
-        raise ValueError(f"level must lie in [0, 1], not {level!r}.")
-    if isinstance(patch, bool) or not isinstance(patch, int | np.integer) or patch < 1:
-        raise ValueError(f"patch must be a positive number of pixels, not {patch!r}.")
-    if not 0 < width < np.inf:
-        raise ValueError(f"width must be a positive number, not {width!r}.")
+    choice("how", how, METHODS)
+    finite("level", level, 0, 1)
+    whole("patch", patch)
+    positive("width", width)

@@ -36,6 +36,8 @@ from ppl_med.analysis.tree import (
 )
 from ppl_med.axes import SAMPLES
 
+__all__ = ["entropy", "summary", "variance"]
+
 _POINT = "epistemic parts are 0 by construction: all draws are the same function"
 
 

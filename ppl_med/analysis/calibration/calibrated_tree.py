@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.tree import Classes, known
+from ppl_med.analysis.tree import Classes, count_left_out, known
 from ppl_med.axes import SAMPLES
 
 _KEPT = ("observed_data", "constant_data")
@@ -41,6 +41,7 @@ def calibrated_tree(source: Classes, logs: np.ndarray, method: str) -> xr.DataTr
         label = _labels(source)
         if label is not None:
             seen = known(label)
+            attrs.update(count_left_out(label, empty=True))
             index = label.where(seen, 0).drop_vars(list(label.coords)).astype(np.int64)
             chosen = new.isel({"class": index}).drop_vars("class", errors="ignore").where(seen)
             groups["/log_likelihood"] = xr.Dataset({label.name: chosen})

@@ -67,7 +67,7 @@ def learn_temperature(
     if gradients(low).mean() >= 0:
         raise ValueError(
             "The observed classes are no more probable than chance: the NLL falls for ever as "
-            "the temperature rises. Check the labels and the order of the classes."
+            "the temperature rises. Check labels and the order of classes, or use more cases."
         )
     root = float(brentq(lambda x: gradients(x).mean(), low, high, xtol=1e-14, rtol=1e-14))
     beta, gradient = np.exp(root), gradients(root)

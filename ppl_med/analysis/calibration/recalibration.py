@@ -112,7 +112,8 @@ def fit(
     """
     options = _options(method, penalty, bins)
     source = open_classes(tree)
-    ids, label = case_ids(source.array), source.labels()
+    case_ids(source.array)
+    label = source.labels()
     counts, seen = count_left_out(label), known(label).values
     used = seen.reshape(len(seen), -1).any(1)
     settings = {"num_cases": len(seen), "seen": seen} if method == "temperature" else options
@@ -120,7 +121,8 @@ def fit(
         _learn(method, table, label.values, seen, settings) for table in _tables(source, pool)
     ]
     lead, samples = ((), (1, 1)) if pool else (SAMPLES, source.num_samples)
-    coords: dict[str, Any] = {"case": ids[used], "class": source.names}
+    cases = source.array["case"].isel(case=used)
+    coords: dict[str, Any] = {"case": cases, "class": source.names}
     result = xr.Dataset(coords=coords if pool else {**source.samples, **coords})
     figures = ("nll_before", "nll_after", "accuracy_before", "accuracy_after")
     for name, dims in {**_MAPS[method].dims, **dict.fromkeys(figures, ())}.items():

@@ -12,11 +12,12 @@ def known(observed: xr.DataArray) -> xr.DataArray:
     return observed.notnull() if observed.dtype.kind == "f" else observed != UNANNOTATED
 
 
-def count_left_out(observed: xr.DataArray) -> dict[str, int]:
+def count_left_out(observed: xr.DataArray, *, empty: bool = False) -> dict[str, int]:
     """Count what was not observed, for the attributes of a result.
 
     Args:
         observed: What was observed (case, ...), or whether it was (bool).
+        empty: Whether nothing need be observed at all.
 
     Returns:
         ``num_cases``, ``left_out`` and ``left_out_cases``, as the package says.
@@ -26,7 +27,7 @@ def count_left_out(observed: xr.DataArray) -> dict[str, int]:
     """
     seen = known(observed).transpose("case", ...).values
     per_case = seen.reshape(len(seen), -1).any(1)
-    if not per_case.any():
+    if not (empty or per_case.any()):
         raise ValueError(
             f"The observation {observed.name or ''} is NaN everywhere, or -1 (not annotated): "
             "there is nothing to compare with."

@@ -1,0 +1,172 @@
+"""Every analysis keeps the same promises: one table, one test a promise."""
+
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from analysis_table import ANALYSES, CASES, HOLES, MODULES, Analysis, Result
+
+from ppl_med.axes import SAMPLES
+
+ROWS = pytest.mark.parametrize("name", ANALYSES)
+READERS = pytest.mark.parametrize("name", [name for name, row in ANALYSES.items() if row.reads])
+
+
+def tree_of(row: Analysis) -> xr.DataTree:
+    """A tree for an analysis."""
+    return row.kind.build(CASES, "c")
+
+
+def run(row: Analysis, tree: xr.DataTree) -> xr.Dataset:
+    """The result as a Dataset."""
+    found: Result = row.run(tree)
+    if isinstance(found, xr.Dataset):
+        return found.compute()
+    return found.compute().to_dataset(name=str(found.name or "result"), promote_attrs=True)
+
+
+def with_holes(tree: xr.DataTree, path: str, cases: Sequence[int] = HOLES) -> xr.DataTree:
+    """The tree with some cases, and of maps one row of every case, not observed."""
+    group, name = path.split("/")
+    node = tree[group].to_dataset()
+    array = node[name].copy(deep=True)
+    nothing: Any = -1 if array.dtype.kind == "i" else np.nan
+    array[{"case": list(cases)}] = nothing
+    if "row" in array.dims:
+        array[{"row": 0}] = nothing
+    result = tree.copy()
+    result[group] = xr.DataTree(node.assign({name: array}))
+    return result
+
+
+def without_holes(found: Any, *, rows: bool) -> Any:
+    """The part of a tree or result that was observed."""
+    kept: dict[str, Any] = {"case": [case for case in range(CASES) if case not in HOLES]}
+    if rows:
+        kept["row"] = slice(1, None)
+    return found.isel(kept, missing_dims="ignore")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_analysis_has_a_row(module: ModuleType) -> None:
+    short = module.__name__.removeprefix("ppl_med.analysis.")
+    rows = {name.split("/")[0] for name in ANALYSES}
+    functions = {name for name in module.__all__ if callable(getattr(module, name))}
+    assert {f"{short}.{name}" for name in functions} <= rows
+
+
+@ROWS
+def test_a_lazy_tree_gives_the_same(name: str) -> None:
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    xr.testing.assert_allclose(run(row, tree.chunk(case=5)), run(row, tree), rtol=1e-12)
+
+
+@READERS
+def test_what_was_not_observed_is_left_out_and_counted(name: str) -> None:
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    holes = with_holes(tree, row.kind.observed)
+    found = run(row, holes)
+    observed = holes[row.kind.observed]
+    is_map = "row" in observed.dims
+    # An analysis that is defined on the rest gives what it gives there.
+    rest = without_holes(tree, rows=is_map)
+    expected = run(row, rest)
+    whole = set(found.dims) & {"case", "row"} and found.sizes.get("case") == CASES
+    kept = without_holes(found, rows=is_map) if whole else found
+    assert set(kept.data_vars) == set(expected.data_vars)
+    xr.testing.assert_allclose(kept.reset_coords(drop=True), expected.reset_coords(drop=True))
+    for variable in row.unknown:
+        assert np.isnan(found[variable].isel(case=list(HOLES)).values).all(), variable
+    missing = observed.isnull() if observed.dtype.kind == "f" else observed == -1
+    assert found.attrs["left_out"] == int(missing.sum())
+    assert found.attrs["left_out_cases"] == len(HOLES)
+    assert found.attrs["num_cases"] == CASES - len(HOLES)
+    nothing = run(row, tree).attrs
+    assert (nothing["left_out"], nothing["left_out_cases"]) == (0, 0)
+    assert nothing["num_cases"] == CASES
+
+
+@READERS
+def test_nothing_observed_at_all_is_no_number(name: str) -> None:
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    tree = with_holes(tree, row.kind.observed, range(CASES))
+    try:
+        found = run(row, tree)
+    except ValueError as error:
+        assert "NaN everywhere, or -1" in str(error)
+    else:
+        assert all(np.isnan(found[variable].values).all() for variable in row.unknown)
+        assert row.unknown
+        assert found.attrs["num_cases"] == 0
+
+
+@ROWS
+@pytest.mark.parametrize("one", ["draw", "case"])
+def test_one_draw_or_case_works_or_is_refused_for_a_reason(name: str, one: str) -> None:
+    row = ANALYSES[name]
+    single: dict[str, Any] = {"chain": [0], "draw": [0]} if one == "draw" else {"case": [0]}
+    tree = tree_of(row).isel(single, missing_dims="ignore")
+    try:
+        found = run(row, tree)
+    except ValueError as error:
+        assert re.search(rf"\b{one}s?\b", str(error)), error
+    else:
+        assert found.data_vars
+
+
+@ROWS
+def test_chains_are_pooled(name: str) -> None:
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    if "posterior" not in tree.children:
+        return
+    pooled = tree.map_over_datasets(as_one_chain)
+    pooled.attrs = tree.attrs
+    found, expected = (strip(run(row, each)) for each in (pooled, tree))
+    assert found.data_vars
+    xr.testing.assert_allclose(found, expected)
+
+
+def as_one_chain(group: xr.Dataset) -> xr.Dataset:
+    """All draws of all chains as draws of one."""
+    if "draw" not in group.dims:
+        return group
+    stacked = group.stack(all=SAMPLES, create_index=False).rename(all="draw")
+    return stacked.expand_dims("chain").transpose(*SAMPLES, ...)
+
+
+def strip(result: xr.Dataset) -> xr.Dataset:
+    """What is of the mixture alone: nothing per draw, no error that knows the chains."""
+    names = [n for n, a in result.items() if {*SAMPLES} & set(a.dims) or "mcse" in str(n)]
+    return result.drop_vars([*names, *SAMPLES], errors="ignore")
+
+
+@ROWS
+def test_the_order_of_cases_does_not_matter(name: str) -> None:
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    order = np.random.default_rng(0).permutation(CASES)
+    found, expected = run(row, tree.isel(case=order)), run(row, tree)
+    if "case" in expected.dims:
+        expected = expected.isel(case=order)
+    xr.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@ROWS
+def test_coordinates_of_the_user_stay_with_their_cases(name: str) -> None:
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    found = run(row, tree)
+    if "case" not in found.dims:
+        return
+    given = tree[row.kind.observed]
+    for coordinate in ("case", "age", "ward"):
+        assert coordinate in found.coords, coordinate
+        np.testing.assert_array_equal(found[coordinate], given[coordinate])
