@@ -33,7 +33,7 @@ class BayesianClassifier(nn.Module):
         classes: Class names, in the order of the labels.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
-        likelihood: ``"categorical"`` (one logit a class), ``"bernoulli"`` (one logit in all),
+        likelihood: ``"categorical"`` (one logit per class), ``"bernoulli"`` (one logit in all),
             ``"logit_normal"`` (a mean and a log-variance of every logit: noise that the network
             learns), ``"label_noise"`` (labels that may be wrong); or training by a loss, which
             gives a generalised posterior: ``"label_smoothing"``, ``"margin_smoothing"``,
@@ -42,7 +42,7 @@ class BayesianClassifier(nn.Module):
 
     Raises:
         ValueError: If there are fewer than two classes or two share a name, or if the likelihood
-            is unknown or of something else.
+            is unknown or of another site.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from ppl_med.axes import dims
-from ppl_med.checks import different_names
+from ppl_med.checks import different_names, reject
 from ppl_med.likelihoods.interface import observe, precision
 from ppl_med.networks.encoder import LOG_SCALE_RANGE
 from ppl_med.networks.image_code import LabelledDecoder, LabelledEncoder
@@ -47,7 +47,7 @@ class _ImageAndLabel(TorchDistribution):
 
     Args:
         log_density: From labels (case,) to log-densities (..., case).
-        shape: Of the batch, (..., case).
+        shape: Shape of the batch, (..., case).
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -78,8 +78,8 @@ class ConditionalVAE(nn.Module):
         class_probs: Prior probabilities of the classes; equal ones by default.
 
     Raises:
-        ValueError: If there are fewer than two classes or two share a name, if the size is no
-            multiple of 4, or the probabilities are not positive, or not one a class.
+        ValueError: If there are fewer than two classes or two share a name, if the size is not a
+            multiple of 4, or the probabilities are not positive, or not one per class.
     """
 
     log_class_probs: Tensor
@@ -97,9 +97,7 @@ class ConditionalVAE(nn.Module):
         different_names("classes", classes, least=2)
         probs = torch.tensor([1.0] * len(classes) if class_probs is None else [*class_probs])
         if probs.shape != (len(classes),) or not bool((probs > 0).all()):
-            raise ValueError(
-                f"class_probs must be {len(classes)} positive numbers, got {class_probs}"
-            )
+            reject("class_probs", f"{len(classes)} positive numbers", class_probs)
         self.in_channels, self.latent_dim = in_channels, latent_dim
         self._size, self._width = (size[0], size[1]), width
         self.decoder = LabelledDecoder(in_channels, self._size, len(classes), latent_dim, width)
@@ -150,10 +148,8 @@ class ConditionalVAE(nn.Module):
             ValueError: If the images have another size than the model was built for.
         """
         if tuple(image.shape[1:]) != (self.in_channels, *self._size):
-            raise ValueError(
-                f"image has shape {tuple(image.shape)}; the model was built for "
-                f"(case, {self.in_channels}, {', '.join(map(str, self._size))})"
-            )
+            expected = f"(case, {self.in_channels}, {', '.join(map(str, self._size))})"
+            raise ValueError(f"image must be {expected}, got shape {tuple(image.shape)}")
         loc = torch.zeros(len(image), self.latent_dim, device=image.device)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1), infer=dims("latent"))
@@ -162,8 +158,8 @@ class ConditionalVAE(nn.Module):
                 joint = torch.stack([self._log_joint(image, z, k) for k in classes], dim=-1)
                 observe("label", dist.Categorical(logits=joint), (), None)
                 return joint
-            law = _ImageAndLabel(partial(self._log_joint, image, z), z.shape[:-1])
-            observe("label", law, (), label)
+            density = _ImageAndLabel(partial(self._log_joint, image, z), z.shape[:-1])
+            observe("label", density, (), label)
             return None
 
     def _log_joint(self, image: Tensor, z: Tensor, label: Tensor) -> Tensor:
@@ -171,5 +167,5 @@ class ConditionalVAE(nn.Module):
         mean = self.decode(z, label)
         kind = precision(mean, training=self.training)
         scale = self.log_scale.clamp(*LOG_SCALE_RANGE).exp().to(kind)
-        law = dist.Normal(mean.to(kind), scale).to_event(3)
-        return law.log_prob(image.to(kind)) + self.log_class_probs[label].to(kind)
+        density = dist.Normal(mean.to(kind), scale).to_event(3)
+        return density.log_prob(image.to(kind)) + self.log_class_probs[label].to(kind)

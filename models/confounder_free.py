@@ -1,4 +1,4 @@
-"""Confounder-free classifier: its features tell the class and not a confounder.
+"""Confounder-free classifier: its features predict the class and not a confounder.
 
 Program:
 
@@ -10,7 +10,7 @@ Program:
 
 Sites and their dimensions: weights (weight), no unit; label (case), integer in 0..K-1.
 
-The factor is a loss and no density: with its ``weight`` in nats a case, what is learned is the
+The factor is a loss and no density: with its ``weight`` in nats per case, what is learned is the
 generalised (Gibbs) posterior p(weights) * likelihood * exp(-weight * num_cases * r²), which moves
 belief towards functions from whose features the adversary cannot tell the confounder. The ELBO of
 the history bounds no evidence of the labels, and leaving cases out by their weights is refused.
@@ -30,7 +30,6 @@ applications", Nature Communications 11, 2020. Departs from it in that one optim
 three updates at once, by a reversed gradient (Ganin et al., JMLR 17, 2016).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ppl_med.checks import finite, whole
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.weights import Prior, RandomWeights, Where
 from ppl_med.weights.estimators import SharedWeightDraw
@@ -54,12 +54,12 @@ class ConfounderFreeClassifier(nn.Module):
 
     Args:
         features: Network from images to features (case, feature), or (case, ...), flattened.
-        predictor: Network from what ``features`` gives to logits (case, class).
+        predictor: Network from the output of ``features`` to logits (case, class).
         classes: Class names, in the order of the labels.
         num_features: Features of a case, flattened.
         adversary: Network from flattened features (case, feature) to one number (case, 1). By
             default two layers, of 32 units; a constant added to its output would change nothing.
-        weight: Of the factor, in nats a case; at 0 neither adversary nor model feel it.
+        weight: Weight of the factor, in nats per case; at 0 it acts on neither adversary nor model.
         control: Class whose cases the adversary sees.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; names start with ``features.`` or ``predictor.``; see
@@ -68,7 +68,7 @@ class ConfounderFreeClassifier(nn.Module):
 
     Raises:
         ValueError: If the classes or the likelihood do not fit, the weight is negative or the
-            control no class.
+            control is not a class.
     """
 
     training_inputs = ("confounder",)
@@ -88,17 +88,14 @@ class ConfounderFreeClassifier(nn.Module):
         likelihood: str | ClassLikelihood = "categorical",
     ) -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight is {weight}; it must be a finite number, 0 or more")
-        if not 0 <= control < len(classes):
-            raise ValueError(f"control is {control}; it must be a class, 0 to {len(classes) - 1}")
+        self.weight = finite("weight", weight, 0)
+        self.control = whole("control", control, 0, len(classes) - 1)
         self.network = RandomWeights(_Tapped(features, predictor), prior, where)
         self.likelihood = class_likelihood(likelihood, classes, (), "label")
         self.num_features = num_features
         self.adversary = adversary or nn.Sequential(
             nn.Linear(num_features, 32), nn.LeakyReLU(0.1), nn.Linear(32, 1, bias=False)
         )
-        self.weight, self.control = float(weight), control
         self.coords = {"class": list(classes)}
         self.training_loss = f"adversary of a confounder within class {control}, weight {weight:g}"
 
@@ -132,7 +129,7 @@ class ConfounderFreeClassifier(nn.Module):
             if confounder is None or confounder.shape != label.shape:
                 got = "missing" if confounder is None else f"of shape {tuple(confounder.shape)}"
                 raise ValueError(
-                    f"confounder is {got}; every training batch needs one number a case, "
+                    f"confounder is {got}; every training batch needs one number per case, "
                     f"({len(image)},)"
                 )
             with SharedWeightDraw():
@@ -173,7 +170,7 @@ class ConfounderFreeClassifier(nn.Module):
     def feature_program(self) -> nn.Module:
         """A program that returns features (case, feature) instead of logits.
 
-        ``functions(model.feature_program(), guide)`` are feature extractors, one a draw, whose
+        ``functions(model.feature_program(), guide)`` are feature extractors, one per draw, whose
         dependence on the confounder ``ppl_med.explain.confounding.dependence`` measures.
         """
         return _FeatureProgram(self)
@@ -184,7 +181,7 @@ class ConfounderFreeClassifier(nn.Module):
         expected = (len(image), num + self.num_features)
         if tuple(output.shape) != expected:
             raise ValueError(
-                f"predictor and features gave {output.shape[1:]} numbers a case together, but "
+                f"predictor and features gave {output.shape[1:]} numbers per case together, but "
                 f"{num} output(s) for classes {list(self.likelihood.classes)} and num_features="
                 f"{self.num_features} are needed"
             )

@@ -1,4 +1,4 @@
-"""Dense regressor: any network to a number a pixel, with its weights drawn from a prior.
+"""Dense regressor: any network to a number per pixel, with its weights drawn from a prior.
 
 Program:
 
@@ -38,7 +38,7 @@ class DenseRegressor(nn.Module):
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If the likelihood is not one of maps of the site "depth".
+        ValueError: If the likelihood is not of maps of the site "depth".
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 Program, for a case with image x and levels l = 0 (the coarsest), 1, ...:
 
-    z_l | x, z_<l  ~  Normal(m_l, diag s_l^2)                    one code a position of the level
-    mask | x, z    ~  Categorical(softmax(decoder(x, z)))        one class a pixel, pixels summed
+    z_l | x, z_<l  ~  Normal(m_l, diag s_l^2)                    one code per position of the level
+    mask | x, z    ~  Categorical(softmax(decoder(x, z)))        one class per pixel, pixels summed
 
 Sites and their dimensions: z0, z1, ... (case, z<l>_latent, z<l>_row, z<l>_col); mask (case, row,
 col) or (case, depth, row, col), integer in 0..K-1, or -1 where not annotated.
@@ -13,8 +13,7 @@ Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), 
 Reference: Kohl et al., "A hierarchical probabilistic U-Net for modeling multi-scale ambiguities",
 arXiv:1905.13077. Guide: ``ConditionalHierarchy`` with ``posterior_net()``; the authors train with
 ``objective=Geco(0.05 * num_pixels)``. Departs from it: all pixels count, not a random 2 % of the
-worst; log-scales are clamped; residual blocks start close to
-their skip.
+worst; log-scales are clamped; residual blocks start close to their skip.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ class HierarchicalProbabilisticUNet(nn.Module):
         classes: Class names, the background first.
         latent_dims: Channels of each map of codes, the coarsest first.
         channels: Channels by scale, the finest first.
-        num_blocks: Residual blocks a scale.
+        num_blocks: Residual blocks per scale.
         spatial_dims: 2 for images, 3 for volumes.
     """
 
@@ -75,9 +74,9 @@ class HierarchicalProbabilisticUNet(nn.Module):
         """
         space = self.likelihood.event
 
-        def draw(level: int, law: TorchDistributionMixin) -> Tensor:
+        def draw(level: int, codes: TorchDistributionMixin) -> Tensor:
             names = [f"z{level}_{axis}" for axis in ("latent", *space)]
-            return pyro.sample(f"z{level}", law, infer=dims(*names))
+            return pyro.sample(f"z{level}", codes, infer=dims(*names))
 
         with pyro.plate("case", num_cases or len(image), subsample=image):
             logits = self.network(image, draw)

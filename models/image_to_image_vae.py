@@ -3,7 +3,7 @@
 Program, for a case with image x:
 
     z            ~  Normal(0, I)                                  one code per case, not of x
-    mask | x, z  ~  Categorical(softmax(unet([x, z])))            one class a pixel
+    mask | x, z  ~  Categorical(softmax(unet([x, z])))            one class per pixel
 
 Sites and their dimensions: z (case, latent), no unit; mask (case, row, col) or (case, depth, row,
 col), integer in 0..K-1, or -1 where not annotated.
@@ -35,7 +35,7 @@ class ImageToImageVAE(nn.Module):
         in_channels: Image channels.
         classes: Class names, the background first.
         channels: Channels of U-Net and posterior net by scale, the finest first.
-        num_convolutions: Convolutions a block.
+        num_convolutions: Convolutions per block.
         latent_dim: Size of z.
         spatial_dims: 2 for images, 3 for volumes.
     """

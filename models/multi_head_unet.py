@@ -3,7 +3,7 @@
 Program, for a case with image x:
 
     head            ~  Categorical(1/M, ..., 1/M)                     one per case
-    mask | x, head  ~  Categorical(softmax(head_h(unet(x))))          one class a pixel
+    mask | x, head  ~  Categorical(softmax(head_h(unet(x))))          one class per pixel
 
 Sites and their dimensions: head (case), integer in 0..M-1; mask (case, row, col) or (case, depth,
 row, col), integer in 0..K-1, or -1 where not annotated.
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_med.axes import SPACE
+from ppl_med.checks import whole
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
 from ppl_med.weights.call_cache import cached_call
@@ -37,7 +38,7 @@ class MultiHeadUNet(nn.Module):
         classes: Class names, the background first.
         heads: Number of heads M.
         channels: Channels of the U-Net by scale, the finest first.
-        num_convolutions: Convolutions a block.
+        num_convolutions: Convolutions per block.
         spatial_dims: 2 for images, 3 for volumes.
     """
 
@@ -51,8 +52,7 @@ class MultiHeadUNet(nn.Module):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
-        if heads < 2:
-            raise ValueError(f"heads must be 2 or more, got {heads!r}; one head is a plain U-Net")
+        whole("heads", heads, 2, fix="one head is a plain U-Net")
         self.in_channels, self.heads = in_channels, heads
         unet = UNet(in_channels, channels, num_convolutions, spatial_dims)
         output = convolution(spatial_dims, channels[0], heads * len(classes), 1)

@@ -3,7 +3,7 @@
 Program, for a case with image x:
 
     z | x        ~  Normal(m(x), diag s(x)^2)                   one code per case, the prior net
-    mask | x, z  ~  Categorical(softmax(f_comb(unet(x), z)))    one class a pixel, pixels summed
+    mask | x, z  ~  Categorical(softmax(f_comb(unet(x), z)))    one class per pixel, pixels summed
 
 Sites and their dimensions: z (case, latent), no unit; mask (case, row, col) or (case, depth, row,
 col), integer in 0..K-1, or -1 where not annotated.
@@ -36,7 +36,7 @@ class ProbabilisticUNet(nn.Module):
         in_channels: Image channels.
         classes: Class names, the background first.
         channels: Channels of U-Net and encoders by scale, the finest first.
-        num_convolutions: Convolutions a block.
+        num_convolutions: Convolutions per block.
         latent_dim: Size of z.
         spatial_dims: 2 for images, 3 for volumes.
         backbone: A network from images to features (case, feature, *space) in the U-Net's place;

@@ -1,4 +1,4 @@
-"""Bayesian regressor: any network to a number a case, with its weights drawn from a prior.
+"""Bayesian regressor: any network to a number per case, with its weights drawn from a prior.
 
 Program:
 

@@ -3,7 +3,7 @@
 Program:
 
     weights         ~  prior                                         one vector for all cases
-    mask | image    ~  Categorical(softmax(net(image; weights)))     one class a pixel
+    mask | image    ~  Categorical(softmax(net(image; weights)))     one class per pixel
 
 Sites and their dimensions: weights (weight), no unit; mask (case, row, col) or (case, depth, row,
 col), integer in 0..K-1, or -1 where not annotated.
@@ -35,7 +35,7 @@ class BayesianSegmenter(nn.Module):
         where: Which parameters are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
-        likelihood: ``"categorical"`` (one logit a class), ``"logit_normal"`` (a mean and a
+        likelihood: ``"categorical"`` (one logit per class), ``"logit_normal"`` (a mean and a
             log-variance of every logit: noise that the network learns), ``"label_noise"`` (pixels
             that may be wrong); or training by a loss, which gives a generalised posterior:
             ``"label_smoothing"``, ``"margin_smoothing"``, ``"focal"``, ``"spatial_smoothing"``
@@ -43,8 +43,8 @@ class BayesianSegmenter(nn.Module):
             with the spatial axes.
 
     Raises:
-        ValueError: If the likelihood is unknown or of something else, if there are fewer than two
-            classes or two share a name.
+        ValueError: If there are fewer than two classes or two share a name, or if the likelihood
+            is unknown or of another site.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Site temperature: hospitals share what is known of how over-confident a network is.
 
-A network is calibrated at each site by a temperature; the temperatures come from one law, so that
-a site with few labelled cases borrows from the others, and a new one starts from their law.
+A network is calibrated at each site by a temperature; the temperatures come from one distribution,
+so that a site with few labelled cases borrows from the others, and a new one starts from it.
 
 Program, for a case of site s with log-probabilities l from a trained network:
 
@@ -13,12 +13,12 @@ Program, for a case of site s with log-probabilities l from a trained network:
 Sites and their dimensions: log_temperature (site), no unit, 0 where the network is calibrated, its
 mean and scale; label (case), integer in 0..K-1.
 
-Input: ``image`` (case, channel, row, col) with one channel a class and one pixel: the
+Input: ``image`` (case, channel, row, col) with one channel per class and one pixel: the
 log-probabilities of held-out cases stand where other models have an image; ``site`` (case), integer
 in 0..S-1; a site may have no case.
 
 Guide: a normal on the unconstrained scale, such as ``pyro.infer.autoguide.AutoNormal``. For one
-temperature without a law over sites: ``ppl_med.analysis.calibration.fit``.
+temperature without a hierarchy over sites: ``ppl_med.analysis.calibration.fit``.
 
 Reference: Guo et al., ICML 2017, arXiv:1706.04599 (temperature); Gelman, Bayesian Analysis 1, 2006
 (half-normal and half-t priors for the scale of a hierarchy). The joining of both is ours.
@@ -30,6 +30,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppl_med.checks import different_names, positive
 from ppl_med.likelihoods import Categorical
 
 
@@ -41,6 +42,9 @@ class SiteTemperature(nn.Module):
         classes: Class names.
         centre_scale: Prior standard deviation of the centre of log temperature.
         spread_scale: Scale of the half-normal prior on the spread of log temperatures.
+
+    Raises:
+        ValueError: If sites or classes share a name, or a scale is not positive.
     """
 
     def __init__(
@@ -51,13 +55,9 @@ class SiteTemperature(nn.Module):
         spread_scale: float = 0.5,
     ) -> None:
         super().__init__()
-        if not sites:
-            raise ValueError("sites is empty; name at least one.")
-        if not (centre_scale > 0 and spread_scale > 0):
-            raise ValueError(
-                f"centre_scale and spread_scale must be positive, not {centre_scale!r}, "
-                f"{spread_scale!r}."
-            )
+        different_names("sites", sites)
+        positive("centre_scale", centre_scale)
+        positive("spread_scale", spread_scale)
         self.num_sites, self.in_channels = len(sites), len(classes)
         self.likelihood = Categorical(classes)
         self.centre_scale, self.spread_scale = centre_scale, spread_scale
@@ -83,7 +83,7 @@ class SiteTemperature(nn.Module):
             Calibrated logits, dims (case, class).
 
         Raises:
-            ValueError: If there is not one site a case, or, on the CPU, if one is out of range.
+            ValueError: If there is not one site per case, or, on the CPU, if one is out of range.
         """
         self._check_sites(site, len(image))
         zero, width = image.new_zeros(()), image.new_full((), self.spread_scale)
@@ -99,12 +99,12 @@ class SiteTemperature(nn.Module):
     def _check_sites(self, site: Tensor, cases: int) -> None:
         if tuple(site.shape) != (cases,):
             raise ValueError(
-                f"site has shape {tuple(site.shape)}, but ({cases},) is needed, one index a case"
+                f"site must be of shape ({cases},), one index per case, got {tuple(site.shape)}"
             )
         # On a GPU reading a value would stop the stream, and an index above the last raises there.
         if site.device.type == "cpu" and not ((site >= 0) & (site < self.num_sites)).all():
             wrong = site[(site < 0) | (site >= self.num_sites)][0]
             raise ValueError(
                 f"site holds {int(wrong)}; sites are numbered 0 to {self.num_sites - 1}, in the "
-                "order they were named in"
+                "order in which they were named"
             )

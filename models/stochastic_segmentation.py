@@ -3,7 +3,7 @@
 Program, for a case with image x:
 
     z           ~  Normal(0, I)                                   rank numbers per case
-    noise       ~  Normal(0, I)                                   one number a class and pixel
+    noise       ~  Normal(0, I)                                   one number per class and pixel
     mask | x, z, noise  ~  Categorical(softmax(m(x) + F(x) z + d(x)^(1/2) noise))
 
 so that the logits are Normal(m, F F' + diag d): pixels vary together.
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_med.axes import SPACE, dims
+from ppl_med.checks import whole
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
 from ppl_med.weights.call_cache import cached_call
@@ -43,11 +44,11 @@ class StochasticSegmentationNetwork(nn.Module):
         rank: Columns of the factor F; 0 leaves the logits independent (the paper's diagonal
             baseline).
         channels: Channels of the U-Net by scale, the finest first.
-        num_convolutions: Convolutions a block.
+        num_convolutions: Convolutions per block.
         spatial_dims: 2 for images, 3 for volumes.
-        net: In place of the U-Net, whose settings then say nothing: a network from images to
-            ``(2 + rank) * len(classes)`` maps, the means of all classes first, then their
-            log-variances, then a column of the factor after the other.
+        net: In place of the U-Net, whose settings are then not used: a network from images to
+            ``(2 + rank) * len(classes)`` maps, first the means of all classes, then their
+            log-variances, then the columns of the factor, one after the other.
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class StochasticSegmentationNetwork(nn.Module):
         net: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if rank < 0:
-            raise ValueError(f"rank must be 0 or more, got {rank!r}")
+        whole("rank", rank, 0)
         self.in_channels, self.rank = in_channels, rank
         if net is None:
             unet = UNet(in_channels, channels, num_convolutions, spatial_dims)
@@ -100,9 +100,9 @@ class StochasticSegmentationNetwork(nn.Module):
         mean, log_variance, factor = parts[:, 0], parts[:, 1], parts[:, 2:]
         scale = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            noise_law = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1 + len(space))
+            standard = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1 + len(space))
             names = ("class", *self.likelihood.event)
-            noise = pyro.sample("noise", noise_law, infer=dims(*names, stored=False))
+            noise = pyro.sample("noise", standard, infer=dims(*names, stored=False))
             logits = mean + scale * noise
             if self.rank:
                 zeros = torch.zeros(len(image), self.rank, device=image.device)

@@ -151,7 +151,7 @@ def test_the_bound_rises_with_particles_and_is_the_objectives(trained: Any) -> N
         (lambda: ConditionalVAE(1, ("a",), (8, 8)), "two or more"),
         (lambda: vae(class_probs=(1.0, 0.0)), "class_probs must be 2"),
         (lambda: vae(class_probs=(1.0,)), "class_probs must be 2"),
-        (lambda: vae()[0](torch.zeros(2, 1, 12, 12)), "built for"),
+        (lambda: vae()[0](torch.zeros(2, 1, 12, 12)), "image must be"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(make: Any, message: str) -> None:

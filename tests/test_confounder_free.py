@@ -217,9 +217,9 @@ def test_features_are_functions_of_their_draws() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: model(-1.0), "weight is -1"),
-        (lambda: model(float("nan")), "weight is nan"),
-        (lambda: model(control=2), "control is 2"),
+        (lambda: model(-1.0), "weight must .* got -1"),
+        (lambda: model(float("nan")), "weight must .* got nan"),
+        (lambda: model(control=2), "control must .* got 2"),
         (lambda: model(num_features=5)(torch.randn(2, 1, SIZE, SIZE)), "num_features=5"),
         (lambda: model()(torch.randn(2, 1, SIZE, SIZE), torch.zeros(2)), "confounder is missing"),
         (

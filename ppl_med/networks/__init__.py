@@ -1,12 +1,10 @@
-"""Deterministic networks that torchvision and MONAI lack; they draw no random number."""
+"""Deterministic networks that torchvision and MONAI lack; they draw no random numbers."""
 
-from ppl_med.networks.alexnet import AlexNet
+from ppl_med.networks.classifiers import AlexNet, CompactCNN, LeNet
 from ppl_med.networks.combine import Combine
-from ppl_med.networks.compact import CompactCNN
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.fc_densenet import FCDenseNet
 from ppl_med.networks.hierarchical_unet import HierarchicalUNet
-from ppl_med.networks.lenet import LeNet
 from ppl_med.networks.unet import UNet
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Joins a map of features with a latent code: the 1x1 convolutions of the Probabilistic U-Net."""
+"""Map of features joined with a latent code: the 1x1 convolutions of the Probabilistic U-Net."""
 
 import itertools
 
@@ -40,7 +40,7 @@ class Combine(nn.Module):
         self.output = HeLinear(width, num_outputs)
 
     def of_features(self, features: Tensor) -> Tensor:
-        """What the first layer makes of the features, the same for every code.
+        """What the first layer makes of the features; it is the same for every code.
 
         Args:
             features: Dims (case, feature, *space).

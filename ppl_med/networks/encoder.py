@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_med.checks import whole
 from ppl_med.networks.unet import CHANNELS, Encoder, HeLinear
 
 LOG_SCALE_RANGE = (-7.0, 5.0)
@@ -57,19 +58,29 @@ class GaussianEncoder(nn.Module):
 
 
 def one_hot(label: Tensor, num_classes: int, like: Tensor) -> Tensor:
-    """One number a class, 1 for the label's own, dims (case, class), of another tensor's type."""
+    """One number per class, 1 for the label's own, dims (case, class), of another tensor's type."""
     # A comparison: torch's one_hot checks the range on the host.
     return (label[:, None] == torch.arange(num_classes, device=label.device)).to(like)
 
 
-def one_hot_planes(image: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """One plane a class, 0.5 inside and -0.5 outside, dims (case, class, *space), of image's type.
+def mask_planes(image: Tensor, mask: Tensor | None, num_classes: int) -> list[Tensor]:
+    """One plane per class, 0.5 inside and -0.5 outside, (case, class, *space); none without mask.
 
     A pixel of class -1, not annotated, is outside everywhere.
+
+    Raises:
+        ValueError: If the mask is missing and there are classes, or the other way round.
     """
+    if (mask is not None) != bool(num_classes):
+        raise ValueError(
+            f"mask is {'missing' if mask is None else 'given'}, but this net was built with "
+            f"num_classes={num_classes}"
+        )
+    if mask is None:
+        return []
     # A comparison: one_hot checks the range on the host, and refuses -1.
     classes = torch.arange(num_classes, device=mask.device).view(-1, *[1] * (mask.dim() - 1))
-    return (mask.unsqueeze(1) == classes).to(image) - 0.5
+    return [(mask.unsqueeze(1) == classes).to(image) - 0.5]
 
 
 class _ComponentsApart(HeLinear):
@@ -97,11 +108,14 @@ class ConvGaussian(nn.Module):
         num_classes: Classes of the mask that is concatenated, as one-hot planes minus 0.5; 0 for a
             net of the image alone.
         channels: Channels by scale, the finest first.
-        num_convolutions: Convolutions a block.
+        num_convolutions: Convolutions per block.
         spatial_dims: 2 or 3.
         sees_image: False for a net of the mask alone.
-        components: Of a mixture of normals; 1 is one normal. A prior of several components can put
-            mass on separate modes; the KL is then estimated from the draw.
+        components: Number of normals that are mixed. A prior of several can put mass on separate
+            modes; the KL is then estimated from the draw.
+
+    Raises:
+        ValueError: If the net sees nothing, or there is no component.
     """
 
     def __init__(
@@ -119,8 +133,7 @@ class ConvGaussian(nn.Module):
         super().__init__()
         if not (sees_image or num_classes):
             raise ValueError("sees_image=False leaves nothing to see; give num_classes")
-        if components < 1:
-            raise ValueError(f"components must be 1 or more, got {components!r}")
+        whole("components", components)
         self.num_classes, self.sees_image = num_classes, sees_image
         self.components, self.latent_dim = components, latent_dim
         planes = (in_channels if sees_image else 0) + num_classes
@@ -137,15 +150,9 @@ class ConvGaussian(nn.Module):
             mask: Classes, dims (case, *space), integers; -1 where not annotated. Needed exactly
                 when ``num_classes`` is not 0.
         """
-        if (mask is not None) != bool(self.num_classes):
-            raise ValueError(
-                f"mask is {'missing' if mask is None else 'given'}, but this net was built with "
-                f"num_classes={self.num_classes}"
-            )
-        inputs = [image] if self.sees_image else []
-        if mask is not None:
-            inputs.append(one_hot_planes(image, mask, self.num_classes))
-        features = self.encoder(torch.cat(inputs, dim=1))[-1]
+        planes = mask_planes(image, mask, self.num_classes)
+        inputs = torch.cat([image, *planes] if self.sees_image else planes, 1)
+        features = self.encoder(inputs)[-1]
         numbers = self.parameters_of_z(features.flatten(2).mean(-1)).float()
         size = self.components * self.latent_dim
         loc, log_scale, weights = numbers.split([size, size, numbers.shape[1] - 2 * size], dim=-1)

@@ -8,7 +8,7 @@ Blocks, with k the growth rate and L the layers of a block:
     transition up    transposed convolution of width 3 and stride 2, cropped to the skip
 
 On the way up only the new features of a block, L k of them, are enlarged; the skips carry the rest.
-The dropout of the paper is not in here: which weights are dropped is the guide's business.
+The dropout of the paper is not part of the net: the guide decides which weights are dropped.
 
 Reference: Jégou, Drozdzal, Vazquez, Romero and Bengio, "The One Hundred Layers Tiramisu: Fully
 Convolutional DenseNets for Semantic Segmentation", CVPR Workshops 2017, and the authors' released
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ppl_med.checks import choice, reject, whole
 
 FIRST_FEATURES = 48
 # Depth in the name: layers of the dense blocks from the finest to the bottleneck, growth rate.
@@ -95,8 +97,8 @@ class _DenseBlock(nn.Module):
 class FCDenseNet(nn.Module):
     """A fully convolutional DenseNet, to class scores or to a map of features.
 
-    Any size of image will do that survives the halvings: what pooling leaves out at an odd size,
-    the transposed convolution gives back, and cropping at the far end makes up the rest, as in the
+    Any size of image that survives the halvings will do: the transposed convolution gives back what
+    pooling leaves out at an odd size, and cropping at the far end makes up the rest, as in the
     paper (at CamVid's 360 rows, 22 become 11, and 45 become 22).
 
     Args:
@@ -127,22 +129,15 @@ class FCDenseNet(nn.Module):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
-        if spatial_dims not in _CONVOLUTIONS:
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
+        choice("spatial_dims", spatial_dims, _CONVOLUTIONS)
         if len(num_layers) < 2 or min(num_layers) < 1:
-            raise ValueError(
-                f"num_layers must name two blocks or more, each of at least one layer, the last "
-                f"the bottleneck; got {tuple(num_layers)}"
-            )
-        if min(in_channels, growth_rate, first_features) < 1:
-            raise ValueError(
-                f"in_channels, growth_rate and first_features must be 1 or more, got {in_channels},"
-                f" {growth_rate} and {first_features}"
-            )
-        if num_outputs is not None and num_outputs < 1:
-            raise ValueError(
-                f"num_outputs must be 1 or more, or None for features, got {num_outputs}"
-            )
+            rule = "one or more layers in each of two or more blocks, the bottleneck last"
+            reject("num_layers", rule, tuple(num_layers))
+        whole("in_channels", in_channels)
+        whole("growth_rate", growth_rate)
+        whole("first_features", first_features)
+        if num_outputs is not None:
+            whole("num_outputs", num_outputs, fix="None stops at the features")
         *outer, inner = num_layers
         dims, convolution = spatial_dims, _CONVOLUTIONS[spatial_dims]
         self.in_channels = in_channels
@@ -188,8 +183,7 @@ class FCDenseNet(nn.Module):
         Raises:
             ValueError: If no such net was published, or another argument is out of range.
         """
-        if depth not in DEPTHS:
-            raise ValueError(f"depth must be one of {sorted(DEPTHS)}, got {depth!r}")
+        choice("depth", depth, sorted(DEPTHS))
         num_layers, growth_rate = DEPTHS[depth]
         return cls(in_channels, num_outputs, num_layers, growth_rate, spatial_dims=spatial_dims)
 

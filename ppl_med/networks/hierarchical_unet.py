@@ -10,22 +10,15 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ppl_med.data.masks import check_divisible
-from ppl_med.networks.encoder import LOG_SCALE_RANGE, one_hot_planes
-from ppl_med.networks.unet import convolution, halve
+from ppl_med.networks.encoder import LOG_SCALE_RANGE, mask_planes
+from ppl_med.networks.unet import convolution, descend
 
 CHANNELS = (24, 48, 96, 192, 192, 192, 192, 192)
 Draw = Callable[[int, TorchDistributionMixin], Tensor]
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activated residual block: three convolutions of half the width, and one of size 1.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: Channels in.
-        out_channels: Channels out.
-    """
+    """Pre-activated residual block: three convolutions of half the width, and one of size 1."""
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -66,7 +59,7 @@ class HierarchicalUNet(nn.Module):
         in_channels: Image channels.
         latent_dims: Channels of each map of codes, the coarsest first.
         channels: Channels by scale, the finest first.
-        num_blocks: Residual blocks a scale.
+        num_blocks: Residual blocks per scale.
         spatial_dims: 2 or 3.
         num_outputs: Channels of the output; 0 stops after the last map of codes (a posterior net).
         num_classes: Classes of a mask that is concatenated to the image, as one-hot planes minus
@@ -90,8 +83,8 @@ class HierarchicalUNet(nn.Module):
         super().__init__()
         if not 1 <= len(latent_dims) <= len(channels):
             raise ValueError(
-                f"latent_dims has {len(latent_dims)} entries; it must have 1 to {len(channels)}, "
-                "at most one a scale"
+                f"latent_dims must have 1 to {len(channels)} entries, at most one per scale, got "
+                f"{len(latent_dims)}"
             )
         self.num_classes, self.latent_dims = num_classes, tuple(latent_dims)
         widths = [in_channels + num_classes, *channels]
@@ -136,7 +129,7 @@ class HierarchicalUNet(nn.Module):
                 skip = skip.repeat(repeats, *[1] * (skip.dim() - 1)) if repeats > 1 else skip
                 features = self.up[level - 1](torch.cat([features, skip], 1))
             if level < len(self.codes):
-                z = draw(level, self._law(level, features, leading))
+                z = draw(level, self._normal(level, features, leading))
                 repeats = math.prod(z.shape[: 1 - features.dim()]) // features.shape[0]
                 features = features.repeat(repeats, *[1] * (features.dim() - 1))
                 leading = z.shape[: 1 - features.dim()]
@@ -149,19 +142,10 @@ class HierarchicalUNet(nn.Module):
 
     def skips(self, image: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Features of every scale on the way down, the finest first."""
-        check_divisible(image.shape[2:], len(self.down) - 1)
-        if (mask is not None) != bool(self.num_classes):
-            raise ValueError(
-                f"mask is {'missing' if mask is None else 'given'}, but this net was built with "
-                f"num_classes={self.num_classes}"
-            )
-        inputs = [image] if mask is None else [image, one_hot_planes(image, mask, self.num_classes)]
-        found = [self.down[0](torch.cat(inputs, 1))]
-        for layers in list(self.down)[1:]:
-            found.append(layers(halve(found[-1])))
-        return found
+        planes = mask_planes(image, mask, self.num_classes)
+        return descend(self.down, torch.cat([image, *planes], 1))
 
-    def _law(self, level: int, features: Tensor, leading: torch.Size) -> TorchDistributionMixin:
+    def _normal(self, level: int, features: Tensor, leading: torch.Size) -> TorchDistributionMixin:
         loc, log_scale = self.codes[level](torch.relu(features)).float().chunk(2, 1)
         scale = log_scale.clamp(*LOG_SCALE_RANGE).exp()
         shape = (*leading, *loc.shape[1:])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_med.checks import reject
 from ppl_med.networks.encoder import LOG_SCALE_RANGE, one_hot
 
 SHRINKING = 4  # two layers of stride 2
@@ -23,7 +24,7 @@ class LabelledEncoder(nn.Module):
         width: Channels of the first convolution.
 
     Raises:
-        ValueError: If a side of the image is no multiple of 4.
+        ValueError: If a side of the image is not a multiple of 4.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LabelledDecoder(nn.Module):
         width: Channels before the last convolution.
 
     Raises:
-        ValueError: If a side of the image is no multiple of 4.
+        ValueError: If a side of the image is not a multiple of 4.
     """
 
     def __init__(
@@ -99,12 +100,9 @@ def reduced(size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns after two layers of stride 2.
 
     Raises:
-        ValueError: If one is no positive multiple of 4.
+        ValueError: If one is not a positive multiple of 4.
     """
     row, col = size
     if row < SHRINKING or col < SHRINKING or row % SHRINKING or col % SHRINKING:
-        raise ValueError(
-            f"size is {size}; rows and columns must be multiples of {SHRINKING}, pad or resize "
-            "the images"
-        )
+        reject("size", f"multiples of {SHRINKING}", size, "pad or resize the images")
     return row // SHRINKING, col // SHRINKING

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppl_med.checks import choice, reject
 from ppl_med.data.masks import check_divisible
 
 CHANNELS = (32, 64, 128, 192, 192, 192, 192)
@@ -76,17 +77,8 @@ _CONVOLUTIONS: dict[int, type[_HeConv2d | _HeConv3d]] = {2: _HeConv2d, 3: _HeCon
 def convolution(
     spatial_dims: int, in_channels: int, out_channels: int, size: int, gain: float = 1.0
 ) -> nn.Module:
-    """A convolution that keeps the size; He-normal weights, biases near 0 (sd 0.001).
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: Channels in.
-        out_channels: Channels out.
-        size: Odd width of the kernel.
-        gain: Factor on the scale of the weights at the start.
-    """
-    if spatial_dims not in _CONVOLUTIONS:
-        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
+    """A convolution of odd width that keeps the size; weights He-normal times a gain."""
+    choice("spatial_dims", spatial_dims, _CONVOLUTIONS)
     layer = _CONVOLUTIONS[spatial_dims](in_channels, out_channels, size, padding=size // 2)
     layer.gain = gain
     layer.reset_parameters()
@@ -116,13 +108,22 @@ def enlarge(features: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def descend(blocks: nn.ModuleList, image: Tensor) -> list[Tensor]:
+    """Features of every scale, the finest first, with average pooling between the blocks."""
+    check_divisible(image.shape[2:], len(blocks) - 1)
+    found = [blocks[0](image)]
+    for layers in list(blocks)[1:]:
+        found.append(layers(halve(found[-1])))
+    return found
+
+
 class Encoder(nn.Module):
-    """The descending half: one block a scale, average pooling between them.
+    """The descending half: one block per scale, average pooling between them.
 
     Args:
         in_channels: Channels of the input.
         channels: Channels by scale, the finest first.
-        num_convolutions: Convolutions a block.
+        num_convolutions: Convolutions per block.
         spatial_dims: 2 or 3.
     """
 
@@ -142,23 +143,19 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of every scale, the finest first, each (case, channel, *space)."""
-        check_divisible(image.shape[2:], len(self.blocks) - 1)
-        found = [self.blocks[0](image)]
-        for layers in list(self.blocks)[1:]:
-            found.append(layers(halve(found[-1])))
-        return found
+        return descend(self.blocks, image)
 
 
 class UNet(nn.Module):
     """U-Net of plain convolutions and ReLUs, without normalisation (Kohl et al., NeurIPS 2018).
 
-    The sizes are those of the authors' released code: 7 scales, 3 convolutions a block, average
+    The sizes are those of the authors' released code: 7 scales, 3 convolutions per block, average
     pooling, bilinear upsampling, skips by concatenation.
 
     Args:
         in_channels: Image channels.
-        channels: Channels by scale, the finest first; one scale less halves the image once less.
-        num_convolutions: Convolutions a block.
+        channels: Channels by scale, the finest first; the image is halved between scales.
+        num_convolutions: Convolutions per block.
         spatial_dims: 2 for images, 3 for volumes.
 
     Attributes:
@@ -174,7 +171,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
-            raise ValueError(f"channels must name one scale or more, got {tuple(channels)}")
+            reject("channels", "widths of one scale or more, each 1 or more", tuple(channels))
         self.in_channels, self.num_features = in_channels, channels[0]
         self.encoder = Encoder(in_channels, channels, num_convolutions, spatial_dims)
         self.decoder = nn.ModuleList(
