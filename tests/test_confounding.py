@@ -441,7 +441,7 @@ def test_dependence_is_found_and_only_within_controls() -> None:
         ({"feature": xr.DataArray(np.zeros((5, 2, 2)), dims=("case", "row", "col"))}, "at most"),
         ({"confounder": np.zeros(4, int)}, r"confounder has shape \(4,\)"),
         ({"controls": np.ones(5, int)}, "controls is int64"),
-        ({"controls": np.arange(5) < 3}, "3 cases are looked at"),
+        ({"controls": np.arange(5) < 3}, "cases .*, got 3"),
         ({"confounder": np.zeros(5, int)}, "one value only"),
         ({"confounder": np.array([0, 1, 1, 0, np.nan])}, "NaN or infinite"),
         ({"permutations": 0}, "permutations must"),

@@ -115,7 +115,7 @@ class ConvGaussian(nn.Module):
             modes; the KL is then estimated from the draw.
 
     Raises:
-        ValueError: If the net sees nothing, or there is no component.
+        ValueError: If the net would see nothing, or ``components`` is below 1.
     """
 
     def __init__(

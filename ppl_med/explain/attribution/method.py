@@ -21,7 +21,7 @@ class Task:
 
     Attributes:
         image: (case, channel, ...).
-        baseline: Of the same shape.
+        baseline: What they are compared with, of the same shape.
         rows: Their positions among all cases, (case,).
         batch_size: Most points of one forward and backward pass.
     """
@@ -99,7 +99,7 @@ class Method(ABC):
 
     @property
     def points_per_case(self) -> int:
-        """How many points of a case are looked at together."""
+        """Points of a case that are evaluated together."""
         return 1
 
     def validate(self, image: Tensor) -> None:  # noqa: B027

@@ -1,7 +1,7 @@
 """A look inside a function draw: which modules it calls, which operations its graph has.
 
 A function draw is any callable, so its network is observed: a hook on every module notes what is
-called. Operations that are no modules show in the graph of the output.
+called. Operations outside modules show in the graph of the output.
 """
 
 from collections import Counter

@@ -119,7 +119,7 @@ def attribute(
             function differ (dropout left on, or weights drawn inside: a gradient through it
             explains no one function), a case's output depends on the other cases (BatchNorm in
             training mode), or the output carries no gradient.
-        TypeError: If ``image`` or ``baseline`` is not a floating-point tensor, ``target`` no
+        TypeError: If ``image`` or ``baseline`` is not a floating-point tensor, ``target`` not an
             integer, or the method has no such option.
     """
     chosen = as_method(method, options)

@@ -5,7 +5,7 @@
 Going back through a layer, this is input × gradient with the gradient multiplied by
 z / (z + ε sign z). So a hook on every linear layer keeps its value and scales its gradient, and the
 relevance of the image is x · ∇f. Residual sums pass relevance in proportion to their parts by
-themselves. Activations with f(0) = 0 that are no ReLU pass it by the factor f(z) / z; norms with
+themselves. Activations with f(0) = 0 other than ReLU pass it by the factor f(z) / z; norms with
 statistics of the image are linear with their spread held fixed (Ali et al. 2022).
 
 For ε → 0 on nets of ReLU, also with biases, this is input × gradient (Ancona et al., ICLR 2018). It

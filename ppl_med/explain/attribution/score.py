@@ -1,4 +1,4 @@
-"""What is explained: one number per case, read from the output of a function draw.
+"""What is explained: one number per case, read off the output of a function draw.
 
 class       output (case, class)             the logit, log-probability or probability of a class
 region      output (case, class, *space)     the same, averaged over the pixels of a region
@@ -22,7 +22,7 @@ def class_logits(output: Tensor) -> Tensor:
 
 
 def region_mean(values: Tensor, region: Tensor | None) -> Tensor:
-    """Average values (case, *space) over a region whose weights sum to 1; None is no space."""
+    """Average values (case, *space) over a region whose weights sum to 1; None without space."""
     return values if region is None else (values * region).flatten(1).sum(1)
 
 

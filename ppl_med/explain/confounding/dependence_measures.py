@@ -116,8 +116,8 @@ def _checked(
     cause = cause[chosen]
     if not 4 <= len(cause) <= MOST_CASES:
         raise ValueError(
-            f"{len(cause)} cases are looked at; there must be 4 to {MOST_CASES} (distances between "
-            "all pairs are kept)"
+            f"there must be 4 to {MOST_CASES} cases (distances between all pairs are kept), got "
+            f"{len(cause)}"
         )
     if not (np.isfinite(values).all() and np.isfinite(cause).all()):
         raise ValueError("feature or confounder holds NaN or infinite values among the controls")

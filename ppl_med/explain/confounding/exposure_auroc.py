@@ -51,8 +51,8 @@ def exposure(
 
     Args:
         maps: By name of the method, maps (case, channel, [depth,] row, col) as ``attribute`` gives
-            them; with ``keep_draws=True`` every draw is looked at. Explain the class that the
-            confounder goes with.
+            them, with ``keep_draws=True`` of every draw, for the class with which the confounder
+            is associated.
         region: Pixels of the confounder, (case, [depth,] row, col), bool or 0 and 1.
         reference: The same methods' maps, of a network that cannot have used the confounder, for
             the same cases, with the same draws.
@@ -70,8 +70,8 @@ def exposure(
         ``num_without_mass`` (method, chain, draw). With one draw, intervals over draws are NaN.
 
     Raises:
-        ValueError: There are no maps, methods have different draws or cases, the reference lacks a
-            method or has others, or an argument does not fit; see also ``mass_inside``.
+        ValueError: If there are no maps, methods have different draws or cases, the reference has
+            other methods, or an argument does not fit; see also ``mass_inside``.
     """
     choice("sign", sign, get_args(Sign))
     inside("level", level)

@@ -56,11 +56,11 @@ def swap_test(
         image: Images (case, channel, [depth,] row, col) as the functions take them.
         swap: The images after the swap, or a function that makes them.
         target: Class whose probability is followed, one for all cases or one each.
-        scale: Of the effect; log-odds of the class against all others do not saturate.
+        scale: Scale of the effect; log-odds of the class against all others do not saturate.
         case: Ids of the cases; 0, 1, ... by default.
         group: Patient of every case, (case,), where several images are of one.
         level: Level of the intervals over draws.
-        batch_size: Images in one pass.
+        batch_size: Most images in one pass.
 
     Returns:
         ``before`` and ``after`` (chain, draw, case), ``effect``, their difference, and
@@ -72,8 +72,8 @@ def swap_test(
 
     Raises:
         ValueError: If an argument does not fit, the swapped images have another shape or are not
-            finite, the swap changes no pixel, or a callable is no function of one image.
-        TypeError: If images are no floating-point tensors.
+            finite, the swap changes no pixel, or a callable is not a function of one image.
+        TypeError: If images are not floating-point tensors.
     """
     choice("scale", scale, get_args(Scale))
     inside("level", level)
@@ -126,7 +126,7 @@ def swap_effects(
 
     Args:
         before: Dims (chain, draw, case).
-        after: Likewise, of the same cases.
+        after: The same dims, of the same cases.
         group: Patient of every case, (case,), where several are of one.
         level: Level of the intervals over draws.
 

@@ -59,7 +59,7 @@ def minimal_perturbation(
         and ``realism_of_image``, each with ``_se``, where a VAE is given.
 
     Raises:
-        TypeError: If the image is not floating point or the target no integer.
+        TypeError: If the image is not floating point or the target not an integer.
         ValueError: If an argument does not fit, the target is unknown or present already, or a
             function is not differentiable, random, or mixes cases.
     """

@@ -55,7 +55,7 @@ def latent_counterfactual(  # noqa: D417
         As ``minimal_perturbation``, with ``code`` and ``counterfactual_code`` (case, latent).
 
     Raises:
-        TypeError: As ``minimal_perturbation``, and if the pair is no conditional VAE.
+        TypeError: As ``minimal_perturbation``, and if the pair is not a conditional VAE.
         ValueError: As ``minimal_perturbation``; if decoded images have another shape.
     """
     if not hasattr(vae[0], "decode") or not hasattr(vae[1], "encoder"):

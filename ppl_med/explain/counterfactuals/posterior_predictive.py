@@ -96,7 +96,7 @@ class PosteriorPredictive:
         return self.log_probs(image).logsumexp(0) - math.log(len(self.functions))
 
     def _split(self, log_probs: Tensor) -> Slope:
-        """Of the target, (case,), and of all classes with the target at minus infinity."""
+        """Log-probability of the target, (case,), and of all classes, the target's at -inf."""
         at = self.target[:, None]
         return log_probs.gather(1, at)[:, 0], log_probs.scatter(1, at, -math.inf)
 

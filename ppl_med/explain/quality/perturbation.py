@@ -60,7 +60,7 @@ def perturbation_curve(  # noqa: D417
 
     Args:
         attribution: Maps (case, channel, ...), or a Dataset of ``attribute``, whose ``mean`` is
-            ranked. Channels are summed: a pixel goes with all of them.
+            ranked. Channels are summed: a pixel is replaced in all of them.
         imputation: ``"baseline"`` puts the baseline in (pixel flipping, insertion and deletion);
             ``"road"`` a noisy linear mix of the pixels around, which hides the removed shape, for
             two-dimensional images without ``insert``.
