@@ -330,7 +330,7 @@ def test_masks_that_do_not_fit_are_named_before_training(
     [
         (lambda: MultiHeadUNet(1, CLASSES, heads=1), "heads must .* 2 or more"),
         (lambda: StochasticSegmentationNetwork(1, CLASSES, rank=-1), "rank must be"),
-        (lambda: UNet(1, channels=()), "channels must name"),
+        (lambda: UNet(1, channels=()), "channels must be widths"),
         (lambda: UNet(1, spatial_dims=4), "spatial_dims must be 2 or 3"),
         (lambda: ConvGaussian(1, 2, sees_image=False), "leaves nothing to see"),
         (
