@@ -173,7 +173,7 @@ def widened(calibration: xr.Dataset, sizes: xr.Dataset, guide: str) -> xr.Datase
     parts = []
     for structure in sizes["class"].values:
         learnt = conformal.calibrate_intervals(
-            numbers_tree(calibration, structure), 1 - LEVEL, method=method, outcome="volume"
+            numbers_tree(calibration, structure), 1 - LEVEL, method=method, site="volume"
         )
         intervals = conformal.predict_intervals(learnt, numbers_tree(sizes, structure))
         part = sizes.sel({"class": [structure]}).copy()

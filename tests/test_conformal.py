@@ -198,6 +198,37 @@ def test_shared_and_repeated_cases_are_refused() -> None:
         conformal.predict_sets(learnt, nameless)
 
 
+@pytest.mark.parametrize("within", [None, "class"])
+def test_cases_without_a_label_neither_calibrate_nor_count(within: str | None) -> None:
+    halves = split(classification_tree(cases=160), 80)
+    missing = np.random.default_rng(5).random(80) < 0.3
+    kept = [half.isel(case=np.flatnonzero(~missing)) for half in halves]
+    for half in halves:
+        label = array(half, "observed_data/label")
+        half["observed_data"] = label.where(~missing, -1).astype(int).to_dataset(name="label")
+    learnt = conformal.calibrate(halves[0], 0.2, within=within, method="aps")
+    alone = conformal.calibrate(kept[0], 0.2, within=within, method="aps")
+    xr.testing.assert_equal(learnt, alone)
+    assert learnt.attrs["left_out"] == learnt.attrs["left_out_cases"] == missing.sum()
+    found = conformal.predict_sets(learnt, halves[1])
+    expected = conformal.predict_sets(alone, kept[1])
+    for name in ("coverage", "coverage_lower", "coverage_upper"):
+        xr.testing.assert_equal(found[name], expected[name])
+    np.testing.assert_array_equal(np.isnan(found["covered"]), missing)
+    np.testing.assert_array_equal(found["covered"][~missing], expected["covered"])
+    of_groups = [
+        conformal.coverage(result, tree)
+        for result, tree in ((found, halves[1]), (expected, kept[1]))
+    ]
+    xr.testing.assert_equal(*of_groups)
+    assert of_groups[0].attrs["left_out"] == missing.sum()
+    sizes = conformal.set_sizes(found)
+    assert int(sizes["count"].sum()) == 80
+    xr.testing.assert_equal(sizes["coverage"], conformal.set_sizes(expected)["coverage"])
+    halves[1]["observed_data"] = (0 * label - 1).to_dataset(name="label")
+    assert "covered" not in conformal.predict_sets(learnt, halves[1])
+
+
 def test_other_bad_input_is_refused() -> None:
     first, second = split(classification_tree(cases=60), 30)
     learnt = conformal.calibrate(first)

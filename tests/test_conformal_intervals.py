@@ -181,6 +181,46 @@ def test_the_interval_may_shrink() -> None:
     assert -1.8 < float(learnt["threshold"]) < -0.9
 
 
+@pytest.mark.parametrize("within", [None, "hospital"])
+def test_cases_without_a_number_neither_calibrate_nor_count(within: str | None) -> None:
+    rng = np.random.default_rng(11)
+    trees = [study(rng, 60, prefix)[0] for prefix in "ct"]
+    trees = [with_column(tree, "hospital", np.arange(60) % 2) for tree in trees]
+    missing = rng.random(60) < 0.3
+    kept = [tree.isel(case=np.flatnonzero(~missing)) for tree in trees]
+    for tree in trees:
+        values = tree["observed_data"].to_dataset()["pressure"]
+        tree["observed_data"] = values.where(~missing).to_dataset()
+    learnt = conformal.calibrate_intervals(trees[0], 0.1, within=within)
+    alone = conformal.calibrate_intervals(kept[0], 0.1, within=within)
+    xr.testing.assert_allclose(learnt, alone, rtol=1e-12)
+    assert learnt.attrs["left_out"] == learnt.attrs["left_out_cases"] == missing.sum()
+    found = conformal.predict_intervals(learnt, trees[1])
+    expected = conformal.predict_intervals(alone, kept[1])
+    for name in ("coverage", "coverage_lower", "coverage_upper"):
+        xr.testing.assert_equal(found[name], expected[name])
+    np.testing.assert_array_equal(np.isnan(found["covered"]), missing)
+    np.testing.assert_array_equal(found["covered"][~missing], expected["covered"])
+    assert found.attrs["num_cases"] == 60 - missing.sum()
+    if within is not None:
+        of_groups = [
+            conformal.coverage(result, tree, within)
+            for result, tree in ((found, trees[1]), (expected, kept[1]))
+        ]
+        xr.testing.assert_allclose(*of_groups, rtol=1e-12)
+    nobody = trees[1].copy()
+    nobody["observed_data"] = (np.nan * values).to_dataset()
+    assert "covered" not in conformal.predict_intervals(learnt, nobody)
+
+
+def test_the_old_name_of_the_site_warns() -> None:
+    rng = np.random.default_rng(12)
+    tree, _ = study(rng, 40, "c")
+    with pytest.warns(DeprecationWarning, match="outcome= is now site="):
+        old = conformal.calibrate_intervals(tree, 0.1, outcome="pressure")
+    xr.testing.assert_identical(old, conformal.calibrate_intervals(tree, 0.1, site="pressure"))
+
+
 def test_bad_input_is_refused() -> None:
     rng = np.random.default_rng(7)
     tree, _ = study(rng, 40, "c")
@@ -190,7 +230,7 @@ def test_bad_input_is_refused() -> None:
     for alpha in (0, 1, 1.2, float("nan"), True):
         with pytest.raises(ValueError, match="alpha"):
             conformal.calibrate_intervals(tree, alpha)
-    with pytest.raises(ValueError, match="method must be one of"):
+    with pytest.raises(ValueError, match="method must be"):
         conformal.calibrate_intervals(tree, method="magic")
     with pytest.raises(ValueError, match=r"has the levels \[0.05, 0.95\]"):
         conformal.calibrate_intervals(tree, 0.2)
@@ -199,14 +239,14 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"spread of loc is 0 in 40 case\(s\)"):
         same = regression_tree(np.ones((5, 40)), rng.normal(size=40))
         conformal.calibrate_intervals(same, method="epistemic")
-    with pytest.raises(ValueError, match="observed pressure holds NaN"):
-        broken = np.where(np.arange(40) == 3, np.nan, 1.0)
+    with pytest.raises(ValueError, match="observed pressure is infinite"):
+        broken = np.where(np.arange(40) == 3, np.inf, 1.0)
         conformal.calibrate_intervals(regression_tree(np.ones((5, 40)), broken))
     with pytest.raises(ValueError, match="no loc"):
         bare = xr.DataTree.from_dict({"/observed_data": tree["observed_data"].to_dataset()})
         conformal.calibrate_intervals(bare, method="absolute")
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        thresholds.learn(xr.DataArray([np.nan, 1.0], dims="case"), 0.1)
+    with pytest.raises(ValueError, match="scores are infinite"):
+        thresholds.learn(xr.DataArray([np.inf, 1.0], dims="case"), 0.1)
     with pytest.raises(ValueError, match="is no calibration for classes"):
         conformal.predict_sets(learnt, tree_of_classes())
 

@@ -54,7 +54,7 @@ def test_leave_one_out_intervals_match_explicit_refits() -> None:
         high.append(design[number:] @ mean + residual)
     rank = conformal.coverage_rank(number, 0.1)
     expected = [np.sort(low, 0)[number - rank], np.sort(high, 0)[rank - 1]]
-    result = conformal.leave_one_out_intervals(first, second, 0.1, outcome="pressure")
+    result = conformal.leave_one_out_intervals(first, second, 0.1, site="pressure")
     np.testing.assert_allclose(result["interval"], np.stack(expected, 1), atol=0.02 * SIGMA)
     found = outcome[number:]
     inside = (result["interval"].values[:, 0] <= found) & (found <= result["interval"].values[:, 1])
@@ -262,7 +262,7 @@ def test_likelihoods_in_another_order_are_refused() -> None:
         first["log_likelihood"].to_dataset().isel(case=slice(None, None, -1))
     )
     with pytest.raises(ValueError, match="same cases in the same order"):
-        conformal.leave_one_out_intervals(turned, second, 0.1, outcome="pressure")
+        conformal.leave_one_out_intervals(turned, second, 0.1, site="pressure")
 
 
 def test_a_law_that_is_not_normal_is_refused() -> None:
@@ -284,3 +284,49 @@ def test_heavy_tails_are_refused() -> None:
         conformal.leave_one_out_intervals(
             tree.isel(case=slice(20)), tree.isel(case=slice(20, None))
         )
+
+
+def test_training_and_test_cases_without_an_observation_are_left_out() -> None:
+    rng = np.random.default_rng(6)
+    first, second, _, _ = line(rng, 40, 20, 400)
+    gone = [rng.random(40) < 0.2, rng.random(20) < 0.3]
+    kept = [t.isel(case=np.flatnonzero(~g)) for t, g in zip((first, second), gone, strict=True)]
+    for tree, missing in zip((first, second), gone, strict=True):
+        values = tree["observed_data"].to_dataset()["pressure"]
+        tree["observed_data"] = values.where(~missing).to_dataset()
+    for analysis, options in (
+        (conformal.leave_one_out_intervals, {"pareto_k": np.inf}),
+        (conformal.bayes_intervals, {"min_effective_draws": 1.0}),
+    ):
+        found = analysis(first, second, 0.2, **options)
+        expected = analysis(*kept, 0.2, **options)
+        shared = found.isel(case=np.flatnonzero(~gone[1])).drop_vars("covered")
+        xr.testing.assert_allclose(shared, expected.drop_vars("covered"), rtol=1e-12)
+        np.testing.assert_array_equal(np.isnan(found["covered"]), gone[1])
+        assert found.attrs["left_out"] == gone[0].sum()
+
+
+def test_training_and_test_cases_without_a_label_are_left_out() -> None:
+    rng = np.random.default_rng(7)
+    trees, kept, gone = [], [], []
+    for prefix in "ct":
+        probs, label = vague_labels(rng, (40,), 3)
+        noise = rng.dirichlet(np.ones(3) * 30, (200, 40))
+        probs = 0.7 * probs + 0.3 * noise
+        tree = probs_tree(probs, label, prefix=prefix)
+        missing = rng.random(40) < 0.2
+        kept.append(tree.isel(case=np.flatnonzero(~missing)))
+        bare = np.where(missing, -1, label)
+        ids = {"case": tree["posterior"].to_dataset()["case"].values}
+        tree["observed_data"] = xr.Dataset({"label": ("case", bare)}, ids)
+        trees.append(tree)
+        gone.append(missing)
+    for analysis, options in (
+        (conformal.leave_one_out_sets, {"pareto_k": np.inf, "method": "aps"}),
+        (conformal.bayes_sets, {"min_effective_draws": 1.0}),
+    ):
+        found, expected = analysis(*trees, 0.2, **options), analysis(*kept, 0.2, **options)
+        shared = found.isel(case=np.flatnonzero(~gone[1])).drop_vars("covered")
+        xr.testing.assert_allclose(shared, expected.drop_vars("covered"), rtol=1e-12)
+        np.testing.assert_array_equal(np.isnan(found["covered"]), gone[1])
+        assert found.attrs["left_out"] == gone[0].sum()

@@ -16,8 +16,10 @@ Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.conformal import order_statistics, shift, thresholds
-from ppl_med.analysis.conformal.nonconformity import Score, case_scores
+from ppl_med import checks
+from ppl_med.analysis.conformal import shift, thresholds
+from ppl_med.analysis.conformal.hits import labels_if_any, of_label
+from ppl_med.analysis.conformal.nonconformity import Score, case_scores, score_of
 from ppl_med.analysis.tree import (
     Classes,
     Posterior,
@@ -40,14 +42,15 @@ def calibrate(
     """Learn the threshold from labelled cases that the model was not trained on.
 
     Args:
-        tree: The tree of `predict` on the calibration cases, one label per case.
+        tree: The tree of `predict` on the calibration cases, one label per case; cases with -1 are
+            left out.
         alpha: Allowed share of sets that miss the true class, in (0, 1).
         method: "lac" (smallest sets), "aps", "raps", "saps", or a `Score` with settings.
         within: A threshold per group: "class" for the true class, the name of a column of
             constant_data, or the groups (case).
         weights: Likelihood ratio test / calibration of every case, for a covariate shift; e.g.
             from `density_ratio`. Then `predict_sets` needs those of its cases.
-        seed: Of the uniform numbers of randomised scores.
+        seed: Seed of the uniform numbers of randomised scores.
 
     Returns:
         Dataset with ``threshold`` (in units of the score; infinite when n is too small for alpha,
@@ -62,31 +65,37 @@ def calibrate(
             malformed; a class or group without cases; one case id twice; labels per pixel (pixels
             of one case are not exchangeable).
     """
-    order_statistics.check_alpha(alpha)
-    settings = method if isinstance(method, Score) else Score(method)
-    source = open_classes(tree)
-    probs = source.array
-    label = source.case_labels(complete=True)
-    case_ids(probs)
-    mixture, scores = _scores(source, settings, seed)
+    checks.inside("alpha", alpha)
+    settings = score_of(method)
+    classes = open_classes(tree)
+    label = classes.case_labels()
+    case_ids(classes.array)
+    mixture, scores = _scores(classes, settings, seed)
     groups, names = None, None
-    if within is not None:
-        groups = _groups(tree, within, probs, label)
-        names = source.names if _by_class(within) else None
+    if isinstance(within, str) and within == "class":
+        groups, names = thresholds.class_groups(classes, label), classes.names
+    elif within is not None:
+        groups = metadata_groups(tree, within, classes.array, "within")
     result = thresholds.learn(
-        _of_label(scores, label), alpha, groups=groups, names=names, weights=weights
-    )
-    result["features"] = _features(mixture)
-    result = result.assign_coords({"class": source.names})
+        of_label(scores, label),
+        alpha,
+        features=_features(mixture),
+        groups=groups,
+        names=names,
+        weights=weights,
+    ).assign_coords({"class": classes.names})
     if "threshold" in result:
         result["threshold"].attrs["units"] = "probability"
-    result.attrs = {
-        "method": settings.method, "draws": settings.draws, "penalty": float(settings.penalty),
-        "free_ranks": int(settings.free_ranks), "randomised": int(settings.randomised),
-        "seed": int(seed), "within": _name(within),
-        "mixture": "mean of probs over chain and draw",
-    }  # fmt: skip
-    return result
+    return result.assign_attrs(
+        method=settings.method,
+        draws=settings.draws,
+        penalty=float(settings.penalty),
+        free_ranks=int(settings.free_ranks),
+        randomised=int(settings.randomised),
+        seed=int(seed),
+        within=thresholds.within_name(within),
+        mixture="mean of probs over chain and draw",
+    )
 
 
 def predict_sets(
@@ -112,9 +121,10 @@ def predict_sets(
         ``threshold`` of the calibration; ``shift_pvalue`` of the tests on mixture probabilities
         and, with labels, on the scores (NaN: not tested). With observed labels also ``covered``
         (case), ``coverage``, the share of covered cases; ``coverage_expected`` = k / (n + 1) and
-        ``coverage_lower``, ``coverage_upper``, the 99 % band of the Beta-binomial law: coverage
-        outside says that calibration and test cases are not exchangeable (below) or that scores
-        are tied (above). With weights there is no such law and no band.
+        ``coverage_lower``, ``coverage_upper``, the 99 % band of the Beta-binomial distribution:
+        coverage outside says that calibration and test cases are not exchangeable (below) or that
+        scores are tied (above). With weights there is no such distribution and no band. A case
+        whose label is -1 has a set and does not count in the coverage: its ``covered`` is NaN.
 
     Raises:
         TypeError, ValueError: ``calibration`` is not from `calibrate`, the classes differ,
@@ -125,16 +135,17 @@ def predict_sets(
         RuntimeWarning: Calibration and test cases look different.
     """
     settings = _check_calibration(calibration)
-    shift.check_false_alarm(shift_alarm)
-    source = open_classes(tree)
-    probs = source.array
+    checks.share("shift_alarm", shift_alarm, "0 never warns")
+    classes = open_classes(tree)
+    probs = classes.array
     if probs.ndim > 4:
         raise ValueError(f"probs has further dimensions {probs.dims[4:]}; sets are per case.")
-    _check_classes(calibration, probs)
+    _check_classes(calibration, classes.names)
     check_disjoint(calibration["case"].values, case_ids(probs))
-    label = source.case_labels(complete=True) if source.observation() is not None else None
-    groups = _test_groups(calibration, tree, within, probs, label)
-    mixture, scores = _scores(source, settings, int(calibration.attrs["seed"]))
+    label = labels_if_any(classes)
+    by_class = None if label is None else thresholds.class_groups(classes, label)
+    groups = thresholds.test_groups(calibration, tree, within, probs, by_class)
+    mixture, scores = _scores(classes, settings, int(calibration.attrs["seed"]))
     if calibration.attrs["within"] == "class":
         limit = calibration["threshold"].rename(group="class").assign_coords(scores["class"].coords)
     else:
@@ -147,9 +158,9 @@ def predict_sets(
         result["case_group"] = ("case", groups.values)
     reached = None
     if label is not None:
-        reached = _of_label(scores, label)
-        covered = _of_label(member, label)
-        result = result.merge(thresholds.coverage_figures(covered, calibration, groups))
+        reached = of_label(scores, label)
+        figures = thresholds.coverage_figures(of_label(member, label), calibration, groups)
+        result = result.merge(figures).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
         calibration, _features(mixture), reached, groups, shift_alarm
     )
@@ -160,17 +171,12 @@ def predict_sets(
     return result
 
 
-def _of_label(scores: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
-    chosen = np.take_along_axis(scores.transpose("case", "class").values, label.values[:, None], 1)
-    return xr.DataArray(chosen[:, 0], {"case": scores["case"]}, ("case",))
-
-
-def _scores(probs: Classes, settings: Score, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
+def _scores(classes: Classes, settings: Score, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
     """Mixture and scores, both (case, class)."""
-    mixture = probs.mixture()
+    mixture = classes.mixture()
     if settings.of_mixture:
         return mixture, case_scores(mixture.expand_dims(("chain", "draw")), settings, seed)
-    return mixture, probs.map(lambda part: case_scores(part, settings, seed))
+    return mixture, classes.map(lambda part: case_scores(part, settings, seed))
 
 
 def _features(mixture: xr.DataArray) -> xr.DataArray:
@@ -181,52 +187,8 @@ def _features(mixture: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(values, dims=("case", "feature"))
 
 
-def _by_class(within: str | xr.DataArray) -> bool:
-    return isinstance(within, str) and within == "class"
-
-
-def _name(within: str | xr.DataArray | None) -> str:
-    if within is None:
-        return ""
-    return within if isinstance(within, str) else "array"
-
-
-def _groups(
-    tree: Posterior, within: str | xr.DataArray, probs: xr.DataArray, label: xr.DataArray
-) -> xr.DataArray:
-    if _by_class(within):
-        return xr.DataArray(np.array(open_classes(probs).names)[label.values], dims="case")
-    return metadata_groups(tree, within, probs, "within")
-
-
-def _test_groups(
-    calibration: xr.Dataset,
-    tree: Posterior,
-    within: xr.DataArray | None,
-    probs: xr.DataArray,
-    label: xr.DataArray | None,
-) -> xr.DataArray | None:
-    kind = calibration.attrs["within"]
-    if (kind == "array") != (within is not None):
-        raise ValueError(
-            "within must be given here exactly where calibrate was given an array of groups; it "
-            f"was given {kind or None!r}."
-        )
-    if not kind or (kind == "class" and label is None):
-        return None
-    source = within if within is not None else kind
-    groups = metadata_groups(tree, source, probs, "within") if kind != "class" else None
-    if groups is None:
-        assert label is not None
-        return _groups(tree, "class", probs, label)
-    thresholds.check_groups(calibration, groups)
-    return groups
-
-
 def _check_calibration(calibration: xr.Dataset) -> Score:
-    needed = {"alpha", "n", "score", "features"}
-    if not isinstance(calibration, xr.Dataset) or not needed <= set(calibration):
-        raise TypeError("calibration must be the Dataset that conformal.calibrate returned.")
+    thresholds.check_calibration(calibration, "calibrate")
     attrs = calibration.attrs
     try:
         return Score(
@@ -240,7 +202,7 @@ def _check_calibration(calibration: xr.Dataset) -> Score:
         ) from error
 
 
-def _check_classes(calibration: xr.Dataset, probs: xr.DataArray) -> None:
-    old, new = [str(name) for name in calibration["class"].values], open_classes(probs).names
-    if old != new:
-        raise ValueError(f"The calibration knows the classes {old}; the tree has {new}.")
+def _check_classes(calibration: xr.Dataset, names: list[str]) -> None:
+    old = [str(name) for name in calibration["class"].values]
+    if old != names:
+        raise ValueError(f"The calibration knows the classes {old}; the tree has {names}.")

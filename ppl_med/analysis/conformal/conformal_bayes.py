@@ -17,13 +17,16 @@ Source: Fong and Holmes, NeurIPS 2021, arXiv:2106.06137, section 3.
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.conformal import importance, order_statistics, outcomes
+from ppl_med import checks
+from ppl_med.analysis.conformal import importance, order_statistics
+from ppl_med.analysis.conformal.hits import interval_hits, label_hits, observed_cases
 from ppl_med.analysis.statistics.location_scale import check_law
-from ppl_med.analysis.tree import case_ids, check_disjoint, open_classes
+from ppl_med.analysis.tree import CaseNumbers, count_left_out, open_case_numbers, open_classes
 
 _BLOCK = 2**22  # numbers held at once
 _FEWEST = 10.0  # effective draws
 _GRID = 201
+_ATTRS = {"method": "posterior predictive", "procedure": "conformal Bayes"}
 _REACH = 8.0  # predictive sd on either side of the mean
 
 
@@ -37,7 +40,8 @@ def bayes_sets(
     """Return conformal Bayes prediction sets of classes.
 
     Args:
-        training: The tree of `predict` on the training cases, with labels.
+        training: The tree of `predict` on the training cases, with labels; cases with -1 are left
+            out.
         tree: The tree of `predict` on other cases, the same draws and seed.
         alpha: Miss rate, in (0, 1).
         min_effective_draws: Refuse where fewer draws carry the weights of a class.
@@ -51,43 +55,36 @@ def bayes_sets(
         TypeError, ValueError: Trees malformed, of different draws, not of training cases, or with
             shared cases; too few effective draws.
     """
-    order_statistics.check_alpha(alpha)
-    sources = open_classes(training), open_classes(tree)
-    old, new = (source.array for source in sources)
-    if old.ndim > 4 or new.ndim > 4:
-        raise ValueError("Sets are per case; the trees have further dimensions.")
-    _check_pair(training, tree, old, new)
-    names = [source.names for source in sources]
-    if names[0] != names[1]:
-        raise ValueError(f"training has the classes {names[0]}, not {names[1]}.")
-    label = sources[0].case_labels(complete=True).values
+    checks.inside("alpha", alpha)
+    old, new = open_classes(training), open_classes(tree)
+    _check_pair(training, tree, old.array, new.array)
+    if old.names != new.names:
+        raise ValueError(f"training has the classes {old.names}, not {new.names}.")
+    seen = old.case_labels()
+    cases = observed_cases(seen)
+    old, label = old.isel(cases), seen[cases].values
     parts = []
-    for block, probs in sources[0].blocks():
+    for block, probs in old.blocks():
         of_block = label[block["case"]]
         parts.append(importance.samples(probs)[:, np.arange(of_block.size), of_block])
     likelihood = np.concatenate(parts, 1)
-    counts, fractions = [], []
-    for _, probs in sources[1].blocks():
+    counts, draws = [], []
+    for _, probs in new.blocks():
         tried = importance.samples(probs)
         found = _ranks(likelihood, tried.reshape(len(tried), -1))
         counts.append(found[0])
-        fractions.append(found[1])
-    count, effective = np.concatenate(counts), np.concatenate(fractions)
-    shape = (new.sizes["case"], new.sizes["class"])
+        draws.append(found[1])
+    count, effective = np.concatenate(counts), np.concatenate(draws)
     _check_effective(effective, min_effective_draws)
-    template = new.isel(chain=0, draw=0, drop=True)
+    template = new.array.isel(chain=0, draw=0, drop=True)
     rank = order_statistics.coverage_rank(label.size, alpha)
-    member = template.copy(data=_inside(count, label.size, rank).reshape(shape))
-    result = xr.Dataset({"prediction_set": member, "set_size": member.sum("class")})
-    result["pvalue"] = template.copy(data=(count / (label.size + 1)).reshape(shape))
-    result["effective_draws"] = template.copy(data=effective.reshape(shape))
-    result["set_size"].attrs["units"] = "classes"
-    if sources[1].observation() is not None:
-        seen = sources[1].case_labels(complete=True).values
-        hit = np.take_along_axis(member.values, seen[:, None], 1)[:, 0]
-        result["covered"] = ("case", hit)
-    result.attrs.update(method="posterior predictive", within="")
-    return _finish(result, alpha, label.size, rank)
+    sets = template.copy(data=_inside(count, label.size, rank).reshape(template.shape))
+    result = xr.Dataset({"prediction_set": sets, "set_size": sets.sum("class")})
+    pvalue = (count / (label.size + 1)).reshape(template.shape)
+    result["pvalue"] = template.copy(data=pvalue)
+    result["effective_draws"] = template.copy(data=effective.reshape(template.shape))
+    result = result.assign_attrs(count_left_out(seen)).assign(n=label.size, k=rank)
+    return importance.finish(result, label_hits(new, sets), alpha, **_ATTRS)
 
 
 def bayes_intervals(
@@ -95,79 +92,74 @@ def bayes_intervals(
     tree: xr.DataTree,
     alpha: float = 0.1,
     *,
-    outcome: str | None = None,
+    site: str | None = None,
     num_points: int = _GRID,
     min_effective_draws: float = _FEWEST,
+    outcome: str | None = None,
 ) -> xr.Dataset:
-    """Return conformal Bayes intervals of an outcome that is Normal(loc, scale) under every draw.
+    """Return conformal Bayes intervals of a number that is Normal(loc, scale) under every draw.
 
     Outcomes are tried on a grid around the predictive mean, 8 predictive sd to either side; the
     interval is the hull of those that stay (of the best one if none does), widened by one step of
     the grid.
 
     Args:
-        training: The tree of `predict` on the training cases, with posterior/loc and scale.
+        training: The tree of `predict` on the training cases, with posterior/loc and scale; cases
+            with NaN are left out.
         tree: The tree of `predict` on other cases, the same draws and seed.
         alpha: Miss rate, in (0, 1).
-        outcome: Name of the observed variable.
-        num_points: Of the grid.
+        site: Name of the observed numbers.
+        num_points: Number of points of the grid, 3 or more.
         min_effective_draws: Refuse where fewer draws carry the weights of an outcome that stays.
+        outcome: Old name of ``site``.
 
     Returns:
         Dataset with ``interval`` (case, bound), infinite where the end of the grid stays inside,
         ``width``, ``effective_draws`` (case), the fewest over the outcomes that stay, ``n``, ``k``;
-        with outcomes ``covered`` and ``coverage``.
+        with observed numbers ``covered`` and ``coverage``.
 
     Raises:
         TypeError, ValueError: As `bayes_sets`, or no ``loc`` and ``scale``.
     """
-    order_statistics.check_alpha(alpha)
-    if num_points < 3:
-        raise ValueError(f"num_points must be at least 3, not {num_points}.")
-    name = outcomes.outcome_name(training, outcome)
-    old, new = (outcomes.find_required(part, "loc", "this") for part in (training, tree))
-    _check_pair(training, tree, old, new)
-    seen = outcomes.outcome_values(training, name, old)
-    if seen is None:
-        raise ValueError(f"training has no observed_data/{name}.")
+    checks.inside("alpha", alpha)
+    checks.whole("num_points", num_points, 3)
+    numbers = open_case_numbers(training, site, outcome)
+    others = open_case_numbers(tree, numbers.site)
+    _check_pair(training, tree, numbers.find("loc"), others.find("loc"))
+    seen = numbers.required()
 
-    def density(part: xr.DataTree) -> xr.DataArray:
-        loc, scale = _law(part)
-        observed_here = seen.sel(case=loc["case"].values).values
-        values = _density(observed_here, importance.samples(loc), importance.samples(scale))
+    def density(part: CaseNumbers) -> xr.DataArray:
+        values = _density(part.required().values, *_parameters(part))
         return xr.DataArray(values, dims=("sample", "case"))
 
-    likelihood = outcomes.runs(training, name, density).values
-    rank = order_statistics.coverage_rank(seen.size, alpha)
+    likelihood = numbers.isel(observed_cases(seen)).map(density).values
+    rank = order_statistics.coverage_rank(likelihood.shape[1], alpha)
 
-    def intervals(part: xr.DataTree) -> xr.Dataset:
-        loc, scale = _law(part)
-        columns = zip(importance.samples(loc).T, importance.samples(scale).T, strict=True)
+    def intervals(part: CaseNumbers) -> xr.Dataset:
+        columns = zip(*(values.T for values in _parameters(part)), strict=True)
         parts = [_case_interval(likelihood, *column, rank, num_points) for column in columns]
         bounds, effective = (np.array(column) for column in zip(*parts, strict=True))
         values = {"interval": (("case", "bound"), bounds), "effective_draws": ("case", effective)}
-        return xr.Dataset(values, {"case": loc["case"].values, "bound": ["lower", "upper"]})
+        ids = part.find("loc")["case"].values
+        return xr.Dataset(values, {"case": ids, "bound": ["lower", "upper"]})
 
-    result = outcomes.runs(tree, name, intervals)
+    result = others.map(intervals)
     bounds = result["interval"].values
     _check_effective(result["effective_draws"].values, min_effective_draws)
     result["width"] = ("case", bounds[:, 1] - bounds[:, 0])
-    found = outcomes.outcome_values(tree, name, new)
-    if found is not None:
-        result["covered"] = (bounds[:, 0] <= found) & (found <= bounds[:, 1])
-    result.attrs.update(method="posterior predictive", outcome=name, within="")
-    return _finish(result, alpha, seen.size, rank)
+    result = result.assign_attrs(count_left_out(seen)).assign(n=likelihood.shape[1], k=rank)
+    hits = interval_hits(others, bounds)
+    return importance.finish(result, hits, alpha, outcome=numbers.site, **_ATTRS)
 
 
-def _law(part: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
-    """``loc`` and ``scale`` (chain, draw, case)."""
-    loc, scale = (outcomes.required(part, name, "this") for name in ("loc", "scale"))
+def _parameters(part: CaseNumbers) -> tuple[np.ndarray, np.ndarray]:
+    """``loc`` and ``scale`` (sample, case)."""
+    loc, scale = part.read("loc"), part.read("scale")
     if float(scale.min()) <= 0:
         raise ValueError("posterior/scale must be positive.")
-    variance = outcomes.find(part, "posterior", "variance")
-    if variance is not None:
-        check_law("normal", (variance / scale**2).values)
-    return loc, scale
+    if "variance" in part.predicted:
+        check_law("normal", (part.find("variance") / scale**2).values)
+    return importance.samples(loc), importance.samples(scale)
 
 
 def _check_pair(
@@ -182,8 +174,7 @@ def _check_pair(
             f"training.attrs['log_likelihood_of'] is {kind!r}; conformal Bayes needs the cases the "
             "model was trained on, all of them. Set it to 'training' if they are."
         )
-    importance.check_same_draws(training, tree, old, new)
-    check_disjoint(case_ids(old, "training"), case_ids(new, "tree"))
+    importance.check_pair(training, tree, old, new)
 
 
 def _ranks(likelihood: np.ndarray, tried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,12 +229,3 @@ def _check_effective(effective: np.ndarray, fewest: float) -> None:
             f"than {fewest:g}: predict more draws, lower min_effective_draws, or use split "
             "conformal."
         )
-
-
-def _finish(result: xr.Dataset, alpha: float, num_cases: int, rank: int) -> xr.Dataset:
-    result = result.assign(n=num_cases, k=rank)
-    if "covered" in result:
-        result["coverage"] = float(result["covered"].mean())
-        result["coverage"].attrs["units"] = "probability"
-    result.attrs.update(alpha=float(alpha), procedure="conformal Bayes")
-    return result

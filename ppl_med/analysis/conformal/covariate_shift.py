@@ -1,9 +1,10 @@
 """Weights for test cases that are drawn from other inputs than the calibration cases.
 
-If the law of the outcome given the image is the same and only the images differ, coverage holds
-with the likelihood ratio w = density of test / density of calibration at every case, up to a
-factor. A classifier that tells the two sets apart by features estimates it: w = odds of being a
-test case. Then coverage is as good as the estimate; it is exact only for the true ratio.
+If the distribution of the observation given the image is the same and only the images differ,
+coverage holds with the likelihood ratio w = density of test / density of calibration at every
+case, up to a factor. A classifier that tells the two sets apart by features estimates it: w =
+odds of being a test case. Then coverage is as good as the estimate; it is exact only for the true
+ratio.
 
 Source: Tibshirani, Barber, Candes and Ramdas, NeurIPS 2019, arXiv:1904.06019, section 2.3.
 """
@@ -15,6 +16,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from ppl_med import checks
 
 _FOLDS = 5
 
@@ -31,8 +34,9 @@ def density_ratio(
     Args:
         calibration_features: (case, feature), e.g. metadata or an embedding of the image.
         test_features: The same features of the test cases, (case, feature); no labels are used.
-        penalty: Of the squared coefficients of standardised features (1 / C of scikit-learn).
-        seed: Of the folds.
+        penalty: Penalty of the squared coefficients of standardised features, 1 / C of
+            scikit-learn.
+        seed: Seed of the folds.
 
     Returns:
         Weights of the calibration and of the test cases, each (case), for ``weights=`` of
@@ -52,8 +56,7 @@ def density_ratio(
             f"calibration_features has {calibration_features.sizes['feature']} features, "
             f"test_features {test_features.sizes['feature']}; give the same ones."
         )
-    if not np.isfinite(penalty) or penalty <= 0:
-        raise ValueError(f"penalty must be positive, not {penalty!r}.")
+    checks.positive("penalty", penalty)
     values = [array.transpose("case", "feature").values.astype(np.float64) for array in arrays]
     sizes = [len(part) for part in values]
     is_test = np.repeat([0, 1], sizes)

@@ -3,9 +3,16 @@
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.conformal import order_statistics, thresholds
 from ppl_med.analysis.statistics import binning
-from ppl_med.analysis.tree import Posterior, check_cases, metadata_groups, open_classes
+from ppl_med.analysis.tree import (
+    Posterior,
+    check_cases,
+    count_left_out,
+    metadata_groups,
+    open_classes,
+)
 
 
 def coverage(
@@ -22,33 +29,35 @@ def coverage(
             for labelled cases.
         tree: The tree the sets were made for; needed unless ``by`` is an array or "set_size".
         by: "class" (the true class), "set_size", a column of constant_data, or groups (case).
-        level: Probability of the band of every single group.
+        level: Probability of the band of each group.
 
     Returns:
         Dataset over ``group``: ``coverage``, ``count``, ``expected``, ``lower``, ``upper``, the
-        band of the Beta-binomial law given n and k, and ``interval_lower``, ``interval_upper``,
-        the exact (Clopper-Pearson) 95 % interval of the group's own coverage with these
-        thresholds. The band is what a group must show that is exchangeable with the calibration
-        cases: for groups that had thresholds of their own (attribute ``promised`` is 1), whatever
-        the model; for others it is no promise, and a group outside is one that the model treats
-        worse or better. ``mean_size`` or ``mean_width`` where sets or intervals were made. With
-        weights, or from training cases, there is no such law and no band.
+        band of the Beta-binomial distribution given n and k, and ``interval_lower``,
+        ``interval_upper``, the exact (Clopper-Pearson) 95 % interval of the group's own coverage
+        with these thresholds. The band is what a group must show that is exchangeable with the
+        calibration cases: for groups that had thresholds of their own (attribute ``promised`` is
+        1), whatever the model; for others it is no promise, and a group outside is one that the
+        model treats worse or better. ``mean_size`` or ``mean_width`` where sets or intervals were
+        made. With weights, or from training cases, there is no such distribution and no band. Cases
+        without an observation are left out.
 
     Raises:
         TypeError, ValueError: ``sets`` holds no ``covered``, or the groups are malformed.
     """
     if not isinstance(sets, xr.Dataset) or "covered" not in sets:
         raise TypeError("sets must be the Dataset of predict_sets for cases with labels.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), not {level!r}.")
-    groups = _groups(sets, tree, by)
+    checks.inside("level", level)
+    groups, seen = _groups(sets, tree, by), sets["covered"].notnull()
+    if not seen.all():
+        groups, sets = (found.isel(case=np.flatnonzero(seen)) for found in (groups, sets))
     names = _ordered(groups.values)
     member = [groups.values == name for name in names]
     count = np.array([part.sum() for part in member])
     hits = np.array([sets["covered"].values[part].sum() for part in member])
     low, high = binning.clopper_pearson(hits, count)
     figures = {"coverage": hits / count, "interval_lower": low, "interval_upper": high}
-    if "threshold" in sets:  # the law is that of split calibration alone
+    if "threshold" in sets:  # the distribution is that of split calibration alone
         figures |= _bands(sets, member, level)
     result = xr.Dataset(
         {name: ("group", values, {"units": "probability"}) for name, values in figures.items()},
@@ -60,6 +69,7 @@ def coverage(
             means = [float(sets[source].values[part].mean()) for part in member]
             result[name] = ("group", means, {"units": sets[source].attrs.get("units", "1")})
     own = sets.attrs.get("within", "")
+    result.attrs |= count_left_out(seen)
     result.attrs.update(by=by if isinstance(by, str) else "array", level=level)
     result.attrs.update(alpha=float(sets.attrs["alpha"]), within=own)
     result.attrs["promised"] = int(bool(own) and _refines(sets, groups))
@@ -99,7 +109,9 @@ def set_sizes(sets: xr.Dataset) -> xr.Dataset:
         coords={"size": np.arange(total)},
     )
     if "covered" in sets:
-        hits = np.bincount(sizes, sets["covered"].values, minlength=total)
+        seen = sets["covered"].notnull().values
+        hits = np.bincount(sizes[seen], sets["covered"].values[seen], minlength=total)
+        count = np.bincount(sizes[seen], minlength=total)
         rate = np.divide(hits, count, out=np.full(total, np.nan), where=count > 0)
         result["coverage"] = ("size", rate, {"units": "probability"})
     for name in ("mean", "mean_se"):
@@ -118,10 +130,9 @@ def _groups(sets: xr.Dataset, tree: Posterior | None, by: str | xr.DataArray) ->
         raise TypeError(f"by={by!r} needs the tree the sets were made for.")
     if by != "class":
         return metadata_groups(tree, by, sets["covered"], "by")
-    source = open_classes(tree)
-    check_cases(source.array, sets["covered"], "tree")
-    label = source.case_labels(complete=True).values
-    return xr.DataArray(np.array(source.names)[label], dims="case")
+    classes = open_classes(tree)
+    check_cases(classes.array, sets["covered"], "tree")
+    return thresholds.class_groups(classes, classes.case_labels())
 
 
 def _ordered(values: np.ndarray) -> list[str]:

@@ -10,17 +10,25 @@ Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import Posterior, check_cases, open_log_likelihood
+from ppl_med.analysis.tree import (
+    Posterior,
+    case_ids,
+    check_cases,
+    check_disjoint,
+    open_log_likelihood,
+)
+from ppl_med.axes import SAMPLES
 
 
 def leave_one_out_weights(
-    training: xr.DataTree, limit: float | None
+    training: xr.DataTree, limit: float | None, cases: np.ndarray | slice = slice(None)
 ) -> tuple[np.ndarray, xr.DataArray]:
     """Return the weights of the draws of the posterior without each training case.
 
     Args:
         training: The tree of `predict` on the training cases.
         limit: Largest Pareto k to accept; None for the limit above.
+        cases: Positions of the cases with an observation.
 
     Returns:
         Weights (case, sample), sums of one, samples chain by chain; and Pareto k (case).
@@ -29,8 +37,8 @@ def leave_one_out_weights(
         ValueError: No log-likelihood, one of held-out cases or of cases in another order, draws
             that all agree, or k too large.
     """
-    found = open_log_likelihood(training)
-    if found is None:
+    opened = open_log_likelihood(training)
+    if opened is None:
         raise ValueError(
             "training has no log_likelihood; call predict on the training cases with labels."
         )
@@ -40,14 +48,14 @@ def leave_one_out_weights(
             f"training.attrs['log_likelihood_of'] is {kind!r}; leaving cases out needs the "
             "log-likelihood of the cases the model was trained on. Set it to 'training' if it is."
         )
-    likelihood = found.read()
+    likelihood = opened.read()
     if likelihood.ndim > 3:
         raise ValueError(f"log_likelihood has dimensions {likelihood.dims}; expected one per case.")
     for group in ("posterior", "observed_data"):
         for name, array in training[group].data_vars.items() if group in training.children else ():
             if "case" in array.dims:
                 check_cases(array, likelihood, f"{group}/{name}", "log_likelihood")
-    values = likelihood.values.reshape(-1, likelihood.sizes["case"]).T
+    values = likelihood.values.reshape(-1, likelihood.sizes["case"]).T[cases]
     if not np.isfinite(values).all():
         raise ValueError("A training case has likelihood 0 under a draw; predict in float64.")
     if (np.ptp(values, axis=1) == 0).any():
@@ -70,11 +78,20 @@ def good_shape(num_draws: int) -> float:
     return min(1 - 1 / np.log10(num_draws), 0.7) if num_draws > 1 else -np.inf
 
 
-def check_same_draws(
+def check_pair(
     training: Posterior, test: Posterior, first: xr.DataArray, second: xr.DataArray
 ) -> None:
-    """Raise unless two trees hold predictions of the same draws, as far as they tell."""
-    for dim in ("chain", "draw"):
+    """Raise unless two trees are of the same draws, as far as they tell, and of other cases.
+
+    Args:
+        training: The tree of the training cases.
+        test: The tree of other cases.
+        first: Predictions of the training cases, (chain, draw, case[, class]).
+        second: Predictions of the other cases, likewise.
+    """
+    if {first.ndim, second.ndim} - {3, 4} or first.ndim != second.ndim:
+        raise ValueError("Sets and intervals are per case; the trees have further dimensions.")
+    for dim in SAMPLES:
         same = first.sizes[dim] == second.sizes[dim]
         if same and dim in first.coords and dim in second.coords:
             same = bool((first[dim].values == second[dim].values).all())
@@ -91,11 +108,12 @@ def check_same_draws(
                     f"The training tree has {key} {old!r}, the test tree {new!r}; draw s must be "
                     "the same function in both. Predict both with the same seed."
                 )
+    check_disjoint(case_ids(first, "training"), case_ids(second, "tree"))
 
 
 def samples(array: xr.DataArray) -> np.ndarray:
     """Return values (sample, ...) with chains one after the other."""
-    values = array.transpose("chain", "draw", ...).values
+    values = array.transpose(*SAMPLES, ...).values
     return values.reshape(-1, *values.shape[2:])
 
 
@@ -109,3 +127,23 @@ def _check_shape(shape: np.ndarray, num_draws: int, limit: float | None) -> None
             f"(largest {worst:.2f}): with {num_draws} draws the posterior without them is not "
             "known. Predict more draws in float64, or use split conformal."
         )
+
+
+def finish(
+    result: xr.Dataset, hits: np.ndarray | None, alpha: float, **attrs: object
+) -> xr.Dataset:
+    """Add the coverage of test cases, where they were observed, and the settings.
+
+    Args:
+        result: Sets or intervals.
+        hits: Which test cases are covered (case,), NaN for no observation; None without any.
+        alpha: Miss rate.
+        attrs: Further attributes.
+    """
+    if "set_size" in result:
+        result["set_size"].attrs["units"] = "classes"
+    if hits is not None:
+        result["covered"] = ("case", hits)
+        result["coverage"] = float(result["covered"].mean())
+        result["coverage"].attrs["units"] = "probability"
+    return result.assign_attrs(alpha=float(alpha), within="", **attrs)

@@ -18,14 +18,18 @@ Romano, Sesia and Candes, NeurIPS 2020, arXiv:2006.02544, section 2.3 (classes).
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.conformal import importance, order_statistics, outcomes
-from ppl_med.analysis.conformal.nonconformity import Score, class_scores, uniforms
+from ppl_med import checks
+from ppl_med.analysis.conformal import importance, order_statistics
+from ppl_med.analysis.conformal.hits import interval_hits, label_hits, observed_cases
+from ppl_med.analysis.conformal.nonconformity import Score, class_scores, score_of, uniforms
 from ppl_med.analysis.tree import (
+    CaseNumbers,
     Posterior,
-    case_ids,
-    check_disjoint,
+    count_left_out,
+    open_case_numbers,
     open_classes,
 )
+from ppl_med.axes import SAMPLES
 
 _BLOCK = 2**22  # numbers held at once
 
@@ -42,12 +46,13 @@ def leave_one_out_sets(
     """Return jackknife+ prediction sets of classes.
 
     Args:
-        training: The tree of `predict` on the training cases, with labels.
+        training: The tree of `predict` on the training cases, with labels; cases with -1 are left
+            out.
         tree: The tree of `predict` on other cases, the same draws and seed.
         alpha: Miss rate aimed at, in (0, 1).
         method: As for `conformal.calibrate`; the score is that of the mixture.
         pareto_k: Largest Pareto k to accept; by default min(1 - 1 / log10 draws, 0.7).
-        seed: Of the uniform numbers of randomised scores.
+        seed: Seed of the uniform numbers of randomised scores.
 
     Returns:
         Dataset with ``prediction_set`` (case, class), ``set_size`` (case), ``n``, ``k``,
@@ -58,41 +63,39 @@ def leave_one_out_sets(
         TypeError, ValueError: Trees malformed, of different draws or with shared cases, or Pareto k
             too large.
     """
-    order_statistics.check_alpha(alpha)
-    settings = method if isinstance(method, Score) else Score(method)
+    checks.inside("alpha", alpha)
+    settings = score_of(method)
     if settings.draws != "mixture":
         raise ValueError("Leaving one out scores the mixture; use Score(draws='mixture').")
-    sources = open_classes(training), open_classes(tree)
-    old, new = (source.array for source in sources)
-    _check_pair(training, tree, old, new)
-    label = sources[0].case_labels(complete=True)
-    names = [source.names for source in sources]
-    if names[0] != names[1]:
-        raise ValueError(f"training has the classes {names[0]}, not {names[1]}.")
-    weights, shape = importance.leave_one_out_weights(training, pareto_k)
-    noise = [_noise(array, settings, seed) for array in (old, new)]
+    old, new = open_classes(training), open_classes(tree)
+    importance.check_pair(training, tree, old.array, new.array)
+    seen = old.case_labels()
+    if old.names != new.names:
+        raise ValueError(f"training has the classes {old.names}, not {new.names}.")
+    cases = observed_cases(seen)
+    weights, shape = importance.leave_one_out_weights(training, pareto_k, cases)
+    old, label = old.isel(cases), seen[cases].values
+    noise = [_noise(classes.array, settings, seed) for classes in (old, new)]
     own = np.concatenate(
         [
             np.einsum("is,sic->ic", weights[block["case"]], importance.samples(probs))
-            for block, probs in sources[0].blocks()
+            for block, probs in old.blocks()
         ]
     )
-    reached = class_scores(own, settings, noise[0])[np.arange(len(own)), label.values]
+    reached = class_scores(own, settings, noise[0])[np.arange(len(own)), label]
     rank = order_statistics.coverage_rank(len(own), alpha)
     parts = [
         _members(weights, importance.samples(probs), reached, rank, settings, noise[1][b["case"]])
-        for b, probs in sources[1].blocks()
+        for b, probs in new.blocks()
     ]
     member = np.concatenate(parts)
-    sets = new.isel(chain=0, draw=0, drop=True).copy(data=member)
+    sets = new.array.isel(chain=0, draw=0, drop=True).copy(data=member)
     result = xr.Dataset({"prediction_set": sets, "set_size": sets.sum("class")})
-    result["set_size"].attrs["units"] = "classes"
-    if sources[1].observation() is not None:
-        seen = sources[1].case_labels(complete=True).values
-        hit = np.take_along_axis(member, seen[:, None], 1)[:, 0]
-        result["covered"] = ("case", hit)
-    result.attrs.update(method=settings.method, within="")
-    return _finish(result, shape, alpha, len(own), rank)
+    hits = label_hits(new, sets)
+    if rank > len(own):
+        result["prediction_set"][:] = True
+    result = result.assign_attrs(count_left_out(seen))
+    return _finish(result, shape, hits, alpha, (len(own), rank), settings.method)
 
 
 def leave_one_out_intervals(
@@ -100,17 +103,20 @@ def leave_one_out_intervals(
     tree: xr.DataTree,
     alpha: float = 0.1,
     *,
-    outcome: str | None = None,
+    site: str | None = None,
     pareto_k: float | None = None,
+    outcome: str | None = None,
 ) -> xr.Dataset:
-    """Return jackknife+ intervals of a real outcome around the mean of ``loc``.
+    """Return jackknife+ intervals of an observed number around the mean of ``loc``.
 
     Args:
-        training: The tree of `predict` on the training cases, with outcomes.
+        training: The tree of `predict` on the training cases, with observed numbers; cases with
+            NaN are left out.
         tree: The tree of `predict` on other cases, the same draws and seed.
         alpha: Miss rate aimed at, in (0, 1).
-        outcome: Name of the observed variable.
+        site: Name of the observed numbers.
         pareto_k: As for `leave_one_out_sets`.
+        outcome: Old name of ``site``.
 
     Returns:
         Dataset with ``interval`` (case, bound), ``width`` (case), and as `leave_one_out_sets`.
@@ -118,51 +124,42 @@ def leave_one_out_intervals(
     Raises:
         TypeError, ValueError: As `leave_one_out_sets`, or no ``loc``.
     """
-    order_statistics.check_alpha(alpha)
-    name = outcomes.outcome_name(training, outcome)
-    old, new = (outcomes.find_required(part, "loc", "this") for part in (training, tree))
-    _check_pair(training, tree, old, new)
-    seen = outcomes.outcome_values(training, name, old)
-    if seen is None:
-        raise ValueError(f"training has no observed_data/{name}.")
-    weights, shape = importance.leave_one_out_weights(training, pareto_k)
+    checks.inside("alpha", alpha)
+    numbers = open_case_numbers(training, site, outcome)
+    others = open_case_numbers(tree, numbers.site)
+    importance.check_pair(training, tree, numbers.find("loc"), others.find("loc"))
+    seen = numbers.required()
+    cases = observed_cases(seen)
+    weights, shape = importance.leave_one_out_weights(training, pareto_k, cases)
+    numbers = numbers.isel(cases)
+    old = numbers.find("loc")
     shares = xr.DataArray(
         weights.reshape(-1, old.sizes["chain"], old.sizes["draw"]),
         {"case": old["case"].values},
-        ("case", *outcomes.SAMPLES),
+        ("case", *SAMPLES),
     )
 
-    def without_itself(part: xr.DataTree) -> xr.DataArray:
-        loc = outcomes.required(part, "loc", "this")
-        return xr.dot(shares.sel(case=loc["case"].values), loc, dim=outcomes.SAMPLES)
+    def without_itself(part: CaseNumbers) -> xr.DataArray:
+        loc = part.read("loc")
+        return xr.dot(shares.sel(case=loc["case"].values), loc, dim=SAMPLES)
 
-    residual = np.abs(seen.values - outcomes.runs(training, name, without_itself).values)[:, None]
+    residual = np.abs(seen[cases].values - numbers.map(without_itself).values)[:, None]
     rank = order_statistics.coverage_rank(len(residual), alpha)
 
-    def bounds(part: xr.DataTree) -> xr.DataArray:
-        loc = outcomes.required(part, "loc", "this")
+    def bounds(part: CaseNumbers) -> xr.DataArray:
+        loc = part.read("loc")
         mean = weights @ importance.samples(loc)  # (training case, test case)
         upper = order_statistics.kth_smallest((mean + residual).T, rank)
         lower = -order_statistics.kth_smallest((residual - mean).T, rank)
         ids = {"case": loc["case"].values}
         return xr.DataArray(np.stack([lower, upper], 1), ids, ("case", "bound"))
 
-    interval = outcomes.runs(tree, name, bounds)
-    lower, upper = interval.values.T
+    interval = others.map(bounds)
     result = xr.Dataset({"interval": interval.assign_coords(bound=["lower", "upper"])})
-    result["width"] = ("case", np.maximum(upper - lower, 0))
-    found = outcomes.outcome_values(tree, name, new)
-    if found is not None:
-        result["covered"] = ("case", (lower <= found.values) & (found.values <= upper))
-    result.attrs.update(method="absolute", outcome=name, within="")
-    return _finish(result, shape, alpha, len(residual), rank)
-
-
-def _check_pair(training: Posterior, tree: Posterior, old: xr.DataArray, new: xr.DataArray) -> None:
-    if {old.ndim, new.ndim} - {3, 4} or old.ndim != new.ndim:
-        raise ValueError("Sets and intervals are per case; the trees have further dimensions.")
-    importance.check_same_draws(training, tree, old, new)
-    check_disjoint(case_ids(old, "training"), case_ids(new, "tree"))
+    result["width"] = ("case", np.maximum(interval.values[:, 1] - interval.values[:, 0], 0))
+    hits = interval_hits(others, interval.values)
+    result = result.assign_attrs(count_left_out(seen), outcome=numbers.site)
+    return _finish(result, shape, hits, alpha, (len(residual), rank), "absolute")
 
 
 def _noise(probs: xr.DataArray, settings: Score, seed: int) -> np.ndarray:
@@ -193,16 +190,15 @@ def _members(
 
 
 def _finish(
-    result: xr.Dataset, shape: xr.DataArray, alpha: float, num_cases: int, rank: int
+    result: xr.Dataset,
+    shape: xr.DataArray,
+    hits: np.ndarray | None,
+    alpha: float,
+    count: tuple[int, int],
+    method: str,
 ) -> xr.Dataset:
-    if rank > num_cases and "prediction_set" in result:
-        result["prediction_set"][:] = True
-    result = result.assign(n=num_cases, k=rank, pareto_k=shape)
-    result["coverage_guaranteed"] = max(0.0, 1 - 2 * alpha)
-    result["coverage_guaranteed"].attrs["note"] = "for exact leave-one-out posteriors"
-    if "covered" in result:
-        result["coverage"] = float(result["covered"].mean())
-    for name in {"coverage", "coverage_guaranteed"} & set(result):
-        result[name].attrs["units"] = "probability"
-    result.attrs.update(alpha=float(alpha), procedure="jackknife+ by PSIS")
-    return result
+    result = result.assign(n=count[0], k=count[1], pareto_k=shape)
+    about = {"units": "probability", "note": "for exact leave-one-out posteriors"}
+    result["coverage_guaranteed"] = ((), max(0.0, 1 - 2 * alpha), about)
+    procedure = "jackknife+ by PSIS"
+    return importance.finish(result, hits, alpha, method=method, procedure=procedure)

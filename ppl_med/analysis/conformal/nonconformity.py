@@ -1,4 +1,4 @@
-"""How badly a class fits a case: the scores of prediction sets for classes.
+"""Nonconformity scores of prediction sets for classes.
 
 With p the probabilities of a case, p(1) >= p(2) >= ... sorted, r the rank of a class (1 first)
 and u uniform on (0, 1), one per case,
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.statistics import monte_carlo
 
 METHODS = ("lac", "aps", "raps", "saps")
@@ -31,7 +32,7 @@ DRAWS = ("mixture", "mean_score")
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its settings, which must not be chosen on the calibration cases.
+    """A nonconformity score with its settings, which must not be chosen on the calibration cases.
 
     Args:
         method: "lac", "aps", "raps" or "saps".
@@ -53,14 +54,10 @@ class Score:
     draws: str = "mixture"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, not {self.method!r}.")
-        if self.draws not in DRAWS:
-            raise ValueError(f"draws must be one of {DRAWS}, not {self.draws!r}.")
-        if not np.isfinite(self.penalty) or self.penalty < 0:
-            raise ValueError(f"penalty must be finite and not negative, not {self.penalty!r}.")
-        if self.free_ranks < 0:
-            raise ValueError(f"free_ranks must not be negative, not {self.free_ranks!r}.")
+        checks.choice("method", self.method, METHODS)
+        checks.choice("draws", self.draws, DRAWS)
+        checks.finite("penalty", self.penalty, 0)
+        checks.whole("free_ranks", self.free_ranks, 0)
 
     @property
     def of_mixture(self) -> bool:
@@ -68,13 +65,18 @@ class Score:
         return self.method == "lac" or self.draws == "mixture"
 
 
+def score_of(method: str | Score) -> Score:
+    """Return a score by its method, or as given."""
+    return method if isinstance(method, Score) else Score(method)
+
+
 def case_scores(probs: xr.DataArray, score: Score, seed: int) -> xr.DataArray:
-    """Return the score of every class for every case.
+    """Return the nonconformity score of every class for every case.
 
     Args:
         probs: (chain, draw, case, class), with case ids.
         score: Which score.
-        seed: Of the uniform numbers.
+        seed: Seed of the uniform numbers.
 
     Returns:
         (case, class); small where a class fits.

@@ -1,4 +1,4 @@
-"""Which order statistic of the calibration scores is the threshold, and the law it implies.
+"""Which order statistic of the calibration scores is the threshold, and what coverage follows.
 
 With n scores exchangeable with the score of a test case and
 
@@ -24,13 +24,6 @@ from scipy.stats import betabinom
 
 LEVEL = 0.99  # probability of every band
 _ROUNDING = 1e-12  # relative; sums of weights that should meet the target exactly
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise unless ``alpha`` is a number in (0, 1)."""
-    number = isinstance(alpha, int | float | np.number) and not isinstance(alpha, bool)
-    if not number or not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie in (0, 1), not {alpha!r}.")
 
 
 def coverage_rank(num_cases: int, alpha: float) -> int:
@@ -98,8 +91,8 @@ def coverage_band(
 def joint_band(groups: Sequence[tuple[int, int, int]], level: float = LEVEL) -> tuple[float, float]:
     """Return the band of the share covered over several groups with a threshold each.
 
-    Given the sizes of the groups their counts are independent, so the law of the total is the
-    convolution of their Beta-binomial laws.
+    Given the sizes of the groups their counts are independent, so the distribution of the
+    total is the convolution of their Beta-binomial distributions.
 
     Args:
         groups: Test cases, calibration cases n and rank k of every group.
@@ -119,7 +112,7 @@ def joint_band(groups: Sequence[tuple[int, int, int]], level: float = LEVEL) -> 
 
 
 def expected_coverage(groups: Sequence[tuple[int, int, int]]) -> float:
-    """Return the mean of the law of `joint_band`: k / (n + 1), averaged over test cases."""
+    """Return the mean share that `joint_band` is about: k / (n + 1), averaged over test cases."""
     total = sum(num_test for num_test, _, _ in groups)
     return sum(m / total * min(k / (n + 1), 1.0) for m, n, k in groups)
 

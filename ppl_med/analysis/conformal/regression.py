@@ -1,8 +1,8 @@
-"""Intervals that hold a real outcome with a stated probability (split conformal).
+"""Intervals that hold an observed number with a stated probability (split conformal).
 
-A model proposes lower and upper ends a, b of every case and units s, t to widen them in; the score
-of an outcome y is max((a - y) / s, (y - b) / t), and with the threshold q of the scores the
-interval is [a - q s, b + q t]. The methods differ in what is proposed:
+A model proposes lower and upper ends a, b of every case and units s, t to widen them in; the
+nonconformity score of an observation y is max((a - y) / s, (y - b) / t), and with the threshold q
+of the scores the interval is [a - q s, b + q t]. The methods differ in what is proposed:
 
     absolute         a = b = mean of loc,  s = t = 1
     normalised       a = b = mean of loc,  s = t = sd of the outcome over draws, total
@@ -23,14 +23,25 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.conformal import order_statistics, outcomes, shift, thresholds
-from ppl_med.analysis.tree import Posterior, case_ids, check_disjoint, metadata_groups
+from ppl_med import checks
+from ppl_med.analysis.conformal import shift, thresholds
+from ppl_med.analysis.conformal.hits import where_known
+from ppl_med.analysis.tree import (
+    DRAWS,
+    CaseNumbers,
+    case_ids,
+    check_disjoint,
+    known,
+    metadata_groups,
+    open_case_numbers,
+)
+from ppl_med.axes import SAMPLES
 
 METHODS = ("absolute", "normalised", "epistemic", "cqr", "cqr_epistemic")
 
 
 class Proposal(NamedTuple):
-    """What the model proposes for every case, each (case), in the unit of the outcome."""
+    """What the model proposes for every case, each (case), in the unit of the observation."""
 
     lower: xr.DataArray
     upper: xr.DataArray
@@ -43,45 +54,44 @@ def calibrate_intervals(
     alpha: float = 0.1,
     *,
     method: str = "cqr",
-    outcome: str | None = None,
+    site: str | None = None,
     within: str | xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
+    outcome: str | None = None,
 ) -> xr.Dataset:
     """Learn how far to widen intervals from cases that the model was not trained on.
 
     Args:
-        tree: The tree of `predict` on the calibration cases, with one observed number per case.
+        tree: The tree of `predict` on the calibration cases, with one observed number per case;
+            cases with NaN are left out.
         alpha: Allowed share of intervals that miss, in (0, 1).
         method: As the module says.
-        outcome: Name of the observed variable; needed where there are several.
+        site: Name of the observed numbers; needed where there are several.
         within: A threshold per group: a column of constant_data, or the groups (case).
         weights: Likelihood ratio test / calibration (case), for a covariate shift.
+        outcome: Old name of ``site``.
 
     Returns:
-        As `conformal.calibrate`; ``threshold`` in the unit of the outcome for absolute and cqr,
+        As `conformal.calibrate`; ``threshold`` in the unit of the observation for absolute and cqr,
         else without unit.
 
     Raises:
         TypeError, ValueError: Bad ``alpha`` or ``method``; what the method needs is missing from
             the tree; draws that all agree, where their sd is a unit; no or malformed outcomes.
     """
-    order_statistics.check_alpha(alpha)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, not {method!r}.")
-    name = outcomes.outcome_name(tree, outcome)
-    proposal = _propose(tree, name, method, alpha)
+    checks.inside("alpha", alpha)
+    checks.choice("method", method, METHODS)
+    numbers = open_case_numbers(tree, site, outcome)
+    proposal = _propose(numbers, method, alpha)
     case_ids(proposal.lower, "posterior")
-    observed = outcomes.outcome_values(tree, name, proposal.lower)
-    if observed is None:
-        raise ValueError(f"tree has no observed_data/{name}; calibration needs outcomes.")
+    score = _score(proposal, numbers.required())
     groups = None
     if within is not None:
         groups = metadata_groups(tree, within, proposal.lower, "within")
-    result = thresholds.learn(_score(proposal, observed), alpha, groups=groups, weights=weights)
-    result["features"] = _features(proposal, method)
-    kind = within if isinstance(within, str) else "" if within is None else "array"
-    result.attrs = {"method": method, "outcome": name, "within": kind}
-    return result
+    features = _features(proposal, method)
+    result = thresholds.learn(score, alpha, features=features, groups=groups, weights=weights)
+    kind = thresholds.within_name(within)
+    return result.assign_attrs(method=method, outcome=numbers.site, within=kind)
 
 
 def predict_intervals(
@@ -92,7 +102,7 @@ def predict_intervals(
     weights: xr.DataArray | None = None,
     shift_alarm: float = shift.FALSE_ALARM,
 ) -> xr.Dataset:
-    """Return the interval of every case and, with outcomes, how often it covers.
+    """Return the interval of every case and, with observed numbers, how often it covers.
 
     Args:
         calibration: What `calibrate_intervals` returned.
@@ -113,12 +123,14 @@ def predict_intervals(
     Warns:
         RuntimeWarning: Calibration and test cases look different.
     """
-    _check_calibration(calibration)
-    shift.check_false_alarm(shift_alarm)
+    thresholds.check_calibration(calibration, "calibrate_intervals")
+    checks.share("shift_alarm", shift_alarm, "0 never warns")
     attrs, alpha = calibration.attrs, float(calibration["alpha"])
-    proposal = _propose(tree, attrs["outcome"], attrs["method"], alpha)
+    checks.choice("the method of the calibration", attrs.get("method"), METHODS)
+    numbers = open_case_numbers(tree, attrs["outcome"])
+    proposal = _propose(numbers, attrs["method"], alpha)
     check_disjoint(calibration["case"].values, case_ids(proposal.lower, "posterior"))
-    groups = _test_groups(attrs["within"], tree, within, proposal.lower)
+    groups = thresholds.test_groups(calibration, tree, within, proposal.lower)
     limit = thresholds.per_case(calibration, proposal.lower, groups=groups, weights=weights)
     lower = proposal.lower - limit * proposal.lower_unit
     upper = proposal.upper + limit * proposal.upper_unit
@@ -128,64 +140,56 @@ def predict_intervals(
     result = result.merge(thresholds.carried(calibration))
     if groups is not None:
         result["case_group"] = ("case", groups.values)
-    observed = outcomes.outcome_values(tree, attrs["outcome"], proposal.lower)
-    reached = None
+    observed, reached = numbers.observed(), None
     if observed is not None:
         reached = _score(proposal, observed)
-        covered = reached <= limit
-        result = result.merge(thresholds.coverage_figures(covered, calibration, groups))
+        hits = reached.copy(data=where_known((reached <= limit).values, known(observed).values))
+        figures = thresholds.coverage_figures(hits, calibration, groups)
+        result = result.merge(figures).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
         calibration, _features(proposal, attrs["method"]), reached, groups, shift_alarm
     )
-    result.attrs.update(attrs, alpha=alpha)
-    return result
+    settings = {name: attrs[name] for name in ("method", "outcome", "within")}
+    return result.assign_attrs(settings, alpha=alpha)
 
 
-def _propose(tree: Posterior, name: str, method: str, alpha: float) -> Proposal:
-    def of_run(part: xr.DataTree) -> xr.Dataset:
-        return xr.Dataset(_propose_run(part, name, method, alpha)._asdict())
-
-    found = outcomes.runs(tree, name, of_run)
+def _propose(numbers: CaseNumbers, method: str, alpha: float) -> Proposal:
+    propose = _quantile_proposal if method.startswith("cqr") else _mean_proposal
+    found = numbers.map(lambda part: xr.Dataset(propose(part, method, alpha)._asdict()))
     return Proposal(*(found[field] for field in Proposal._fields))
 
 
-def _propose_run(tree: Posterior, name: str, method: str, alpha: float) -> Proposal:
-    if method.startswith("cqr"):
-        return _propose_quantiles(tree, name, method, alpha)
-    loc = outcomes.required(tree, "loc", f"method={method!r}")
-    center = _bare(loc.mean(outcomes.SAMPLES))
+def _mean_proposal(numbers: CaseNumbers, method: str, alpha: float) -> Proposal:
+    loc = numbers.read("loc", f"method={method!r}")
+    center = _bare(loc.mean(SAMPLES))
     if method == "absolute":
         unit = xr.ones_like(center)
     elif method == "epistemic":
         unit = _spread(loc)
+    elif "scale" in numbers.predicted:
+        square = (numbers.read("scale") ** 2).mean(SAMPLES) + loc.var(SAMPLES)
+        unit = _positive(_bare(square**0.5), "scale")
+    elif DRAWS in numbers.predicted:
+        unit = _spread(numbers.read(DRAWS))
     else:
-        scale = outcomes.variable(tree, "posterior", "scale")
-        if scale is not None:
-            square = (scale**2).mean(outcomes.SAMPLES) + loc.var(outcomes.SAMPLES)
-            unit = _positive(_bare(square**0.5), "scale")
-        else:
-            draws = outcomes.variable(tree, "posterior_predictive", name)
-            if draws is None:
-                raise ValueError(
-                    "method='normalised' needs posterior/scale or posterior_predictive/"
-                    f"{name}, and the tree has neither."
-                )
-            unit = _spread(draws)
+        raise ValueError(
+            "method='normalised' needs posterior/scale or posterior_predictive/"
+            f"{numbers.site}, and the tree has neither."
+        )
     return Proposal(center, center, unit, unit)
 
 
-def _propose_quantiles(tree: Posterior, name: str, method: str, alpha: float) -> Proposal:
-    levels = np.array([alpha / 2, 1 - alpha / 2])
-    found = outcomes.predictive_quantiles(tree, name, levels)
+def _quantile_proposal(numbers: CaseNumbers, method: str, alpha: float) -> Proposal:
+    found = numbers.quantiles(np.array([alpha / 2, 1 - alpha / 2]))
     own = "draw" in found.dims
-    mean = found.mean(outcomes.SAMPLES) if own else found
+    mean = found.mean(SAMPLES) if own else found
     lower, upper = (_bare(mean.isel(quantile=index)) for index in (0, 1))
     if method == "cqr":
         return Proposal(lower, upper, xr.ones_like(lower), xr.ones_like(upper))
     if own:
         units = [_spread(found.isel(quantile=index)) for index in (0, 1)]
     else:
-        units = [_spread(outcomes.required(tree, "loc", f"method={method!r}"))] * 2
+        units = [_spread(numbers.read("loc", f"method={method!r}"))] * 2
     return Proposal(lower, upper, *units)
 
 
@@ -196,7 +200,7 @@ def _spread(draws: xr.DataArray) -> xr.DataArray:
             "with more, or use method='absolute' or 'cqr'."
         )
     shifted = draws - draws.isel(chain=0, draw=0)
-    return _positive(_bare(shifted.std(outcomes.SAMPLES, ddof=1)), str(draws.name))
+    return _positive(_bare(shifted.std(SAMPLES, ddof=1)), str(draws.name))
 
 
 def _positive(unit: xr.DataArray, name: str) -> xr.DataArray:
@@ -226,27 +230,3 @@ def _features(proposal: Proposal, method: str) -> xr.DataArray:
     parts += [proposal.upper - proposal.lower] if method.startswith("cqr") else []
     parts += [proposal.lower_unit] if method not in ("absolute", "cqr") else []
     return xr.DataArray(np.stack([part.values for part in parts], 1), dims=("case", "feature"))
-
-
-def _test_groups(
-    kind: str, tree: Posterior, within: xr.DataArray | None, array: xr.DataArray
-) -> xr.DataArray | None:
-    if (kind == "array") != (within is not None):
-        raise ValueError(
-            "within must be given here exactly where the calibration was given an array of groups; "
-            f"it was given {kind or None!r}."
-        )
-    if not kind:
-        return None
-    return metadata_groups(tree, kind if within is None else within, array, "within")
-
-
-def _check_calibration(calibration: xr.Dataset) -> None:
-    needed = {"alpha", "n", "score", "features"}
-    if not isinstance(calibration, xr.Dataset) or not needed <= set(calibration):
-        raise TypeError("calibration must be the Dataset that calibrate_intervals returned.")
-    if calibration.attrs.get("method") not in METHODS:
-        raise ValueError(
-            f"calibration has method {calibration.attrs.get('method')!r}; expected one of "
-            f"{METHODS}, from calibrate_intervals."
-        )

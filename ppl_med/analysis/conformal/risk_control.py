@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.conformal import order_statistics, shift
+from ppl_med import checks
+from ppl_med.analysis.conformal import shift
 from ppl_med.analysis.tree import (
     UNANNOTATED,
     ClassList,
@@ -30,6 +31,8 @@ from ppl_med.analysis.tree import (
     check_disjoint,
     class_indices,
     class_labels,
+    count_left_out,
+    known,
     open_annotations,
     open_probabilities,
 )
@@ -48,7 +51,8 @@ def calibrate_masks(
 
     Args:
         tree: The tree of `predict` on annotated cases that the model was not trained on, with
-            observed_data/mask (case, grader, ...) or (case, ...), -1 where not annotated.
+            observed_data/mask (case, grader, ...) or (case, ...), -1 where not annotated; a case
+            that nobody annotated is left out.
         alpha: Largest expected false-negative rate, in (0, 1).
         truth: "mean": each grader who annotated the case has a rate, and the risk of the case is
             their average. "union": the truth is whatever any grader marked.
@@ -61,36 +65,38 @@ def calibrate_masks(
         ``foreground`` (case), the mean foreground probability of an image.
 
     Raises:
-        TypeError, ValueError: Bad arguments, no annotations, or a case nobody annotated.
+        TypeError, ValueError: Bad arguments, or no annotations.
     """
-    order_statistics.check_alpha(alpha)
-    if truth not in TRUTHS:
-        raise ValueError(f"truth must be one of {TRUTHS}, not {truth!r}.")
+    checks.inside("alpha", alpha)
+    checks.choice("truth", truth, TRUTHS)
     draws = open_probabilities(tree)
     ids = case_ids(draws.array)
     chosen = class_indices(classes, draws)
     graded = open_annotations(tree, None, draws)
-    _check_annotated(graded)
+    kept = _annotated(graded)
+    ids, num_cases = ids[kept], int(kept.sum())
     probs, shares, owners, means = [], [], [], []
     for index, foreground in enumerate(_foreground(draws, chosen)):
-        means.append(foreground.mean())
+        if not kept[index]:
+            continue
         share = _shares(graded.isel(case=index).values, chosen, truth)
         marked = share > 0
         probs.append(foreground[marked])
         shares.append(share[marked])
-        owners.append(np.full(int(marked.sum()), index))
+        owners.append(np.full(int(marked.sum()), len(means)))
+        means.append(foreground.mean())
     pooled = [np.concatenate(parts) for parts in (probs, shares, owners)]
-    threshold = risk_threshold(pooled[0], pooled[1], len(ids), alpha)
+    threshold = risk_threshold(pooled[0], pooled[1], num_cases, alpha)
     missed = pooled[0] < threshold
-    risk = np.bincount(pooled[2][missed], pooled[1][missed], minlength=len(ids))
+    risk = np.bincount(pooled[2][missed], pooled[1][missed], minlength=num_cases)
     result = xr.Dataset(
         {
             "threshold": threshold,
             "alpha": float(alpha),
-            "n": len(ids),
+            "n": num_cases,
             "risk": ("case", risk),
             "risk_mean": risk.mean(),
-            "risk_bound": (len(ids) * risk.mean() + 1) / (len(ids) + 1),
+            "risk_bound": (num_cases * risk.mean() + 1) / (num_cases + 1),
             "num_empty": sum(not part.size for part in probs),
             "foreground": ("case", np.array(means)),
         },
@@ -98,7 +104,7 @@ def calibrate_masks(
         attrs={"method": "risk_control", "risk": "false-negative rate", "truth": truth},
     )
     result.attrs["classes"] = class_labels(chosen, draws)
-    return _with_units(result)
+    return _with_units(result.assign_attrs(count_left_out(graded)))
 
 
 def predict_masks(
@@ -126,7 +132,7 @@ def predict_masks(
     """
     if not isinstance(calibration, xr.Dataset) or "risk_bound" not in calibration:
         raise TypeError("calibration must be the Dataset that calibrate_masks returned.")
-    shift.check_false_alarm(shift_alarm)
+    checks.share("shift_alarm", shift_alarm, "0 never warns")
     draws = open_probabilities(tree)
     ids = case_ids(draws.array)
     check_disjoint(calibration["case"].values, ids)
@@ -135,26 +141,29 @@ def predict_masks(
     graded = None
     if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
         graded = open_annotations(tree, None, draws)
-        _check_annotated(graded)
-    masks, means, risk = [], [], []
+        graded = graded if known(graded).any() else None
+    kept = np.zeros(len(ids), bool) if graded is None else _annotated(graded)
+    masks, means, risk = [], [], np.full(len(ids), np.nan)
     for index, foreground in enumerate(_foreground(draws, chosen)):
         mask = foreground >= threshold
         masks.append(mask.reshape(draws.shape))
         means.append(foreground.mean())
-        if graded is not None:
+        if graded is not None and kept[index]:
             share = _shares(graded.isel(case=index).values, chosen, calibration.attrs["truth"])
-            risk.append(share[~mask].sum())
+            risk[index] = share[~mask].sum()
     result = xr.Dataset({"mask": (("case", *draws.space), np.stack(masks))}, coords={"case": ids})
     result["area"] = result["mask"].sum(draws.space)
     result = result.assign(n=int(calibration["n"]), threshold=threshold)
     if graded is not None:
-        error = np.std(risk, ddof=1) / len(risk) ** 0.5 if len(risk) > 1 else np.nan
-        result = result.assign(risk=("case", np.array(risk)), risk_mean=np.mean(risk))
-        result["risk_se"] = error
+        count = int(kept.sum())
+        error = np.std(risk[kept], ddof=1) / count**0.5 if count > 1 else np.nan
+        result = result.assign(risk=("case", risk), risk_mean=np.mean(risk[kept]), risk_se=error)
+        result.attrs |= count_left_out(graded)
     result["shift_pvalue"] = shift.compare(
         calibration["foreground"].values[:, None], np.array(means)[:, None], None, shift_alarm
     )
-    result.attrs.update(calibration.attrs, alpha=float(calibration["alpha"]))
+    settings = {name: calibration.attrs[name] for name in ("method", "risk", "truth", "classes")}
+    result.attrs.update(settings, alpha=float(calibration["alpha"]))
     return _with_units(result)
 
 
@@ -217,11 +226,9 @@ def _known(calibration: xr.Dataset, draws: Draws) -> list[int | str]:
     return list(names)
 
 
-def _check_annotated(graded: xr.DataArray) -> None:
-    inner = [dim for dim in graded.dims if dim != "case"]
-    absent = int((graded == UNANNOTATED).all(inner).sum())
-    if absent:
-        raise ValueError(f"{absent} case(s) have no annotation at all (-1 everywhere); drop them.")
+def _annotated(graded: xr.DataArray) -> np.ndarray:
+    """Which cases have an annotated pixel (case,)."""
+    return known(graded).any([dim for dim in graded.dims if dim != "case"]).values
 
 
 def _with_units(result: xr.Dataset) -> xr.Dataset:

@@ -16,7 +16,7 @@ import xarray as xr
 from scipy.stats import ks_2samp
 
 FALSE_ALARM = 1e-3
-_EXACT = 500  # cases in either sample, beyond which the asymptotic law is used
+_EXACT = 500  # cases in either sample, beyond which the asymptotic distribution is used
 
 
 def two_sample_pvalue(first: np.ndarray, second: np.ndarray) -> float:
@@ -24,7 +24,7 @@ def two_sample_pvalue(first: np.ndarray, second: np.ndarray) -> float:
 
     Args:
         first: (case, feature).
-        second: (case, feature), other cases.
+        second: (case, feature), other cases; NaN where a feature is not known.
 
     Returns:
         Probability, at most 1; 1 where a sample is empty.
@@ -34,10 +34,10 @@ def two_sample_pvalue(first: np.ndarray, second: np.ndarray) -> float:
     method = "exact" if max(len(first), len(second)) <= _EXACT else "asymp"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
-        found = [
-            float(ks_2samp(one, other, method=method).pvalue)
-            for one, other in zip(first.T, second.T, strict=True)
-        ]
+        found = []
+        for one, other in zip(first.T, second.T, strict=True):
+            other = other[~np.isnan(other)]
+            found.append(float(ks_2samp(one, other, method=method).pvalue) if other.size else 1.0)
     return min(1.0, min(found) * len(found))
 
 
@@ -80,9 +80,3 @@ def compare(
     return xr.DataArray(
         pvalue, attrs={"units": "probability", "test": note, "false_alarm": false_alarm}
     )
-
-
-def check_false_alarm(rate: float) -> None:
-    """Raise unless ``rate`` lies in [0, 1)."""
-    if isinstance(rate, bool) or not 0 <= rate < 1:
-        raise ValueError(f"shift_alarm must lie in [0, 1), not {rate!r}; 0 never warns.")

@@ -3,19 +3,32 @@
 A calibration is a Dataset: ``threshold``, ``n``, ``k`` (scalars, or over ``group``), ``alpha``,
 ``score`` (case), ``features`` (case, feature) for the test of shift, and, where
 asked for, ``case_group`` (case) and ``weight`` (case).
+
+Scores of cases without an observation are NaN: such cases do not calibrate, and do not count in
+the coverage. Their group by class is "".
 """
 
 import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import order_statistics, shift
-from ppl_med.analysis.tree import case_weights
+from ppl_med.analysis.tree import (
+    Classes,
+    Posterior,
+    case_weights,
+    count_left_out,
+    known,
+    metadata_groups,
+)
+
+_CALIBRATION = {"alpha", "n", "score", "features"}
 
 
 def learn(
     score: xr.DataArray,
     alpha: float,
     *,
+    features: xr.DataArray | None = None,
     groups: xr.DataArray | None = None,
     names: list[str] | None = None,
     weights: xr.DataArray | None = None,
@@ -23,46 +36,58 @@ def learn(
     """Return the thresholds of calibration scores.
 
     Args:
-        score: Of the observed outcome (case), with ids.
+        score: Nonconformity scores of the observations (case), with ids; NaN where there is none.
         alpha: Miss rate, in (0, 1).
+        features: What the test of shift compares (case, feature).
         groups: Group of every case (case); one threshold each.
         names: The groups there must be; by default those that occur.
         weights: Likelihood ratio test / calibration of every case (case).
 
     Returns:
-        Dataset as the module describes it, without ``features``.
+        Dataset as the module describes it, of the cases with an observation; attributes count
+        those left out.
 
     Raises:
         TypeError, ValueError: Scores or weights that are not finite, a group without cases, or
             groups and weights together.
     """
-    if not np.isfinite(score.values).all():
-        raise ValueError("Some calibration scores are NaN or infinite; drop those cases.")
+    if np.isinf(score.values).any():
+        raise ValueError("Some calibration scores are infinite; drop those cases.")
+    values = None if weights is None else case_weights(weights, score)
+    seen = known(score)
     score = score.drop_vars([name for name in score.coords if name != "case"])
-    result = xr.Dataset({"score": score, "alpha": float(alpha)})
-    if weights is not None:
+    result = xr.Dataset({"score": score, "alpha": float(alpha)}, attrs=count_left_out(seen))
+    if features is not None:
+        result["features"] = features.variable
+    if groups is not None:
+        result["case_group"] = ("case", groups.values)
+    if values is not None:
+        result["weight"] = ("case", values)
+    result = result if seen.all() else result.isel(case=np.flatnonzero(seen))
+    if values is not None:
         if groups is not None:
             raise ValueError("Give within or weights, not both.")
-        return _weighted(result, weights)
+        return _weighted(result)
     if groups is None:
-        num_cases = score.sizes["case"]
+        num_cases = result.sizes["case"]
         rank = order_statistics.coverage_rank(num_cases, alpha)
-        threshold = float(order_statistics.kth_smallest(score.values, rank))
+        threshold = float(order_statistics.kth_smallest(result["score"].values, rank))
         return result.assign({"threshold": threshold, "n": num_cases, "k": rank})
-    return _grouped(result, groups, names)
+    return _grouped(result, names)
 
 
-def _weighted(result: xr.Dataset, weights: xr.DataArray) -> xr.Dataset:
-    values = case_weights(weights, result["score"])
+def _weighted(result: xr.Dataset) -> xr.Dataset:
+    values = result["weight"].values
     size = values.sum() ** 2 / (values**2).sum()
-    result = result.assign(weight=("case", values), n=len(values), effective_n=float(size))
+    result = result.assign(n=len(values), effective_n=float(size))
     result["effective_n"].attrs["note"] = "Kish's effective size of the weighted calibration cases"
     return result
 
 
-def _grouped(result: xr.Dataset, groups: xr.DataArray, names: list[str] | None) -> xr.Dataset:
-    names = sorted(set(groups.values.tolist())) if names is None else names
-    parts = [result["score"].values[groups.values == name] for name in names]
+def _grouped(result: xr.Dataset, names: list[str] | None) -> xr.Dataset:
+    groups = result["case_group"].values
+    names = sorted(set(groups.tolist())) if names is None else names
+    parts = [result["score"].values[groups == name] for name in names]
     empty = [name for name, part in zip(names, parts, strict=True) if not part.size]
     if empty:
         raise ValueError(
@@ -77,9 +102,56 @@ def _grouped(result: xr.Dataset, groups: xr.DataArray, names: list[str] | None) 
         for part, rank in zip(parts, ranks, strict=True)
     ]
     return result.assign(
-        threshold=("group", found), n=("group", sizes), k=("group", ranks),
-        case_group=("case", groups.values),
-    ).assign_coords(group=names)  # fmt: skip
+        threshold=("group", found), n=("group", sizes), k=("group", ranks)
+    ).assign_coords(group=names)
+
+
+def check_calibration(calibration: xr.Dataset, made_by: str) -> None:
+    """Raise unless a calibration is a Dataset that ``made_by`` returned."""
+    if not isinstance(calibration, xr.Dataset) or not set(calibration) >= _CALIBRATION:
+        raise TypeError(f"calibration must be the Dataset that conformal.{made_by} returned.")
+
+
+def class_groups(classes: Classes, label: xr.DataArray) -> xr.DataArray:
+    """Return the name of the observed class of every case, "" where there is none."""
+    return xr.DataArray(np.array([*classes.names, ""])[label.values], dims="case")
+
+
+def within_name(within: str | xr.DataArray | None) -> str:
+    """Return what a calibration remembers of its groups."""
+    return within if isinstance(within, str) else "" if within is None else "array"
+
+
+def test_groups(
+    calibration: xr.Dataset,
+    tree: Posterior,
+    within: xr.DataArray | None,
+    array: xr.DataArray,
+    by_class: xr.DataArray | None = None,
+) -> xr.DataArray | None:
+    """Return the group of every test case (case); None where there are none or are not known.
+
+    Args:
+        calibration: From `learn`, with the attribute ``within``.
+        tree: The tree of the test cases.
+        within: Groups (case), where the calibration was given an array of groups.
+        array: What the cases must agree with.
+        by_class: Groups by the observed class, where it is known.
+
+    Raises:
+        TypeError, ValueError: Groups given to one side only, malformed, or without a threshold.
+    """
+    kind = calibration.attrs["within"]
+    if (kind == "array") != (within is not None):
+        raise ValueError(
+            "within must be given here exactly where the calibration was given an array of groups; "
+            f"it was given {kind or None!r}."
+        )
+    if kind in ("", "class"):
+        return by_class if kind else None
+    groups = metadata_groups(tree, kind if within is None else within, array, "within")
+    check_groups(calibration, groups)
+    return groups
 
 
 def per_case(
@@ -130,30 +202,33 @@ def check_groups(calibration: xr.Dataset, groups: xr.DataArray) -> None:
 
 
 def coverage_figures(
-    covered: xr.DataArray, calibration: xr.Dataset, groups: xr.DataArray | None
+    hits: xr.DataArray, calibration: xr.Dataset, groups: xr.DataArray | None
 ) -> xr.Dataset:
     """Return the share of covered cases with what it should be.
 
     Args:
-        covered: bool (case).
+        hits: Which cases are covered (case): bool, or 1, 0 and NaN for no observation.
         calibration: Anything with ``n`` and ``k``.
         groups: Group of every test case, where ``n`` and ``k`` have groups.
 
     Returns:
         ``covered``, ``coverage`` and, unless weights were used, ``coverage_expected``,
-        ``coverage_lower`` and ``coverage_upper``.
+        ``coverage_lower`` and ``coverage_upper``; attributes count cases and those left out.
     """
-    figures = {"coverage": float(covered.mean())}
+    seen = hits.notnull()
+    kept = hits.values[seen.values]
+    figures = {"coverage": float(kept.mean())}
     if "k" in calibration:
-        parts = group_counts(calibration, covered.sizes["case"], groups)
+        groups = None if groups is None else groups[seen.values]
+        parts = group_counts(calibration, kept.size, groups)
         figures["coverage_expected"] = order_statistics.expected_coverage(parts)
         lower, upper = order_statistics.joint_band(parts)
         figures |= {"coverage_lower": lower, "coverage_upper": upper}
-    result = xr.Dataset({"covered": covered, **figures})
+    result = xr.Dataset({"covered": hits, **figures}, attrs=count_left_out(seen))
     for name in figures:
         result[name].attrs["units"] = "probability"
     for name in {"coverage_lower", "coverage_upper"} & set(figures):
-        result[name].attrs["note"] = "99 % band of the Beta-binomial law given n, k"
+        result[name].attrs["note"] = "99 % band of the Beta-binomial distribution given n, k"
     return result
 
 
@@ -189,8 +264,8 @@ def shift_check(
     Args:
         calibration: With ``features`` and ``score``.
         feature: The same of the test cases (case, feature).
-        score: Scores of the observed outcomes of the test cases (case), where known.
-        groups: Group of every test case, where the calibration has groups.
+        score: Scores of the observations of the test cases (case), NaN where there is none.
+        groups: Group of every test case, where the calibration has groups; "" if not known.
         false_alarm: Warn below this.
     """
     allowed = "weight" in calibration or ("case_group" in calibration and groups is None)
@@ -201,5 +276,8 @@ def shift_check(
     if score is not None:
         first = np.column_stack([first, calibration["score"].values])
         second = np.column_stack([second, score.values])
-    pair = None if groups is None else (calibration["case_group"].values, groups.values)
+    pair = None
+    if groups is not None:
+        named = groups.values != ""
+        second, pair = second[named], (calibration["case_group"].values, groups.values[named])
     return shift.compare(first, second, pair, false_alarm)

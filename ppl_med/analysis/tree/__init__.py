@@ -1,6 +1,7 @@
 """The one door to a tree of `predict`: what analyses may read off it, checked once.
 
 classes        class probabilities, and observed classes        ``open_classes``
+case_numbers   the same, one per case, of trees that may lack some        ``open_case_numbers``
 numbers        predicted distributions, draws, observed numbers ``open_numbers``
 masks          sampled masks                                    ``open_draws``
 graders        masks of several graders                         ``open_annotations``
@@ -25,6 +26,7 @@ NaN is an error: it says that a draw has diverged.
 
 from ppl_med.analysis.tree.attributions import select_maps
 from ppl_med.analysis.tree.blocks import Block, Part, join_blocks, split_blocks
+from ppl_med.analysis.tree.case_numbers import DRAWS, CaseNumbers, open_case_numbers
 from ppl_med.analysis.tree.cases import (
     case_ids,
     case_weights,
@@ -55,9 +57,11 @@ from ppl_med.analysis.tree.masks import (
 from ppl_med.analysis.tree.numbers import Numbers, find_distribution, open_numbers
 
 __all__ = [
+    "DRAWS",
     "UNANNOTATED",
     "Block",
     "Case",
+    "CaseNumbers",
     "ClassList",
     "Classes",
     "Draws",
@@ -83,6 +87,7 @@ __all__ = [
     "known",
     "metadata_groups",
     "open_annotations",
+    "open_case_numbers",
     "open_classes",
     "open_draws",
     "open_log_likelihood",

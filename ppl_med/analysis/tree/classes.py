@@ -61,6 +61,10 @@ class Classes:
         """Sizes of case and the further axes."""
         return {dim: self.array.sizes[dim] for dim in ("case", *map(str, self.array.dims[4:]))}
 
+    def isel(self, cases: slice | np.ndarray) -> "Classes":
+        """Return the probabilities of some of the cases, without observations."""
+        return Classes(self.array.isel(case=cases), self.array)
+
     def blocks(self) -> Iterator[tuple[Block, xr.DataArray]]:
         """Yield selections that fit the memory limit, and their probabilities, float64.
 

@@ -1,0 +1,198 @@
+"""Predicted and observed numbers, one per case, of trees that may lack some of them.
+
+    loc, scale, variance  (chain, draw, case)          posterior, of the distribution under a draw
+    quantile              (chain, draw, case, level)   posterior, of models that predict quantiles
+    <site>                (chain, draw, case)          posterior_predictive
+    <site>                (case)                       observed_data, NaN where not observed
+
+All but the variance are in the unit of the observation. For maps of numbers see `numbers`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.tree.blocks import Part, join_blocks, split_blocks
+from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.axes import SAMPLES
+
+DRAWS = "posterior_predictive"
+_PARAMETERS = ("loc", "scale", "variance", "quantile")
+
+
+@dataclass(frozen=True)
+class CaseNumbers:
+    """What a tree predicts and observed, not yet read; see `open_case_numbers`.
+
+    Args:
+        site: Name of the observed numbers.
+        predicted: Parameters by name, and the values drawn as ``posterior_predictive``.
+        observation: What was observed; None where nothing was.
+    """
+
+    site: str
+    predicted: Mapping[str, xr.DataArray]
+    observation: xr.DataArray | None
+
+    def isel(self, cases: slice | np.ndarray) -> "CaseNumbers":
+        """Return some of the cases."""
+        kept = {n: a.isel(case=cases, missing_dims="ignore") for n, a in self.predicted.items()}
+        observation = self.observation
+        if observation is not None:
+            observation = observation.isel(case=cases, missing_dims="ignore")
+        return replace(self, predicted=kept, observation=observation)
+
+    def map(self, function: Callable[["CaseNumbers"], Part]) -> Part:
+        """Apply a function to runs of cases whose draws fit in memory; put its results together."""
+        arrays = [array for array in self.predicted.values() if "case" in array.dims]
+        if not arrays or not arrays[0].sizes["case"]:
+            return function(self)  # which says what is missing
+        cases = arrays[0].sizes["case"]
+        per_case = sum(array.size for array in arrays) // cases
+        return join_blocks(
+            (block, function(self.isel(block["case"])))
+            for block in split_blocks({"case": cases}, per_case)
+        )
+
+    def find(self, name: str, why: str = "this") -> xr.DataArray:
+        """Return what is predicted by a name (chain, draw, case[, level]), not yet read.
+
+        Args:
+            name: Of a parameter, or "posterior_predictive" for the values drawn.
+            why: What needs it, for the error.
+
+        Raises:
+            ValueError: It is missing, empty, or of other dimensions.
+        """
+        path = f"{DRAWS}/{self.site}" if name == DRAWS else f"posterior/{name}"
+        if name not in self.predicted:
+            raise ValueError(f"The {path.split('/')[0]} holds no {name}, which {why} needs.")
+        array = self.predicted[name]
+        wanted = (*SAMPLES, "case", *(("level",) if name == "quantile" else ()))
+        if set(array.dims) != set(wanted):
+            raise ValueError(
+                f"{path} has dimensions {array.dims}; expected {wanted}: one number per case."
+            )
+        if not array.size:
+            raise ValueError(f"{path} is empty: {dict(array.sizes)}.")
+        return array.transpose(*wanted)
+
+    def read(self, name: str, why: str = "this") -> xr.DataArray:
+        """Return what `find` finds, float64, in memory.
+
+        Raises:
+            ValueError: As for `find`, or values that are not finite.
+        """
+        array = self.find(name, why).astype(np.float64).load()
+        if not np.isfinite(array.values).all():
+            raise ValueError(f"{name} holds NaN or infinite values; drop those cases or draws.")
+        return array
+
+    def observed(self) -> xr.DataArray | None:
+        """Return the observed numbers (case), float64, NaN where not observed, if there are any.
+
+        Raises:
+            ValueError: More than one number per case, other cases, or infinite values.
+        """
+        array = self.observation
+        if array is None:
+            return None
+        if array.dims != ("case",):
+            raise ValueError(
+                f"observed {self.site} has dimensions {array.dims}; expected ('case',)."
+            )
+        for name, other in self.predicted.items():
+            if "case" in other.dims:
+                check_cases(array, other, f"observed {self.site}", name)
+        array = array.astype(np.float64).load()
+        if np.isinf(array.values).any():
+            raise ValueError(f"observed {self.site} is infinite somewhere; use NaN.")
+        return None if np.isnan(array.values).all() else array
+
+    def required(self) -> xr.DataArray:
+        """Return the observed numbers (case), as `observed`, which must be there.
+
+        Raises:
+            ValueError: As for `observed`, or there are none.
+        """
+        observed = self.observed()
+        if observed is None:
+            raise ValueError(f"tree has no observed_data/{self.site}; observed numbers are needed.")
+        return observed
+
+    def quantiles(self, levels: np.ndarray) -> xr.DataArray:
+        """Return quantiles of the number under every draw, or of all draws together.
+
+        Args:
+            levels: Probabilities.
+
+        Returns:
+            (chain, draw, case, quantile) where the model predicts quantiles; else (case,
+            quantile), those of the values drawn.
+
+        Raises:
+            ValueError: Neither is there, or the model predicts other levels.
+        """
+        if "quantile" in self.predicted:
+            own = self.read("quantile").rename(level="quantile")
+            known = own["quantile"].values if "quantile" in own.coords else np.array([])
+            near = [np.flatnonzero(np.isclose(known, one, rtol=0, atol=1e-9)) for one in levels]
+            if any(len(index) != 1 for index in near):
+                raise ValueError(
+                    f"posterior/quantile has the levels {known.tolist()}; alpha needs "
+                    f"{levels.tolist()}. Choose alpha to match."
+                )
+            return own.isel(quantile=[int(index[0]) for index in near])
+        if DRAWS not in self.predicted:
+            raise ValueError(
+                f"tree has neither posterior/quantile nor posterior_predictive/{self.site}; "
+                "quantile intervals need one of them. Use method='absolute' or 'normalised'."
+            )
+        draws = self.read(DRAWS)
+        if draws.sizes["chain"] * draws.sizes["draw"] < 2:
+            raise ValueError("Quantiles of posterior_predictive need more than one draw.")
+        return draws.quantile(levels, SAMPLES).transpose("case", "quantile")
+
+
+def open_case_numbers(
+    tree: object, site: str | None = None, outcome: str | None = None
+) -> CaseNumbers:
+    """Find the numbers of a tree, without reading them.
+
+    Args:
+        tree: The tree of `predict`, with observations or not.
+        site: Name of the observed numbers; by default the only variable of observed_data or
+            posterior_predictive.
+        outcome: Old name of ``site``.
+
+    Raises:
+        TypeError: ``tree`` is no DataTree.
+        ValueError: None or several, and ``site`` does not choose.
+    """
+    if outcome is not None:
+        warnings.warn("outcome= is now site=", DeprecationWarning, stacklevel=3)
+        site = outcome
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
+    groups = {
+        name: tree[name].to_dataset() if name in tree.children else xr.Dataset()
+        for name in ("observed_data", DRAWS, "posterior")
+    }
+    for name in ("observed_data", DRAWS) if site is None else ():
+        found = sorted(map(str, groups[name]))
+        if len(found) > 1:
+            raise ValueError(f"{name} holds {found}; choose one with site=.")
+        if found:
+            site = found[0]
+            break
+    if site is None:
+        raise ValueError("tree has no observed_data and no posterior_predictive; give site.")
+    predicted = {
+        name: groups["posterior"][name] for name in _PARAMETERS if name in groups["posterior"]
+    }
+    if site in groups[DRAWS]:
+        predicted[DRAWS] = groups[DRAWS][site]
+    return CaseNumbers(site, predicted, groups["observed_data"].get(site))
