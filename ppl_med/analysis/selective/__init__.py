@@ -8,7 +8,7 @@ entries   scores, errors     what the curves are made of, by name, as arrays (ca
 Of classes, masks and numbers; for one score a case see `ppl_med.analysis.aggregation`.
 """
 
-from ppl_med.analysis.selective.curves import precision_recall, risk_coverage, sparsification
 from ppl_med.analysis.selective.entries import errors, scores
+from ppl_med.analysis.selective.risk_curves import precision_recall, risk_coverage, sparsification
 
 __all__ = ["errors", "precision_recall", "risk_coverage", "scores", "sparsification"]

@@ -15,7 +15,8 @@ the draws:
     absolute    numbers    |y - mean|
     squared     numbers    (y - mean)^2
 
-Any other score or error is given as an array. Entries whose error is NaN are left out.
+Any other score or error is given as an array. Entries whose error is NaN are left out, which by
+name is what was not observed.
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis import uncertainty
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import (
@@ -44,8 +46,12 @@ from ppl_med.analysis.tree import (
 Chosen: TypeAlias = str | xr.DataArray
 ENTROPIES = ("predictive_entropy", "expected_entropy", "mutual_information", "variation_ratio")
 VARIANCES = ("total", "aleatoric", "epistemic")
-CLASS_SCORES = (*ENTROPIES, *VARIANCES, "max_probability")
-CLASS_ERRORS, NUMBER_ERRORS = ("zero_one", "brier"), ("absolute", "squared")
+UNITS = {
+    "zero_one": "probability",
+    "brier": "1",
+    "absolute": "unit of the value",
+    "squared": "unit of the value, squared",
+}
 
 
 class Entries(NamedTuple):
@@ -69,45 +75,43 @@ class Entries(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ClassSource:
-    """Probabilities and observed classes, not yet read.
+class ClassFigures:
+    """Scores and errors of classes.
 
     Args:
-        classes: From the tree.
-        ignore: Observed value, beside -1, that says that an entry was not annotated.
+        opened: Probabilities and observed classes, not yet read.
+        ignore: A value, beside -1, that says that an entry has no class.
     """
 
-    classes: Classes
+    opened: Classes
     ignore: int | None
+    scores = (*ENTROPIES, *VARIANCES, "max_probability")
+    errors = ("zero_one", "brier")
+    what = "classes"
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """Sizes of case and the further axes."""
-        return self.classes.sizes
-
-    @property
-    def per_entry(self) -> int:
-        """Numbers that one entry has."""
-        return int(np.prod(self.classes.num_samples)) * len(self.classes.names)
+    def array(self) -> xr.DataArray:
+        """Probabilities."""
+        return self.opened.array
 
     def score(self, name: str, block: Block) -> xr.DataArray:
         """Return a score by its name (case, ...)."""
+        probs = self.array.isel(block)
         if name in ENTROPIES:
-            return uncertainty.entropy(self.classes.array.isel(block), mcse=False)[name]
+            return uncertainty.entropy(probs, mcse=False)[name]
         if name in VARIANCES:
-            parts = uncertainty.variance(self.classes.array.isel(block), mcse=False)
-            return parts[name].sum("class")
-        return 1 - monte_carlo.mean(self.classes.read(block)).max("class")
+            return uncertainty.variance(probs, mcse=False)[name].sum("class")
+        return 1 - monte_carlo.mean(self.opened.read(block)).max("class")
 
     def error(self, name: str, block: Block) -> xr.DataArray:
         """Return an error by its name (case, ...), NaN where there is no class."""
-        if self.classes.observation() is None:
+        if self.opened.observation() is None:
             raise ValueError(
                 "tree has no observed label or mask in observed_data; call predict on batches that "
                 "hold labels, or give error as an array."
             )
-        label = self.classes.labels(block, ignore=self.ignore)
-        mean = monte_carlo.mean(self.classes.read(block))
+        label = self.opened.labels(block, ignore=self.ignore)
+        mean = monte_carlo.mean(self.opened.read(block))
         if name == "zero_one":
             error = (mean.argmax("class") != label).astype(np.float64)
         else:
@@ -117,36 +121,33 @@ class ClassSource:
 
 
 @dataclass(frozen=True)
-class NumberSource:
-    """Predicted and observed numbers, not yet read."""
+class NumberFigures:
+    """Scores and errors of numbers, not yet read."""
 
-    numbers: Numbers
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sizes of case and the further axes."""
-        return self.numbers.sizes
+    opened: Numbers
+    scores = VARIANCES
+    errors = ("absolute", "squared")
+    what = "numbers"
 
     @property
-    def per_entry(self) -> int:
-        """Numbers that one entry has."""
-        return self.numbers.num_draws
+    def array(self) -> xr.DataArray:
+        """Values drawn."""
+        return self.opened.drawn
 
     def score(self, name: str, block: Block) -> xr.DataArray:
         """Return a variance by its name (case, ...)."""
-        if self.numbers.posterior:
-            group = self.numbers.parameters(block)
-            return uncertainty.variance(group, mcse=False)[name]
+        if self.opened.posterior:
+            return uncertainty.variance(self.opened.parameters(block), mcse=False)[name]
         if name != "total":
             raise ValueError(
                 f"score {name!r} needs loc and scale, or mean and variance, in the posterior "
                 "group; this tree tells only 'total', the variance of the values drawn."
             )
-        return self.numbers.read(block).variance
+        return self.opened.read(block).variance
 
     def error(self, name: str, block: Block) -> xr.DataArray:
         """Return an error by its name (case, ...), NaN where nothing was observed."""
-        read = self.numbers.read(block)
+        read = self.opened.read(block)
         gap = abs(read.observed - read.mean)
         return gap if name == "absolute" else gap**2
 
@@ -162,7 +163,7 @@ class Source:
         sizes: Sizes of case and the further axes.
     """
 
-    tree: ClassSource | NumberSource | None
+    tree: ClassFigures | NumberFigures | None
     score: Chosen
     error: Chosen
     sizes: dict[str, int]
@@ -177,9 +178,7 @@ class Source:
         """Unit of the error."""
         if isinstance(self.error, xr.DataArray):
             return str(self.error.attrs.get("units", "unit of the error"))
-        return {"zero_one": "probability", "brier": "1", "absolute": "unit of the value"}.get(
-            self.error, "unit of the value, squared"
-        )
+        return UNITS[self.error]
 
     def entries(self) -> Iterator[Entries]:
         """Yield the entries, block by block, in the order of the cases.
@@ -198,12 +197,12 @@ class Source:
             if not (np.isfinite(wanted).all() and np.isfinite(errors).all()):
                 raise ValueError("score or error holds NaN or infinite values; find those cases.")
             left_out = int(kept.size - kept.sum())
-            case = np.nonzero(kept)[0]
-            yield Entries(wanted, errors, case, number, cases.start, left_out)
+            yield Entries(wanted, errors, np.nonzero(kept)[0], number, cases.start, left_out)
 
     def blocks(self) -> Iterator[Block]:
         """Yield selections that fit the memory limit."""
-        yield from split_blocks(self.sizes, self.tree.per_entry if self.tree is not None else 1)
+        per_entry = 1 if self.tree is None else self.tree.array.size // self.num_entries
+        yield from split_blocks(self.sizes, per_entry)
 
     def read(self, kind: str, block: Block) -> xr.DataArray:
         """Return the score or the error of a block (case, ...), float64, in memory."""
@@ -222,7 +221,7 @@ def scores(tree: Posterior, score: str, *, site: str | None = None) -> xr.DataAr
     Args:
         tree: The tree of `predict`, lazy or not.
         score: Name, as the module says.
-        site: Of numbers, where there are several.
+        site: Name of the observed numbers, where there are several.
 
     Returns:
         Score (case, ...), float64.
@@ -230,8 +229,7 @@ def scores(tree: Posterior, score: str, *, site: str | None = None) -> xr.DataAr
     Raises:
         TypeError, ValueError: Unknown name, or what it needs is missing or malformed.
     """
-    source = _tree(tree, site, None)
-    return _whole(Source(source, _check("score", score, source), "", source.sizes), "score")
+    return _whole(_open(tree, site, None), "score", score)
 
 
 def errors(
@@ -242,8 +240,8 @@ def errors(
     Args:
         tree: The tree of `predict` on cases with observations, lazy or not.
         error: Name, as the module says.
-        site: Of numbers, where there are several.
-        ignore: Observed value that says that a pixel has no class.
+        site: Name of the observed numbers, where there are several.
+        ignore: Observed value, beside -1, that says that an entry has no class.
 
     Returns:
         Error (case, ...), float64, NaN where nothing was observed.
@@ -251,8 +249,7 @@ def errors(
     Raises:
         TypeError, ValueError: Unknown name, or what it needs is missing or malformed.
     """
-    source = _tree(tree, site, ignore)
-    return _whole(Source(source, "", _check("error", error, source), source.sizes), "error")
+    return _whole(_open(tree, site, ignore), "error", error)
 
 
 def open_source(
@@ -268,8 +265,8 @@ def open_source(
         tree: The tree of `predict`; None where both are arrays.
         score: Name, or array (case, ...).
         error: Name, or array (case, ...); None is zero_one for classes, absolute for numbers.
-        site: Of numbers, where there are several.
-        ignore: Observed value that says that a pixel has no class.
+        site: Name of the observed numbers, where there are several.
+        ignore: Observed value, beside -1, that says that an entry has no class.
 
     Raises:
         TypeError, ValueError: Unknown name; arrays that are not of the same entries.
@@ -277,51 +274,39 @@ def open_source(
     arrays = [item for item in (score, error) if isinstance(item, xr.DataArray)]
     if tree is None and len(arrays) < 2:
         raise ValueError("tree is None, so score and error must both be arrays (case, ...).")
-    source = None if len(arrays) == 2 else _tree(tree, site, ignore)
-    if source is not None:
-        if error is None:
-            error = CLASS_ERRORS[0] if isinstance(source, ClassSource) else NUMBER_ERRORS[0]
+    source = None
+    if len(arrays) < 2:
+        source = _open(tree, site, ignore)
+        error = source.errors[0] if error is None else error
         score, error = _check("score", score, source), _check("error", error, source)
     assert error is not None
-    sizes = source.sizes if source is not None else _sizes(arrays[0])
+    sizes = source.opened.sizes if source is not None else _sizes(arrays[0])
     for name, item in (("score", score), ("error", error)):
         if isinstance(item, xr.DataArray) and {str(d): n for d, n in item.sizes.items()} != sizes:
             raise ValueError(
                 f"{name} has dimensions {dict(item.sizes)} where {sizes} is wanted; scores and "
-                "errors are of the same entries. For one a case, aggregate maps of both first "
+                "errors are of the same entries. For one per case, aggregate maps of both first "
                 "(ppl_med.analysis.aggregation)."
             )
-    ids = [*arrays, *([source.classes.array] if isinstance(source, ClassSource) else [])]
-    if isinstance(source, NumberSource):
-        ids.append(source.numbers.observed)
-    for other in ids[1:]:
-        check_cases(other, ids[0], "error")
+    same = arrays if source is None else [*arrays, source.array]
+    for other in same[1:]:
+        check_cases(other, same[0], "error")
     return Source(source, score, error, sizes)
 
 
-def _tree(
+def _open(
     tree: Posterior | None, site: str | None, ignore: int | None
-) -> ClassSource | NumberSource:
-    if isinstance(tree, xr.DataArray) or (tree is not None and has_probs(tree)):
-        return ClassSource(open_classes(tree), ignore)
-    if not isinstance(tree, xr.DataTree):
-        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
-    return NumberSource(open_numbers(tree, site))
+) -> ClassFigures | NumberFigures:
+    if isinstance(tree, xr.DataArray) or has_probs(tree):
+        return ClassFigures(open_classes(tree), ignore)
+    return NumberFigures(open_numbers(tree, site))
 
 
-def _check(kind: str, chosen: Chosen, source: ClassSource | NumberSource) -> Chosen:
+def _check(kind: str, chosen: Chosen, source: ClassFigures | NumberFigures) -> Chosen:
     if isinstance(chosen, xr.DataArray):
         return chosen
-    classes = isinstance(source, ClassSource)
-    known: tuple[str, ...]
-    if kind == "score":
-        known = CLASS_SCORES if classes else VARIANCES
-    else:
-        known = CLASS_ERRORS if classes else NUMBER_ERRORS
-    if not isinstance(chosen, str) or chosen not in known:
-        what = "classes" if classes else "numbers"
-        raise ValueError(f"{kind} of {what} must be an array or one of {known}, not {chosen!r}.")
-    return chosen
+    known_names = source.scores if kind == "score" else source.errors
+    return checks.choice(f"{kind} of {source.what}", chosen, known_names, "or give an array")
 
 
 def _sizes(array: xr.DataArray) -> dict[str, int]:
@@ -330,6 +315,8 @@ def _sizes(array: xr.DataArray) -> dict[str, int]:
     return {str(dim): size for dim, size in array.transpose("case", ...).sizes.items()}
 
 
-def _whole(source: Source, kind: str) -> xr.DataArray:
-    whole = join_blocks((block, source.read(kind, block)) for block in source.blocks())
-    return whole.rename(str(getattr(source, kind)))
+def _whole(figures: ClassFigures | NumberFigures, kind: str, name: str) -> xr.DataArray:
+    _check(kind, name, figures)
+    source = Source(figures, name, name, figures.opened.sizes)
+    blocks = ((block, source.read(kind, block)) for block in source.blocks())
+    return join_blocks(blocks).rename(name)

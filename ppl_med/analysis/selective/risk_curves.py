@@ -23,52 +23,23 @@ ECCV 2018, arXiv:1802.07095 (sparsification); Poggi et al., CVPR 2020, arXiv:200
 gain); Kendall and Gal, NeurIPS 2017, arXiv:1703.04977, figure 2 (precision and recall).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
-
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.selective.entries import Chosen, Source, open_source
+from ppl_med.analysis.selective.entries import Chosen, open_source
+from ppl_med.analysis.selective.gathering import Figures, Grid, Orders, dataset, gather, shares
 from ppl_med.analysis.selective.levels import (
-    Figure,
-    Levels,
-    Table,
     average_precision,
-    join,
     kept_at_recall,
     kept_error,
     mean_generalised_risk,
     mean_risk,
-    round_off,
     size,
-    tabulate,
 )
-from ppl_med.analysis.selective.replicates import Replicates
 from ppl_med.analysis.tree import Posterior
-from ppl_med.checks import whole
 
-Grid: TypeAlias = Sequence[float] | np.ndarray
 GRID = tuple(np.arange(1, 101) / 100)
 REMOVED = tuple(np.arange(100) / 100)
-_MOST = 2**26  # entries whose levels are kept apart
-_TIES = "expectation over a random order of entries of equal uncertainty"
-
-
-class _Orders(NamedTuple):
-    """Levels in the order of the uncertainty, and in that of the error (the oracle)."""
-
-    score: Levels
-    error: Levels
-
-
-class _Gathered(NamedTuple):
-    orders: _Orders
-    resampled: _Orders | None
-    attrs: dict[str, object]
-
-
-_Figures: TypeAlias = Mapping[str, Figure]
 
 
 def risk_coverage(
@@ -92,31 +63,32 @@ def risk_coverage(
         error: Name, or array (case, ...) with NaN for what to leave out; by default zero_one for
             classes, absolute for numbers.
         coverage: Shares kept at which the curve is given, in (0, 1].
-        site: Of numbers, where the tree holds several.
-        ignore: Observed class that says that a pixel has none.
+        site: Name of the observed numbers, where the tree holds several.
+        ignore: Observed value, beside -1, that says that an entry has no class.
         mantissa_bits: Round scores, and errors for the oracle, to so many bits (11 is a relative
             error of 2^-12), for which memory does not grow with the number of pixels. None is
             exact.
-        replicates: Bootstrap data sets; 0 leaves standard errors out.
-        seed: Of the resampling.
+        replicates: Number of bootstrap data sets; 0 leaves standard errors out.
+        seed: Seed of the resampling.
 
     Returns:
         Dataset over coverage: ``risk``, ``generalised_risk`` (risk times coverage) and
         ``risk_oracle``; scalars ``aurc``, ``aurc_oracle``, ``excess_aurc``, ``augrc``,
         ``augrc_oracle``, ``error_mean`` of all; each with ``_se`` over cases (NaN for one case);
         in the unit of the error. ``largest_tie`` is the share of entries in the largest group of
-        equal scores: near 1, the order is mostly chance. Attributes count entries and cases.
+        equal scores: near 1, the order is mostly chance. Attributes count entries and cases, and
+        what was left out.
 
     Raises:
         TypeError, ValueError: A name is unknown, arrays are not of the same entries, values are
             malformed or not finite, nothing is left, or more than 2^26 entries without
             ``mantissa_bits``.
     """
-    grid = _grid("coverage", coverage)
+    grid = shares("coverage", coverage)
     source = open_source(tree, score, error, site, ignore)
-    gathered = _gather(source, mantissa_bits, replicates, seed)
+    gathered = gather(source, mantissa_bits, replicates, seed)
 
-    def figures(orders: _Orders) -> _Figures:
+    def figures(orders: Orders) -> Figures:
         kept = kept_error(orders.score, grid)
         risk, best = mean_risk(orders.score), mean_risk(orders.error)
         return {
@@ -131,7 +103,7 @@ def risk_coverage(
             "error_mean": orders.score.total.sum(-1) / size(orders.score),
         }
 
-    return _dataset(figures, gathered, "coverage", grid, source.unit)
+    return dataset(figures, gathered, "coverage", grid, source.unit)
 
 
 def sparsification(
@@ -168,11 +140,11 @@ def sparsification(
     Raises:
         TypeError, ValueError: As for `risk_coverage`.
     """
-    grid = _grid("removed", removed, from_zero=True)
+    grid = shares("removed", removed, from_zero=True)
     source = open_source(tree, score, error, site, ignore)
-    gathered = _gather(source, mantissa_bits, replicates, seed)
+    gathered = gather(source, mantissa_bits, replicates, seed)
 
-    def figures(orders: _Orders) -> _Figures:
+    def figures(orders: Orders) -> Figures:
         whole = orders.score.total.sum(-1) / size(orders.score)
         risk, best = mean_risk(orders.score), mean_risk(orders.error)
         with np.errstate(invalid="ignore"):  # nothing is wrong, so nothing is to be gained
@@ -187,7 +159,7 @@ def sparsification(
             "random_gain_relative": relative[1],
         }
 
-    return _dataset(figures, gathered, "removed", grid, source.unit)
+    return dataset(figures, gathered, "removed", grid, source.unit)
 
 
 def precision_recall(
@@ -229,11 +201,11 @@ def precision_recall(
     Raises:
         TypeError, ValueError: As for `risk_coverage`; errors other than 0 and 1.
     """
-    grid = _grid("recall", recall)
+    grid = shares("recall", recall)
     source = open_source(tree, score, error, site, ignore)
-    gathered = _gather(source, mantissa_bits, replicates, seed, binary=True)
+    gathered = gather(source, mantissa_bits, replicates, seed, binary=True)
 
-    def figures(orders: _Orders) -> _Figures:
+    def figures(orders: Orders) -> Figures:
         precision, coverage = kept_at_recall(orders.score, grid)
         with np.errstate(invalid="ignore"):
             area = average_precision(orders.score)
@@ -244,96 +216,4 @@ def precision_recall(
             "accuracy": 1 - orders.score.total.sum(-1) / size(orders.score),
         }
 
-    return _dataset(figures, gathered, "recall", grid, "probability")
-
-
-def _gather(
-    source: Source, bits: int | None, replicates: int, seed: int, *, binary: bool = False
-) -> _Gathered:
-    """Read all entries once, into levels."""
-    _check_bits(bits)
-    whole("replicates", replicates, 0)
-    if bits is None and source.num_entries > _MOST:
-        raise ValueError(
-            f"mantissa_bits is None and there are {source.num_entries} entries, which would be "
-            "held in memory; pass mantissa_bits=11."
-        )
-    tables: dict[str, Table] = {}
-    resampled = Replicates(replicates, seed) if replicates else None
-    left_out = 0
-    for block in source.entries():
-        if binary and not np.isin(block.error, (0, 1)).all():
-            raise ValueError("error must be 0 where right and 1 where wrong for precision.")
-        left_out += block.num_left_out
-        for name, order in (("score", block.score), ("error", block.error)):
-            table = tabulate(order if bits is None else round_off(order, bits), block.error)
-            tables[name] = join(tables[name], table) if name in tables else table
-        if resampled is not None:
-            resampled.add(block)
-    levels = _Orders(tables["score"].levels, tables["error"].levels)
-    if not levels.score.number.size:
-        raise ValueError("error is NaN everywhere: nothing was observed.")
-    again = None
-    if resampled is not None:
-        again = _Orders(resampled.levels("score"), resampled.levels("error"))
-    number = int(levels.score.number.sum())
-    attrs: dict[str, object] = {
-        "num_entries": number,
-        "num_left_out": left_out,
-        "num_cases": source.sizes["case"],
-        "num_levels": levels.score.number.size,
-        "mantissa_bits": "exact" if bits is None else bits,
-        "ties": _TIES,
-        "score": source.score if isinstance(source.score, str) else "given",
-        "error": source.error if isinstance(source.error, str) else "given",
-        "replicates": replicates,
-    }
-    return _Gathered(levels, again, attrs)
-
-
-def _dataset(
-    figures: Callable[[_Orders], _Figures],
-    gathered: _Gathered,
-    dim: str,
-    grid: np.ndarray,
-    unit: str,
-) -> xr.Dataset:
-    result = xr.Dataset(coords={dim: (dim, grid, {"units": "probability"})})
-    found = figures(gathered.orders)
-    again = figures(gathered.resampled) if gathered.resampled is not None else {}
-    for name, value in found.items():
-        units = "1" if name.endswith("_relative") else unit
-        note = {"units": units, "long_name": name.replace("_", " ")}
-        dims = (dim,) if value.ndim else ()
-        result[name] = (dims, value, note)
-        if again:
-            spread = _spread(np.asarray(again[name]), gathered.attrs["num_cases"])
-            result[f"{name}_se"] = (dims, spread, {**note, "note": "bootstrap over cases"})
-    count = gathered.orders.score.number
-    result["largest_tie"] = ((), count.max() / count.sum(), {"units": "probability"})
-    result.attrs = gathered.attrs
-    return result
-
-
-def _spread(values: np.ndarray, num_cases: object) -> Figure:
-    """Standard deviation over the replicates in which the figure is defined."""
-    known = ~np.isnan(values).reshape(len(values), -1).any(1)
-    if num_cases == 1 or known.sum() < 2:
-        return np.full(values.shape[1:], np.nan)
-    return values[known].std(0, ddof=1)
-
-
-def _grid(name: str, values: Grid, *, from_zero: bool = False) -> np.ndarray:
-    grid = np.asarray(values, np.float64)
-    inside = (grid >= 0) & (grid < 1) if from_zero else (grid > 0) & (grid <= 1)
-    if grid.ndim != 1 or not grid.size or not inside.all():
-        interval = "[0, 1)" if from_zero else "(0, 1]"
-        raise ValueError(f"{name} must be a list of shares in {interval}, not {values!r}.")
-    return grid
-
-
-def _check_bits(bits: int | None) -> None:
-    if bits is None:
-        return
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 1 <= bits <= 23:
-        raise ValueError(f"mantissa_bits must be None or an integer from 1 to 23, not {bits!r}.")
+    return dataset(figures, gathered, "recall", grid, "probability")
