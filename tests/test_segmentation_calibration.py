@@ -193,6 +193,20 @@ def test_standard_error_of_the_slope_is_its_spread(rng: np.random.Generator) -> 
     assert abs(slopes.mean() - 1) < Z * slopes.std(ddof=1) / 1500**0.5
 
 
+def test_presence_leaves_out_cases_without_a_truth(rng: np.random.Generator) -> None:
+    chance = truths(rng.random(40))
+    masks = sampled(present_masks(rng, chance.values, 8))
+    missing = rng.random(40) < 0.3
+    found = segmentation.presence_reliability(masks, chance.where(~missing), classes=[1])
+    kept = np.flatnonzero(~missing)
+    expected = segmentation.presence_reliability(
+        masks.isel(case=kept), chance.isel(case=kept), classes=[1]
+    )
+    xr.testing.assert_equal(found.isel(case=kept), expected)
+    assert found.attrs["left_out"] == found.attrs["left_out_cases"] == missing.sum()
+    assert found.attrs["num_cases"] == len(kept)
+
+
 def test_malformed_presence_is_refused(rng: np.random.Generator) -> None:
     masks = sampled(present_masks(rng, np.full(5, 0.5), 4))
     graders = graded(present_masks(rng, np.full(5, 0.5), 4))
@@ -201,7 +215,6 @@ def test_malformed_presence_is_refused(rng: np.random.Generator) -> None:
         (chance, graders, "not both"),
         (chance.isel(case=slice(3)), None, "same cases"),
         (chance + 1, None, "probabilities"),
-        (chance.where(chance["case"] != "patient-0"), None, "probabilities"),
         (chance.expand_dims("grader"), None, "one probability per case"),
         (xr.full_like(chance, 0.5), None, "no line can be fitted"),
     ):

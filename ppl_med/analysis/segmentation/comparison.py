@@ -18,6 +18,7 @@ from ppl_med.analysis.tree import (
     class_indices,
     class_labels,
     compared_cases,
+    count_left_out,
     open_annotations,
     open_draws,
     open_probabilities,
@@ -50,7 +51,9 @@ class Comparison:
 
     def describe(self, result: xr.Dataset, **attrs: object) -> xr.Dataset:
         """Add the conventions, and what was left out, to the attributes of a result."""
-        return describe(result, **attrs, **self.attrs)
+        return describe(
+            result, **{**count_left_out(self.graded, needed=False), **self.attrs, **attrs}
+        )
 
 
 def open_comparison(

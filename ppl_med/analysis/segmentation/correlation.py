@@ -22,6 +22,7 @@ from ppl_med.analysis.tree import (
     UNANNOTATED,
     Draws,
     Posterior,
+    count_left_out,
     open_annotations,
     open_probabilities,
 )
@@ -65,6 +66,7 @@ def ncc(
     result["ncc_per_grader"] = (("case", "grader"), values, {"units": "1"})
     return describe(
         result,
+        **count_left_out(graded, needed=False),
         num_samples=draws.num_samples,
         offset=offset,
         undefined="a constant map has no correlation; an absent grader has no map",

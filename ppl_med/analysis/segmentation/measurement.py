@@ -32,6 +32,7 @@ from ppl_med.analysis.tree import (
     check_cases,
     class_indices,
     class_labels,
+    count_left_out,
     open_annotations,
     open_draws,
 )
@@ -88,6 +89,7 @@ def sizes(
     result = add_draws(result, "size", values, draws, "class", unit)
     if graded is not None:
         result = _coverage(result, graded, numbers, factor, unit)
+        result.attrs |= count_left_out(graded, needed=False)
     reached = attained(level, draws.num_samples)
     return describe(
         result, level=level, attained_level=reached, samples=samples, num_samples=draws.num_samples

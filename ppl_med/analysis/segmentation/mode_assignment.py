@@ -38,6 +38,7 @@ from ppl_med.analysis.tree import (
     class_indices,
     class_labels,
     compared_cases,
+    count_left_out,
     open_annotations,
     open_draws,
 )
@@ -101,6 +102,7 @@ def modes(
         result = result.assign_coords(mode=mode_masks["mode"].variable)
     return describe(
         result,
+        **count_left_out(known),
         ties=ties,
         distance="1 - IoU, mean over classes",
         classes=class_labels(numbers, draws),

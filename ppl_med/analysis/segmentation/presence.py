@@ -31,6 +31,7 @@ from ppl_med.analysis.tree import (
     check_cases,
     class_indices,
     class_labels,
+    count_left_out,
     open_annotations,
     open_draws,
 )
@@ -54,7 +55,8 @@ def presence_reliability(
 
     Args:
         tree: The tree of `predict`; or ``probs``, or masks (chain, draw, case, row, col).
-        truth: True probability of presence (case); None compares with the graders.
+        truth: True probability of presence (case), NaN where not known; None compares with the
+            graders.
         annotations: Graders' masks (case, grader, row, col); by default those of the tree. A
             grader who left a pixel unannotated is left out: an empty mask might not be empty.
         bins: Number of bins of equal width.
@@ -84,14 +86,15 @@ def presence_reliability(
     given = np.array([_present(masks, numbers, min_pixels).mean() for masks in draws.samples()])
     number = draws.num_samples
     if truth is not None:
-        target, graders = _check_truth(truth, draws), None
+        target, graders, seen = _check_truth(truth, draws), None, None
     else:
         graded = open_annotations(tree, annotations, draws)
-        target, graders = _grader_frequency(graded, numbers, min_pixels)
+        target, graders, seen = _grader_frequency(graded, numbers, min_pixels)
     known = ~np.isnan(target)
     if known.sum() < _FEWEST_CASES:
         raise ValueError(f"A line needs three cases with a truth; there are {known.sum()}.")
     result = _frequencies(given, target, draws)
+    entries = xr.DataArray(known, dims="case") if seen is None else seen
     f, t = given[known], target[known]
     m = None if graders is None else graders[known]
     result = result.merge(_line(f, t, number, exact=m is None)).merge(_bins(f, t, bins))
@@ -99,12 +102,12 @@ def presence_reliability(
     perfect = [_perfect(f, t, m, number, bins, rng) for _ in range(simulations)]
     return describe(
         result.assign(_yardsticks(np.array(perfect))),
+        **count_left_out(entries),
         regression="frequency on truth" if m is None else "grader frequency on frequency",
         classes=class_labels(numbers, draws),
         samples=samples,
         min_pixels=min_pixels,
         num_samples=number,
-        num_cases=int(known.sum()),
     )
 
 
@@ -122,8 +125,8 @@ def _check_truth(truth: xr.DataArray, draws: Draws) -> np.ndarray:
         raise ValueError("truth must be a DataArray (case): one probability per case.")
     check_cases(truth, draws.array, "truth")
     values = truth.values.astype(np.float64)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("truth must hold probabilities in [0, 1], without NaN.")
+    if not ((values >= 0) & (values <= 1) | np.isnan(values)).all():
+        raise ValueError("truth must hold probabilities in [0, 1], or NaN where it is not known.")
     return values
 
 
@@ -135,16 +138,15 @@ def _present(masks: np.ndarray, numbers: np.ndarray, min_pixels: int) -> np.ndar
 
 def _grader_frequency(
     graded: xr.DataArray, numbers: np.ndarray, min_pixels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Share of complete graders who drew something (NaN without any), and their number."""
-    share, count = np.full(graded.sizes["case"], np.nan), np.zeros(graded.sizes["case"], int)
-    for case in range(graded.sizes["case"]):
-        masks = graded.isel(case=case).values.reshape(graded.sizes["grader"], -1)
-        complete = masks[(masks != UNANNOTATED).all(1)]
-        count[case] = len(complete)
-        if len(complete):
-            share[case] = _present(complete, numbers, min_pixels).mean()
-    return share, count
+) -> tuple[np.ndarray, np.ndarray, xr.DataArray]:
+    """Share of complete graders who drew something (NaN without any), their number, and who is."""
+    share = np.full(graded.sizes["case"], np.nan)
+    complete = (graded != UNANNOTATED).all([dim for dim in graded.dims[2:]])
+    for case, kept in enumerate(complete.values):
+        masks = graded.isel(case=case).values.reshape(len(kept), -1)[kept]
+        if len(masks):
+            share[case] = _present(masks, numbers, min_pixels).mean()
+    return share, complete.values.sum(1), complete
 
 
 def _frequencies(given: np.ndarray, target: np.ndarray, draws: Draws) -> xr.Dataset:

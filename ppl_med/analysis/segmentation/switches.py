@@ -29,6 +29,7 @@ from ppl_med.analysis.tree import (
     Posterior,
     class_indices,
     class_labels,
+    count_left_out,
     open_annotations,
     open_draws,
 )
@@ -84,7 +85,9 @@ def flips(
             fraction[block.start + index], accuracy[block.start + index] = found
     result = _figures(fraction, accuracy, draws, class_labels(pairs[:, 0], draws))
     result = result.merge(_patterns(_flipped(fraction), truth))
-    return describe(result, samples=samples, num_samples=draws.num_samples)
+    return describe(
+        result, **count_left_out(unswitched), samples=samples, num_samples=draws.num_samples
+    )
 
 
 def _read(

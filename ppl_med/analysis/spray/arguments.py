@@ -7,8 +7,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med import checks
-from ppl_med.analysis.tree import select_maps
-from ppl_med.analysis.tree.attributions import SPACE
+from ppl_med.analysis.tree.attributions import SPACE, select_maps
 from ppl_med.axes import SAMPLES
 
 Part = Literal["signed", "positive", "absolute"]
