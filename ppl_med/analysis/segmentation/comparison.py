@@ -52,7 +52,7 @@ class Comparison:
     def describe(self, result: xr.Dataset, **attrs: object) -> xr.Dataset:
         """Add the conventions, and what was left out, to the attributes of a result."""
         return describe(
-            result, **{**count_left_out(self.graded, needed=False), **self.attrs, **attrs}
+            result, **{**count_left_out(self.graded, empty=True), **self.attrs, **attrs}
         )
 
 

@@ -66,7 +66,7 @@ def ncc(
     result["ncc_per_grader"] = (("case", "grader"), values, {"units": "1"})
     return describe(
         result,
-        **count_left_out(graded, needed=False),
+        **count_left_out(graded, empty=True),
         num_samples=draws.num_samples,
         offset=offset,
         undefined="a constant map has no correlation; an absent grader has no map",

@@ -89,7 +89,7 @@ def sizes(
     result = add_draws(result, "size", values, draws, "class", unit)
     if graded is not None:
         result = _coverage(result, graded, numbers, factor, unit)
-        result.attrs |= count_left_out(graded, needed=False)
+        result.attrs |= count_left_out(graded, empty=True)
     reached = attained(level, draws.num_samples)
     return describe(
         result, level=level, attained_level=reached, samples=samples, num_samples=draws.num_samples
