@@ -330,9 +330,9 @@ def show(study: Study, result: xr.Dataset) -> None:
         ),
         Section(
             "maps",
-            f"{best}: depth, noise and doubt",
-            paragraph("Learnt noise should look like the true one in every row; doubt should be "
-                      "darkest in shifted scenes.")
+            f"{best}: depth, noise and epistemic uncertainty",
+            paragraph("Learnt noise should look like the true one in every row; the epistemic sd "
+                      "should be darkest in shifted scenes.")
             + picture(_examples(study, trees[best]), "Maps of three test scenes.", wide=True),
         ),
         *_noise_sections(study, trees),

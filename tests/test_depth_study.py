@@ -159,7 +159,7 @@ def test_maps_of_depth_are_drawn(depth):
     titles = [ax.get_title() for ax in figure.axes[:6]]
     assert titles == [
         "image", "measured depth", "predicted depth", "true noise, sd", "learnt noise, sd",
-        "doubt, sd",
+        "epistemic, sd",
     ]  # fmt: skip
     scale = tree["posterior"].to_dataset()["scale"].values
     learnt = np.sqrt((scale[0, :, 0] ** 2).mean(0))

@@ -110,7 +110,7 @@ def _uncertainty(
     if by == "total":
         split = variance(probs, mcse=False).sum("class")
         parts = [split["aleatoric"].to_numpy(), split["epistemic"].to_numpy()]
-        return np.argsort(split["total"].to_numpy(), kind="stable"), parts, "prob.²"
+        return np.argsort(split["total"].to_numpy(), kind="stable"), parts, "probability²"
     split = entropy(probs, mcse=False)
     parts = [split["expected_entropy"].to_numpy(), split["mutual_information"].to_numpy()]
     return np.argsort(parts[1], kind="stable"), parts, "nats"

@@ -20,9 +20,9 @@ from ppl_med.plots.inputs import (
 )
 from ppl_med.plots.pictures import map_rows, require_images
 
-_TITLES = {"learnt noise, sd": theme.ALEATORIC, "doubt, sd": theme.EPISTEMIC}
+_TITLES = {"learnt noise, sd": theme.ALEATORIC, "epistemic, sd": theme.EPISTEMIC}
 _MAP = ("case", "row", "col")
-_DEPTH, _NOISE, _DOUBT = "viridis", "Oranges", "Blues"
+_DEPTH, _NOISE, _EPISTEMIC = "viridis", "Oranges", "Blues"
 
 
 def depth_maps(
@@ -35,9 +35,8 @@ def depth_maps(
 ) -> Figure:
     """Draw image, measured and predicted depth, and the standard deviation of either kind.
 
-    Noise is the square root of the aleatoric variance, doubt that of the epistemic one. Measured
-    and predicted depth share a scale, true and learnt noise another. Pixels without a measurement
-    are grey.
+    The learnt noise is the square root of the aleatoric variance. Measured and predicted depth
+    share a scale, true and learnt noise another. Pixels without a measurement are grey.
 
     Args:
         tree: The tree of ``predict`` on maps of numbers.
@@ -69,11 +68,11 @@ def depth_maps(
     if noise_sd is not None:
         panels["true noise, sd"] = (_truth(noise_sd, group, chosen), _NOISE)
     panels["learnt noise, sd"] = (np.sqrt(_maps(parts["aleatoric"], "aleatoric")), _NOISE)
-    panels["doubt, sd"] = (np.sqrt(_maps(parts["epistemic"], "epistemic")), _DOUBT)
+    panels["epistemic, sd"] = (np.sqrt(_maps(parts["epistemic"], "epistemic")), _EPISTEMIC)
     ids = group["case"].to_numpy()[chosen] if "case" in group.coords else np.array(chosen)
     scaled = {title: (*one, *_limits(panels, one[1])) for title, one in panels.items()}
     figure = map_rows(pictures[chosen], ids.tolist(), scaled, unit, 1.45, _TITLES)
-    theme.heading(figure, "Depth, its noise and the model's doubt")
+    theme.heading(figure, "Predicted depth, its noise and its epistemic uncertainty")
     return figure
 
 
@@ -130,7 +129,7 @@ def _truth(noise_sd: ArrayLike, group: xr.Dataset, chosen: list[int]) -> NDArray
 
 
 def _limits(panels: dict[str, tuple[NDArray, str]], colors: str) -> tuple[float, float]:
-    """One scale for all maps of a colour map; noise and doubt start at 0."""
+    """One scale for all maps of a colour map; standard deviations start at 0."""
     values = [one for one, name in panels.values() if name == colors]
     joined = np.concatenate([one[np.isfinite(one)].ravel() for one in values])
     low, high = np.quantile(joined, [0.002, 0.998]) if joined.size else (0.0, 1.0)
