@@ -451,6 +451,20 @@ def test_uncertainty_splits_right_from_wrong() -> None:
         np.testing.assert_allclose(y, epistemic[which])
 
 
+def test_cases_without_a_label_are_neither_right_nor_wrong() -> None:
+    tree = make_tree(30)
+    label = tree["observed_data"]["label"].copy()
+    label[:10] = -1
+    tree["observed_data"]["label"] = label
+    main = uncertainty(tree).axes[2]
+    counts = {str(item.get_label()): np.size(item.get_xdata()) for item in main.lines}
+    assert counts.pop("not labelled (10)") == 10 and sum(counts.values()) == 20
+    guess = tree["posterior"]["probs"].mean(("chain", "draw")).to_numpy().argmax(1)
+    assert counts[f"right ({int((guess == label.to_numpy()).sum())})"]
+    titles = [title for title, *_ in card_values(cases(make_images(30), tree, num=15))]
+    assert len([title for title in titles if "true" in title]) == 20
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -97,6 +97,21 @@ def test_few_pictures_without_labels_or_names() -> None:
     assert all(ax.texts[0].get_text() == "empty set" for ax in figure.axes if ax.images)
 
 
+def test_sets_of_cases_without_a_label_are_told_apart() -> None:
+    sets, tree, images = study()
+    known = np.arange(60) >= 20
+    part = sets.assign(covered=sets["covered"].where(xr.DataArray(known, dims="case")))
+    (ax,) = set_sizes(part).axes
+    size, covered = sets["set_size"].values, sets["covered"].values
+    hit = np.bincount(size[known & covered], minlength=size.max() + 1) / 60
+    np.testing.assert_allclose(bars(ax, HIT), hit)
+    assert ax.get_legend_handles_labels()[1][-1] == "not labelled"
+    label = np.where(known, tree["observed_data"]["label"].values, -1)
+    figure = sets_over_images(images, part, label, num=60)
+    bold = [any(t.get_fontweight() == "bold" for t in ax.texts) for ax in figure.axes]
+    assert sum(bold) == 40
+
+
 def test_groups_lie_where_the_dataset_says() -> None:
     sets, tree, _ = study()
     by = conformal.coverage(sets, tree, "site")

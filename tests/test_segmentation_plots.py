@@ -349,7 +349,7 @@ def test_area_intervals_sort_cases_and_count_graders() -> None:
             lambda: samples(make_tree(), make_images(), colors={"vein": "red"}),
             "colors must be a mapping",
         ),
-        (lambda: samples(xr.DataTree(), make_images()), "must hold posterior/probs"),
+        (lambda: samples(xr.DataTree(), make_images()), "no posterior"),
         (lambda: uncertainty_maps(xr.Dataset(), make_images()), "maps has no"),
         (lambda: latent_plane(make_plane().drop_vars("first"), BINARY), "no coordinate"),
         (lambda: latent_plane(make_plane()[0], BINARY), "decoded must have the dimensions"),

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
-from ppl_med.analysis.tree import Posterior, class_names, open_classes
+from ppl_med.analysis.tree import Posterior, class_names
 from ppl_med.analysis.uncertainty import entropy, variance
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, whole
@@ -56,13 +56,11 @@ def cases(
         ValueError: Images, probabilities and prediction sets do not describe the same cases, or
             the probabilities are per pixel.
     """
-    probs = class_per_case(tree)
+    probs, label = class_per_case(tree)
     whole("num", num)
     choice("by", by, ("total", "mutual_information"))
     pictures = require_images(images, probs.sizes["case"])
     sets = None if prediction_sets is None else _aligned_sets(prediction_sets, probs)
-    has_label = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
-    label = open_classes(tree).labels(complete=True).to_numpy() if has_label else None
     order, parts, unit = _uncertainty(probs, by)
     num = min(num, len(order) // 2) or 1
     columns = [order[::-1][:num], order[:num]] if len(order) > 1 else [order]
@@ -80,7 +78,7 @@ def cases(
             card.classes()
             card.uncertainty([float(p[index]) for p in parts], widest, unit)
             card.caption(None if sets is None else sets[index])
-    _headings(figure, columns, probs.sizes["chain"] * probs.sizes["draw"], by, has_label)
+    _headings(figure, columns, probs.sizes["chain"] * probs.sizes["draw"], by, label is not None)
     return figure
 
 
@@ -160,7 +158,7 @@ class _Card:
         self.bars, self.split = figure.add_subplot(inner[1, 1]), figure.add_subplot(inner[2, 1])
         self.names = class_names(probs)
         self.mean = probs.mean(SAMPLES).to_numpy()
-        self.label = None if label is None else int(label[index])
+        self.label = None if label is None or label[index] < 0 else int(label[index])
         self.case = probs["case"].item() if "case" in probs.coords else index
         for ax in (self.title, self.bars, self.split):
             ax.set_axis_off()

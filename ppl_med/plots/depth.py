@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis import uncertainty
+from ppl_med.analysis.tree import find_distribution
 from ppl_med.axes import SAMPLES
+from ppl_med.checks import reject
 from ppl_med.plots import theme
 from ppl_med.plots.inputs import (
     case_positions,
@@ -52,7 +54,9 @@ def depth_maps(
     Raises:
         TypeError, ValueError: No maps of numbers, unknown cases, or arrays that do not fit.
     """
-    group = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+    group = find_distribution(tree)
+    if group is None:
+        reject("tree", "a tree of predict on maps of numbers", type(tree).__name__)
     require_variables(group, "tree", ("loc",), "ppl_med.inference.predict")
     chosen = case_positions(group["loc"], case)
     pictures = require_images(images, group.sizes["case"])

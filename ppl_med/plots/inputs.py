@@ -122,16 +122,23 @@ def case_positions(array: xr.DataArray, case: Hashable | Sequence[Hashable] | No
     return [place[one] for one in wanted]
 
 
-def class_per_case(tree: Posterior) -> xr.DataArray:
-    """Read ``probs`` (chain, draw, case, class) of a tree.
+def class_per_case(tree: Posterior) -> tuple[xr.DataArray, NDArray[np.int64] | None]:
+    """Read the probabilities and the observed classes of a tree with one class per case.
+
+    Returns:
+        ``probs`` (chain, draw, case, class) and, where the tree holds observations, the class index
+        of every case, -1 where it was not labelled.
 
     Raises:
-        ValueError: The probabilities are malformed or per pixel.
+        TypeError, ValueError: The probabilities or labels are malformed or per pixel.
     """
-    probs = open_classes(tree).read()
-    if probs.ndim != 4:
-        reject("tree", "predictions of one class per case", probs.dims, "its probs are per pixel")
-    return probs
+    found = open_classes(tree)
+    if found.array.ndim != 4:
+        reject(
+            "tree", "a tree with one class per case", found.array.dims, "its probs are per pixel"
+        )
+    label = None if found.observation() is None else found.case_labels().to_numpy()
+    return found.read(), label
 
 
 def one_class(dataset: xr.Dataset, class_name: str | None) -> xr.Dataset:

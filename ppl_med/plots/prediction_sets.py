@@ -22,6 +22,11 @@ _SETS = "ppl_med.analysis.conformal.predict_sets"
 _COVERAGE = "ppl_med.analysis.conformal.coverage"
 _COLUMNS = 4
 _LINES = 5
+_STATES = {
+    1.0: (theme.HIT, "holds the true class"),
+    0.0: (theme.MISS, "misses it"),
+    np.nan: (_UNKNOWN, "not labelled"),
+}
 _LABELLED = 16  # bars that have room for figures
 
 
@@ -43,29 +48,29 @@ def set_sizes(sets: xr.Dataset) -> Figure:
     size = member.sum("class").to_numpy()
     place = np.arange(size.max() + 1)
     figure, ax = theme.new_panel(6.4, 4.0)
-    known = "covered" in sets
-    covered = sets["covered"].to_numpy().astype(bool) if known else np.ones(len(size), bool)
-    hit, miss = (
-        np.bincount(size[part], minlength=len(place)) / len(size) for part in (covered, ~covered)
-    )
-    ax.bar(place, hit, 0.72, color=theme.HIT if known else _UNKNOWN, label="holds the true class")
-    if known:
-        ax.bar(place, miss, 0.72, bottom=hit, color=theme.MISS, label="misses it")
-    for x, share in enumerate(hit + miss if len(place) <= _LABELLED else ()):
+    covered = _covered(sets)
+    total = np.zeros(len(place))
+    for state, (color, label) in _STATES.items():
+        part = np.isnan(covered) if np.isnan(state) else covered == state
+        if part.any():
+            height = np.bincount(size[part], minlength=len(place)) / len(size)
+            ax.bar(place, height, 0.72, bottom=total, color=color, label=label)
+            total = total + height
+    for x, share in enumerate(total.tolist() if len(place) <= _LABELLED else ()):
         text = f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "<1 %"
         theme.write(ax, x, share, text, 8.5, ha="center", va="bottom")
     ax.set(
         xlabel="Classes in the set [count]",
         ylabel="Share of cases [%]",
-        ylim=(0, 1.13 * (hit + miss).max()),
+        ylim=(0, 1.13 * total.max()),
     )
     if len(place) <= _LABELLED:
         ax.set_xticks(place)
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(theme.percent)
-    if known:
-        theme.legend(figure, ncols=2)
+    if "covered" in sets:
+        theme.legend(figure, ncols=3)
     theme.remark(ax, _note(sets), pad=6)
     theme.heading(figure, f"Size of the prediction sets, mean {size.mean():.2f}")
     return figure
@@ -84,7 +89,7 @@ def sets_over_images(
         images: (case, channel, row, col), 1 or 3 channels, in the order of the cases of ``sets``.
         sets: As ``ppl_med.analysis.conformal.predict_sets`` returns it. Where it holds ``covered``,
             the frame tells whether the set holds the true class.
-        label: Observed class index of every case (case); it is written in bold.
+        label: Observed class index of every case (case), -1 where unknown; it is written in bold.
         num: Most pictures: evenly spaced in the order of set sizes.
 
     Returns:
@@ -103,22 +108,22 @@ def sets_over_images(
     rows = -(-len(order) // columns)
     figure = theme.new_figure(2.3 * columns + 0.3, 3.1 * rows + 0.9, w_pad=0.09, h_pad=0.05)
     cards = figure.subplots(rows, columns, squeeze=False).ravel()
-    known = "covered" in sets
+    covered = _covered(sets)
     for ax, index in zip(cards, order, strict=False):
-        color = _UNKNOWN
-        if known:
-            color = theme.HIT if bool(sets["covered"][index]) else theme.MISS
+        color = theme.MISS if covered[index] == 0 else theme.HIT
+        color = _UNKNOWN if np.isnan(covered[index]) else color
         case = member["case"].values[index] if "case" in member.coords else index
         _picture(ax, pictures[index], color, theme.plain(case, 22))
-        _classes(ax, names, member.values[index], None if truth is None else int(truth[index]))
+        own = None if truth is None or truth[index] < 0 else int(truth[index])
+        _classes(ax, names, member.values[index], own)
     for ax in cards[len(order) :]:
         ax.set_axis_off()
-    if known:
+    if "covered" in sets:
         handles = [
             Patch(facecolor="none", edgecolor=color, linewidth=2.5, label=text)
-            for color, text in ((theme.HIT, "holds the true class"), (theme.MISS, "misses it"))
+            for color, text in list(_STATES.values())[: 3 if np.isnan(covered).any() else 2]
         ]
-        theme.legend(figure, handles=handles, ncols=2)
+        theme.legend(figure, handles=handles, ncols=3)
     bold = ", truth in bold" if truth is not None else ""
     theme.heading(figure, f"Prediction sets, small to large{bold}")
     return figure
@@ -177,6 +182,13 @@ def _member(sets: xr.Dataset) -> xr.DataArray:
     return require_dims(sets["prediction_set"], "sets['prediction_set']", ("case", "class"))
 
 
+def _covered(sets: xr.Dataset) -> NDArray[np.float64]:
+    """1 where the set holds the true class, 0 where it misses it, NaN without a label."""
+    if "covered" not in sets:
+        return np.full(sets.sizes["case"], np.nan)
+    return sets["covered"].to_numpy().astype(np.float64)
+
+
 def _note(sets: xr.Dataset) -> str:
     if "coverage" not in sets:
         return ""
@@ -194,10 +206,10 @@ def _checked_label(label: ArrayLike, member: xr.DataArray) -> NDArray[np.int64]:
             f"label must hold one class index per case, {member.sizes['case']} integers; got "
             f"{values.dtype} of shape {values.shape}"
         )
-    if values.min() < 0 or values.max() >= member.sizes["class"]:
+    if values.min() < -1 or values.max() >= member.sizes["class"]:
         raise ValueError(
             f"label runs from {values.min()} to {values.max()}, outside 0 to "
-            f"{member.sizes['class'] - 1}; pass class indices"
+            f"{member.sizes['class'] - 1}; pass class indices, -1 for no label"
         )
     return values.astype(np.int64)
 

@@ -1,5 +1,7 @@
 """The two kinds of uncertainty: of every case, and against the amount of training data."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from ppl_med.analysis.tree import Posterior, open_classes
+from ppl_med.analysis.tree import Posterior
 from ppl_med.analysis.uncertainty import variance
 from ppl_med.axes import SAMPLES
 from ppl_med.plots import theme
@@ -15,7 +17,14 @@ from ppl_med.plots.inputs import class_per_case, require_variables
 
 _PARTS = {"aleatoric": (theme.ALEATORIC, "s"), "epistemic": (theme.EPISTEMIC, "o")}
 _SOURCE = "ppl_med.analysis.uncertainty.summary, joined along fraction, seed and method"
-_WRONG = "#b3123d"
+_DOT = {"markersize": 5, "markeredgewidth": 0}
+_CROSS = {"color": "#b3123d", "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6}
+_MARKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "case": ("o", {"color": theme.MUTED, **_DOT}),
+    "right": ("o", {"color": theme.MUTED, **_DOT}),
+    "not labelled": ("o", {"color": "#c3cad2", **_DOT}),
+    "wrong": ("X", _CROSS),
+}
 
 
 def uncertainty(tree: Posterior) -> Figure:
@@ -33,28 +42,27 @@ def uncertainty(tree: Posterior) -> Figure:
     Raises:
         ValueError: The probabilities are malformed or per pixel.
     """
-    probs = class_per_case(tree)
+    probs, label = class_per_case(tree)
     parts = variance(probs, mcse=False).sum("class")
     aleatoric, epistemic = parts["aleatoric"].to_numpy(), parts["epistemic"].to_numpy()
-    wrong, label = np.zeros(len(aleatoric), dtype=bool), "case"
-    if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
-        guess = probs.mean(SAMPLES).to_numpy().argmax(1)
-        wrong = guess != open_classes(tree).labels(complete=True).to_numpy()
-        label = f"right ({int((~wrong).sum())})"
+    kinds = {"case": np.ones(len(aleatoric), dtype=bool)}
+    if label is not None:
+        guess, known = probs.mean(SAMPLES).to_numpy().argmax(1), label >= 0
+        kinds = {"right": guess == label, "wrong": known & (guess != label), "not labelled": ~known}
     figure = theme.new_figure(6.4, 5.2)
     axes = figure.subplots(
         2, 2, width_ratios=[5, 1], height_ratios=[1, 4], gridspec_kw={"hspace": 0, "wspace": 0}
     )
     main = axes[1, 0]
     alpha = float(np.clip(20 / np.sqrt(len(aleatoric)), 0.35, 0.9))
-    main.plot(aleatoric[~wrong], epistemic[~wrong], "o", color=theme.MUTED, markersize=5,
-              alpha=alpha, markeredgewidth=0, label=label)  # fmt: skip
-    if wrong.any():
-        main.plot(aleatoric[wrong], epistemic[wrong], "X", color=_WRONG, markersize=7,
-                  markeredgecolor="white", markeredgewidth=0.6,
-                  label=f"wrong ({int(wrong.sum())})")  # fmt: skip
+    for name, (marker, style) in _MARKS.items():
+        chosen = kinds.get(name, np.zeros(0))
+        if chosen.any():
+            text = name if label is None else f"{name} ({int(chosen.sum())})"
+            faint = {"alpha": alpha} if marker == "o" else {}
+            main.plot(aleatoric[chosen], epistemic[chosen], marker, label=text, **style, **faint)
     _margins(axes, aleatoric, epistemic)
-    theme.legend(figure, ncols=2)
+    theme.legend(figure, ncols=3)
     theme.heading(figure, f"Uncertainty of {len(aleatoric)} cases")
     return figure
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med.analysis.tree import has_probs
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import reject
 from ppl_med.plots.attribution_maps import attribution as attribution_figure
@@ -185,8 +186,7 @@ def _sections(bodies: Mapping[str, str | None]) -> list[Section]:
 
 
 def _dims_of_probs(tree: xr.DataTree) -> set[str]:
-    found = tree["posterior"].data_vars if "posterior" in tree.children else {}
-    return {str(dim) for dim in found["probs"].dims} if "probs" in found else set()
+    return set(map(str, tree["posterior/probs"].dims)) if has_probs(tree) else set()
 
 
 def _uncertainty(tree: xr.DataTree) -> str:

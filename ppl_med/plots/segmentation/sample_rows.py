@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis.segmentation import maps
-from ppl_med.analysis.tree import class_names
+from ppl_med.analysis.tree import class_names, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import whole
-from ppl_med.plots.inputs import case_positions
+from ppl_med.plots.inputs import case_positions, require_dims
 from ppl_med.plots.palette import (
     GRADER,
     SAMPLE,
@@ -101,14 +101,7 @@ def samples(
 def _probabilities(tree: xr.DataTree) -> xr.DataArray:
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}")
-    found = tree["posterior"].data_vars if "posterior" in tree.children else {}
-    dims = found["probs"].dims if "probs" in found else ()
-    if set(dims) != set(_DIMS):
-        raise ValueError(
-            f"tree must hold posterior/probs with dimensions {_DIMS}, it has {dims}; of volumes, "
-            "choose a slice by tree.isel(depth=...) first"
-        )
-    return tree["posterior/probs"].transpose(*_DIMS)
+    return require_dims(open_classes(tree).array, "posterior/probs", _DIMS)
 
 
 def _label(probs: xr.DataArray, index: int) -> str:
@@ -119,9 +112,10 @@ def _label(probs: xr.DataArray, index: int) -> str:
 
 
 def _graders(tree: xr.DataTree, chosen: list[int]) -> xr.DataArray | None:
-    if "observed_data" not in tree.children or "mask" not in tree["observed_data"]:
+    mask = open_classes(tree).observation()
+    if mask is None:
         return None
-    mask = tree["observed_data/mask"].isel(case=chosen)
+    mask = mask.isel(case=chosen)
     if "grader" not in mask.dims:
         mask = mask.expand_dims("grader")
     return mask.transpose("case", "grader", "row", "col")
