@@ -1,11 +1,11 @@
 """From a network's output to the observed site.
 
-A likelihood owns three things together: the sample statement, the log-likelihood (in float64 at
-prediction, because float32 log-probabilities tie and break PSIS), and what ``predict`` stores
-(``stored_parameters``).
+A ``Likelihood`` owns the sample statement, the number of network outputs, the distribution (with
+its log-density in float64 at prediction, because float32 log-probabilities tie and break PSIS, what
+``predict`` stores of it, and its quantiles), and the settings that a resumed run must share.
 
-Most are densities. What is trained by a loss in a density's place, and gives a generalised
-posterior, says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several levels, and of the classes
+Most are densities. What is trained by a loss in the place of a density gives a generalised
+posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several levels, and of classes
 
     density   Categorical, Bernoulli, LogitNormal, LabelNoise
     loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware

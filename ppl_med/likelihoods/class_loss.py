@@ -10,11 +10,11 @@ the Royal Statistical Society B 78, 2016, eq. 2. It is a coherent belief about w
 small loss, but no posterior of the label's model: the scale of the loss is that of the belief, and
 what the history calls ELBO bounds no evidence of the labels.
 
-The observed site is there as ever. In evaluation mode it is the ``Categorical``, so ``predict``
-stores its probabilities and its log-likelihood of the labels. Those of held-out cases are scores as
-of any other classifier. Those of training cases are not what was trained, so leaving a case out by
-their weights (PSIS-LOO, jackknife+, conformal Bayes) would take off a factor that was never put
-in: ``predict`` says so in the attribute ``log_likelihood_of``, and those analyses then refuse.
+In evaluation mode the observed site is the ``Categorical``, so ``predict`` stores its probabilities
+and its log-likelihood of the labels. Log-likelihoods of held-out cases are scores, as for any other
+classifier. Those of training cases are not what was trained, so leaving a case out by their weights
+(PSIS-LOO, jackknife+, conformal Bayes) would divide by a factor that was never there: ``predict``
+says so in the attribute ``log_likelihood_of``, and those analyses then refuse.
 """
 
 from abc import abstractmethod
@@ -80,7 +80,7 @@ class LossLikelihood(Categorical):
     """
 
     def forward(self, output: Tensor, value: Tensor | None) -> None:
-        """State the site; with an observation in training, by the loss."""
+        """Observe the site; with an observation in training, by the loss."""
         if not self.training or value is None:
             super().forward(output, value)
             return

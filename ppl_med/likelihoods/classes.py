@@ -114,6 +114,6 @@ class Bernoulli(ClassLikelihood):
         return dist.Bernoulli(logits=output.squeeze(-1 - len(self.event)))
 
     def forward(self, output: Tensor, value: Tensor | None) -> None:
-        """State the site; labels 0 and 1 may be integers."""
+        """Observe the site; labels 0 and 1 may be integers."""
         kind = precision(output, training=self.training)
         super().forward(output, None if value is None else value.to(kind))

@@ -49,7 +49,7 @@ class _LocationScale(Likelihood):
             self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
 
     def reset_parameters(self) -> None:
-        """Put what is learned back to its start, as an ensemble does for every member."""
+        """Reset what is learned to its initial value, as an ensemble does for every member."""
         if not self.heteroscedastic:
             nn.init.constant_(self.log_scale, math.log(self.init_scale))
 
@@ -81,7 +81,7 @@ class Gaussian(_LocationScale):
     log-likelihoods are those of the normal.
 
     Args:
-        event, heteroscedastic, site, partial, init_scale: As of ``LaplaceNoise``.
+        event, heteroscedastic, site, partial, init_scale: As in ``LaplaceNoise``.
         beta: In [0, 1]; 0 is the likelihood.
     """
 
@@ -138,7 +138,7 @@ class StudentT(_LocationScale):
     """``value ~ StudentT(df, loc, scale)``: heavy tails whose weight is learned.
 
     Args:
-        event, heteroscedastic, site, partial, init_scale: As of ``LaplaceNoise``.
+        event, heteroscedastic, site, partial, init_scale: As in ``LaplaceNoise``.
         df: Degrees of freedom above 2, so that there is a variance; None learns them, from 5 on.
     """
 
@@ -170,7 +170,7 @@ class StudentT(_LocationScale):
             self.register_buffer("raw_df", start)
 
     def reset_parameters(self) -> None:
-        """Put what is learned back to its start."""
+        """Reset what is learned to its initial value."""
         super().reset_parameters()
         if isinstance(self.raw_df, nn.Parameter):
             nn.init.constant_(self.raw_df, math.log(math.expm1(_START_DF - 2)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
 
 FLSD_53 = ((0.2, 5.0), (1.0, 3.0))
-"""Mukhoti et al.'s schedule: exponent 5 below a probability of 0.2 of the true class, 3 above."""
+"""Schedule of Mukhoti et al.: exponent 5 below a probability of 0.2 of the true class, else 3."""
 
 
 class FocalLoss(LossLikelihood):
@@ -29,8 +29,8 @@ class FocalLoss(LossLikelihood):
         gamma: 0 or more; 0 without weights is ``Categorical``. Or pairs (bound, gamma) with rising
             bounds, the last one 1: the exponent of cases whose true class has a probability below
             the bound, such as ``FLSD_53``.
-        class_weights: w, one a class, above 0; None for ones.
-        event, site, partial: As of ``Categorical``.
+        class_weights: w, one per class, above 0; None for ones.
+        event, site, partial: As in ``Categorical``.
     """
 
     bounds: Tensor
@@ -88,6 +88,6 @@ def _weights(
         return None
     if len(weights) != num_classes or not all(math.isfinite(w) and w > 0 for w in weights):
         raise ValueError(
-            f"class_weights must be {num_classes} numbers above 0, one a class, got {weights!r}"
+            f"class_weights must be {num_classes} numbers above 0, one per class, got {weights!r}"
         )
     return torch.tensor([float(weight) for weight in weights])

@@ -55,7 +55,7 @@ class Likelihood(nn.Module, ABC):
         return settings_of(self)
 
     def forward(self, output: Tensor, value: Tensor | None) -> None:
-        """State the observed site, inside the plate of cases.
+        """Observe the site, inside the plate of cases.
 
         Args:
             output: The network's, dims (case, output, *event), perhaps with dims before the case,
@@ -98,7 +98,7 @@ def precision(output: Tensor, *, training: bool) -> torch.dtype:
 
 
 def observe(site: str, fn: Any, event: tuple[str, ...], value: Tensor | None) -> None:
-    """State an observed site.
+    """Observe a site: the sample statement that all likelihoods share.
 
     Args:
         site: Its name.

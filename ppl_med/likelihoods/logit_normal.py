@@ -32,7 +32,7 @@ class LogitNormal(ClassLikelihood):
     Args:
         classes: Class names, K >= 2 of them.
         samples: T.
-        event, site, partial: As of ``Categorical``.
+        event, site, partial: As in ``Categorical``.
     """
 
     def __init__(

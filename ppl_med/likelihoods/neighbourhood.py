@@ -33,7 +33,7 @@ class SpatialSmoothing(LossLikelihood):
         event: Names of the spatial axes, two or three.
         size: Width of the kernel in pixels, odd, 3 or more.
         sigma: Standard deviation of the kernel, in pixels.
-        site, partial: As of ``Categorical``.
+        site, partial: As in ``Categorical``.
     """
 
     kernel: Tensor
@@ -73,8 +73,8 @@ class NeighbourAware(LossLikelihood):
         classes: Class names, K >= 2 of them.
         event: Names of the spatial axes, two or three.
         size: Width of the box in pixels, odd, 3 or more.
-        weight: Of the penalty, 0 or more; 0 is ``Categorical``.
-        site, partial: As of ``Categorical``.
+        weight: Weight of the penalty, 0 or more; 0 is ``Categorical``.
+        site, partial: As in ``Categorical``.
     """
 
     kernel: Tensor

@@ -21,7 +21,7 @@ class QuantileDistribution(TorchDistribution):
 
     Args:
         quantiles: Rising, dims (..., level).
-        scale: Of the asymmetric Laplace, dims (...).
+        scale: Scale of the asymmetric Laplace distributions, dims (...).
         levels: Probabilities, dims (level,).
     """
 
@@ -97,7 +97,7 @@ def _(fn: QuantileDistribution, names: Sequence[str]) -> Parameters:
 class Quantiles(Likelihood):
     """Several quantiles at once, which never cross.
 
-    The network gives the lowest and the logarithms-like distances to the next ones (softplus). What
+    The network gives the lowest one and, through a softplus, the distances to the next ones. What
     is trained is the mean over levels of asymmetric Laplace log-densities, that is the pinball loss
     over a learned scale (Yu and Moyeed, Statistics and Probability Letters 2001). For one level it
     is a density of the value; for several it is a composite one, whose weight against a prior is
@@ -135,7 +135,7 @@ class Quantiles(Likelihood):
         self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
 
     def reset_parameters(self) -> None:
-        """Put the scale back to its start."""
+        """Reset the scale to its initial value."""
         nn.init.constant_(self.log_scale, math.log(self.init_scale))
 
     @property

@@ -31,7 +31,7 @@ class LabelSmoothing(LossLikelihood):
     Args:
         classes: Class names, K >= 2 of them.
         smoothing: In [0, 1); 0 is ``Categorical``.
-        event, site, partial: As of ``Categorical``.
+        event, site, partial: As in ``Categorical``.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class MarginSmoothing(LossLikelihood):
     Args:
         classes: Class names, K >= 2 of them.
         margin: Distance of logits that costs nothing, 0 or more; infinite is ``Categorical``.
-        weight: Of the penalty, 0 or more.
-        event, site, partial: As of ``Categorical``.
+        weight: Weight of the penalty, 0 or more.
+        event, site, partial: As in ``Categorical``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LabelNoise(Categorical):
     Args:
         classes: Class names, K >= 2 of them.
         noise: In [0, 1); 0 is ``Categorical``.
-        event, site, partial: As of ``Categorical``.
+        event, site, partial: As in ``Categorical``.
     """
 
     def __init__(
