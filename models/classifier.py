@@ -34,10 +34,11 @@ class BayesianClassifier(nn.Module):
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
         likelihood: ``"categorical"`` (one logit per class), ``"bernoulli"`` (one logit in all),
-            ``"logit_normal"`` (a mean and a log-variance of every logit: noise that the network
-            learns), ``"label_noise"`` (labels that may be wrong); or training by a loss, which
-            gives a generalised posterior: ``"label_smoothing"``, ``"margin_smoothing"``,
-            ``"focal"``. Or a likelihood with settings, such as ``FocalLoss(classes, gamma=3.0)``.
+            ``"ordinal"`` (one location for classes in an order), ``"logit_normal"`` (a mean and a
+            log-variance of every logit: noise that the network learns), ``"label_noise"`` (labels
+            that may be wrong); or training by a loss, which gives a generalised posterior:
+            ``"label_smoothing"``, ``"margin_smoothing"``, ``"focal"``. Or a likelihood with
+            settings, such as ``FocalLoss(classes, gamma=3.0)``.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:

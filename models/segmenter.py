@@ -35,11 +35,12 @@ class BayesianSegmenter(nn.Module):
         where: Which parameters are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
-        likelihood: ``"categorical"`` (one logit per class), ``"logit_normal"`` (a mean and a
-            log-variance of every logit: noise that the network learns), ``"label_noise"`` (pixels
-            that may be wrong); or training by a loss, which gives a generalised posterior:
-            ``"label_smoothing"``, ``"margin_smoothing"``, ``"focal"``, ``"spatial_smoothing"``
-            (SVLS), ``"neighbour_aware"`` (NACL). Or a likelihood with settings, of the site "mask"
+        likelihood: ``"categorical"`` (one logit per class), ``"ordinal"`` (one location for classes
+            in an order), ``"logit_normal"`` (a mean and a log-variance of every logit: noise that
+            the network learns), ``"label_noise"`` (pixels that may be wrong); or training by a
+            loss, which gives a generalised posterior: ``"label_smoothing"``,
+            ``"margin_smoothing"``, ``"focal"``, ``"spatial_smoothing"`` (SVLS),
+            ``"neighbour_aware"`` (NACL). Or a likelihood with settings, of the site "mask"
             with the spatial axes.
 
     Raises:

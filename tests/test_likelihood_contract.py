@@ -36,6 +36,7 @@ from ppl_med.likelihoods import (
     LogitNormal,
     MarginSmoothing,
     NeighbourAware,
+    Ordinal,
     Quantiles,
     SpatialSmoothing,
     StudentT,
@@ -63,6 +64,14 @@ def softmax_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np
 
 def bernoulli_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np.ndarray:
     return stats.bernoulli.logpmf(value, special.expit(output[:, 0]))
+
+
+def cumulative_logpmf(one: Any, output: np.ndarray, value: np.ndarray, _: Any) -> np.ndarray:
+    lowest, *rises = one.raw_cutpoints.detach().double().numpy()
+    cutpoints = np.cumsum([lowest, *np.log1p(np.exp(rises))])
+    cutpoints = cutpoints.reshape(-1, *[1] * (output.ndim - 2))
+    edges = [np.zeros_like(output), special.expit(cutpoints - output), np.ones_like(output)]
+    return of_class(np.log(np.diff(np.concatenate(edges, 1), axis=1)), value)
 
 
 def noisy_label_logpmf(one: Any, output: np.ndarray, value: np.ndarray, _: Any) -> np.ndarray:
@@ -139,6 +148,7 @@ NUMBER: dict[str, Any] = {"family": "number"}
 ROWS: dict[str, Row] = {
     "Categorical": Row(Categorical, changed={"partial": True}),
     "Bernoulli": Row(Bernoulli, bernoulli_logpmf, classes=("a", "b"), partial=False),
+    "Ordinal": Row(Ordinal, cumulative_logpmf, {"partial": True}),
     "LogitNormal": Row(LogitNormal, noisy_logit_logpmf, {"samples": 9}),
     "LabelNoise": Row(LabelNoise, noisy_label_logpmf, {"noise": 0.3}),
     "LabelSmoothing": Row(LabelSmoothing, changed={"smoothing": 0.3}),
@@ -241,7 +251,7 @@ def test_stored_parameters_have_named_axes(name: str, event: tuple[str, ...]) ->
     for names, values in stored.values():
         assert values.shape == tuple(sizes[axis] for axis in names)
     if "probs" in stored:
-        np.testing.assert_allclose(stored["probs"][1].sum(1), 1, rtol=1e-12)
+        np.testing.assert_allclose(stored["probs"][1].detach().sum(1), 1, rtol=1e-12)
 
 
 @every_cell

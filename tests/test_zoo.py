@@ -280,7 +280,7 @@ def classifier(
     where: Any = None,
     likelihood: str = "categorical",
 ) -> Pair:
-    net = small_net(1 if likelihood == "bernoulli" else 2)
+    net = small_net(1 if likelihood in ("bernoulli", "ordinal") else 2)
     model = BayesianClassifier(net, CLASSES, prior, where, likelihood)
     return model, guide(model)
 
@@ -459,6 +459,7 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "latent": latent_classifier,
     "conditional-vae": conditional_vae,
     "logit-normal": logit_normal_classifier,
+    "ordinal": partial(classifier, MeanFieldNormal, likelihood="ordinal"),
     "label-noise": partial(classifier, MeanFieldNormal, likelihood="label_noise"),
     "label-smoothing": partial(classifier, BernoulliDropout, likelihood="label_smoothing"),
     "margin-smoothing": partial(classifier, MeanFieldNormal, likelihood="margin_smoothing"),

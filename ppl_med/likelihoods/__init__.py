@@ -7,7 +7,7 @@ its log-density in float64 at prediction, because float32 log-probabilities tie 
 Most are densities. What is trained by a loss in the place of a density gives a generalised
 posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several levels, and of classes
 
-    density   Categorical, Bernoulli, LogitNormal, LabelNoise
+    density   Categorical, Bernoulli, Ordinal, LogitNormal, LabelNoise
     loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware
 """
 
@@ -19,6 +19,7 @@ from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
 from ppl_med.likelihoods.interface import Likelihood, observe
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
+from ppl_med.likelihoods.ordinal import Ordinal
 from ppl_med.likelihoods.quantiles import Quantiles
 from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
 from ppl_med.likelihoods.stored import (
@@ -47,6 +48,7 @@ __all__ = [
     "LossLikelihood",
     "MarginSmoothing",
     "NeighbourAware",
+    "Ordinal",
     "PartialCategorical",
     "Quantiles",
     "SpatialSmoothing",

@@ -8,11 +8,13 @@ from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood
 from ppl_med.likelihoods.focal import FocalLoss
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
+from ppl_med.likelihoods.ordinal import Ordinal
 from ppl_med.likelihoods.smoothing import LabelNoise, LabelSmoothing, MarginSmoothing
 
 OF_CASES: Mapping[str, Callable[..., ClassLikelihood]] = {
     "categorical": Categorical,
     "bernoulli": Bernoulli,
+    "ordinal": Ordinal,
     "logit_normal": LogitNormal,
     "label_noise": LabelNoise,
     "label_smoothing": LabelSmoothing,
