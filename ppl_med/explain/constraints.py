@@ -57,7 +57,7 @@ class Constraint(Protocol):
     needs_mask: bool
 
     def loss(self, logits: Tensor, image: Tensor, label: Tensor, irrelevant: Any) -> Tensor:
-        """In nats, dims (case,), with its graph.
+        """The loss in nats, dims (case,), with its graph.
 
         Args:
             logits: Of all classes, dims (case, class).
@@ -75,7 +75,7 @@ class NoPositiveAttribution:
         a = (image - baseline) * gradient of the log-odds of ``target``
 
     Args:
-        weight: In nats per unit of log-odds; 0 or more.
+        weight: Weight of the loss, in nats per unit of log-odds; 0 or more.
         healthy: Class whose images are constrained.
         target: Class whose evidence must not be there.
         baseline: Intensity without evidence.
@@ -108,7 +108,7 @@ class RightReasons:
         weight * sum over irrelevant pixels of (gradient of the score)^2
 
     Args:
-        weight: In nats times intensity squared; 0 or more.
+        weight: Weight of the loss, in nats times intensity squared; 0 or more.
         score: ``"sum_of_log_probabilities"`` over the classes, as published, whose gradient is 0
             where all classes are equally probable; or ``"log_odds"`` of the label's class, which
             no probability saturates.

@@ -100,15 +100,14 @@ def check_functions(
     baseline: Tensor,
     check: Callable[[str, Function, Any], None],
 ) -> xr.DataArray:
-    """Try every function once; return the position of each, an integer array (chain, draw).
+    """Try every function on the first image and its baseline; return the position of each.
 
-    Args:
-        functions: Callables with integer attributes ``chain`` and ``draw``, or all without; they
-            may be made anew whenever the sequence is read.
-        image: Images (case, channel, ...); the functions are tried on the first one.
-        baseline: Where a path to the image starts, of the same shape.
-        check: Takes a function's name, the function and its output, with its graph, for an image
-            and its baseline; raises if the output is not what is needed.
+    Functions have integer attributes ``chain`` and ``draw``, or none has; they may be made anew
+    whenever the sequence is read. ``check`` takes a function's name, the function and its output
+    with its graph, and raises if the output is not what is needed.
+
+    Returns:
+        An integer array (chain, draw).
 
     Raises:
         ValueError: If a callable is not a function of one image, its output is not what is needed,

@@ -151,11 +151,8 @@ class ScoreCam(ActivationMap):
     @torch.no_grad()
     def _map(self, draw: Draw, module: nn.Module, task: Task) -> Tensor:
         kept: list[Tensor] = []
-        handle = module.register_forward_hook(lambda m, i, output: kept.append(output.clone()))
-        try:
+        with module.register_forward_hook(lambda m, i, output: kept.append(output.clone())):
             draw.function(task.image.clone())
-        finally:
-            handle.remove()
         activation, start = kept[0], draw.value(task.baseline, task.rows)[0]
         rises = []
         for channel in activation.split(1, 1):
@@ -177,13 +174,9 @@ def activation_and_gradient(draw: Draw, module: nn.Module, task: Task) -> tuple[
         kept.append(output.detach().requires_grad_())
         return kept[-1].clone()  # an in-place layer may follow
 
-    handle = module.register_forward_hook(hook)
-    try:
-        with torch.enable_grad():
-            total = draw.forward(task.image, task.rows).sum()
-            (slope,) = torch.autograd.grad(total, kept[0])
-    finally:
-        handle.remove()
+    with torch.enable_grad(), module.register_forward_hook(hook):
+        total = draw.forward(task.image, task.rows).sum()
+        (slope,) = torch.autograd.grad(total, kept[0])
     return kept[0].detach(), slope
 
 

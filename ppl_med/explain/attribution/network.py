@@ -6,7 +6,7 @@ called. Operations outside modules show in the graph of the output.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,9 @@ def on_every_module(
     leave: Callable[..., Any], enter: Callable[..., Any] | None = None
 ) -> Iterator[None]:
     """Call a forward hook and a forward pre-hook on all modules; what they return is passed on."""
-    with ExitStack() as handles:
-        if enter is not None:
-            handles.callback(register_module_forward_pre_hook(enter).remove)
-        handles.callback(register_module_forward_hook(leave).remove)
-        yield
+    with register_module_forward_pre_hook(enter) if enter else nullcontext():
+        with register_module_forward_hook(leave):
+            yield
 
 
 def watch(function: Function, points: Tensor) -> tuple[list[Call], Tensor]:

@@ -80,7 +80,9 @@ def exposure(
     result["num_without_mass"] = shares.isnull().sum("case")
     result["mean_mass_share"] = shares.mean("case")
     result.update(over_draws("mass_share", result["mean_mass_share"], level))
-    result["expected_mass_share_se"] = _standard_error(shares.mean(SAMPLES))
+    per_case = shares.mean(SAMPLES)
+    error = per_case.std("case", ddof=1) / np.sqrt(per_case.notnull().sum("case"))
+    result["expected_mass_share_se"] = error
     if reference is not None:
         if set(reference) != set(maps):
             raise ValueError(
@@ -163,7 +165,3 @@ def _auroc(scores: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[fl
     above = (ranks[:size] - rankdata(one)) / size  # share of the others below each score
     below = 1 - (ranks[size:] - rankdata(two)) / size  # share of the scores above each other
     return float(above.mean()), float((above + below).std(ddof=1) / np.sqrt(size))
-
-
-def _standard_error(values: xr.DataArray) -> xr.DataArray:
-    return values.std("case", ddof=1) / np.sqrt(values.notnull().sum("case"))
