@@ -10,7 +10,7 @@ the negative part, as the papers draw them. They have one channel and are interp
 
 References: Zhou et al., "Learning deep features for discriminative localization", CVPR 2016;
 Selvaraju et al., "Grad-CAM", ICCV 2017; Chattopadhyay et al., "Grad-CAM++", WACV 2018 (without its
-factor exp(f), which is one number a case); Wang et al., "Score-CAM", CVPR workshops 2020.
+factor exp(f), which is one number per case); Wang et al., "Score-CAM", CVPR workshops 2020.
 """
 
 from abc import abstractmethod
