@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import json
 import os
 import re
 import subprocess
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 from ppl_med.analysis import scoring
-from ppl_med.plots.report import write_report
+from ppl_med.plots.report import Section, paragraph, picture, table, write_report
 from ppl_med.plots.report.summary import score_table
 from ppl_med.plots.report.writer import _positions
 
@@ -159,10 +161,10 @@ def test_report_fetches_nothing(whole: Path) -> None:
 def test_report_pictures_are_png_with_alt_text(whole: Path) -> None:
     pictures = Page(whole).all("img")
     assert len(pictures) == 6
-    for picture in pictures:
-        data = base64.b64decode(str(picture["src"]).split(",", 1)[1], validate=True)
+    for image in pictures:
+        data = base64.b64decode(str(image["src"]).split(",", 1)[1], validate=True)
         assert data.startswith(b"\x89PNG\r\n\x1a\n")
-        assert len(str(picture["alt"])) > 40
+        assert len(str(image["alt"])) > 40
 
 
 def test_report_links_lead_to_sections(whole: Path) -> None:
@@ -230,7 +232,27 @@ def test_report_escapes_text(tmp_path: Path) -> None:
     page = Page(path)
     assert not page.all("script")
     assert page.text.count(evil) >= 4  # title, heading, note, class; shown as typed
-    assert any(evil in str(picture["alt"]) for picture in page.all("img"))
+    assert any(evil in str(image["alt"]) for image in page.all("img"))
+
+
+def test_every_piece_escapes_what_it_is_given(tmp_path: Path) -> None:
+    evil = "</p></td></style></main><script>'\"x&</script>{{ 7 * 7 }}{% raw %}"
+    body = paragraph(evil) + table((evil, "b"), [(evil, evil)], kind=evil)
+    body += picture(Figure(figsize=(1, 1)), evil)
+    tree = make_tree()
+    tree.attrs.update({evil: evil, "settings": json.dumps({evil: evil})})
+    path = write_report(
+        tmp_path / "r.html",
+        title=evil,
+        tree=tree,
+        sections=[Section("evil", evil, body)],
+        data_size=make_everything()["data_size"].expand_dims(method=[evil]),
+    )
+    page = Page(path)  # raises where a tag closes another
+    assert not page.all("script") and len(page.all("style")) == 1
+    assert page.text.count(evil) == 11
+    assert evil in {attrs["class"] for attrs in page.all("table") if "class" in attrs}
+    assert evil in {image["alt"] for image in page.all("img")}
 
 
 def test_report_outlines_the_mask_of_the_explained_cases(
