@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ppl_med.axes import SAMPLES
 from ppl_med.plots import theme
 from ppl_med.plots.inputs import require_dims, require_variables
-from ppl_med.plots.pictures import color_bar, frame, require_images, show_picture
+from ppl_med.plots.pictures import color_bar, picture_grid, require_images, show_picture
 
 _DIMS = ("case", "channel", "row", "col")
 _NEEDED = ("mean", "sd", "probability_positive")
@@ -125,11 +125,8 @@ def _draw(pictures: NDArray[np.float64], maps: _Maps, region: NDArray[np.float64
     num = len(maps.names)
     aspect = pictures.shape[1] / pictures.shape[2]
     side = 2.0
-    figure = theme.new_figure(4 * side + 0.9, num * side * aspect + 1.35)
-    ratios = [1.0] * num + [0.05 / aspect]
-    axes = figure.subplots(
-        num + 1, 4, squeeze=False, height_ratios=ratios, gridspec_kw={"hspace": 0}
-    )
+    size = (4 * side + 0.9, num * side * aspect + 1.35)
+    figure, axes = picture_grid(num, 4, *size, bar=0.05 / aspect, hspace=0)
     scale, top = _scale(np.abs(maps.mean)), _scale(maps.sd)
     nowhere = (maps.mean == 0) & ~(maps.sd > 0)
     positive = np.ma.masked_where(nowhere | np.isnan(maps.positive), maps.positive)
@@ -152,7 +149,6 @@ def _draw(pictures: NDArray[np.float64], maps: _Maps, region: NDArray[np.float64
         if region is not None:
             for ax in axes[row, :3]:
                 _outline(ax, region[index])
-    frame(axes[:-1].flat)
     _titles(axes, maps.summed, bool(nowhere.any()), bool(np.isnan(maps.sd).all()))
     _colour_bars(figure, axes, shown, maps.unit)
     note = " · yellow outline: true region" if region is not None else ""
@@ -188,14 +184,12 @@ def _titles(axes: NDArray[np.object_], summed: bool, zeros: bool, single: bool) 
 def _colour_bars(
     figure: Figure, axes: NDArray[np.object_], shown: list[AxesImage], unit: str
 ) -> None:
-    axes[-1, 0].set_axis_off()
     labels = (f"mean [{unit}]", f"sd [{unit}]", "[probability]")
     extends = ("both", "max", "neither")
     for column, (image, label, extend) in enumerate(
         zip(shown, labels, extends, strict=True), start=1
     ):
-        bar = color_bar(figure, image, label, 8.8, cax=axes[-1, column], orientation="horizontal",
-                        extend=extend)  # fmt: skip
+        bar = color_bar(figure, image, label, 8.8, cax=axes[-1, column], extend=extend)
         bar.locator = MaxNLocator(nbins=4)
         bar.formatter = ScalarFormatter()
         bar.formatter.set_powerlimits((-2, 3))

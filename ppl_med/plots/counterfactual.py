@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ppl_med.plots import theme
 from ppl_med.plots.inputs import require_named
-from ppl_med.plots.pictures import color_bar, frame, show_picture
+from ppl_med.plots.pictures import color_bar, picture_grid, show_picture
 
 _NEEDED = ("image", "counterfactual", "change", "present", "target", "flip_probability")
 _SAME = ("image", "present", "target")
@@ -65,13 +65,8 @@ def _draw(named: dict[str, xr.Dataset], names: list[str], unit: str | None) -> F
     aspect = first.sizes["row"] / first.sizes["col"]
     side = 1.22
     width, height = columns * side + 0.5, num * (side * aspect + 0.22) + 1.35
-    figure = theme.new_figure(width, height, h_pad=0.015, w_pad=0.02, hspace=0.0)
-    axes = figure.subplots(
-        num + 1, columns, squeeze=False, height_ratios=[1.0] * num + [0.07 / aspect]
-    )
-    frame(axes[:num].flat)
-    for ax in axes[-1]:
-        ax.set_axis_off()
+    padding = {"h_pad": 0.015, "w_pad": 0.02, "hspace": 0.0}
+    figure, axes = picture_grid(num, columns, width, height, bar=0.07 / aspect, **padding)
     images = _last_channel(first["image"])
     limits = [np.quantile(image, [0.002, 0.998]) for image in images]
     for row, (image, limit) in enumerate(zip(images, limits, strict=True)):
@@ -94,10 +89,8 @@ def _draw(named: dict[str, xr.Dataset], names: list[str], unit: str | None) -> F
             theme.plain(name, 26), fontsize=8.8, color=theme.INK, weight="bold", pad=4
         )
         pair[0, 1].set_title("change", fontsize=8.8, color=theme.INK, pad=4)
-        pair[-1, 1].set_axis_on()
         label = f"[{theme.plain(unit or 'intensity', 22)}]"
-        bar = color_bar(figure, shown, label, 7.5, cax=pair[-1, 1], orientation="horizontal",
-                        extend="both")  # fmt: skip
+        bar = color_bar(figure, shown, label, 7.5, cax=pair[-1, 1], extend="both")
         bar.locator = MaxNLocator(nbins=2, symmetric=True)
         bar.update_ticks()
     theme.heading(figure, "What would have to differ")

@@ -56,11 +56,36 @@ def show_picture(ax: Axes, picture: NDArray[np.float64]) -> None:
     ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1)
 
 
-def frame(axes: Iterable[Axes], width: float = 0.5, color: str = MUTED) -> None:
+def frame(axes: Iterable[Any], width: float = 0.5, color: str = MUTED) -> None:
     """Leave only a frame of the panels; a width of 0 removes that too."""
     for ax in axes:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(color=color, linewidth=width, visible=width > 0)
+
+
+def picture_grid(
+    num: int, columns: int, width: float, height: float, bar: float, **padding: Any
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Make framed panels for pictures, and a low row of empty ones for their colour bars.
+
+    Args:
+        num: Rows of pictures.
+        columns: Pictures in a row.
+        width: Of the figure, in inches.
+        height: Of the figure, in inches.
+        bar: Height of the lowest row, as a fraction of the others.
+        padding: As for ``new_figure``.
+
+    Returns:
+        The figure and its panels (num + 1, columns).
+    """
+    figure = new_figure(width, height, **padding)
+    ratios = [1.0] * num + [bar]
+    axes = figure.subplots(num + 1, columns, squeeze=False, height_ratios=ratios)
+    frame(axes[:-1].flat)
+    for ax in axes[-1]:
+        ax.set_axis_off()
+    return figure, axes
 
 
 def color_bar(
@@ -73,8 +98,11 @@ def color_bar(
         shown: The image whose colours it explains.
         label: Quantity and unit.
         size: Of the label; numbers are a little smaller.
-        place: ``cax``, or ``ax`` and what ``Figure.colorbar`` takes.
+        place: ``cax`` for a bar that lies in it, or ``ax`` and what ``Figure.colorbar`` takes.
     """
+    if "cax" in place:
+        place["cax"].set_axis_on()
+        place["orientation"] = "horizontal"
     bar = figure.colorbar(shown, **place)
     bar.set_label(label, fontsize=size, color=INK)
     bar.ax.tick_params(labelsize=size - 0.5, colors=MUTED, labelcolor=INK, length=2)

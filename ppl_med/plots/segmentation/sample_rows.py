@@ -22,8 +22,8 @@ from ppl_med.plots.palette import (
     overlaid,
     painted,
 )
-from ppl_med.plots.pictures import color_bar, frame, require_images, show_picture
-from ppl_med.plots.theme import INK, heading, new_figure, plain
+from ppl_med.plots.pictures import color_bar, frame, picture_grid, require_images, show_picture
+from ppl_med.plots.theme import INK, heading, plain
 
 _SIDE = 1.08  # inches of a panel
 _LINE = 12  # characters of a case's name along a square panel
@@ -136,16 +136,12 @@ class _Rows:
     def __init__(self, num_cases: int, aspect: float, graders: int, num_samples: int) -> None:
         columns = 1 + graders + num_samples + 2
         height = num_cases * (_SIDE * aspect + 0.05) + 1.3
-        self.figure = new_figure(columns * (_SIDE + 0.06) + 0.3, height)
-        ratios = [1.0] * num_cases + [0.07 / aspect]
-        self.axes = self.figure.subplots(
-            num_cases + 1, columns, squeeze=False, height_ratios=ratios,
-            gridspec_kw={"hspace": 0.02, "wspace": 0.02},
+        self.figure, self.axes = picture_grid(
+            num_cases, columns, columns * (_SIDE + 0.06) + 0.3, height, bar=0.07 / aspect,
+            hspace=0.02, wspace=0.02,
         )  # fmt: skip
         self.num_samples = num_samples
-        frame(self.axes.flat, 0)
-        for ax in self.axes[-1]:
-            ax.set_axis_off()
+        frame(self.axes[:-1].flat, 0)
 
     def titles(self, graders: Sequence[str]) -> None:
         names = ["image", *graders, *(f"sample {k + 1}" for k in range(self.num_samples))]
@@ -207,8 +203,7 @@ class _Rows:
                 )
             frame(self.axes[:-1, column])
             bar = self.axes[-1, column]
-            bar.set_axis_on()
-            drawn = color_bar(self.figure, shown, f"[{unit}]", 9, cax=bar, orientation="horizontal")
+            drawn = color_bar(self.figure, shown, f"[{unit}]", 9, cax=bar)
             drawn.set_ticks([0, limit], labels=["0", f"{limit:.2g}"])
             bar.xaxis.labelpad = 1
 
