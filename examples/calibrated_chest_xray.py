@@ -16,7 +16,6 @@ repeated with --resume. The ensemble's first member is the frequentist net.
 import itertools
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -93,14 +92,6 @@ def interval(part: xr.Dataset, name: str, factor: int) -> str:
     value, low, high = (factor * float(part[f"{name}{end}"]) for end in ("", "_lower", "_upper"))
     digits = 1 if factor == 100 else 3
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    top = list(head)
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in (top, ["---"] * len(top), *map(list, lines))
-    )
 
 
 def band(study: Study, result: xr.Dataset) -> str:
@@ -225,13 +216,16 @@ def main(options: Options) -> None:
         warnings.filterwarnings("ignore", ".*probability exactly 0")
         result = collect(study)
         storage.save(result, study.folder / "table.nc")
-        text = [markdown(HEAD, rows(result)), band(study, result)]
+        text = [storage.markdown_table(HEAD, rows(result)), band(study, result)]
         if "best" in chosen and "frequentist" in chosen:
             gaps = differences(study, chosen)
             storage.save(gaps, study.folder / "differences.nc")
             show(study, result, gaps, chosen)
-            text += [markdown(GAP_HEAD, gap_rows(gaps, chosen)), verdict(gaps, chosen)]
-    (study.folder / "table.md").write_text("\n\n".join(text) + "\n")
+            text += [
+                storage.markdown_table(GAP_HEAD, gap_rows(gaps, chosen)),
+                verdict(gaps, chosen),
+            ]
+    storage.write_text(study.folder / "table.md", "\n\n".join(text) + "\n")
     print("\n" + "\n\n".join(text))
     print(f"Wrote {study.folder / 'table.md'}")
 

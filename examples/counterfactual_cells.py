@@ -114,12 +114,6 @@ def rows(table: xr.Dataset) -> list[list[str]]:
     return lines
 
 
-def markdown(lines: list[list[str]]) -> str:
-    """The table in Markdown."""
-    both = [list(HEAD), ["---"] * len(HEAD), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in both)
-
-
 def verdict(study: Study, table: xr.Dataset, realism: dict[int, np.ndarray], smooth: float) -> str:
     """What the table says, in words."""
     wanted = [part.mean() for part in realism.values()]
@@ -187,8 +181,11 @@ def main(options: Options) -> None:
     names = xr.DataArray(list(found), dims="dataset", name="dataset")
     tables = [table for _, table, _, _ in found.values()]
     storage.save(xr.concat(tables, names), options.out / "table.nc")
-    parts = [f"{name}\n\n{markdown(rows(t))}\n\n{text}" for name, (_, t, _, text) in found.items()]
-    (options.out / "table.md").write_text("\n\n".join(parts) + "\n")
+    parts = [
+        f"{name}\n\n{storage.markdown_table(HEAD, rows(t))}\n\n{text}"
+        for name, (_, t, _, text) in found.items()
+    ]
+    storage.write_text(options.out / "table.md", "\n\n".join(parts) + "\n")
     print("\n" + "\n\n".join(parts))
     tree = next(iter(found.values()))[0]
     write_report(

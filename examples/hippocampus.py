@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
-from ambiguous_masks.training import markdown
 from dense_uncertainty.variants import dropout
 from monai.networks.nets.unet import UNet
 from scipy.stats import binom
@@ -37,7 +36,8 @@ from scipy.stats import binom
 from ppl_med import storage
 from ppl_med.analysis import conformal, segmentation
 from ppl_med.analysis.statistics import binning
-from ppl_med.data import Batches, hippocampus, load_hippocampus
+from ppl_med.data import Batches, load_hippocampus
+from ppl_med.data.readers import hippocampus
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.models import BayesianSegmenter
 from ppl_med.plots import segmentation as figures
@@ -390,8 +390,8 @@ def main(options: Options) -> None:
     found = study(options, trees)
     result = tabulate(found, {split: dice(tree) for split, tree in trees.items()})
     storage.save(result, folder / "table.nc")
-    text = markdown(list(HEAD), rows(result))
-    (folder / "table.md").write_text(text + "\n")
+    text = storage.markdown_table(list(HEAD), rows(result))
+    storage.write_text(folder / "table.md", text + "\n")
     print(text)
     images = splits[options.split]["image"]
     show(options, folder, trees[options.split], images, history, found, result)

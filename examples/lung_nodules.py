@@ -28,7 +28,6 @@ from ambiguous_masks.training import (
     cell,
     decode_plane,
     ged_of_subsets,
-    markdown,
     over_cases,
     run,
     sampled_masks,
@@ -334,11 +333,13 @@ def main(options: Options) -> None:
         found.append(scores.expand_dims(model=[name]))
         result = xr.concat(found, "model", join="outer")
         storage.save(result, folder / "table.nc")
-        (folder / "table.md").write_text(markdown(*rows(result)) + "\n")
+        storage.write_text(folder / "table.md", storage.markdown_table(*rows(result)) + "\n")
         left_out[name] = missed(tree, nodules.patients, options.seed)
-        (folder / "missed.md").write_text(markdown(*missed_rows(left_out)) + "\n")
-    print(markdown(*rows(result)))
-    print(markdown(*missed_rows(left_out)))
+        storage.write_text(
+            folder / "missed.md", storage.markdown_table(*missed_rows(left_out)) + "\n"
+        )
+    print(storage.markdown_table(*rows(result)))
+    print(storage.markdown_table(*missed_rows(left_out)))
     show(options, folder, nodules, result, runs, left_out)
     print(f"Wrote {folder / 'table.md'} and {folder / 'report.html'}")
 

@@ -166,15 +166,8 @@ class Study:
         """Five frequentist nets with seeds of their own, as chains of one tree."""
         seeds = range(MEMBERS * seed, MEMBERS * (seed + 1))
         trees = [self.run("frequentist", fraction, member) for member in seeds]
-        probs = xr.concat([tree["posterior/probs"].isel(draw=[0]) for tree in trees], dim="chain")
-        probs = probs.assign_coords(chain=list(range(MEMBERS)))
-        joined = {
-            "/posterior": probs.to_dataset(name="probs"),
-            "/observed_data": trees[0]["observed_data"].to_dataset(),
-        }
-        tree = xr.DataTree.from_dict(joined)
-        tree.attrs.update(trees[0].attrs, guide="Ensemble of PointEstimate", chains=MEMBERS)
-        return tree
+        first = [tree.isel(draw=[0], missing_dims="ignore") for tree in trees]
+        return storage.join_chains(first, groups=("posterior",))
 
 
 def figures(tree: xr.DataTree) -> xr.Dataset:
@@ -202,7 +195,7 @@ def collect(study: Study) -> xr.Dataset:
         print(table(assemble(cells)))
     result = assemble(cells)
     storage.save(result, study.folder / "table.nc")
-    (study.folder / "table.md").write_text(table(result) + "\n")
+    storage.write_text(study.folder / "table.md", table(result) + "\n")
     return result
 
 

@@ -23,7 +23,6 @@ data set, checkpoints, posteriors, relevance.png and maps-<net>.png, and for all
 
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -102,14 +101,6 @@ class Options:
 
 
 # --- tables
-
-
-def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    top = list(head)
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in (top, ["---"] * len(top), *map(list, lines))
-    )
 
 
 def between(part: xr.Dataset, name: str, digits: int = 1, factor: float = 100) -> str:
@@ -329,7 +320,10 @@ def main(options: Options) -> None:
             trees.append((study.tree, study.images_shown))
             sections += planted_sections(study, result)
             storage.save(xr.concat(found, "data"), folder / "table.nc")
-            text += [markdown(HEAD, net_rows(result)), markdown(MASS_HEAD, mass_rows(result))]
+            text += [
+                storage.markdown_table(HEAD, net_rows(result)),
+                storage.markdown_table(MASS_HEAD, mass_rows(result)),
+            ]
             print("\n" + "\n\n".join(text[-2:]) + "\n")
         if found:
             text.append(KEY)
@@ -341,8 +335,8 @@ def main(options: Options) -> None:
             storage.save(source.clusters, folder / "clusters.nc")
             sections += source_sections(source, result)
             trees.append((source.tree, None))
-            text += [markdown(SOURCE_HEAD, source_rows(result)), source_words(result)]
-    (folder / "table.md").write_text("\n\n".join(text) + "\n")
+            text += [storage.markdown_table(SOURCE_HEAD, source_rows(result)), source_words(result)]
+    storage.write_text(folder / "table.md", "\n\n".join(text) + "\n")
     nets = [line for one in found for line in net_rows(one)]
     first = Section("table", "Nets", table(HEAD, nets) + paragraph(KEY))
     tree, images = trees[0]

@@ -32,7 +32,6 @@ from ambiguous_masks.training import (
     cell,
     decode_plane,
     ged_of_subsets,
-    markdown,
     over_cases,
     run,
     sampled_masks,
@@ -284,8 +283,8 @@ def main(options: Options) -> None:
         found.append(scores.expand_dims(model=[name]))
         result = xr.concat(found, "model", join="outer")
         storage.save(result, folder / "table.nc")
-        (folder / "table.md").write_text(markdown(*rows(result)) + "\n")
-    print(markdown(*rows(result)))
+        storage.write_text(folder / "table.md", storage.markdown_table(*rows(result)) + "\n")
+    print(storage.markdown_table(*rows(result)))
     show(options, folder, streets, result, runs, flips)
     print(f"Wrote {folder / 'table.md'} and {folder / 'report.html'}")
 

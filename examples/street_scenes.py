@@ -30,7 +30,6 @@ import torch
 import tyro
 import xarray as xr
 from ambiguous_masks.pages import tables
-from ambiguous_masks.training import markdown
 from dense_uncertainty.corruption import Corruption, corrupt
 from dense_uncertainty.pixels import (
     SCORES,
@@ -289,8 +288,8 @@ def collect(study: Study) -> xr.Dataset:
         found[cell] = study.run(cell)
         result = with_gains(study, found)
         storage.save(result, study.folder / "table.nc")
-        text = markdown(*rows_of(result, COLUMNS, "images"))
-        (study.folder / "table.md").write_text(text + "\n")
+        text = storage.markdown_table(*rows_of(result, COLUMNS, "images"))
+        storage.write_text(study.folder / "table.md", text + "\n")
     return result
 
 
@@ -405,7 +404,7 @@ def main(options: Options) -> None:
     check_same(options, folder, free=("data", "variant", "fraction", "seed"))
     study = Study(options, folder)
     result = collect(study)
-    print(markdown(*rows_of(result, COLUMNS, "images")))
+    print(storage.markdown_table(*rows_of(result, COLUMNS, "images")))
     show(study, result)
     print(f"Wrote {folder / 'table.md'} and {folder / 'report.html'}")
 

@@ -15,6 +15,13 @@ from typing import Any
 
 MODULES: dict[str, str] = {
     "ppl_med.atomic_file": "ppl_med.storage.atomic",
+    "ppl_med.data.bccd": "ppl_med.data.readers.bccd",
+    "ppl_med.data.depth_maps": "ppl_med.data.readers.depth_maps",
+    "ppl_med.data.lidc_pickle": "ppl_med.data.readers.lidc_pickle",
+    "ppl_med.data.make3d": "ppl_med.data.readers.make3d",
+    "ppl_med.data.nyuv2": "ppl_med.data.readers.nyuv2",
+    "ppl_med.data.pneumoniamnist": "ppl_med.data.readers.pneumoniamnist",
+    "ppl_med.data.wbc_seg": "ppl_med.data.readers.wbc_seg",
     "ppl_med.data.camvid": "ppl_med.data.readers.camvid",
     "ppl_med.data.class_flips": "ppl_med.data.synthetic.class_flips",
     "ppl_med.data.confounders": "ppl_med.data.synthetic.confounders",

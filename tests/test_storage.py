@@ -257,3 +257,29 @@ def test_storage_and_analysis_import_without_torch() -> None:
         "sys.exit(len({'torch', 'pyro', 'arviz', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_nets_are_joined_as_chains(tmp_path: Path) -> None:
+    trees = [classification_tree(cases=5, draws=3, seed=seed) for seed in (0, 1)]
+    for tree in trees:
+        tree.attrs["guide"] = "PointEstimate"
+    joined = storage.join_chains(trees)
+    number = array(trees[0], "posterior/probs").sizes["chain"]
+    assert array(joined, "posterior/probs").sizes["chain"] == 2 * number == joined.attrs["chains"]
+    assert array(joined, "posterior/chain").values.tolist() == list(range(2 * number))
+    assert joined.attrs["guide"] == "Ensemble of PointEstimate"
+    for place, tree in enumerate(trees):
+        part = array(joined, "posterior/probs").isel(chain=slice(place * number, None))
+        np.testing.assert_array_equal(part.values[:number], array(tree, "posterior/probs").values)
+    few = storage.join_chains(trees, groups=("posterior",))
+    assert {"posterior", "observed_data"} <= set(few.children) and "log_likelihood" not in few
+    storage.save(joined, tmp_path / "joined.nc")
+    other = classification_tree(cases=4, draws=3)
+    with pytest.raises(ValueError, match=r"exact"):
+        storage.join_chains([trees[0], other])
+    with pytest.raises(ValueError, match="one or more"):
+        storage.join_chains([])
+
+
+def test_a_table_in_markdown() -> None:
+    assert storage.markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

@@ -163,9 +163,3 @@ def cell(part: xr.Dataset, name: str) -> str:
         return f"{value:.0f}"
     error = float(part[f"{name}_se"]) if f"{name}_se" in part else math.nan
     return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table as text."""
-    every = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in every)

@@ -15,11 +15,10 @@ from ppl_med.data import (
     Batches,
     load_malaria,
     load_pneumoniamnist,
-    malaria,
     plant,
-    pneumoniamnist,
     standardization,
 )
+from ppl_med.data.readers import malaria, pneumoniamnist
 from ppl_med.data.synthetic.confounders import Association, Kind
 from ppl_med.explain import AttributionConstrained, RightReasons
 from ppl_med.explain.attribution import attribute

@@ -16,10 +16,9 @@ from ppl_med.data import (
     flips_and_turns,
     load_malaria,
     load_pneumoniamnist,
-    malaria,
-    pneumoniamnist,
     standardization,
 )
+from ppl_med.data.readers import malaria, pneumoniamnist
 from ppl_med.inference import ConditionalNormal, MeanFieldNormal, fit
 from ppl_med.models import BayesianClassifier, ConditionalVAE
 from ppl_med.weights import Normal

@@ -10,9 +10,8 @@ from ppl_med.data import (
     flips_and_turns_with_mask,
     load_malaria,
     load_pneumoniamnist,
-    malaria,
-    pneumoniamnist,
 )
+from ppl_med.data.readers import malaria, pneumoniamnist
 
 Name = Literal["pneumoniamnist", "malaria"]
 

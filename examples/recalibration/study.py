@@ -155,14 +155,7 @@ class Study:
     def _joined(self, seed: int, part: str) -> xr.DataTree:
         """Frequentist nets as chains of one tree."""
         trees = [self.tree("frequentist", member, part) for member in members(seed)]
-        probs = xr.concat([tree["posterior/probs"] for tree in trees], dim="chain")
-        groups = {
-            "/posterior": probs.assign_coords(chain=list(range(MEMBERS))).to_dataset(name="probs"),
-            "/observed_data": trees[0]["observed_data"].to_dataset(),
-        }
-        joined = xr.DataTree.from_dict(groups)
-        joined.attrs.update(trees[0].attrs, guide="Ensemble of PointEstimate", chains=MEMBERS)
-        return joined
+        return storage.join_chains(trees, groups=("posterior",))
 
 
 def members(seed: int) -> list[int]:

@@ -1,0 +1,15 @@
+"""Tables of a study as text."""
+
+from collections.abc import Iterable
+
+
+def markdown_table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: Titles of the columns.
+        lines: Cells of every line.
+    """
+    titles = list(head)
+    rows = (titles, ["---"] * len(titles), *lines)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
