@@ -34,8 +34,6 @@ from dense_uncertainty.corruption import Corruption, corrupt
 from dense_uncertainty.pixels import (
     SCORES,
     by_uncertainty,
-    confusions_of,
-    iou,
     pixel_maps,
     resampled,
     score,
@@ -57,6 +55,7 @@ from monai.networks.nets.unet import UNet as MonaiUNet
 from torch import nn
 
 from ppl_med import storage
+from ppl_med.analysis import scoring
 from ppl_med.data import Batches, load_camvid, load_wbc_seg, mirror_with_mask, standardization
 from ppl_med.data.readers.camvid import CLASS_NAMES
 from ppl_med.inference import functions, predict
@@ -210,7 +209,7 @@ class Study:
         for name, arrays in self.tests.items():
             maps = self.predict_maps(model, guide, cell, arrays)
             storage.save(maps, folder / f"maps-{name.replace(' ', '-')}.nc")
-            confusion = confusions_of(maps)
+            confusion = maps["confusion"]
             confusions.append(confusion.expand_dims(images=[name]))
             parts.append(score(maps, confusion).expand_dims(images=[name]))
         confusion = xr.concat(confusions, "images", join="outer").to_dataset(name="confusion")
@@ -307,7 +306,8 @@ def with_gains(study: Study, found: dict[Cell, xr.Dataset]) -> xr.Dataset:
             for name in part["images"].values:
                 pair = [one.sel(images=name).dropna("case").values for one in (own, other)]
                 if pair[0].sum():
-                    gain.loc[name] = iou(pair[0].sum(0)) - iou(pair[1].sum(0))
+                    mine, baseline = (scoring.mean_iou(counts.sum(0)) for counts in pair)
+                    gain.loc[name] = mine - baseline
                     error.loc[name] = (resampled(pair[0]) - resampled(pair[1])).std(ddof=1)
         parts[cell] = part.assign(gain=gain, gain_se=error)
     return assemble(parts)

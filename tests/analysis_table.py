@@ -133,10 +133,15 @@ NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
 MAPS = Kind(map_tree, "maps/map")
 
+NO_ANALYSES = {"scoring.mean_iou"}  # functions of other things than a tree
 MODULES = (scoring, calibration, uncertainty, aggregation)
 ANALYSES: dict[str, Analysis] = {
     "scoring.score": Analysis(scoring.score, LABELS),
     "scoring.score/pixels": Analysis(scoring.score, PIXELS),
+    "scoring.confusion": Analysis(scoring.confusion, LABELS),
+    "scoring.confusion/pixels": Analysis(scoring.confusion, PIXELS),
+    "scoring.entry_scores": Analysis(scoring.entry_scores, LABELS, unknown=("nll", "correct")),
+    "scoring.entry_scores/pixels": Analysis(scoring.entry_scores, PIXELS, unknown=("brier",)),
     "scoring.brier_decomposition": Analysis(scoring.brier_decomposition, LABELS),
     "scoring.brier_decomposition/pixels": Analysis(scoring.brier_decomposition, PIXELS),
     "scoring.reliability": Analysis(scoring.reliability, LABELS),

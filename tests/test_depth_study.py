@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
-from sklearn.metrics import jaccard_score
 
 from ppl_med.plots.depth import depth_maps, noise_recovery
 
@@ -83,24 +82,6 @@ def test_the_nll_is_of_the_mixture_at_every_pixel(depth, law, family):
         axis=0,
     )
     assert depth._nll(tree, law) == pytest.approx(-np.log(density).mean())
-
-
-def test_iou_is_that_of_scikit_learn(streets):
-    truth = RNG.integers(-1, 11, (3, 9, 8)).astype(np.int8)
-    guess = RNG.integers(0, 11, (3, 9, 8)).astype(np.int8)
-    dims = ("case", "row", "col")
-    maps = xr.Dataset({"truth": (dims, truth), "prediction": (dims, guess)}, {"case": [0, 1, 2]})
-    counts = streets.confusions_of(maps)
-    known = truth >= 0
-    expected = jaccard_score(truth[known], guess[known], average="macro", labels=range(11))
-    assert counts.sum() == known.sum()
-    assert streets.iou(counts.values.sum(0)) == pytest.approx(expected)
-
-
-def test_a_class_that_never_occurs_does_not_count(streets):
-    confusion = np.zeros((3, 3))
-    confusion[:2, :2] = [[3, 1], [0, 4]]
-    assert streets.iou(confusion) == pytest.approx((3 / 4 + 4 / 5) / 2)
 
 
 def test_pixels_without_a_label_have_no_nll(streets):

@@ -2,6 +2,7 @@
 
 class_scores       score                             accuracy, NLL, Brier score, ECE
 brier_parts        brier_decomposition               what recalibration could remove, and the rest
+entry_maps         entry_scores, confusion           per case or pixel; IoU from counts
 confidence_bins    reliability                       confidence against accuracy, bin by bin
 log_scores         elpd_heldout                      log density of held-out cases
 draw_scores        crps, energy                      of predicted numbers
@@ -14,15 +15,19 @@ from ppl_med.analysis.scoring.brier_parts import brier_decomposition
 from ppl_med.analysis.scoring.class_scores import score
 from ppl_med.analysis.scoring.confidence_bins import reliability
 from ppl_med.analysis.scoring.draw_scores import crps, energy
+from ppl_med.analysis.scoring.entry_maps import confusion, entry_scores, mean_iou
 from ppl_med.analysis.scoring.log_scores import elpd_heldout
 from ppl_med.analysis.scoring.quantile_scores import interval_score, quantile_score
 
 __all__ = [
     "brier_decomposition",
+    "confusion",
     "crps",
     "elpd_heldout",
     "energy",
+    "entry_scores",
     "interval_score",
+    "mean_iou",
     "quantile_score",
     "reliability",
     "score",
