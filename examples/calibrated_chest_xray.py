@@ -1,4 +1,4 @@
-"""Chest X-rays: can the probability be trusted, and which diagnoses can not be excluded?
+"""Chest X-rays: can the probability be trusted, and which diagnoses cannot be excluded?
 
 Pneumonia on 28 x 28 X-rays of children (PneumoniaMNIST), or with --pictures malaria parasites in
 blood cells, by five ways to train one LeNet, each recalibrated in five ways, each with three kinds
@@ -6,7 +6,7 @@ of prediction sets. Every row is scored on the test part: accuracy, NLL, Brier s
 error with bootstrap intervals, coverage of the sets against its exact band, and their size.
 
 No case is used twice. The network learns on the training part. One half of the validation part
-teaches the recalibration maps and tells recipes and maps apart; the other half does nothing but
+trains the recalibration maps and compares recipes and maps; the other half does nothing but
 calibrate the prediction sets. The test part is read after all choices are made.
 
 Every run (guide, seed) gets a folder with its checkpoint and posteriors. Finished runs are not
@@ -64,7 +64,7 @@ class Options:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on in the output folder and keep finished runs."""
+    """Resume in the output folder; finished runs are kept."""
 
 
 HEAD = ("guide", "recalibration", "accuracy %", "NLL", "Brier", "ECE",

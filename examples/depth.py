@@ -1,15 +1,14 @@
-"""Depth from one image: noise that the net learns, doubt in the net, and what each is good for.
+"""Depth from one image: noise that the net learns, uncertainty of its weights, and their use.
 
 Trains four variants of one small U-Net (Kendall and Gal, NeurIPS 2017) on synthetic scenes whose
-noise is known at every pixel, with less and less data, and tries them on fresh scenes, and on
-shifted ones whose law of depth is the same but whose look no training scene has. So the seed's
-Make3D table can be held to the truth:
+noise is known at every pixel, with less and less data, and tests them on new scenes, and on shifted
+ones with the same distribution of depth and a look that no training scene has. The truth is known:
 
     aleatoric variance   should be that of the noise, whatever the number of training scenes
     epistemic variance   should fall with the number of scenes, and rise on shifted ones
 
-Weights are drawn by an ensemble, --guide dropout takes dropout: at a rate of 0.05 before the last
-layer alone the noise was overrated by 0.06 m, at a correlation of 0.85 with the truth.
+Weights are drawn by an ensemble; --guide dropout takes dropout, which at a rate of 0.05 before the
+last layer alone overrated the noise by 0.06 m, at a correlation of 0.85 with the truth.
 
 Writes to the output folder, for every run (variant, fraction, seed), checkpoint.pt, history.nc and
 figures.nc, for the runs in the report posterior-<images>.nc, and for all of them
@@ -97,9 +96,9 @@ class Options(StudyOptions):
     split: Literal["val", "test"] = "val"
     """Scenes to compare on. Choose settings on val; use test once, at the end."""
     likelihood: Literal["gaussian", "laplace"] = "gaussian"
-    """Law of the noise that the net assumes."""
+    """Distribution of the noise that the net assumes."""
     noise: Literal["gaussian", "laplace"] | None = None
-    """Law of the noise in the scenes; that of the likelihood by default."""
+    """Distribution of the noise in the scenes; that of the likelihood by default."""
     outliers: float = 0.0
     """Share of the training pixels whose depth is an echo from elsewhere."""
     scenes: int = 160
@@ -158,7 +157,7 @@ class Study:
 
     @property
     def noise(self) -> Literal["gaussian", "laplace"]:
-        """Law of the noise in the scenes."""
+        """Distribution of the noise in the scenes."""
         return self.options.noise or self.options.likelihood
 
     def training(self, cell: Cell) -> tuple[Batches, dict[str, Any], float]:
@@ -186,7 +185,7 @@ class Study:
         last = unet.convolution(2, channels[0], likelihood.num_outputs, 1)
         net = nn.Sequential(UNet(3, channels, 2), last, _Centre(middle))
         for layer in net.modules():
-            if isinstance(layer, nn.Conv2d):  # as the scenes' law does; zeros would be another law
+            if isinstance(layer, nn.Conv2d):  # as the scenes do; zeros differ
                 layer.padding_mode = "replicate"
         model = DenseRegressor(net, likelihood)
         return model, guide_of(model, cell.variant, self.options, cell.seed)
@@ -242,7 +241,7 @@ def score(tree: xr.DataTree, noise_sd: np.ndarray, law: str) -> xr.Dataset:
     Args:
         tree: Of ``predict`` on them.
         noise_sd: True standard deviation of the noise (case, row, col), metres.
-        law: Of the likelihood: "normal" or "laplace".
+        law: Distribution of the likelihood: "normal" or "laplace".
     """
     parts = uncertainty.variance(tree, mcse=False)
     mean = tree["posterior/loc"].mean(("chain", "draw"))
@@ -340,7 +339,7 @@ def show(study: Study, result: xr.Dataset) -> None:
     sizes = _sizes(result)
     write_report(
         study.folder / "report.html",
-        title="Depth: what is noise, and what does the net not know?",
+        title="Depth: what is noise, and what does the network not know?",
         tree=trees[best]["none"],
         history=storage.load(first / "history.nc"),
         data_size=sizes,

@@ -64,7 +64,7 @@ class Options:
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
     """Folder that holds hippocampus/; by default what PPL_MED_DATA names."""
     guide: Literal["dropout", "ensemble", "mean_field", "frequentist"] = "dropout"
-    """What is believed of the weights; an ensemble is one of nets with dropout."""
+    """Distribution over the weights; an ensemble is one of nets with dropout."""
     split: Literal["val", "test"] = "val"
     """Cases to report on. Choose settings on val; use test once, at the end."""
     out: Path = Path("runs/hippocampus")
@@ -76,11 +76,11 @@ class Options:
     steps: int = 600
     """Training steps."""
     batch_size: int = 2
-    """Volumes a step."""
+    """Volumes per training step."""
     rate: float = 3e-3
     """Learning rate of Adam; falls to 0 along a cosine."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
     dropout: float = 0.1
     """Probability that the guide dropout drops a channel of a wide layer."""
     channels: tuple[int, ...] = (16, 32, 64, 128)
@@ -94,7 +94,7 @@ class Options:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on with an interrupted run in the output folder."""
+    """Resume an interrupted run in the output folder."""
 
     def shrink(self) -> None:
         """Make everything small."""
@@ -120,11 +120,11 @@ def build(options: Options) -> tuple[BayesianSegmenter, Any]:
 
 
 def shuffled(masks: xr.DataArray, seed: int) -> xr.DataArray:
-    """The draws in another order in every voxel: the same law of each, and no coherence.
+    """The draws in another order in every voxel: the same marginals, and no coherence.
 
     Args:
         masks: Class ids (chain, draw, case, depth, row, col).
-        seed: Of the orders.
+        seed: Seed of the orders.
     """
     rng = np.random.default_rng(seed)
     flat = masks.astype(np.uint8).transpose("case", "chain", "draw", ...).compute()
@@ -258,7 +258,7 @@ def rows(result: xr.Dataset) -> list[list[str]]:
 def tabulate(
     found: dict[str, dict[str, xr.Dataset]], overlap: dict[str, xr.DataArray]
 ) -> xr.Dataset:
-    """One place a line of the table."""
+    """One row per structure and interval."""
     lines = []
     for cases, by_kind in found.items():
         own = overlap.get(cases, xr.full_like(overlap["val"], np.nan))  # of whole splits only
@@ -318,7 +318,8 @@ def show(
     low, high = binom.interval(0.95, number, LEVEL)
     text = (
         f"{pitfall(result, options.split)} Of {number} intervals that cover with probability "
-        f"{LEVEL:g}, {low:g} to {high:g} hold the truth in 95 of 100 studies (binomial law)."
+        f"{LEVEL:g}, {low:g} to {high:g} hold the truth in 95 of 100 studies "
+        "(binomial distribution)."
     )
     body = "".join(
         picture(figures.size_intervals(found[last], str(structure)), f"Volumes of {structure}.")

@@ -225,7 +225,10 @@ def pictures(options: Options, nodules: Nodules, name: str, one: Run) -> list[Se
         Section(
             f"maps-{anchor}",
             f"{name}: where it is unsure",
-            paragraph("Orange is doubt inside each draw, blue is disagreement between draws.")
+            paragraph(
+                "Orange is aleatoric: uncertainty within each draw. Blue is epistemic: "
+                "disagreement between draws."
+            )
             + picture(
                 figures.uncertainty_maps(maps, nodules.images[place]),
                 f"Maps of entropy of {name} and its two parts.",

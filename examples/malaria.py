@@ -67,12 +67,12 @@ class Options:
     draws: int = 32
     """Posterior draws."""
     epochs: int = 40
-    """Epochs with all the data; a fraction f gets epochs / sqrt(f). Mean-field goes on from there
+    """Epochs with all the data; a fraction f gets epochs / sqrt(f). Mean-field trains on from there
     for 0.75 epochs / f, which is the same number of steps at every fraction."""
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on in the output folder and keep finished runs."""
+    """Resume in the output folder; finished runs are kept."""
 
 
 class Study:

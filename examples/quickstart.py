@@ -51,7 +51,7 @@ class Options:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on with an interrupted run in the output folder."""
+    """Resume an interrupted run in the output folder."""
 
 
 def without_truth(cells: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

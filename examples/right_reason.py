@@ -63,9 +63,9 @@ class Options:
     kind: Kind = "tag"
     """What is planted."""
     probability: tuple[float, float] = (0.1, 0.9)
-    """Of the tag, in class 0 and in class 1."""
+    """Probability of the tag in class 0 and in class 1."""
     cases: int = 6000
-    """Most training cases, and most cases to compare on."""
+    """Maximum number of training cases, and of cases to compare on."""
     explained: int = 60
     """Cases whose attributions are computed."""
     epochs: int = 40
@@ -73,13 +73,13 @@ class Options:
     constraint: float = 300.0
     """Weight of the attribution constraint, nats times intensity squared."""
     adversary: float = 4.0
-    """Weight of the adversary's factor, nats a case."""
+    """Weight of the adversary's factor, nats per case."""
     draws: int = 40
-    """Posterior draws; intervals of 95 % take 39."""
+    """Posterior draws; intervals of 95 % need at least 39."""
     healthy: int = 306
-    """Most X-rays of the NIH without findings."""
+    """Maximum number of X-rays of the NIH without findings."""
     folds: int = 4
-    """Of the study of two sources, by patient."""
+    """Folds of the study of two sources, by patient."""
     source_epochs: int = 15
     """Passes over the X-rays of both sources."""
     seed: int = 0
@@ -91,7 +91,7 @@ class Options:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on in the output folder and keep finished nets."""
+    """Resume in the output folder; finished nets are kept."""
 
     def shrink(self) -> None:
         """Make the run one of seconds."""

@@ -2,7 +2,7 @@
 
 Five classes flip to a second version of themselves, each over the whole image or not at all, by
 coins that the image does not show (Kohl et al., NeurIPS 2018, section 4.2). So every image has 2^5
-masks whose probabilities are known, and a model can be held to them: does it find every mode, as
+masks whose probabilities are known, and a model can be tested: does it find every mode, as
 often as it should, and do all pixels of a class flip together?
 
 On CamVid, with --data, or on synthetic scenes, with --scenes: these need no data, are new in every

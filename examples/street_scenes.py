@@ -13,9 +13,9 @@ The published nets got 67.1 (baseline), 67.4 (aleatoric), 67.2 (epistemic) and 6
 the test split, and 57.2, 62.9 and 67.5 (both) with a quarter, half and all of the data. They are
 DenseNets of 103 layers, 360 x 480 pixels, trained until they converged. What stands here by default
 is a U-Net of 0.2 million weights at 72 x 96 pixels, a few minutes of training, and the validation
-split, some of whose frames are of a drive that is also in training: lower, and not comparable but
-in the order. ``--net tiramisu103 --size 180 240 --steps 30000 --batch-size 4`` comes nearest, on a
-GPU.
+split, some of whose frames are of a drive that is also in training: figures are lower, and only
+their order compares. ``--net tiramisu103 --size 180 240 --steps 30000 --batch-size 4`` comes nearest,
+on a GPU.
 
 Finished runs are kept with --resume, so the study can be stopped and spread over machines.
 """
@@ -119,13 +119,13 @@ class Options(StudyOptions):
     rate: float = 0.1
     """Rate of dropout; 0.2 in the papers."""
     noise_samples: int = 4
-    """Samples of the noise on the logits in every run of the net; a step costs with them."""
+    """Samples of the noise on the logits in each pass of the net; more cost more."""
     corruption: tuple[Corruption, ...] = ("blur", "noise", "fog")
     """What the corrupted images have."""
     severity: int = 3
-    """Of the corruption, 1 to 5."""
+    """Severity of the corruption, 1 to 5."""
     cells: bool = False
-    """Also try pictures of blood cells (wbc_seg/), which are no streets at all."""
+    """Also try pictures of blood cells (wbc_seg/), which show no streets at all."""
     cases: int | None = None
     """Images to compare on, evenly spaced; all by default."""
 

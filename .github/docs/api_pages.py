@@ -43,23 +43,26 @@ def _pages() -> dict[str, str]:
         and found.name not in LEFT_OUT
     ]
     packages = [ppl_med, *(module for module in modules if hasattr(module, "__path__"))]
-    pages = {}
-    for package in packages:
+    pages: dict[str, str] = {}
+    seen: set[int] = set()  # what a package shows is not shown again by a package inside it
+    for package in sorted(packages, key=lambda package: package.__name__):
         inside = [m for m in modules if m.__name__.rpartition(".")[0] == package.__name__]
-        text = _page(package, [m for m in inside if not hasattr(m, "__path__")])
+        text = _page(package, [m for m in inside if not hasattr(m, "__path__")], seen)
         if text:
             pages[package.__name__] = text
     return pages
 
 
-def _page(package: ModuleType, modules: list[ModuleType]) -> str:
+def _page(package: ModuleType, modules: list[ModuleType], seen: set[int]) -> str:
     """A package's page; empty where it has no public name."""
     name = package.__name__
     groups: dict[ModuleType, list[str]] = {}
     if hasattr(package, "__all__"):
         for public in package.__all__:
-            home = _home(getattr(package, public), package)
-            groups.setdefault(home, []).append(f"{name}.{public}")
+            value = getattr(package, public)
+            if id(value) not in seen:
+                seen.add(id(value))
+                groups.setdefault(_home(value, package), []).append(f"{name}.{public}")
     else:
         groups = {module: [f"{module.__name__}.{n}" for n in _names(module)] for module in modules}
     parts = [_title(name, "="), f".. automodule:: {name}\n   :no-members:\n"]

@@ -6,7 +6,7 @@ neither is emphasis nor a substitution.
 """
 
 import re
-from typing import Any
+from typing import Any, get_origin
 
 STAR = re.compile(r"(?<![\w*\\`])\*(?=\w+[\s,)\]])(?![^*\n]*\w\*)")
 BAR = re.compile(r"(?<!\\)\|")
@@ -16,7 +16,10 @@ LIST = re.compile(r"\s*([-*]|\d+\.) ")
 
 def adapt(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Change the lines of one docstring in place; an ``autodoc-process-docstring`` handler."""
-    if what == "data" and getattr(obj, "__doc__", None) == type(obj).__doc__:
+    if what == "data" and getattr(obj, "__doc__", None) in {
+        type(obj).__doc__,
+        getattr(get_origin(obj), "__doc__", None),
+    }:
         lines[:] = []  # a constant without a docstring has that of its type
     elif what == "module":
         lines[:] = [line for block in _blocks(lines) for line in _shown(block)]

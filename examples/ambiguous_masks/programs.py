@@ -56,9 +56,9 @@ class ModelOptions:
     batch_size: int = 32
     """Images in a training step."""
     learning_rate: float = 1e-3
-    """Of Adam; it falls to 0 over the last third of the steps."""
+    """Learning rate of Adam; it falls to 0 over the last third of the steps."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
     draws: int = 16
     """Samples of every image; the ensemble has one per member."""
     objective: Literal["elbo", "iwae", "geco"] | None = None
@@ -86,7 +86,7 @@ class ModelOptions:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on in the output folder and keep finished models."""
+    """Resume in the output folder; finished models are kept."""
 
     def shrink(self) -> None:
         """Make every model small and its training a few steps, for --smoke."""

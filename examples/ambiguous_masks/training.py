@@ -14,7 +14,7 @@ from ppl_med import storage
 from ppl_med.inference import cooldown, fit, predict
 
 WEIGHT_DECAY = 1e-5
-LATENT_PLANE = ("prob_unet", "image_to_image_vae")  # models with one code a case
+LATENT_PLANE = ("prob_unet", "image_to_image_vae")  # models with one code per case
 GRID = np.linspace(-2, 2, 5)
 
 
@@ -98,7 +98,7 @@ def decode_plane(model: Any, image: torch.Tensor) -> xr.DataArray:
     """Masks over the two latent dimensions that change them most, the others at the prior's mean.
 
     Args:
-        model: With one code z a case.
+        model: A model with one code z per case.
         image: Of one case, dims (channel, row, col), as the model was given it.
 
     Returns:

@@ -116,7 +116,7 @@ class Planted:
             shape = (len(arrays["image"]), *self.region.shape)
             arrays["irrelevant"] = np.broadcast_to(self.region, shape).copy()
         guide = BernoulliDropout(model, rate=0.1)
-        # The adversary needs many controls a batch, and as many steps as the others have.
+        # The adversary needs many controls per batch, and as many steps as the others have.
         more = 2 if net == "confounder_free" else 1
         print(f"{self.name}: training the {net.replace('_', '-')} net")
         history = fit(

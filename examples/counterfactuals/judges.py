@@ -79,7 +79,7 @@ def figures(results: dict[str, xr.Dataset], realism: dict[int, np.ndarray]) -> x
 def figures_of(
     result: xr.Dataset, naive: xr.DataArray, realism: dict[int, np.ndarray]
 ) -> xr.Dataset:
-    """One line: means over cases with standard errors, of flips an interval over draws."""
+    """One row: means over cases with standard errors, of flips an interval over draws."""
     flips = result["flipped"].mean("case").values.ravel()
     low, high = np.quantile(flips, [0.05, 0.95], method="weibull")
     target, own = result["target"].values, result["realism"].values

@@ -1,4 +1,4 @@
-"""Four variants of one net, which differ in the uncertainty they know, and their training.
+"""Four variants of one net, which differ in the uncertainty they model, and their training.
 
                  noise that depends on the input     distribution over weights
     baseline     no                                  no: one net, by maximum likelihood
@@ -52,9 +52,9 @@ class StudyOptions:
     batch_size: int = 8
     """Images in a training step."""
     learning_rate: float = 3e-3
-    """Of Adam, at the start; it falls to 0 by a cosine."""
+    """Learning rate of Adam at the start; it falls to 0 along a cosine."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
     guide: Literal["dropout", "ensemble"] = "dropout"
     """Distribution over weights, in the variants that have one."""
     rate: float = 0.1
@@ -66,7 +66,7 @@ class StudyOptions:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on in the output folder and keep finished runs."""
+    """Resume in the output folder; finished runs are kept."""
 
 
 class Cell(NamedTuple):
@@ -156,7 +156,7 @@ def share(batches: Batches, fraction: float, seed: int) -> Batches:
 def train(
     model: nn.Module, guide: Any, batches: Batches, options: StudyOptions, cell: Cell, folder: Path
 ) -> xr.Dataset:
-    """Train a run, or go on where it was stopped; the weights of a finished one are read.
+    """Train a run, or resume it; the weights of a finished one are read.
 
     Args:
         model: Any model.

@@ -26,7 +26,7 @@ def some_cases(tree: xr.DataTree, chosen: np.ndarray) -> xr.DataTree:
 
 
 def cross_validated_nll(name: str, tree: xr.DataTree) -> float:
-    """NLL of a map on cases it was not learnt on, all from the recalibration half; nats a case.
+    """NLL of a map on cases it was not learnt on, all from the recalibration half; nats per case.
 
     Infinite where some fold has no best parameters.
     """
