@@ -14,8 +14,8 @@ the test split, and 57.2, 62.9 and 67.5 (both) with a quarter, half and all of t
 DenseNets of 103 layers, 360 x 480 pixels, trained until they converged. What stands here by default
 is a U-Net of 0.2 million weights at 72 x 96 pixels, a few minutes of training, and the validation
 split, some of whose frames are of a drive that is also in training: figures are lower, and only
-their order compares. ``--net tiramisu103 --size 180 240 --steps 30000 --batch-size 4`` comes nearest,
-on a GPU.
+their order compares. ``--net tiramisu103 --size 180 240 --steps 30000 --batch-size 4``, on a GPU,
+comes nearest.
 
 Finished runs are kept with --resume, so the study can be stopped and spread over machines.
 """
