@@ -81,7 +81,7 @@ class _Maps:
 
 def _maps(dataset: xr.Dataset) -> _Maps:
     arrays = [require_dims(dataset[n], f"attribution_dataset[{n!r}]", _DIMS) for n in _NEEDED]
-    ids = [theme.plain(c, 24) for c in _labels(dataset, "case")]
+    ids = [theme.plain(c, 24) for c in dataset["case"].values.tolist()]
     several = dataset.sizes["channel"] > 1
     if several and "attribution" in dataset:
         draws = dataset["attribution"].astype(np.float64).sum("channel")
@@ -92,9 +92,9 @@ def _maps(dataset: xr.Dataset) -> _Maps:
         arrays = [array.expand_dims("channel").transpose(*_DIMS) for array in arrays]
     unit = theme.unit_of(dataset["mean"], "output unit", 26)
     split = several and "attribution" not in dataset
-    channels = (
-        [f"\nchannel {theme.plain(c, 16)}" for c in _labels(dataset, "channel")] if split else [""]
-    )
+    channels = [""]
+    if split:
+        channels = [f"\nchannel {theme.plain(c, 16)}" for c in dataset["channel"].values.tolist()]
     names = [f"Case {case}{channel}" for case in ids for channel in channels]
     cases = [index for index in range(len(ids)) for _ in channels]
     rows = [_rows(array) for array in arrays]
@@ -104,11 +104,6 @@ def _maps(dataset: xr.Dataset) -> _Maps:
 def _rows(array: xr.DataArray) -> NDArray[np.float64]:
     values = array.to_numpy().astype(np.float64)
     return values.reshape(-1, *values.shape[2:])
-
-
-def _labels(dataset: xr.Dataset, dim: str) -> list[object]:
-    known = dim in dataset.coords
-    return dataset[dim].to_numpy().tolist() if known else list(range(dataset.sizes[dim]))
 
 
 def _region(mask: ArrayLike, num_cases: int, size: tuple[int, ...]) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ def depth_maps(
         panels["true noise, sd"] = (_truth(noise_sd, group, chosen), _NOISE)
     panels["learnt noise, sd"] = (np.sqrt(_maps(parts["aleatoric"], "aleatoric")), _NOISE)
     panels["epistemic, sd"] = (np.sqrt(_maps(parts["epistemic"], "epistemic")), _EPISTEMIC)
-    ids = group["case"].to_numpy()[chosen] if "case" in group.coords else np.array(chosen)
+    ids = group["case"].to_numpy()[chosen]
     scaled = {title: (*one, *_limits(panels, one[1])) for title, one in panels.items()}
     figure = map_rows(pictures[chosen], ids.tolist(), scaled, unit, 1.45, _TITLES)
     theme.heading(figure, "Predicted depth, its noise and its epistemic uncertainty")

@@ -112,8 +112,7 @@ def sets_over_images(
     for ax, index in zip(cards, order, strict=False):
         color = theme.MISS if covered[index] == 0 else theme.HIT
         color = _UNKNOWN if np.isnan(covered[index]) else color
-        case = member["case"].values[index] if "case" in member.coords else index
-        _picture(ax, pictures[index], color, theme.plain(case, 22))
+        _picture(ax, pictures[index], color, theme.plain(member["case"].values[index], 22))
         own = None if truth is None or truth[index] < 0 else int(truth[index])
         _classes(ax, names, member.values[index], own)
     for ax in cards[len(order) :]:

@@ -49,7 +49,7 @@ def elbo(history: xr.Dataset) -> Figure:
     axes = figure.subplots(
         3 + varies, 1, sharex=True, height_ratios=[1, 1, 1] + [0.4] * varies, squeeze=False
     )[:, 0]
-    step = _steps(history)
+    step = history["step"].to_numpy().astype(np.float64)
     names = ("bound" if "bound" in history else "elbo", "nll", "kl")
     for ax, name in zip(axes, names, strict=False):
         _curve(ax, history, step, name)
@@ -77,12 +77,6 @@ def _by_member(values: xr.DataArray) -> NDArray[np.float64]:
     """Values of every member of an ensemble, or of the one fit: dims (member, step)."""
     stacked = values if "chain" in values.dims else values.expand_dims("chain")
     return stacked.transpose("chain", ...).to_numpy().astype(np.float64)
-
-
-def _steps(history: xr.Dataset) -> NDArray[np.float64]:
-    known = "step" in history.coords
-    step = history["step"].to_numpy() if known else np.arange(history.sizes["step"])
-    return step.astype(np.float64)
 
 
 def _curve(ax: Axes, history: xr.Dataset, step: NDArray[np.float64], name: str) -> None:

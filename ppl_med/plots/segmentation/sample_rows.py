@@ -105,7 +105,7 @@ def _probabilities(tree: xr.DataTree) -> xr.DataArray:
 
 
 def _label(probs: xr.DataArray, index: int) -> str:
-    value = str(probs["case"].values[index] if "case" in probs.coords else index)
+    value = str(probs["case"].values[index])
     length = max(4, round(_LINE * probs.sizes["row"] / probs.sizes["col"]))
     lines = [value[:length], value[length:]] if len(value) > length else [value]
     return "\n".join(plain(line, length) for line in lines)
