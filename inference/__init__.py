@@ -8,12 +8,14 @@ from ppl_med.inference.guides.conditional_normal import ConditionalNormal
 from ppl_med.inference.guides.ensemble import Ensemble
 from ppl_med.inference.guides.from_prior import FromPrior
 from ppl_med.inference.guides.joined import Guides
+from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.prediction.plain_functions import functions
 from ppl_med.inference.predictive import predict
-from ppl_med.inference.svi import cooldown, fit, warm_up
+from ppl_med.inference.svi import fit
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
+from ppl_med.inference.training.schedules import cooldown, warm_up
 from ppl_med.programs.elbo import elbo_terms
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Geco",
     "Guides",
     "ImportanceWeighted",
+    "LowRankNormal",
     "MeanFieldNormal",
     "PointEstimate",
     "cooldown",

@@ -1,11 +1,9 @@
 """What ``fit`` and ``predict`` need of batches: a length, a size, an order that can be resumed."""
 
-import math
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -17,6 +15,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from ppl_med.checks import choice, positive, whole
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
 from ppl_med.programs import protocol
@@ -125,9 +124,8 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
         ValueError: If they are empty, or the size is unknown or makes no sense.
     """
     length = check_iterable(batches)
-    whole = isinstance(num_cases, int | np.integer) and not isinstance(num_cases, bool)
-    if num_cases is not None and not (whole and num_cases > 0):
-        raise ValueError(f"num_cases must be a whole number above 0, got {num_cases!r}")
+    if num_cases is not None:
+        num_cases = whole("num_cases", num_cases)
     size = num_cases if num_cases is not None else getattr(batches, "num_cases", None)
     if size is None and isinstance(batches, DataLoader):
         size = _size_of_loader(batches)
@@ -262,44 +260,21 @@ def check_arguments(
     Raises:
         ValueError: Names the argument.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
-        raise ValueError(f"epochs must be a whole number, at least 1, got {epochs!r}")
-    if not (is_finite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
-    if not callable(schedule) and schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule must be 'constant', 'cosine' or a function, got {schedule!r}")
+    whole("epochs", epochs)
+    positive("learning_rate", learning_rate)
+    choice("precision", precision, ("float32", "bfloat16"))
+    if not callable(schedule):
+        choice("schedule", schedule, ("constant", "cosine"), fix="or pass a function")
     check_seed(seed)
 
 
-def is_finite(value: Any) -> bool:
-    """Whether something is a finite number."""
-    try:
-        return math.isfinite(value)
-    except TypeError:
-        return False
-
-
-def check_draws(draws: int, name: str = "draws", least: int = 1) -> None:
-    """Raise on a number of draws that is no whole number, or too small.
+def check_seed(seed: int) -> int:
+    """A seed, a whole number from 0 on that 63 bits hold.
 
     Raises:
-        ValueError: Names the argument.
+        ValueError: If it is none.
     """
-    whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
-    if not whole or draws < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {draws!r}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise on a seed that is no whole number from 0 on.
-
-    Raises:
-        ValueError: Names the argument.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+    return whole("seed", seed, least=0, most=2**63 - 1)
 
 
 def has_graders(values: Mapping[str, Any]) -> bool:

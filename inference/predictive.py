@@ -17,9 +17,9 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from ppl_med.checks import choice, whole
 from ppl_med.inference.batches import (
     batch_spec,
-    check_draws,
     check_iterable,
     check_seed,
     first_batch,
@@ -46,7 +46,7 @@ from ppl_med.programs.sites import (
     without_observations,
 )
 from ppl_med.weights.call_cache import caching
-from ppl_med.weights.sliding_window import Blend, Patches, by_patches
+from ppl_med.weights.sliding_window import Blend, SlidingWindow, sliding
 
 CHUNK_CASES, CHUNK_NUMBERS = 512, 2**26
 
@@ -122,22 +122,23 @@ def predict(
         UserWarning: On entries of a batch that ``constant_data`` cannot hold.
     """
     started = time.time()
-    _check(draws, prior_draws, log_likelihood_of, seed)
-    draws, prior_draws, seed = int(draws), int(prior_draws), int(seed)
-    patches = None if window is None else Patches(window, overlap, blend)
+    draws, prior_draws = whole("draws", draws), whole("prior_draws", prior_draws, least=0)
+    seed = check_seed(seed)
+    choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
+    windowed = None if window is None else SlidingWindow(window, overlap, blend)
     num_batches = check_iterable(batches)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
     own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
-    with torch_restored(), by_patches(patches):
+    with torch_restored(), sliding(windowed):
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, draws, seed)
-        _check_used(patches, model)
+        _check_used(windowed, model)
         attrs = _attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
-        if patches is not None:
-            attrs["window"] = str(patches)
+        if windowed is not None:
+            attrs["window"] = str(windowed)
         sink = open_sink(store, attrs, resume=resume, from_prior=guide is None)
         if sink.complete:
             tree = sink.open()
@@ -161,18 +162,8 @@ def predict(
     return sink.finish(wall_time=time.time() - started)
 
 
-def _check(draws: int, prior_draws: int, log_likelihood_of: str, seed: int) -> None:
-    check_draws(draws)
-    check_draws(prior_draws, "prior_draws", 0)
-    if log_likelihood_of not in ("held-out", "training"):
-        raise ValueError(
-            f"log_likelihood_of must be 'held-out' or 'training', got {log_likelihood_of!r}"
-        )
-    check_seed(seed)
-
-
-def _check_used(patches: Patches | None, model: Program) -> None:
-    if patches is not None and not patches.used:
+def _check_used(windowed: SlidingWindow | None, model: Program) -> None:
+    if windowed is not None and not windowed.used:
         raise ValueError(
             f"window: {full_name(model)} runs no network with random weights (RandomWeights), the "
             "only ones that run by patches; leave window out, and predict smaller images"

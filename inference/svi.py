@@ -20,12 +20,10 @@ from ppl_med.inference.batches import as_loader, batch_spec, check_arguments
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.history import join_histories
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
-from ppl_med.inference.training.plan import Plan
+from ppl_med.inference.training.schedules import Schedule
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.programs import rng
 from ppl_med.programs.sites import Program
-
-Schedule = Callable[[float], float]
 
 
 def fit(
@@ -78,7 +76,7 @@ def fit(
             seed + m, and equals a single run with that seed.
         checkpoint: File for the state of the run, replaced atomically.
         checkpoint_every: Seconds between checkpoints.
-        resume: Go on from ``checkpoint`` if it exists. The result equals the uninterrupted run's.
+        resume: Resume from ``checkpoint`` if it exists. The result equals the uninterrupted run's.
         validation: Held-out batches; their NLL under 8 draws is recorded after every epoch.
         progress: Show a bar with ETA, ELBO, NLL and KL.
 
@@ -106,75 +104,28 @@ def fit(
         schedule=schedule,
         seed=seed,
     )
-    epochs, learning_rate, seed = int(epochs), float(learning_rate), int(seed)
-    loader = as_loader(batches, num_cases)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
-    plan = Plan(
-        loader=loader,
-        epochs=epochs,
-        learning_rate=learning_rate,
+    trainer = Trainer(
+        pairs=pairs,
+        loader=as_loader(batches, num_cases),
+        spec=batch_spec(pairs[0][0]),
+        epochs=int(epochs),
+        learning_rate=float(learning_rate),
         optimizer=optimizer,
         schedule=schedule,
         kl_weight=kl_weight,
         objective=objective if objective is not None else Elbo(),
         precision=precision,
-        device=chosen,
-        seed=seed,
+        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        seed=int(seed),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         checkpoint_every=checkpoint_every,
         validation=validation,
         progress=progress,
-        limits=batch_spec(pairs[0][0]),
     )
-    trainer = Trainer(plan, pairs)
     with rng.restored(), pyro.validation_enabled(False), warnings.catch_warnings():
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
         trainer.prepare(resume=resume)
         histories = trainer.run()
     return join_histories(histories, ensemble=isinstance(guide, Ensemble))
-
-
-def warm_up(fraction: float = 0.5, weight: float = 1.0, start: float = 0.0) -> Schedule:
-    """A KL weight that goes linearly from ``start`` to ``weight`` over the first part of training.
-
-    From 0 it keeps a code from collapsing before the decoder reads it (Bowman et al., "Generating
-    sentences from a continuous space", CoNLL 2016). From above 1 it keeps out of a code what the
-    mask does not need, where one is in no danger of collapse: with many pixels a mask, say.
-
-    Args:
-        fraction: Part of the run over which it changes, in (0, 1].
-        weight: Where it stays.
-        start: Where it begins.
-
-    Returns:
-        A function for ``fit(kl_weight=...)``.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-    if not 0 < fraction <= 1 or weight < 0 or start < 0:
-        raise ValueError(
-            "fraction must be in (0, 1], weight and start 0 or more, got "
-            f"{fraction}, {weight}, {start}"
-        )
-    return lambda done: weight if done >= fraction else start + (weight - start) * done / fraction
-
-
-def cooldown(fraction: float = 0.35) -> Schedule:
-    """A learning rate that stays, and falls linearly to 0 over the last part of training.
-
-    Where a model learns one thing after another, such as a latent code that takes up mode after
-    mode, it gets further in the same number of steps than under a cosine (Hägele et al., "Scaling
-    laws and compute-optimal training beyond fixed training durations", NeurIPS 2024).
-
-    Args:
-        fraction: Part of the run over which it falls, in (0, 1].
-
-    Returns:
-        A function for ``fit(schedule=...)``.
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-    return lambda done: min(1.0, (1 - done) / fraction)

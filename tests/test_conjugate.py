@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ppl_med.inference import (
     Ensemble,
+    LowRankNormal,
     MeanFieldNormal,
     PointEstimate,
     elbo_terms,
@@ -129,6 +130,28 @@ def test_mean_field_finds_its_optimum(kind: str, estimator: Any) -> None:
     assert_found(*mean_field(guide), optimum)
     if kind == "orthogonal":
         torch.testing.assert_close(optimum[1], torch.linalg.inv(precision).diagonal().sqrt())
+
+
+def test_low_rank_normal_finds_the_whole_posterior() -> None:
+    """With as many columns as weights, correlations too, which independent normals cannot have."""
+    data, model = design("correlated"), LinearRegression()
+    q: Any = trained(model, LowRankNormal(model, 3, 0.3), data, 3000).distribution()
+    mean, precision = posterior(data)
+    exact = torch.linalg.inv(precision)
+    assert_found(q.loc.detach(), q.variance.detach().sqrt(), (mean, exact.diagonal().sqrt()))
+    found = q.covariance_matrix.detach()
+    correlations = [c / torch.outer(*[c.diagonal().sqrt()] * 2) for c in (found, exact)]
+    torch.testing.assert_close(*correlations, atol=0.1, rtol=0)
+    assert correlations[1].abs().tril(-1).max() > 0.5
+
+
+def test_low_rank_normal_has_the_divergence_of_torch() -> None:
+    model = LinearRegression(FanInNormal(1.3, bias_scale=0.7))
+    q: Any = LowRankNormal(model, 2, 0.4).distribution()
+    p: Any = model.network.prior_distribution()
+    dense = dist.MultivariateNormal(p.loc.expand(3), torch.diag(p.scale.square()))
+    expected = torch.distributions.kl_divergence(q, dense)
+    torch.testing.assert_close(torch.distributions.kl_divergence(q, p), expected)
 
 
 @pytest.mark.parametrize("estimator", ["shared", "flipout", "local", "auto"])

@@ -181,7 +181,7 @@ def test_starts_come_from_the_seed_and_leave_the_generator_alone() -> None:
 
 
 def test_one_member_is_no_ensemble() -> None:
-    with pytest.raises(ValueError, match="members must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="members must be a whole number, 2 or more, got 1"):
         Ensemble(small_model(), PointEstimate, 1)
 
 

@@ -31,6 +31,7 @@ from ppl_med.inference import (
     Ensemble,
     FromPrior,
     Guides,
+    LowRankNormal,
     MeanFieldNormal,
     PointEstimate,
     fit,
@@ -445,6 +446,7 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "categorical-point": partial(classifier, PointEstimate),
     "bernoulli-point": partial(classifier, PointEstimate, likelihood="bernoulli"),
     "maximum-likelihood": partial(classifier, MAXIMUM_LIKELIHOOD),
+    "low-rank": partial(classifier, partial(LowRankNormal, rank=2)),
     "last-layer": partial(classifier, MeanFieldNormal, where="last_layer"),
     "last-layer-dropout": partial(
         classifier, partial(BernoulliDropout, skip_first=False), where="last_layer"

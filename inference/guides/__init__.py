@@ -7,6 +7,7 @@ from ppl_med.inference.guides.conditional_normal import ConditionalNormal
 from ppl_med.inference.guides.ensemble import Ensemble
 from ppl_med.inference.guides.from_prior import FromPrior
 from ppl_med.inference.guides.joined import Guides
+from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
 
@@ -18,6 +19,7 @@ __all__ = [
     "Ensemble",
     "FromPrior",
     "Guides",
+    "LowRankNormal",
     "MeanFieldNormal",
     "PointEstimate",
 ]

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_med.checks import share
 from ppl_med.inference.guides.conditional_guide import ConditionalGuide
 
 
@@ -36,8 +37,7 @@ class BestHead(ConditionalGuide):
                 f"model ({type(model).__name__}) has no all_heads(image); use MultiHeadUNet, or "
                 "give your model a method that returns logits (case, head, class, *space)"
             )
-        if not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon must be in [0, 1), got {epsilon!r}")
+        share("epsilon", epsilon)
         self._model = [model]  # in a list: its parameters are the model's, not the guide's
         self.epsilon, self.site = epsilon, site
 

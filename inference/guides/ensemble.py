@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ppl_med.checks import choice, whole
+
 
 class Ensemble(nn.Module):
     """Members of one kind, started apart.
@@ -42,10 +44,9 @@ class Ensemble(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if members < 2:
-            raise ValueError(f"members must be at least 2, got {members}")
-        if not (callable(start) or start in ("reset", "keep")):
-            raise ValueError(f"start must be 'reset', 'keep' or a function, got {start!r}")
+        members = whole("members", members, least=2)
+        if not callable(start):
+            choice("start", start, ("reset", "keep"), fix="or pass a function")
         self.models, self.guides = nn.ModuleList(), nn.ModuleList()
         with torch.random.fork_rng(devices=[]):
             for member in range(members):

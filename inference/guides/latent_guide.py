@@ -14,6 +14,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import softplus
 
+from ppl_med.inference.guides.weight_guide import inverse_softplus
 from ppl_med.programs.isolation import undisturbed
 from ppl_med.programs.sites import select_arguments
 
@@ -33,8 +34,7 @@ class _Site(nn.Module):
         draws = torch.stack([fn.sample() for _ in range(MEDIAN_DRAWS)])
         start = self.transform.inv(draws).median(0).values.detach()
         self.loc = nn.Parameter(start.clone())
-        scale = torch.full_like(start, init_scale)
-        self.raw_scale = nn.Parameter(scale + torch.log(-torch.expm1(-scale)))
+        self.raw_scale = nn.Parameter(inverse_softplus(torch.full_like(start, init_scale)))
         self.event_dim = len(fn.event_shape)
 
     def forward(self) -> Any:

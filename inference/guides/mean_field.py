@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_med.inference.batches import is_finite
+from ppl_med.checks import choice, positive
 from ppl_med.inference.guides.latent_guide import LatentNormals
-from ppl_med.inference.guides.weight_guide import WeightGuide, WeightPart
+from ppl_med.inference.guides.weight_guide import WeightGuide, WeightPart, inverse_softplus
 from ppl_med.weights import FlatNormal, RandomWeights, find_random_weights
 from ppl_med.weights.estimators import LazyWeights, NormalEstimator, WeightEstimator
 
@@ -112,11 +112,6 @@ class _NormalPart(WeightPart):
         return FlatNormal(self.loc, self.scale)
 
 
-def inverse_softplus(scale: Tensor) -> Tensor:
-    """The x with softplus(x) = scale > 0, accurate for small scales."""
-    return scale + torch.log(-torch.expm1(-scale))
-
-
 def _start(guide: WeightGuide, weights: RandomWeights) -> Tensor:
     """Another guide's mean of the same weights."""
     if not isinstance(guide, WeightGuide):
@@ -171,10 +166,8 @@ class MeanFieldNormal(WeightGuide):
         example: Mapping[str, Any] | None = None,
         start: WeightGuide | None = None,
     ) -> None:
-        if estimator not in get_args(Estimator):
-            raise ValueError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
-        if not (is_finite(init_scale) and init_scale > 0):
-            raise ValueError(f"init_scale must be positive, got {init_scale!r}")
+        choice("estimator", estimator, get_args(Estimator))
+        init_scale = positive("init_scale", init_scale)
         weights = find_random_weights([model])
         if weights or example is None:
             super().__init__(model, lambda found: _NormalPart(found, init_scale, estimator, start))

@@ -4,11 +4,17 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pyro
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_med.weights import Layout, RandomWeights, find_random_weights
 from ppl_med.weights.estimators import LazyWeights, WeightEstimator
+
+
+def inverse_softplus(scale: Tensor) -> Tensor:
+    """The x with softplus(x) = scale > 0, accurate for small scales."""
+    return scale + torch.log(-torch.expm1(-scale))
 
 
 class WeightPart(nn.Module):
@@ -39,7 +45,7 @@ class WeightPart(nn.Module):
         return value
 
     def get_extra_state(self) -> dict[str, list[str] | None]:
-        """Which weights one pass uses once, so that a resumed run goes on as it was."""
+        """Which weights one pass uses once, so that a resumed run continues as it was."""
         once = self._once
         if once is None and self._first is not None and self._first.uses:
             once = frozenset(name for name, n in self._first.uses.items() if n == 1)

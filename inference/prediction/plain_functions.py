@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_med.inference.batches import check_draws, check_seed
+from ppl_med.checks import whole
+from ppl_med.inference.batches import check_seed
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.programs.parameters import move, set_mode
@@ -117,7 +118,6 @@ def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0)
     Returns:
         ``draws`` functions a chain; each has ``chain`` and ``draw``.
     """
-    check_draws(draws)
-    check_seed(seed)
+    draws, seed = whole("draws", draws), check_seed(seed)
     pairs = enumerate(members_of(model, guide))
     return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws)

@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
-from ppl_med.inference.batches import is_finite
+from ppl_med.checks import positive, share, whole
 from ppl_med.programs.elbo import Terms, check_sites, elbo_terms, total
 from ppl_med.programs.sites import Program, is_local, sample_sites
 
@@ -86,11 +86,8 @@ class ImportanceWeighted(nn.Module):
         self, particles: int = 8, max_plate_nesting: int = 1, *, elbo_steps: int = 0
     ) -> None:
         super().__init__()
-        for name, value, least in (("particles", particles, 1), ("elbo_steps", elbo_steps, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
-        self.particles, self.max_plate_nesting = particles, max_plate_nesting
-        self.elbo_steps, self.step = elbo_steps, 0
+        self.particles, self.max_plate_nesting = whole("particles", particles), max_plate_nesting
+        self.elbo_steps, self.step = whole("elbo_steps", elbo_steps, least=0), 0
 
     def forward(
         self,
@@ -211,10 +208,8 @@ class Geco(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in {"target": target, "rate": rate, "start": start, "limit": limit}.items():
-            if not (is_finite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+            positive(name, value)
+        share("momentum", momentum)
         self.target, self.rate, self.momentum, self.limit = target, rate, momentum, limit
         self.register_buffer("multiplier", torch.tensor(float(start)))
         self.register_buffer("average", torch.tensor(float("nan")))

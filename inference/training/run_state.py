@@ -1,36 +1,56 @@
-"""The state of a training run: all that a resumed one needs to go on as if never interrupted."""
+"""The state of a training run: all that a resumed one needs to continue as if never interrupted."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.training.history import History
-from ppl_med.inference.training.plan import Position
+from ppl_med.inference.training.schedules import rate_factor, weight_at
 from ppl_med.programs import rng
 
 if TYPE_CHECKING:
     from ppl_med.inference.training.trainer import Trainer
 
+POSITION = ("member", "epoch", "batch")
+CHECKED = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of a run at which schedules are compared
+
 
 def run_state(trainer: "Trainer") -> dict[str, Any]:
     """Parameters, optimizers, histories, position and random number generators of a run."""
-    plan = trainer.plan
     return {
         "fingerprints": [files.fingerprint(*pair) for pair in trainer.pairs],
         "states": [files.program_state(*pair) for pair in trainer.pairs],
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "objectives": [objective.state_dict() for objective in trainer.objectives],
         "histories": [asdict(history) for history in trainer.histories],
-        "position": asdict(trainer.position),
-        "identity": plan.identity() | _settings(trainer),
-        "generators": rng.get_state(plan.device),
-        "loader_generators": [g.get_state() for g in plan.loader.generators()],
+        "position": {name: getattr(trainer, name) for name in POSITION},
+        "identity": identity(trainer),
+        "generators": rng.get_state(trainer.device),
+        "loader_generators": [g.get_state() for g in trainer.loader.generators()],
         "epoch_start": trainer.epoch_start,
     }
 
 
-def _settings(trainer: "Trainer") -> dict[str, Any]:
-    return {"settings of the model": files.settings(trainer.pairs[0][0])}
+def identity(trainer: "Trainer") -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one.
+
+    Raises:
+        ValueError: If a schedule gives no finite number from 0 on.
+    """
+    return {
+        "epochs": trainer.epochs,
+        "num_cases": trainer.loader.num_cases,
+        "len(batches)": trainer.loader.num_batches,
+        **trainer.loader.settings(),
+        **trainer.objective.settings(),  # type: ignore[operator]
+        "learning_rate": trainer.learning_rate,
+        "precision": trainer.precision,
+        "seed": trainer.seed,
+        "kl_weight": [round(weight_at(trainer.kl_weight, x), 12) for x in CHECKED],
+        "schedule": [round(rate_factor(trainer.schedule, x), 12) for x in CHECKED],
+        "validation": trainer.validation is not None,
+        "settings of the model": files.settings(trainer.pairs[0][0]),
+    }
 
 
 def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
@@ -39,14 +59,14 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
     Raises:
         ValueError: If the checkpoint belongs to other programs or was made with other arguments.
     """
-    plan, path = trainer.plan, trainer.plan.checkpoint
+    path = trainer.checkpoint
     if "optimizers" not in content:
         raise ValueError(
             f"checkpoint {path} was written by save, not by fit: it holds no optimizer; load it "
             "with load, and give fit another path"
         )
     files.check_members(path, content, trainer.pairs)
-    for name, value in (plan.identity() | _settings(trainer)).items():
+    for name, value in (identity(trainer)).items():
         if content["identity"].get(name) != value:
             raise ValueError(
                 f"{name} is {value} but the checkpoint {path} was made with "
@@ -64,10 +84,11 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
     for objective, state in zip(trainer.objectives, content["objectives"], strict=True):
         objective.load_state_dict(state)
     trainer.histories = [History(**figures) for figures in content["histories"]]
-    trainer.position = Position(**content["position"])
+    for name in POSITION:
+        setattr(trainer, name, content["position"][name])
     trainer.epoch_start = content["epoch_start"]
-    rng.set_state(content["generators"], plan.device)
-    own = plan.loader.generators()
+    rng.set_state(content["generators"], trainer.device)
+    own = trainer.loader.generators()
     for generator, state in zip(own, content["loader_generators"], strict=False):
         generator.set_state(state)
 

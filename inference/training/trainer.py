@@ -4,7 +4,9 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
-from ppl_med.inference.batches import check_one_grader, first_batch
+from ppl_med.inference.batches import BatchSpec, Loader, check_one_grader, first_batch
 from ppl_med.inference.training.dry_run import DryRun, check_validation, check_writable
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.loss_log import LossLog
-from ppl_med.inference.training.plan import Plan, Position
-from ppl_med.inference.training.run_state import not_finite, restore, run_state
+from ppl_med.inference.training.run_state import identity, not_finite, restore, run_state
+from ppl_med.inference.training.schedules import Schedule, rate_factor, weight_at
 from ppl_med.programs import rng
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import free_parameters, set_mode
@@ -30,20 +32,44 @@ REFRESH_SECONDS, MAX_PENDING = 0.5, 1000
 VALIDATION_DRAWS = 8
 
 
+@dataclass
 class Trainer:
     """Trains the members one after the other.
 
-    Args:
-        plan: What to do.
-        pairs: (model, guide) of each member.
+    Attributes:
+        pairs: Model and guide of each member.
+        loader: The batches.
+        spec: What the model accepts.
+        member: Member that the next step trains; with ``epoch`` and ``batch`` where it stands.
+
+    The other attributes are the arguments of ``fit``.
     """
 
-    def __init__(self, plan: Plan, pairs: list[tuple[Program, Program]]) -> None:
-        self.plan, self.pairs = plan, pairs
-        self.position = Position()
-        self.histories = [History() for _ in pairs]
-        self.rehearsals: list[DryRun] = []
-        self.objectives = [copy.deepcopy(plan.objective).to(plan.device) for _ in pairs]
+    pairs: list[tuple[Program, Program]]
+    loader: Loader
+    spec: BatchSpec
+    epochs: int
+    learning_rate: float
+    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None
+    schedule: str | Schedule
+    kl_weight: float | Schedule
+    objective: torch.nn.Module
+    precision: str
+    device: torch.device
+    seed: int
+    checkpoint: Path | None
+    checkpoint_every: float
+    validation: Any
+    progress: bool
+    member: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        """Make what each member needs of its own."""
+        self.histories = [History() for _ in self.pairs]
+        self.dry_runs: list[DryRun] = []
+        self.objectives = [copy.deepcopy(self.objective).to(self.device) for _ in self.pairs]
         self.optimizers: list[torch.optim.Optimizer] = []
         self.losses = LossLog()
         self.epoch_start: dict[str, Any] | None = None
@@ -54,43 +80,42 @@ class Trainer:
 
     def prepare(self, *, resume: bool) -> None:
         """Check everything that can be checked, build optimizers, load a checkpoint."""
-        plan = self.plan
-        if plan.checkpoint is not None:
-            if plan.checkpoint.is_file() and not resume:
+        if self.checkpoint is not None:
+            if self.checkpoint.is_file() and not resume:
                 raise FileExistsError(
-                    f"checkpoint {plan.checkpoint} exists; pass resume=True to go on with it, or "
+                    f"checkpoint {self.checkpoint} exists; pass resume=True to resume it, or "
                     "another path"
                 )
-            check_writable(plan.checkpoint)
-        plan.identity()
-        first = first_batch(plan.loader.batches)
-        plan.limits.check(first, plan.loader.num_cases)
+            check_writable(self.checkpoint)
+        identity(self)  # calls the schedules
+        first = first_batch(self.loader.batches)
+        self.spec.check(first, self.loader.num_cases)
         check_one_grader(first)
         for member, (model, guide) in enumerate(self.pairs):
-            rng.seed_all(plan.seed + member)
+            rng.seed_all(self.seed + member)
             with private_store():
-                found = DryRun.of(model, guide, first, plan.loader.num_cases, plan.device)
-                if plan.validation is not None:
-                    check_validation(model, guide, plan.validation, plan.limits, plan.device)
+                found = DryRun.of(model, guide, first, self.loader.num_cases, self.device)
+                if self.validation is not None:
+                    check_validation(model, guide, self.validation, self.spec, self.device)
                 if len(self.pairs) > 1 and free_parameters(model, guide):
                     raise ValueError(
                         "members of an Ensemble share what pyro.param keeps in Pyro's store; make "
                         "these parameters nn.Parameter or PyroParam of the module"
                     )
-            self.rehearsals.append(found)
+            self.dry_runs.append(found)
             self.optimizers.append(self._optimizer(found.parameters))
-        rng.seed_all(plan.seed)
+        rng.seed_all(self.seed)
         self.never_finite = not_finite(self.pairs)
-        if resume and plan.checkpoint is not None and plan.checkpoint.exists():
-            restore(self, files.read(plan.checkpoint))
+        if resume and self.checkpoint is not None and self.checkpoint.exists():
+            restore(self, files.read(self.checkpoint))
 
     def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        if self.plan.optimizer is not None:
-            own = self.plan.optimizer(parameters)  # type: ignore[arg-type]
+        if self.optimizer is not None:
+            own = self.optimizer(parameters)  # type: ignore[arg-type]
             for group in own.param_groups:  # numbers of NumPy are not read back from a checkpoint
                 group.update({n: v.item() for n, v in group.items() if isinstance(v, np.generic)})
             return own
-        return torch.optim.Adam(parameters, lr=self.plan.learning_rate, fused=True)
+        return torch.optim.Adam(parameters, lr=self.learning_rate, fused=True)
 
     # ---------------------------------------------------------------- the loop
 
@@ -100,39 +125,37 @@ class Trainer:
         Returns:
             The history of each member.
         """
-        plan, position = self.plan, self.position
-        if position.member == len(self.pairs):
+        if self.member == len(self.pairs):
             return self.histories
-        steps = plan.epochs * plan.loader.num_batches
-        done = (position.member * plan.epochs + position.epoch) * plan.loader.num_batches
+        steps = self.epochs * self.loader.num_batches
+        done = (self.member * self.epochs + self.epoch) * self.loader.num_batches
         with tqdm(
             total=steps * len(self.pairs),
-            initial=done + position.batch,
+            initial=done + self.batch,
             desc="fit",
             unit="step",
-            disable=not plan.progress,
+            disable=not self.progress,
             mininterval=REFRESH_SECONDS,
         ) as bar:
-            while position.member < len(self.pairs):
+            while self.member < len(self.pairs):
                 with private_store():
                     self._train_member(bar)
                     self._finish_member()
-                position.member, position.epoch = position.member + 1, 0
-                if position.member < len(self.pairs):
-                    rng.seed_all(plan.seed + position.member)
+                self.member, self.epoch = self.member + 1, 0
+                if self.member < len(self.pairs):
+                    rng.seed_all(self.seed + self.member)
         self._save(force=True)
         return self.histories
 
     def _train_member(self, bar: Any) -> None:
-        plan, position = self.plan, self.position
-        pair, optimizer = self.pairs[position.member], self.optimizers[position.member]
+        pair, optimizer = self.pairs[self.member], self.optimizers[self.member]
         rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
-        while position.epoch < plan.epochs:
+        while self.epoch < self.epochs:
             set_mode(pair, True)
             self.losses.start_epoch()
             for batch in self._batches():
                 self._step(*pair, optimizer, rates, batch)
-                position.batch += 1
+                self.batch += 1
                 bar.update()
                 self._show(bar)
                 self._save()
@@ -145,37 +168,36 @@ class Trainer:
         A loader that draws its order from a generator repeats it on resuming: the generators are
         set to the epoch's start while it does, and then to where they stood.
         """
-        plan, position, now = self.plan, self.position, None
-        own = plan.loader.generators()
-        if position.batch == 0 or self.epoch_start is None:
+        now = None
+        own = self.loader.generators()
+        if self.batch == 0 or self.epoch_start is None:
             states = [generator.get_state() for generator in own]
-            self.epoch_start = {"process": rng.get_state(plan.device), "loader": states}
-        elif plan.loader.draws_its_order:
-            now = rng.get_state(plan.device)
-            rng.set_state(self.epoch_start["process"], plan.device)
+            self.epoch_start = {"process": rng.get_state(self.device), "loader": states}
+        elif self.loader.draws_its_order:
+            now = rng.get_state(self.device)
+            rng.set_state(self.epoch_start["process"], self.device)
             for generator, state in zip(own, self.epoch_start["loader"], strict=True):
                 generator.set_state(state)
-        iterator = plan.loader.open(position.epoch, position.batch, plan.seed + position.member)
+        iterator = self.loader.open(self.epoch, self.batch, self.seed + self.member)
         if now is not None:
-            rng.set_state(now, plan.device)
+            rng.set_state(now, self.device)
         while (batch := self._next(iterator)) is not None:
             yield batch
 
     def _next(self, iterator: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         """The next batch, checked; where it is bad, what was learned so far is saved."""
-        plan = self.plan
-        before = None if plan.checkpoint is None else rng.get_state(plan.device)
+        before = None if self.checkpoint is None else rng.get_state(self.device)
         try:
             batch = next(iterator, None)
             if batch is not None:
-                plan.limits.check(batch, plan.loader.num_cases)
+                self.spec.check(batch, self.loader.num_cases)
             return batch
         except Exception as error:
             if before is not None:
-                rng.set_state(before, plan.device)
+                rng.set_state(before, self.device)
                 with contextlib.suppress(OSError, FloatingPointError):
                     self._save(force=True)
-                    error.add_note(f"The training so far is in the checkpoint {plan.checkpoint}.")
+                    error.add_note(f"The training so far is in the checkpoint {self.checkpoint}.")
             raise
 
     def _step(
@@ -186,35 +208,34 @@ class Trainer:
         rates: list[float],
         batch: dict[str, Any],
     ) -> None:
-        plan, position = self.plan, self.position
-        index = position.epoch * plan.loader.num_batches + position.batch
-        done = index / (plan.epochs * plan.loader.num_batches)
-        weight = plan.weight(done)
+        index = self.epoch * self.loader.num_batches + self.batch
+        done = index / (self.epochs * self.loader.num_batches)
+        weight = weight_at(self.kl_weight, done)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * plan.factor(done)
-        values = to_device(select_arguments(model, batch), plan.device)
-        enabled = plan.precision == "bfloat16"
-        with torch.autocast(plan.device.type, torch.bfloat16, enabled=enabled):
-            objective = self.objectives[position.member]
-            loss = objective(model, guide, values, plan.loader.num_cases, weight)
+            group["lr"] = rate * rate_factor(self.schedule, done)
+        values = to_device(select_arguments(model, batch), self.device)
+        enabled = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            objective = self.objectives[self.member]
+            loss = objective(model, guide, values, self.loader.num_cases, weight)
         optimizer.zero_grad(set_to_none=True)
-        (loss.value / plan.loader.num_cases).backward()
+        (loss.value / self.loader.num_cases).backward()
         optimizer.step()
-        self.losses.add(loss, plan.loader.num_cases, weight, position.epoch)
+        self.losses.add(loss, self.loader.num_cases, weight, self.epoch)
 
     def _show(self, bar: Any) -> None:
         """Read the losses and write them to the bar, not more often than it is redrawn."""
         late = not bar.disable and time.monotonic() - self.losses.read_at >= REFRESH_SECONDS
         if late or len(self.losses) >= MAX_PENDING:
             self._read_losses()
-        history = self.histories[self.position.member]
+        history = self.histories[self.member]
         if history.nll and not bar.disable:
             bar.set_postfix({n: f"{v:.4g}" for n, v in history.last().items()}, refresh=False)
 
     def _read_losses(self) -> None:
         """Read the losses off the device and stop at the first that is not finite."""
         try:
-            self.losses.read(self.histories[self.position.member])
+            self.losses.read(self.histories[self.member])
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}. {self._kept()} Lower learning_rate, start with a smaller init_scale, or "
@@ -222,31 +243,30 @@ class Trainer:
             ) from None
 
     def _kept(self) -> str:
-        path = self.plan.checkpoint
+        path = self.checkpoint
         return f"Last good checkpoint: {path if path is not None and path.exists() else 'none'}."
 
     def _finish_epoch(self, model: Program, guide: Program) -> None:
-        plan, position = self.plan, self.position
-        if position.batch == 0:
+        if self.batch == 0:
             raise ValueError(
-                f"batches yielded nothing in epoch {position.epoch}; it must be re-iterable"
+                f"batches yielded nothing in epoch {self.epoch}; it must be re-iterable"
             )
         self._read_losses()
-        if plan.validation is not None:
+        if self.validation is not None:
             set_mode((model, guide), False)
             with rng.restored():  # training goes the same way without validation
                 value = heldout_nll(
-                    model, guide, plan.validation, plan.device, VALIDATION_DRAWS, plan.seed
+                    model, guide, self.validation, self.device, VALIDATION_DRAWS, self.seed
                 )
-            self.histories[position.member].validation_nll.append(value)
-        position.epoch, position.batch = position.epoch + 1, 0
+            self.histories[self.member].validation_nll.append(value)
+        self.epoch, self.batch = self.epoch + 1, 0
         self._save()
 
     def _finish_member(self) -> None:
-        set_mode(self.pairs[self.position.member], False)
+        set_mode(self.pairs[self.member], False)
         self._check_finite()
-        history = self.histories[self.position.member]
-        last = history.kl[-self.plan.loader.num_batches :]
+        history = self.histories[self.member]
+        last = history.kl[-self.loader.num_batches :]
         kl = sum(last) / max(len(last), 1)
         if kl > LARGE_KL:
             warnings.warn(
@@ -254,7 +274,7 @@ class Trainer:
                 "guide; start with a larger init_scale, a narrower prior or fewer random weights",
                 stacklevel=4,
             )
-        local = self.rehearsals[self.position.member].local_latents
+        local = self.dry_runs[self.member].local_latents
         for name, value in self.losses.kl_by_site().items():
             if name in local and value < COLLAPSED_KL:
                 warnings.warn(
@@ -269,19 +289,19 @@ class Trainer:
     def _check_finite(self) -> None:
         lost = sorted(not_finite(self.pairs) - self.never_finite)
         if lost:
-            step = len(self.histories[self.position.member].nll)
+            step = len(self.histories[self.member].nll)
             raise FloatingPointError(
                 f"{lost[0][1]} stopped being finite before step {step}. {self._kept()} Lower "
                 "learning_rate, or look for extreme values in the batches"
             )
 
     def _save(self, *, force: bool = False) -> None:
-        path = self.plan.checkpoint
+        path = self.checkpoint
         if path is None:
             return
-        if not force and time.monotonic() - self.saved_at < self.plan.checkpoint_every:
+        if not force and time.monotonic() - self.saved_at < self.checkpoint_every:
             return
-        if self.position.member < len(self.pairs):
+        if self.member < len(self.pairs):
             self._read_losses()
             self._check_finite()
         files.write(path, run_state(self))

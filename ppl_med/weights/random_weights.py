@@ -8,24 +8,23 @@ they are. One flat site costs a training step 6 to 10 times fewer kernels than o
 """
 
 import copy
-import threading
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import pyro
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ppl_med.checks import choice
+from ppl_med.weights.checkpointing_guard import noting_gradients, refuse_checkpointing
 from ppl_med.weights.estimators import LazyWeights
 from ppl_med.weights.layout import Layout, Where
 from ppl_med.weights.priors import FanInNormal, Prior
-from ppl_med.weights.sliding_window import in_patches
+from ppl_med.weights.sliding_window import run_net
 
-_OUTSIDE = threading.local()  # whether the pass that runs a network has gradients
 DROPOUT_RATES = (
     "dropout",
     "attention_dropout",
@@ -70,8 +69,7 @@ class RandomWeights(nn.Module):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-        if batch_norm not in ("update", "frozen"):
-            raise ValueError(f"batch_norm must be 'update' or 'frozen', got {batch_norm!r}")
+        choice("batch_norm", batch_norm, ("update", "frozen"))
         if not (prior is None or isinstance(prior, Prior)):
             raise TypeError(
                 f"prior must be one of ppl_med.weights.priors, such as Normal(1.0), got {prior!r}"
@@ -88,8 +86,8 @@ class RandomWeights(nn.Module):
             if name in chosen:
                 parameter.requires_grad_(False)
                 owner = self.net.get_submodule(name.rpartition(".")[0])
-                if _refuse_checkpointing not in owner._forward_pre_hooks.values():
-                    owner.register_forward_pre_hook(_refuse_checkpointing)
+                if refuse_checkpointing not in owner._forward_pre_hooks.values():
+                    owner.register_forward_pre_hook(refuse_checkpointing)
         self._prior_names: list[str] = []
         for name, tensor in self.prior.parameters(self.layout, self.initial()).items():
             self.register_buffer(f"prior_{name}", tensor)
@@ -123,7 +121,7 @@ class RandomWeights(nn.Module):
         weights = pyro.sample(self.site, self.prior_distribution())
         if not isinstance(weights, LazyWeights):
             views = self.layout.views(weights)
-            return in_patches(
+            return run_net(
                 lambda *given, **named: self._run(views, given, named),
                 *inputs,
                 **options,
@@ -139,33 +137,8 @@ class RandomWeights(nn.Module):
         return output
 
     def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
-        outside, _OUTSIDE.has_grad = getattr(_OUTSIDE, "has_grad", False), torch.is_grad_enabled()
-        try:
+        with noting_gradients():
             return functional_call(self.net, weights, inputs, options, tie_weights=self._tied)
-        finally:
-            _OUTSIDE.has_grad = outside
-
-
-def _refuse_checkpointing(module: nn.Module, inputs: Any) -> None:
-    """Raise where gradients of a module's drawn weights would be wrong, or none.
-
-    Raises:
-        RuntimeError: It runs again in the backward pass, when the drawn weights are gone, or the
-            network runs it without gradients in a pass that has them.
-    """
-    advice = "switch checkpointing off, such as by memory_efficient=False or use_checkpoint=False"
-    if torch._C._current_graph_task_id() != -1:
-        raise RuntimeError(
-            f"{type(module).__name__} runs again in the backward pass (gradient checkpointing), "
-            "where its weights are no longer those that were drawn, so that gradients would be "
-            f"wrong; {advice} of the network"
-        )
-    if getattr(_OUTSIDE, "has_grad", False) and not torch.is_grad_enabled():
-        raise RuntimeError(
-            f"the network runs {type(module).__name__} without gradients (torch.no_grad, or "
-            "checkpointing with use_reentrant=True), so that its random weights would learn from "
-            f"the prior alone; {advice}, or leave these weights out: RandomWeights(where=...)"
-        )
 
 
 def _switch_off_dropout(net: nn.Module) -> dict[str, float]:

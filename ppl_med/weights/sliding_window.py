@@ -1,6 +1,6 @@
 """Run networks by overlapping patches: for volumes whose features do not fit into memory.
 
-``predict(..., window=(64, 64, 32))`` runs a program inside ``by_patches``. Every ``RandomWeights``
+``predict(..., window=(64, 64, 32))`` runs a program inside ``sliding``. Every ``RandomWeights``
 then draws its weights once, as always, and runs its net on one patch after the other by MONAI's
 sliding-window inferer; the outputs are blended to the map of the whole image, on which the program
 goes on. So a draw is still one function of the image:
@@ -22,14 +22,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 from torch import Tensor
+
+from ppl_med.checks import choice, is_whole, reject, share
 
 Blend = Literal["gaussian", "constant"]
 
 
 @dataclass
-class Patches:
+class SlidingWindow:
     """How images are cut, and whether any was.
 
     Args:
@@ -53,16 +54,14 @@ class Patches:
     def __post_init__(self) -> None:
         """Check the arguments."""
         sizes = self.window if isinstance(self.window, Sequence) else ()
-        whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes)
-        if not sizes or not whole or min(sizes) < 1:
-            raise ValueError(
-                "window must give a whole number of pixels, 1 or more, for every spatial axis, "
-                f"such as (64, 64, 32), got {self.window!r}"
+        if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
+            reject(
+                "window",
+                "a whole number of pixels, 1 or more, for every spatial axis, such as (64, 64, 32)",
+                self.window,
             )
-        if not (isinstance(self.overlap, int | float) and 0 <= self.overlap < 1):
-            raise ValueError(f"overlap must be a number in [0, 1), got {self.overlap!r}")
-        if self.blend not in get_args(Blend):
-            raise ValueError(f"blend must be one of {get_args(Blend)}, got {self.blend!r}")
+        share("overlap", self.overlap)
+        choice("blend", self.blend, get_args(Blend))
         self.window = tuple(int(size) for size in self.window)
 
     def __str__(self) -> str:
@@ -102,27 +101,27 @@ class Patches:
         return output
 
 
-_patches: ContextVar[Patches | None] = ContextVar("patches", default=None)
+_window: ContextVar[SlidingWindow | None] = ContextVar("window", default=None)
 
 
 @contextlib.contextmanager
-def by_patches(patches: Patches | None) -> Iterator[None]:
+def sliding(window: SlidingWindow | None) -> Iterator[None]:
     """Run random networks by patches until the block is left; as they are for None."""
-    token = _patches.set(patches)
+    token = _window.set(window)
     try:
         yield
     finally:
-        _patches.reset(token)
+        _window.reset(token)
 
 
-def in_patches(net: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """``net(*inputs, **options)``; inside ``by_patches``, patch by patch.
+def run_net(net: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """``net(*inputs, **options)``; inside ``sliding``, patch by patch.
 
     Raises:
         ValueError: If the net, to be run by patches, takes something else than one image.
     """
-    patches = _patches.get()
-    if patches is None:
+    window = _window.get()
+    if window is None:
         return net(*inputs, **options)
     if options or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
         raise ValueError(
@@ -130,4 +129,4 @@ def in_patches(net: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
             f"{len(inputs)} inputs and the keywords {sorted(options)}; join maps along the channel "
             "axis, or leave window out"
         )
-    return patches.run(net, inputs[0])
+    return window.run(net, inputs[0])
