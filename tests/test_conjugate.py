@@ -135,7 +135,7 @@ def test_mean_field_finds_its_optimum(kind: str, estimator: Any) -> None:
 def test_low_rank_normal_finds_the_whole_posterior() -> None:
     """With as many columns as weights, correlations too, which independent normals cannot have."""
     data, model = design("correlated"), LinearRegression()
-    q: Any = trained(model, LowRankNormal(model, 3, 0.3), data, 3000).distribution()
+    q: Any = trained(model, LowRankNormal(model, 3, 0.3), data, 1200).distribution()
     mean, precision = posterior(data)
     exact = torch.linalg.inv(precision)
     assert_found(q.loc.detach(), q.variance.detach().sqrt(), (mean, exact.diagonal().sqrt()))

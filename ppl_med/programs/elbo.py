@@ -90,7 +90,9 @@ def check_sites(
     """
     for name, site in sites.items():
         if name in argument_names(model) and not site["is_observed"]:
-            raise ValueError(f"the model observed no {name!r}: pass it in the batch under its name")
+            raise ValueError(
+                f"the model observed no {name!r}: pass it in the batch, as batch[{name!r}]"
+            )
     for fault in latent_faults(sites, proposed, left_to_prior(guide)):
         raise ValueError(fault)
     if not any(site["is_observed"] for site in sites.values()):
