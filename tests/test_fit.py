@@ -225,7 +225,7 @@ def test_warm_up() -> None:
     history = train(model, MeanFieldNormal(model), epochs=2, kl_weight=warm_up())
     np.testing.assert_allclose(history["kl_weight"], [0, 1 / 3, 2 / 3, 1, 1, 1])
     for wrong in ((0, 1), (1.1, 1), (0.5, -1)):
-        with pytest.raises(ValueError, match="fraction must|weight must"):
+        with pytest.raises(ValueError, match=r"fraction must|weight must"):
             warm_up(*wrong)
 
 
