@@ -309,7 +309,7 @@ def test_guide_with_another_plate_scale() -> None:
 def test_net_with_another_number_of_outputs(verb: Callable[..., Any]) -> None:
     model = classifier(outputs=3)
     guide = MeanFieldNormal(model)
-    match = r"net gave an output of shape \(\d+, 3\) but \(\d+, 2\).*2 output unit"
+    match = r"net gave an output of shape \(\d+, 3\) but \(\d+, 2\).*2 output"
     with refused(ValueError, match, model, guide):
         verb(model, guide, [batch()])
 
