@@ -93,7 +93,7 @@ def predict(
         window: For images and volumes whose features do not fit into memory: pixels of a patch
             along every spatial axis, such as (64, 64, 32). Networks with random weights run by
             overlapping patches, one weight draw a draw for all patches of all cases; their outputs
-            are blended to the map of the whole image, which the program goes on with. See
+            are blended to the map of the whole image, which the program then uses. See
             ``ppl_med.weights.sliding_window``. Memory holds the features of one patch per case of
             the batch, the maps of one draw of the batch and, without a Zarr store, the result;
             ``store="run.zarr"`` keeps the draws of a large case on disk meanwhile, so batches of
@@ -142,12 +142,12 @@ def predict(
         sink = open_sink(store, attrs, resume=resume, from_prior=guide is None)
         if sink.complete:
             tree = sink.open()
-            done: Any = tree[f"{run.recorder.group}/case"]
+            done: Any = tree[f"{run.builder.group}/case"]
             run.check_ids(done.values.tolist())
             return tree
         total = len(pairs) * draws * num_batches
         with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
-            run.recorder.scratch = sink.scratch
+            run.builder.scratch = sink.scratch
             for chunk in run.chunks(bar, sink.ids_done()):
                 sink.append(chunk)
         if prior_draws and guide is not None:
@@ -156,7 +156,7 @@ def predict(
             for generator, state in own:
                 generator.set_state(state)
             prior = _Run([(pairs[0][0], None)], batches, chosen, prior_draws, seed, len(pairs))
-            prior.recorder.scratch = sink.scratch
+            prior.builder.scratch = sink.scratch
             for chunk in prior.chunks(None, []):
                 sink.append_prior(chunk)
     return sink.finish(wall_time=time.time() - started)
@@ -185,8 +185,8 @@ class _Run:
         self.model = pairs[0][0]
         self.batches, self.device, self.draws = batches, device, draws
         first = first_batch(batches)
-        self.limits = batch_spec(self.model)
-        self.limits.check(first)
+        self.spec = batch_spec(self.model)
+        self.spec.check(first)
         for pair in pairs:
             move(pair, device)
             set_mode(pair, False)
@@ -208,7 +208,7 @@ class _Run:
         self.with_observations = first_chain is None
         inputs = self._inputs(first)
         sampler = self.samplers[0]
-        self.recorder = TreeBuilder(self.model, sampler, first, inputs, len(pairs), draws)
+        self.builder = TreeBuilder(self.model, sampler, first, inputs, len(pairs), draws)
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         values = to_device(select_arguments(self.model, batch), self.device)
@@ -256,7 +256,7 @@ class _Run:
         group: list[dict[str, Any]] = []
         start = size = 0
         for batch in self.batches:
-            self.limits.check(batch)
+            self.spec.check(batch)
             group.append(batch)
             size += num_cases_in(batch)
             if size >= self.chunk_cases:
@@ -271,18 +271,18 @@ class _Run:
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
         with torch.no_grad(), caching():
             observations = list(map(self.samplers[0].observations, inputs, cases))
-            chunk = self.recorder.start(start, group, inputs, observations)
+            chunk = self.builder.start(start, group, inputs, observations)
             for chain, sampler in enumerate(self.samplers):
                 for draw in range(self.draws):
                     values = sampler.kept(draw)
                     for given, observed, at in zip(inputs, observations, cases, strict=True):
                         trace = sampler.run(values, draw, self._bare(given), at)
                         offset = int(at[0]) - start
-                        self.recorder.record(chunk, trace, observed, chain, draw, offset)
+                        self.builder.record(chunk, trace, observed, chain, draw, offset)
                         if bar is not None:
                             bar.update()
                     if start == 0:
-                        self.recorder.record_globals(chunk, values, chain, draw)
+                        self.builder.record_globals(chunk, values, chain, draw)
         return chunk
 
 

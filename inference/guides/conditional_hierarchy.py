@@ -33,7 +33,7 @@ class ConditionalHierarchy(ConditionalGuide):
     def propose(self, image: Tensor, value: Any) -> None:
         """Sample every code as the encoder asks for it."""
 
-        def draw(level: int, law: TorchDistributionMixin) -> Tensor:
-            return pyro.sample(f"{self.site}{level}", law)
+        def draw(level: int, fn: TorchDistributionMixin) -> Tensor:
+            return pyro.sample(f"{self.site}{level}", fn)
 
         self.encoder(image, draw, value)

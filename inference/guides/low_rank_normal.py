@@ -2,8 +2,7 @@
 
     weights  ~  Normal(loc, F F' + diag(softplus(raw_scale)^2))        F of ``rank`` columns
 
-Against independent normals as the prior the KL is exact; against any other prior it is estimated
-by the draw of the step. One draw of the weights serves a batch (the estimator ``shared``).
+The KL is exact for a prior of independent normals, estimated for any other. One draw per batch.
 
 Reference: Ong, Nott and Smith, "Gaussian variational approximation with a factor covariance
 structure", Journal of Computational and Graphical Statistics 27, 2018.
@@ -34,8 +33,8 @@ class _LowRankPart(WeightPart):
     def __init__(self, weights: RandomWeights, rank: int, init_scale: float) -> None:
         super().__init__(weights)
         start = weights.initial()
-        fans = [torch.full((e.num_weights,), float(e.fan_in)) for e in self.layout.entries]
-        scale = init_scale / torch.cat(fans).to(start).sqrt()
+        parts = [start.new_full((e.num_weights,), e.fan_in) for e in self.layout.entries]
+        scale = init_scale / torch.cat(parts).sqrt()
         self.loc, self.raw_scale = nn.Parameter(start), nn.Parameter(inverse_softplus(scale))
         self.factor = nn.Parameter(torch.randn(len(scale), rank).to(start) * scale[:, None] / rank)
 
@@ -43,8 +42,8 @@ class _LowRankPart(WeightPart):
         return self.loc
 
     def forward(self) -> Any:
-        diagonal = softplus(self.raw_scale).square()
-        return dist.LowRankMultivariateNormal(self.loc, self.factor, diagonal)
+        variance = softplus(self.raw_scale).square()
+        return dist.LowRankMultivariateNormal(self.loc, self.factor, variance)
 
 
 class LowRankNormal(WeightGuide):

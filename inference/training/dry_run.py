@@ -136,7 +136,7 @@ def not_running(error: Exception, values: dict[str, Any]) -> Exception:
 
 
 def check_validation(
-    model: Program, guide: Program, validation: Any, limits: BatchSpec, device: torch.device
+    model: Program, guide: Program, validation: Any, spec: BatchSpec, device: torch.device
 ) -> None:
     """Raise where validation batches cannot be scored; scores the first of them by one draw.
 
@@ -147,7 +147,7 @@ def check_validation(
     check_iterable(validation, "validation")
     first = first_batch(validation, "validation")
     try:
-        limits.check(first)
+        spec.check(first)
         heldout_nll(model, guide, [first], device, 1, 0)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"validation: {error}") from error
