@@ -18,7 +18,7 @@ import xarray as xr
 from ppl_med.analysis.scoring.brier_parts import corp_parts
 from ppl_med.analysis.statistics import binning, isotonic
 from ppl_med.analysis.statistics.resampling import draw_labels
-from ppl_med.analysis.tree import Posterior, count_left_out, open_classes
+from ppl_med.analysis.tree import Posterior, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside, whole
 
@@ -49,16 +49,14 @@ def reliability_classwise(
     whole("bins", bins)
     choice("binning_by", binning_by, _BINNINGS)
     source = open_classes(tree)
-    label = source.case_labels()
-    counts, rows = count_left_out(label), label.values >= 0
-    label = label.values[rows]
-    rows = [
+    label, rows, counts = source.labelled_cases()
+    bars = [
         _bin_class(column, (label == index).astype(np.float64), bins, binning_by)
         for index, column in enumerate(source.mixture().values[rows].T)
     ]
     result = xr.Dataset(coords={"class": source.names, "bin": np.arange(bins)})
-    for name in rows[0]:
-        result[name] = (("class", "bin"), np.stack([row[name] for row in rows]))
+    for name in bars[0]:
+        result[name] = (("class", "bin"), np.stack([bar[name] for bar in bars]))
     gap = abs(result["frequency"] - result["probability"]) * result["count"]
     result["ece"] = gap.sum("bin") / label.size
     result.attrs.update(counts, binning=binning_by, interval="Clopper-Pearson 95 %")
@@ -97,9 +95,7 @@ def pava(
     whole("replicates", replicates, 0)
     inside("level", level)
     source = open_classes(tree)
-    label = source.case_labels()
-    counts, rows = count_left_out(label), label.values >= 0
-    label = label.values[rows]
+    label, rows, counts = source.labelled_cases()
     mixture = source.mixture().values[rows]
     given, happened = _events(mixture, label, classwise)
     fits = [_sorted_fit(p, y) for p, y in zip(given, happened, strict=True)]

@@ -37,7 +37,7 @@ from ppl_med.analysis.calibration.estimators import (
 )
 from ppl_med.analysis.calibration.smooth import smooth_error
 from ppl_med.analysis.statistics.resampling import draw_labels
-from ppl_med.analysis.tree import Posterior, count_left_out, open_classes
+from ppl_med.analysis.tree import Posterior, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import inside, whole
 
@@ -76,9 +76,7 @@ def errors(
     whole("replicates", replicates, 0)
     inside("level", level)
     source = open_classes(tree)
-    label = source.case_labels()
-    counts, rows = count_left_out(label), label.values >= 0
-    label = label.values[rows]
+    label, rows, counts = source.labelled_cases()
     mixture = source.mixture().values[rows]
     result = xr.Dataset(coords={**source.samples, "class": source.names})
     point = _figures(mixture, label, bins)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.calibration.class_errors import errors
-from ppl_med.analysis.tree import count_left_out, metadata_groups, open_classes
+from ppl_med.analysis.tree import metadata_groups, open_classes
 
 
 def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -> xr.Dataset:
@@ -28,8 +28,7 @@ def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -
         TypeError, ValueError: As for `errors`; no such column, or a case without a group.
     """
     source = open_classes(tree)
-    label = source.case_labels()
-    counts, known = count_left_out(label), np.flatnonzero(label.values >= 0)
+    label, known, counts = source.labelled_cases()
     group = metadata_groups(tree, by, source.array, "by").values[known]
     names, count = np.unique(group, return_counts=True)
     parts = []
@@ -37,7 +36,7 @@ def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -
         rows = known[group == name]
         part = {
             "/posterior": source.array.isel(case=rows).to_dataset(name="probs"),
-            "/observed_data": label.isel(case=rows).to_dataset(name="label"),
+            "/observed_data": xr.Dataset({"label": ("case", label[group == name])}),
         }
         parts.append(errors(xr.DataTree.from_dict(part), **options))
     result = xr.concat(parts, xr.IndexVariable("group", names), combine_attrs="drop_conflicts")

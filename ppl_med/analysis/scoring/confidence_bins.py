@@ -5,7 +5,7 @@ import xarray as xr
 
 from ppl_med.analysis.scoring.class_scores import terms
 from ppl_med.analysis.statistics import binning
-from ppl_med.analysis.tree import Posterior, count_left_out, known, open_classes
+from ppl_med.analysis.tree import Posterior, open_classes
 from ppl_med.checks import whole
 
 
@@ -27,10 +27,8 @@ def reliability(tree: Posterior, bins: int = 15) -> xr.Dataset:
     """
     whole("bins", bins)
     source = open_classes(tree)
-    label = source.case_labels()
-    counts = count_left_out(label)
-    rows = np.flatnonzero(known(label))
-    found = terms(source.mixture().isel(case=rows), label.isel(case=rows))
+    label, rows, counts = source.labelled_cases()
+    found = terms(source.mixture().isel(case=rows), xr.DataArray(label, dims="case"))
     member = binning.membership(found.confidence, bins)
     count = member.sum("case")
     hits = (member * found.correct).sum("case")

@@ -19,7 +19,7 @@ from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.left_out import UNANNOTATED
+from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.axes import SAMPLES
 
 Posterior: TypeAlias = xr.DataTree | xr.Dataset | xr.DataArray
@@ -191,6 +191,19 @@ class Classes:
                 "pixel_reliability."
             )
         return label
+
+    def labelled_cases(self) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        """Return the classes of the cases that have one, which cases these are, and counts.
+
+        Returns:
+            Class indices (labelled case,), positions of these cases, what `count_left_out` says.
+
+        Raises:
+            TypeError, ValueError: As for `case_labels`, or no case has a class.
+        """
+        label = self.case_labels()
+        rows = np.flatnonzero(known(label).values)
+        return label.values[rows], rows, count_left_out(label)
 
 
 def open_classes(tree: Posterior) -> Classes:
