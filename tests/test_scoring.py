@@ -230,6 +230,16 @@ def test_elpd_of_one_draw_has_no_mcse() -> None:
     assert "elpd_mcse" not in scoring.elpd_heldout(tree, mcse=False)
 
 
+def test_elpd_of_one_of_two_sites() -> None:
+    tree = classification_tree()
+    both = tree["log_likelihood"].to_dataset().rename(label="age")
+    tree["log_likelihood"] = xr.DataTree(both.assign(weight=2 * both["age"]))
+    with pytest.raises(ValueError, match=r"holds \['age', 'weight'\]: name one"):
+        scoring.elpd_heldout(tree)
+    found, plain = scoring.elpd_heldout(tree, "age"), scoring.elpd_heldout(classification_tree())
+    xr.testing.assert_equal(found, plain)
+
+
 def test_reliability_matches_sklearn_and_scipy() -> None:
     tree = classification_tree(cases=400)
     result = scoring.reliability(tree, bins=10)

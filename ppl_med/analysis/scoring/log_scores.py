@@ -11,12 +11,13 @@ from ppl_med.analysis.tree import Posterior, count_left_out, join_blocks, open_l
 from ppl_med.axes import SAMPLES
 
 
-def elpd_heldout(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
+def elpd_heldout(tree: Posterior, site: str | None = None, *, mcse: bool = True) -> xr.Dataset:
     """Estimate the expected log predictive density from held-out cases.
 
     Args:
         tree: The tree of `predict` on cases with observations that were not used for training.
             Entries that were not observed (-1 or NaN) are left out: they have no density.
+        site: Name of the observed site; None takes label or mask, or the only one.
         mcse: Add Monte Carlo standard errors. A single draw has none: then pass False.
 
     Returns:
@@ -33,7 +34,7 @@ def elpd_heldout(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
     Source: Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017, equations 1 to 4.
     """
-    likelihood = open_log_likelihood(tree)
+    likelihood = open_log_likelihood(tree, site)
     if likelihood is None:
         raise ValueError("tree has no log_likelihood; call predict on batches that hold labels.")
     kind = tree.attrs.get("log_likelihood_of")

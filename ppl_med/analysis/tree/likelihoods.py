@@ -49,26 +49,30 @@ class LogLikelihood:
         return array if self.seen is None or seen.all() else array.where(seen)
 
 
-def open_log_likelihood(tree: object) -> LogLikelihood | None:
+def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood | None:
     """Find the log-likelihood of a tree, without reading it.
 
     Args:
         tree: A tree; anything else carries no log-likelihood.
+        site: Name of the observed site; None takes label or mask, or the only one.
 
     Returns:
-        The log-likelihood of the label or mask, or of the only observation, whatever its name;
-        None where the tree has none.
+        The log-likelihood, or None where the tree has none.
 
     Raises:
-        ValueError: A dimension is missing, or the observation is of other cases.
+        ValueError: The site is missing or ambiguous, a dimension is missing, or the observation is
+            of other cases.
     """
     if not isinstance(tree, xr.DataTree) or "log_likelihood" not in tree.children:
         return None
     group = tree["log_likelihood"].to_dataset()
-    names = (*OBSERVATIONS, *map(str, group)) if len(group) == 1 else OBSERVATIONS
-    name = next((name for name in names if name in group), None)
-    if name is None:
+    known_names = sorted(map(str, group))
+    usual = [name for name in OBSERVATIONS if name in known_names][:1] or known_names
+    if site not in (None, *known_names) or (site is None and len(usual) > 1):
+        raise ValueError(f"site is {site!r}; log_likelihood holds {known_names}: name one.")
+    if not usual:
         return None
+    name = site or usual[0]
     array = group[name]
     missing = [dim for dim in (*SAMPLES, "case") if dim not in array.dims]
     if missing:
