@@ -221,3 +221,11 @@ def test_malformed_probs_are_refused(damage: object, message: str) -> None:
 def test_wrong_type_is_refused() -> None:
     with pytest.raises(TypeError, match="DataTree"):
         uncertainty.entropy(np.ones(3))  # type: ignore[arg-type]
+
+
+def test_where_there_is_no_influence_there_is_no_error() -> None:
+    """Of a single chain too, whose sums over draws would else leave the NaN out."""
+    values = np.random.default_rng(0).normal(size=(1, 8, 3))
+    values[:, :, 1] = np.nan
+    error = monte_carlo.standard_error(xr.DataArray(values, dims=("chain", "draw", "case")))
+    assert np.isnan(error.values).tolist() == [False, True, False]

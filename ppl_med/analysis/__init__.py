@@ -1,11 +1,13 @@
 """Analyses of a posterior tree: xarray in, Dataset out; no torch, no Pyro.
 
+tree          the one door: what analyses read off a tree, with -1 and NaN left out and counted
+statistics    standard errors, ranks, bins, isotonic regression
 uncertainty   entropy and variance, split into data and model parts
-scoring       accuracy, NLL, Brier score and its parts, CRPS, energy, held-out log density
+scoring       accuracy, IoU, NLL, Brier score and its parts, CRPS, energy, held-out log density
 calibration   calibration errors and curves, recalibration on held-out cases
 conformal     prediction sets with a coverage guarantee
 selective     what is gained by leaving out the uncertain
-aggregation   from a map of uncertainty to a score a case
+aggregation   from a map of uncertainty to a score per case
 spray         groups of cases by where the model looked, in search of a biased data set
 segmentation  sampled masks against several graders, uncertainty maps, sizes with intervals
 """

@@ -1,4 +1,4 @@
-"""Calibration of class probabilities: measured, drawn as curves, and mended on held-out cases.
+"""Calibration of class probabilities: measured, drawn as curves, and corrected on held-out cases.
 
 class_errors       errors                 ECE and its relatives, with what chance alone would give
 group_errors       errors_by_group        the same within sites, scanners or other groups

@@ -29,7 +29,7 @@ _PARTS = ("brier", "miscalibration", "discrimination", "uncertainty")
 def reliability_classwise(
     tree: Posterior, *, bins: int = 10, binning_by: str = "equal_width"
 ) -> xr.Dataset:
-    """Compare the probability of every class with how often it came, bin by bin.
+    """Compare the probability of every class with its frequency, bin by bin.
 
     For the confidence of the predicted class see `ppl_med.analysis.scoring.reliability`.
 
@@ -72,7 +72,7 @@ def pava(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Compare probabilities with how often the event came, by isotonic regression.
+    """Compare probabilities with frequencies of the event, by isotonic regression.
 
     Args:
         tree: The tree of `predict` on labelled cases, one label per case, -1 left out.

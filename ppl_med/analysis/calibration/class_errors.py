@@ -131,7 +131,7 @@ def _resample(
     level: float,
     seed: int,
 ) -> None:
-    """Add bootstrap intervals, and the law of each figure under calibrated labels."""
+    """Add bootstrap intervals, and the distribution of each figure under calibrated labels."""
     rng = np.random.default_rng(seed)
     size = label.size
     again, calibrated = [], []

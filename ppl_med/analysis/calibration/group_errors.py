@@ -18,8 +18,8 @@ def errors_by_group(tree: xr.DataTree, by: str | xr.DataArray, **options: Any) -
     Args:
         tree: The tree of `predict` on labelled cases, one label per case, -1 left out.
         by: Name of a column of constant_data, or the groups themselves (case).
-        **options: Of `errors`, for every group. Errors of small groups are large by chance: read
-            them beside ``_null`` and ``_pvalue``.
+        **options: Options of `errors`, for every group. Errors of small groups are large by chance:
+            read them beside ``_null`` and ``_pvalue``.
 
     Returns:
         What `errors` returns, with group as a further dimension, first, and ``count`` (group).

@@ -7,8 +7,8 @@ and q_p the share at or below the quantile of level p,
     interval_error       mean over levels of |c_p - p|                      probability
     calibration_error    mean over levels of (q_p - p)^2                    probability^2
 
-Both are positive by chance too. For one number a case the value expected of calibrated
-predictions stands beside them (``_null``): exact, by the binomial law of each share.
+Both are positive by chance too. For one number per case the value expected of calibrated
+predictions stands beside them (``_null``): exact, by the binomial distribution of each share.
 
 Sources: Kuleshov, Fenner and Ermon, ICML 2018, arXiv:1807.00263, eq. 9 with equal weights that sum
 to one; Clopper and Pearson, Biometrika 26, 1934.
@@ -51,9 +51,9 @@ def coverage(
     Returns:
         Dataset over level: ``coverage`` with ``lower``, ``upper`` and ``coverage_se``;
         ``below``, the share at or below the quantile of that level, with ``below_se``; scalars
-        ``interval_error``, ``calibration_error``, and for one number a case their ``_null``. There
-        the intervals are exact (Clopper-Pearson). Of maps all observed pixels count the same, the
-        standard errors are over cases and the intervals Student's t, NaN for one case.
+        ``interval_error``, ``calibration_error``, and for one number per case their ``_null``.
+        There the intervals are exact (Clopper-Pearson). Of maps all observed pixels count the
+        same, the standard errors are over cases and the intervals Student's t, NaN for one case.
 
     Raises:
         TypeError, ValueError: As for `pit`; a level out of range.

@@ -61,13 +61,13 @@ def learn_temperature(
     low, high = -np.log(_LIMIT), np.log(_LIMIT)
     if gradients(high).mean() <= 0:
         raise ValueError(
-            "Every calibration case is predicted right, or nearly: the NLL falls for ever as the "
-            "temperature goes to 0. Use more cases."
+            "Every calibration case is predicted right, or nearly: the NLL falls without end as "
+            "the temperature goes to 0. Use more cases."
         )
     if gradients(low).mean() >= 0:
         raise ValueError(
-            "The observed classes are no more probable than chance: the NLL falls for ever as "
-            "the temperature rises. Check labels and the order of classes, or use more cases."
+            "The observed classes are no more probable than chance: the NLL falls without end "
+            "as the temperature rises. Check labels and the order of classes, or use more cases."
         )
     root = float(brentq(lambda x: gradients(x).mean(), low, high, xtol=1e-14, rtol=1e-14))
     beta, gradient = np.exp(root), gradients(root)

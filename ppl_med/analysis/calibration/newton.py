@@ -42,7 +42,7 @@ def minimise(
         Parameters (parameter,).
 
     Raises:
-        ValueError: The NLL falls for ever: there is no finite minimum.
+        ValueError: The NLL has no finite minimum.
     """
     ridge = np.broadcast_to(ridge, start.shape)
     blocks = _blocks(design, inputs, start.size)

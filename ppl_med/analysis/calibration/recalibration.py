@@ -96,9 +96,9 @@ def fit(
             count one by one. Labels and pixels that are -1 are left out.
         method: "temperature", "vector", "matrix", "isotonic", "beta" or "histogram".
         pool: Calibrate the mixture of the draws; False learns one map for every draw.
-        penalty: Of "vector" (intercepts; 0 by default) and "matrix" (off-diagonal weights and
-            intercepts; 0.001), times their squares, in nats per case (of masks, per pixel).
-        bins: Of "histogram"; 10 by default.
+        penalty: Penalty of "vector" (on intercepts; 0 by default) and "matrix" (on off-diagonal
+            weights and intercepts; 0.001), times their squares, in nats per case (or pixel).
+        bins: Bins of "histogram"; 10 by default.
 
     Returns:
         Dataset of the parameters (with chain and draw unless pooled), with ``nll_before``,

@@ -3,12 +3,12 @@
 With F the distribution function of the mixture of the draws, u = F(y) is uniform on 0..1 if the
 predictions are calibrated. F is read
 
-    the distribution  mean over draws of F_s(y), in closed form from ``loc`` and ``scale``
-    the draws    (number below y + V (1 + number equal to y)) / (draws + 1), V ~ U(0, 1)
+    in closed form     mean over draws of F_s(y), from ``loc`` and ``scale``
+    from the draws     (number below y + V (1 + number equal to y)) / (draws + 1), V ~ U(0, 1)
 
 Both are exactly uniform if y comes from the mixture; the second for any number of draws, as y is
-then one more draw of the same law. A hump says that predictions are too wide, a bowl too narrow, a
-slope that they are off to one side.
+then one more draw of the same distribution. A hump in their histogram says that predictions are too
+wide, a bowl that they are too narrow, a slope that they are off to one side.
 
 Sources: Dawid, JRSS A 147, 1984; Gneiting, Balabdaoui and Raftery, JRSS B 69, 2007, section 3.1;
 Czado, Gneiting and Held, Biometrics 65, 2009 (randomised).
@@ -36,12 +36,12 @@ def pit(
         law: Likelihood that ``loc`` and ``scale`` of the posterior group belong to, or "samples".
             None is "normal" where the group has ``loc`` and ``scale`` and no ``variance``, as
             `predict` stores a normal and nothing else; "samples" otherwise.
-        seed: Of the randomisation, and of the pixels that are tested.
+        seed: Seed of the randomisation, and of the choice of pixels to test.
 
     Returns:
         Dataset with ``pit`` (case, ...), probability, NaN where nothing was observed; and a
         Kolmogorov-Smirnov check that it is uniform, ``ks`` and ``ks_pvalue``. Pixels of a case
-        depend on each other, so of maps one observed pixel a case, drawn at random, is tested;
+        depend on each other, so of maps one observed pixel per case, drawn at random, is tested;
         attributes say how many numbers.
 
     Raises:

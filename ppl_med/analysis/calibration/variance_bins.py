@@ -124,7 +124,7 @@ def _figures(sums: np.ndarray) -> dict[str, np.ndarray | np.float64]:
 
 
 def _null(numbers: Numbers, index: np.ndarray, sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures (draw) with every draw in the place of the observation."""
+    """Figures (draw) with every draw as the observation."""
     num_bins = sums.shape[-1]
     squares = np.zeros((numbers.num_draws, num_bins))
     for block in numbers.blocks():

@@ -162,7 +162,7 @@ class _Score:
     """Scores of all entries, from distances to the truth and among draws, added block by block.
 
     Args:
-        name: Of the score.
+        name: Name of the score.
         estimator: As for `crps`.
         value: One number an entry (case, ...), NaN where there is no score.
     """

@@ -4,7 +4,7 @@ The prediction scored is the mixture: all draws of all chains. The quantile of a
 of rank level (n + 1) of the n draws, on a line between two, below which a further draw lies with
 that probability; at most the smallest and the largest draw, beyond which few draws say nothing
 (``attained``). With y the observation, in the
-unit of y; lower is better, and the true law is best on average:
+unit of y; lower is better, and the true distribution is best on average:
 
     quantile_score    (y - q) (level - 1[y < q]), q the quantile of that level
     interval_score    width + (2 / alpha) distance of y outside, alpha = 1 - level

@@ -1,4 +1,4 @@
-"""Intervals between draws: the probability that a further draw of their law lies inside.
+"""Intervals between draws: the probability that a further draw of their distribution lies inside.
 
 A further draw lies below the k-th smallest of n with probability k / (n + 1), so quantiles of rank
 level (n + 1) are taken (Hyndman and Fan, The American Statistician 50, 1996, definition 6).
@@ -18,8 +18,8 @@ def attained(level: float, num_draws: int) -> float:
     """Probability of the central interval: the level, or that between the outermost draws.
 
     Args:
-        level: That is asked for; fewer than 2 / (1 - level) - 1 draws do not reach it.
-        num_draws: Of all chains.
+        level: Level asked for; fewer than 2 / (1 - level) - 1 draws do not reach it.
+        num_draws: Draws of all chains.
     """
     return min(level, (num_draws - 1) / (num_draws + 1))
 

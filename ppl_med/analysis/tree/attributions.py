@@ -12,7 +12,7 @@ def select_maps(given: xr.DataArray | xr.Dataset, name: str) -> xr.DataArray:
 
     Args:
         given: Maps, or a Dataset of them.
-        name: Of the argument, for errors.
+        name: Name of the argument, for errors.
 
     Raises:
         TypeError: It is neither.

@@ -8,10 +8,10 @@ def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str 
     """Raise unless ``array`` holds the cases of ``probs`` in the same order.
 
     Args:
-        array: Has the dimension case.
-        probs: Likewise.
-        name: Of the first, for the error.
-        other: Of the second.
+        array: An array with the dimension case.
+        probs: Another.
+        name: Name of the first, for the error.
+        other: Name of the second.
     """
     same = array.sizes["case"] == probs.sizes["case"]
     if same and "case" in array.coords and "case" in probs.coords:
