@@ -20,8 +20,9 @@ LEFT_OUT = {"ppl_med.moved"}
 def write(folder: Path) -> None:
     """Write ``<package>.rst`` into the folder, and delete pages of packages that are gone."""
     folder.mkdir(exist_ok=True)
-    pages = {f"{name}.rst": text for name, text in _pages().items()}
-    contents = "".join(f"   {page.removesuffix('.rst')}\n" for page in sorted(pages))
+    found = _pages()
+    contents = "".join(f"   {name}\n" for name in sorted(found))
+    pages = {f"{name}.rst": text for name, text in found.items()}
     pages["index.rst"] = (
         _title("API reference", "=") + f"\n.. toctree::\n   :maxdepth: 1\n\n{contents}"
     )

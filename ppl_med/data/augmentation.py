@@ -9,15 +9,12 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ppl_med.checks import finite
 
 
-def flips_and_turns(
-    image: Float[Tensor, "case channel row col"], generator: torch.Generator
-) -> Float[Tensor, "case channel row col"]:
+def flips_and_turns(image: Tensor, generator: torch.Generator) -> Tensor:
     """Put every image through a random symmetry of the square, all eight equally likely.
 
     Left-right flip, up-down flip and transposition, each with probability 1/2 and independent, give
