@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
 
 from ppl_med.inference.batches import has_graders
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
+from ppl_med.likelihoods import stored_parameters
 from ppl_med.programs.elbo import latent_faults
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
@@ -92,7 +92,8 @@ class PosteriorSampler:
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
         self.local = [name for name in latents if is_local(sites[name])]
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
-        self.numbers_per_case = sum(_num_stored(sites[n]) for n in [*self.observed, *self.local])
+        of_case = {n: n in self.observed for n in [*self.observed, *self.local]}
+        self.numbers_per_case = sum(_num_stored(sites[n], seen) for n, seen in of_case.items())
         self.guide_has_local = any(is_local(site) for site in proposed.values())
         if guide is not None:
             shared = {n: s for n, s in sites.items() if not is_local(s) or n in proposed}
@@ -178,15 +179,12 @@ class PosteriorSampler:
         return {name: nodes[name]["value"] for name in names}
 
 
-def _num_stored(site: Mapping[str, Any]) -> int:
+def _num_stored(site: Mapping[str, Any], parameters: bool) -> int:
     """Numbers that ``predict`` keeps of a site in one draw of one case."""
     if not (site["infer"] or {}).get("stored", True):
         return 0
-    fn = site["fn"]
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    num_parameters = fn.logits.shape[-1] if isinstance(fn, torch.distributions.Categorical) else 2
-    return int(site["value"].numel()) * (num_parameters + 1)
+    stored = stored_parameters(site["fn"], []) if parameters else {}
+    return int(site["value"].numel()) + sum(values.numel() for _, values in stored.values())
 
 
 def _few_cases(given: Mapping[str, Tensor]) -> Tensor:

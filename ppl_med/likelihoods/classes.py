@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_med.checks import different_names
-from ppl_med.likelihoods.interface import Likelihood, precision
+from ppl_med.likelihoods.interface import Likelihood
+from ppl_med.likelihoods.stored import IntegerBernoulli
 
 
 class PartialCategorical(dist.Categorical):
@@ -111,9 +112,4 @@ class Bernoulli(ClassLikelihood):
 
     def distribution(self, output: Tensor) -> Any:
         """Bernoulli of the logit of the second class."""
-        return dist.Bernoulli(logits=output.squeeze(-1 - len(self.event)))
-
-    def forward(self, output: Tensor, value: Tensor | None) -> None:
-        """Observe the site; labels 0 and 1 may be integers."""
-        kind = precision(output, training=self.training)
-        super().forward(output, None if value is None else value.to(kind))
+        return IntegerBernoulli(logits=output.squeeze(-1 - len(self.event)))

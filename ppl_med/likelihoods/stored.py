@@ -19,6 +19,15 @@ Parameters = dict[str, tuple[list[str], Tensor]]
 """Values of a distribution's parameters with the names of their axes."""
 
 
+class IntegerBernoulli(dist.Bernoulli):
+    """Bernoulli whose values may be integers, as labels are."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability in nats."""
+        found: Tensor = super().log_prob(value.to(self.logits))
+        return found
+
+
 @singledispatch
 def in_double(fn: Distribution) -> Distribution:
     """The same distribution with float64 parameters; itself where its type is not known.
@@ -42,7 +51,7 @@ def _(fn: known.Categorical) -> Distribution:
 
 @in_double.register(known.Bernoulli)
 def _(fn: known.Bernoulli) -> Distribution:
-    return dist.Bernoulli(logits=fn.logits.double())
+    return IntegerBernoulli(logits=fn.logits.double())
 
 
 @in_double.register(known.Normal)
@@ -62,13 +71,8 @@ def log_prob_in_double(fn: Distribution, value: Tensor) -> Tensor:
 
     Args:
         fn: The distribution, in any precision.
-        value: The observation; a Bernoulli's may be integers, as labels are.
+        value: The observation.
     """
-    inner = fn
-    while isinstance(inner, known.Independent):
-        inner = inner.base_dist
-    if isinstance(inner, known.Bernoulli):
-        value = value.double()
     return in_double(fn).log_prob(value)
 
 
