@@ -31,6 +31,7 @@ from ppl_med.analysis.tree import (
     count_left_out,
     known,
     open_classes,
+    other_samples,
 )
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, finite, whole
@@ -226,16 +227,13 @@ def _check_parameters(parameters: xr.Dataset) -> tuple[str, bool]:
 
 
 def _check_same_draws(parameters: xr.Dataset, probs: xr.DataArray) -> None:
-    for dim in SAMPLES:
-        same = parameters.sizes[dim] == probs.sizes[dim]
-        if same and dim in parameters.coords and dim in probs.coords:
-            same = bool((parameters[dim].values == probs[dim].values).all())
-        if not same:
-            raise ValueError(
-                f"The maps were learnt for {parameters.sizes[dim]} {dim}(s), the tree has "
-                f"{probs.sizes[dim]} or others; predict both with the same draws and seed, or "
-                "fit with pool=True."
-            )
+    dim = other_samples(parameters, probs)
+    if dim:
+        raise ValueError(
+            f"The maps were learnt for {parameters.sizes[dim]} {dim}(s), the tree has "
+            f"{probs.sizes[dim]} or others; predict both with the same draws and seed, or "
+            "fit with pool=True."
+        )
 
 
 def _transform(parameters: xr.Dataset, method: str, probs: Classes, pool: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ from ppl_med.analysis.tree import (
     check_cases,
     check_disjoint,
     open_log_likelihood,
+    other_samples,
 )
 from ppl_med.axes import SAMPLES
 
@@ -91,15 +92,12 @@ def check_pair(
     """
     if {first.ndim, second.ndim} - {3, 4} or first.ndim != second.ndim:
         raise ValueError("Sets and intervals are per case; the trees have further dimensions.")
-    for dim in SAMPLES:
-        same = first.sizes[dim] == second.sizes[dim]
-        if same and dim in first.coords and dim in second.coords:
-            same = bool((first[dim].values == second[dim].values).all())
-        if not same:
-            raise ValueError(
-                f"The training tree and the test tree do not hold the same draws ({dim}); predict "
-                "both with the same draws and seed."
-            )
+    dim = other_samples(first, second)
+    if dim:
+        raise ValueError(
+            f"The training tree and the test tree do not hold the same draws ({dim}); predict "
+            "both with the same draws and seed."
+        )
     if isinstance(training, xr.DataTree) and isinstance(test, xr.DataTree):
         for key in ("model", "guide", "seed"):
             old, new = training.attrs.get(key), test.attrs.get(key)

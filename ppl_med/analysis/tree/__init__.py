@@ -33,6 +33,7 @@ from ppl_med.analysis.tree.cases import (
     check_cases,
     check_disjoint,
     metadata_groups,
+    other_samples,
 )
 from ppl_med.analysis.tree.classes import Classes, Posterior, class_names, has_probs, open_classes
 from ppl_med.analysis.tree.graders import (
@@ -93,6 +94,7 @@ __all__ = [
     "open_log_likelihood",
     "open_numbers",
     "open_probabilities",
+    "other_samples",
     "sample_law",
     "select_maps",
     "split_blocks",

@@ -3,6 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from ppl_med.axes import SAMPLES
+
 
 def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str = "probs") -> None:
     """Raise unless ``array`` holds the cases of ``probs`` in the same order.
@@ -21,6 +23,17 @@ def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str 
             f"{name} and {other} do not hold the same cases in the same order; select the same "
             "cases in every group of the tree, and in every tree."
         )
+
+
+def other_samples(first: xr.DataArray | xr.Dataset, second: xr.DataArray) -> str:
+    """Return "chain" or "draw" where two arrays differ in it, as far as they tell; else ""."""
+    for dim in SAMPLES:
+        same = first.sizes[dim] == second.sizes[dim]
+        if same and dim in first.coords and dim in second.coords:
+            same = bool((first[dim].values == second[dim].values).all())
+        if not same:
+            return dim
+    return ""
 
 
 def case_ids(array: xr.DataArray, name: str = "probs") -> np.ndarray:
