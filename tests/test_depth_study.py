@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from ppl_med.data.readers.camvid import CLASS_NAMES
 from ppl_med.plots.depth import depth_maps, noise_recovery
 
 ROOT = Path(__file__).parents[1]
@@ -20,14 +21,21 @@ DIMS = ("chain", "draw", "case", "row", "col")
 def depth(monkeypatch) -> Any:
     """The study of depths."""
     monkeypatch.syspath_prepend(ROOT / "examples")
-    return importlib.import_module("depth")
+    return importlib.import_module("depth.study")
+
+
+@pytest.fixture
+def scores(monkeypatch) -> Any:
+    """Figures of the study of depths."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("depth.scores")
 
 
 @pytest.fixture
 def streets(monkeypatch) -> Any:
-    """The study of street scenes."""
+    """Figures of the pixels of street scenes."""
     monkeypatch.syspath_prepend(ROOT / "examples")
-    return importlib.import_module("street_scenes")
+    return importlib.import_module("dense_uncertainty.pixels")
 
 
 @pytest.fixture
@@ -59,18 +67,18 @@ def number_tree(draws: int = 3) -> xr.DataTree:
     )
 
 
-def test_noise_is_compared_bin_by_bin(depth):
+def test_noise_is_compared_bin_by_bin(scores):
     true = np.repeat(np.arange(1.0, 11), 7)
-    same = depth.noise_table(true, true)
+    same = scores.noise_table(true, true)
     assert same["correlation"] == pytest.approx(1) and same["sd_error"] == 0
-    twice = depth.noise_table(2 * true, true)  # every bin holds one value k, and is off by k
+    twice = scores.noise_table(2 * true, true)  # every bin holds one value k, and is off by k
     assert twice["correlation"] == pytest.approx(1)
     assert twice["sd_error"] == pytest.approx(np.arange(1, 11).mean())
-    assert np.isnan(depth.noise_table(np.ones(70), true)["correlation"])
+    assert np.isnan(scores.noise_table(np.ones(70), true)["correlation"])
 
 
 @pytest.mark.parametrize(("law", "family"), [("normal", stats.norm), ("laplace", stats.laplace)])
-def test_the_nll_is_of_the_mixture_at_every_pixel(depth, law, family):
+def test_the_nll_is_of_the_mixture_at_every_pixel(scores, law, family):
     tree = number_tree()
     group: Any = tree["posterior"].to_dataset()
     observed = tree["observed_data"].to_dataset()["depth"].values
@@ -81,12 +89,12 @@ def test_the_nll_is_of_the_mixture_at_every_pixel(depth, law, family):
         ],
         axis=0,
     )
-    assert depth._nll(tree, law) == pytest.approx(-np.log(density).mean())
+    assert scores._nll(tree, law) == pytest.approx(-np.log(density).mean())
 
 
 def test_pixels_without_a_label_have_no_nll(streets):
     probs = RNG.dirichlet(np.ones(11), (1, 4, 2, 3, 5)).transpose(0, 1, 2, 5, 3, 4)
-    case = {"case": ["a", "b"], "class": list(streets.CLASS_NAMES)}
+    case = {"case": ["a", "b"], "class": list(CLASS_NAMES)}
     whole = xr.DataArray(probs, case, ("chain", "draw", "case", "class", "row", "col"))
     mask = xr.DataArray(RNG.integers(-1, 11, (2, 3, 5)), {"case": ["a", "b"]}, DIMS[2:])
     tree = xr.DataTree.from_dict(
@@ -152,9 +160,9 @@ def test_maps_of_depth_are_drawn(depth):
         depth_maps(tree, images, "nobody")
 
 
-def test_recovered_noise_is_drawn(depth):
+def test_recovered_noise_is_drawn(scores):
     true = np.repeat(np.arange(1.0, 11), 7)
-    figure = noise_recovery({"net": depth.noise_table(2 * true, true)})
+    figure = noise_recovery({"net": scores.noise_table(2 * true, true)})
     lines = figure.axes[0].lines
     assert (np.asarray(lines[1].get_ydata()) == 2 * np.asarray(lines[1].get_xdata())).all()
     with pytest.raises(ValueError, match="tables is empty"):

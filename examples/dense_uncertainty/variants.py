@@ -140,9 +140,13 @@ def first_seed(variant: Variant, options: StudyOptions, seed: int) -> int:
 
 def draws_of(variant: Variant, options: StudyOptions) -> int:
     """Draws of every member, or of the one net."""
-    if draws_weights(variant) and options.guide == "ensemble":
-        return max(1, options.draws // options.members)
-    return options.draws
+    several = draws_weights(variant) and options.guide == "ensemble"
+    return draws_each(options.draws, options.members) if several else options.draws
+
+
+def draws_each(draws: int, members: int) -> int:
+    """Draws of every member of an ensemble that has so many in all."""
+    return max(1, draws // members)
 
 
 def share(batches: Batches, fraction: float, seed: int) -> Batches:

@@ -33,5 +33,5 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
     tree = xr.DataTree.from_dict(joined)
     number = max(node.sizes.get("chain", 0) for node in tree.children.values())
     guide = f"Ensemble of {trees[0].attrs.get('guide', 'nets')}"
-    tree.attrs.update(trees[0].attrs, guide=guide, chains=number)
+    tree.attrs = {**trees[0].attrs, "guide": guide, "chains": number}
     return tree

@@ -1,0 +1,1 @@
+"""The study of hippocampus volumes, by parts."""
