@@ -5,13 +5,23 @@ A new analysis is one line of `ANALYSES`: its name, a function of a tree, and wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 from scipy.special import softmax
 
-from ppl_med.analysis import aggregation, calibration, scoring, uncertainty
+from ppl_med.analysis import (
+    aggregation,
+    calibration,
+    conformal,
+    scoring,
+    segmentation,
+    selective,
+    spray,
+    uncertainty,
+)
 from ppl_med.axes import SAMPLES
 
 Result: TypeAlias = xr.Dataset | xr.DataArray
@@ -27,10 +37,12 @@ class Kind:
     Args:
         build: From the number of cases and a prefix of their ids.
         observed: What may hold -1 or NaN; its values are what an analysis leaves out.
+        rows: Whether a row of every map is left out too, not only whole cases.
     """
 
     build: Callable[[int, str], xr.DataTree]
     observed: str
+    rows: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,14 @@ def ids(number: int, prefix: str) -> dict[str, Any]:
     }
 
 
-def class_tree(number: int = CASES, prefix: str = "c", extra: tuple[str, ...] = ()) -> xr.DataTree:
+def class_tree(
+    number: int = CASES, prefix: str = "c", extra: tuple[str, ...] = (), draws: int = 3
+) -> xr.DataTree:
     """Two chains of three draws of three classes; the labels leave no map unlearnable."""
     rng = np.random.default_rng(len(prefix) + len(extra))
     shape = (number, 3, *(SIDE for _ in extra))
     centre = 1.5 * rng.normal(size=shape)
-    probs = softmax(centre + 0.5 * rng.normal(size=(2, 3, *shape)), 3)
+    probs = softmax(centre + 0.5 * rng.normal(size=(2, draws, *shape)), 3)
     label = (centre + 2 * rng.normal(size=shape)).argmax(1)
     coords = ids(number, prefix)
     dims = (*SAMPLES, "case", "class", *extra)
@@ -85,12 +99,14 @@ def pixel_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     return class_tree(number, prefix, ("row", "col"))
 
 
-def number_tree(number: int = CASES, prefix: str = "c", extra: tuple[str, ...] = ()) -> xr.DataTree:
+def number_tree(
+    number: int = CASES, prefix: str = "c", extra: tuple[str, ...] = (), draws: int = 3
+) -> xr.DataTree:
     """Two chains of three draws of a normal distribution per case."""
     rng = np.random.default_rng(len(prefix) + len(extra))
     shape = (number, *(SIDE for _ in extra))
     centre = rng.normal(size=shape)
-    loc = centre + 0.3 * rng.normal(size=(2, 3, *shape))
+    loc = centre + 0.3 * rng.normal(size=(2, draws, *shape))
     scale = rng.uniform(0.4, 0.7, size=loc.shape)
     value = centre + 0.6 * rng.normal(size=shape)
     density = -0.5 * ((value - loc) / scale) ** 2 - np.log(scale)
@@ -127,14 +143,133 @@ def recalibrated(tree: xr.DataTree) -> xr.Dataset:
     return xr.Dataset(mixture, attrs=found.attrs).isel(chain=0, draw=0, drop=True)
 
 
+def grader_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Sampled masks, probabilities and the masks of three graders."""
+    tree = pixel_tree(number, prefix)
+    rng = np.random.default_rng(len(prefix))
+    coords, space = ids(number, prefix), ("row", "col")
+    drawn = rng.integers(0, 3, (2, 3, number, SIDE, SIDE))
+    graded = rng.integers(0, 3, (number, 3, SIDE, SIDE))
+    masks = {"mask": ((*SAMPLES, "case", *space), drawn)}
+    tree["posterior_predictive"] = xr.DataTree(xr.Dataset(masks, coords))
+    observed = xr.Dataset({"mask": (("case", "grader", *space), graded)}, coords)
+    tree["observed_data"] = xr.DataTree(observed)
+    return tree.filter(lambda node: node.name != "log_likelihood")
+
+
+def attribution_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Attributions of two chains of three draws; two kinds of cases."""
+    values = np.random.default_rng(0).normal(size=(2, 3, number, SIDE, SIDE))
+    values[:, :, ::2, 0] += 3
+    dims = (*SAMPLES, "case", "row", "col")
+    maps = xr.Dataset({"map": (dims, values)}, ids(number, prefix))
+    return xr.DataTree.from_dict({"/maps": maps})
+
+
+def training(build: Callable[[int, str], xr.DataTree], tree: xr.DataTree) -> xr.DataTree:
+    """Training cases, as many chains and draws of them as the tree has."""
+    chains, draws = (tree["posterior"].sizes[dim] for dim in SAMPLES)
+
+    def same_draws(group: xr.Dataset) -> xr.Dataset:
+        if "draw" not in group.dims:
+            return group
+        flat = group.stack(all=SAMPLES, create_index=False)
+        parts = [flat.isel(all=slice(draws * c, draws * (c + 1))) for c in range(chains)]
+        return xr.concat(parts, "chain").rename(all="draw").transpose(*SAMPLES, ...)
+
+    result = build(15, "other").map_over_datasets(same_draws)
+    result.attrs["log_likelihood_of"] = "training"
+    return result
+
+
+def predicted(result: xr.Dataset) -> xr.Dataset:
+    """The result without the test of shift, which sees cases without an observation too."""
+    return result.drop_vars("shift_pvalue")
+
+
+def prediction_sets(tree: xr.DataTree, **options: Any) -> xr.Dataset:
+    """Sets by a threshold learnt on other cases."""
+    learnt = conformal.calibrate(class_tree(30, "other"), 0.2, **options)
+    return predicted(conformal.predict_sets(learnt, tree, shift_alarm=0))
+
+
+def prediction_intervals(tree: xr.DataTree) -> xr.Dataset:
+    """Intervals by a threshold learnt on other cases."""
+    learnt = conformal.calibrate_intervals(number_tree(30, "other"), 0.2, method="absolute")
+    return predicted(conformal.predict_intervals(learnt, tree, shift_alarm=0))
+
+
+def prediction_masks(tree: xr.DataTree) -> xr.Dataset:
+    """Masks by a threshold learnt on other cases."""
+    learnt = conformal.calibrate_masks(grader_tree(30, "other"), 0.3)
+    return predicted(conformal.predict_masks(learnt, tree, shift_alarm=0))
+
+
+def reconstructions(tree: xr.DataTree) -> xr.Dataset:
+    """The overlap of graders' masks with one drawn mask."""
+    drawn = tree["posterior_predictive/mask"].isel(chain=0, draw=[0] * 3)
+    return segmentation.oracle_iou(tree, drawn.rename(draw="grader"))
+
+
+def clusters(tree: xr.DataTree) -> xr.Dataset:
+    """Clusters; the sign of an eigenvector says nothing, and pairs of cases have two orders."""
+    options: dict[str, Any] = {"most_clusters": 3, "neighbours": 3, "embedding": "spectral"}
+    return (
+        spray.clusters(tree["maps/map"], **options)
+        .drop_vars("coordinate")
+        .drop_dims("case2", errors="ignore")
+    )
+
+
+def compared(function: Callable[..., xr.Dataset], *unknown: str, **options: Any) -> Analysis:
+    """A comparison with graders, whose figure per case has the name of the function."""
+    return Analysis(
+        lambda tree: function(tree, **options), GRADERS, unknown=unknown or (function.__name__,)
+    )
+
+
+def selected(function: Callable[..., xr.Dataset]) -> dict[str, Analysis]:
+    """A curve of labels, masks and numbers."""
+    name = f"selective.{function.__name__}"
+    kinds = {"": LABELS, "/pixels": PIXELS, "/numbers": NUMBERS}
+    if function is selective.precision_recall:
+        del kinds["/numbers"]
+    return {
+        name + suffix: Analysis(lambda tree: function(tree, "total", replicates=0), kind)
+        for suffix, kind in kinds.items()
+    }
+
+
 LABELS = Kind(class_tree, "observed_data/label")
 PIXELS = Kind(pixel_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
 MAPS = Kind(map_tree, "maps/map")
+MANY_LABELS = Kind(partial(class_tree, draws=15), "observed_data/label")
+MANY_NUMBERS = Kind(partial(number_tree, draws=15), "observed_data/value")
+GRADERS = Kind(grader_tree, "observed_data/mask")
+WHOLE = Kind(grader_tree, "observed_data/mask", rows=False)
+ATTRIBUTIONS = Kind(attribution_tree, "maps/map")
 
-NO_ANALYSES = {"scoring.mean_iou"}  # functions of other things than a tree
-MODULES = (scoring, calibration, uncertainty, aggregation)
+MODULES = (
+    scoring,
+    calibration,
+    uncertainty,
+    aggregation,
+    conformal,
+    segmentation,
+    selective,
+    spray,
+)
+NO_ANALYSES = {  # functions of other things than a tree
+    "scoring.mean_iou",
+    "conformal.Score",
+    "conformal.coverage_band",
+    "conformal.coverage_rank",
+    "conformal.density_ratio",
+    "spray.Embedding",
+    "spray.Part",
+}
 ANALYSES: dict[str, Analysis] = {
     "scoring.score": Analysis(scoring.score, LABELS),
     "scoring.score/pixels": Analysis(scoring.score, PIXELS),
@@ -205,4 +340,110 @@ ANALYSES: dict[str, Analysis] = {
         unknown=("map",),
     ),
     "aggregation.predicted_mask": Analysis(aggregation.predicted_mask, PIXELS, reads=False),
+    "conformal.calibrate": Analysis(lambda tree: conformal.calibrate(tree, 0.2), LABELS),
+    "conformal.calibrate/classes": Analysis(
+        lambda tree: conformal.calibrate(tree, 0.2, within="class", method="aps"), LABELS
+    ),
+    "conformal.predict_sets": Analysis(prediction_sets, LABELS, unknown=("covered",)),
+    "conformal.predict_sets/classes": Analysis(
+        lambda tree: prediction_sets(tree, within="class"), LABELS, unknown=("covered",)
+    ),
+    "conformal.calibrate_intervals": Analysis(
+        lambda tree: conformal.calibrate_intervals(tree, 0.2, method="absolute"), NUMBERS
+    ),
+    "conformal.predict_intervals": Analysis(prediction_intervals, NUMBERS, unknown=("covered",)),
+    "conformal.calibrate_masks": Analysis(lambda tree: conformal.calibrate_masks(tree, 0.3), WHOLE),
+    "conformal.predict_masks": Analysis(prediction_masks, WHOLE, unknown=("risk",)),
+    "conformal.coverage": Analysis(
+        lambda tree: conformal.coverage(prediction_sets(tree), tree, "site"), LABELS
+    ),
+    "conformal.set_sizes": Analysis(
+        lambda tree: conformal.set_sizes(prediction_sets(tree)), LABELS, reads=False
+    ),
+    "conformal.leave_one_out_sets": Analysis(
+        lambda tree: conformal.leave_one_out_sets(
+            training(MANY_LABELS.build, tree), tree, 0.2, pareto_k=np.inf
+        ),
+        MANY_LABELS,
+        unknown=("covered",),
+    ),
+    "conformal.leave_one_out_intervals": Analysis(
+        lambda tree: conformal.leave_one_out_intervals(
+            training(MANY_NUMBERS.build, tree), tree, 0.2, pareto_k=np.inf
+        ),
+        MANY_NUMBERS,
+        unknown=("covered",),
+    ),
+    "conformal.bayes_sets": Analysis(
+        lambda tree: conformal.bayes_sets(
+            training(class_tree, tree), tree, 0.2, min_effective_draws=0.0
+        ),
+        LABELS,
+        unknown=("covered",),
+    ),
+    "conformal.bayes_intervals": Analysis(
+        lambda tree: conformal.bayes_intervals(
+            training(number_tree, tree), tree, 0.2, min_effective_draws=0.0
+        ),
+        NUMBERS,
+        unknown=("covered",),
+    ),
+    "segmentation.ged": compared(segmentation.ged, "biased", "unbiased"),
+    "segmentation.ged/draws": compared(segmentation.ged, "biased", samples="draw"),
+    "segmentation.hungarian": compared(segmentation.hungarian, "iou"),
+    "segmentation.dice_max": compared(segmentation.dice_max),
+    "segmentation.d_max": compared(segmentation.d_max),
+    "segmentation.soft_dice": compared(segmentation.soft_dice, "dice"),
+    "segmentation.collective_insight": compared(segmentation.collective_insight, "released"),
+    "segmentation.ncc": compared(segmentation.ncc),
+    "segmentation.oracle_iou": Analysis(reconstructions, GRADERS, unknown=("iou",)),
+    "segmentation.pixel_reliability": Analysis(segmentation.pixel_reliability, GRADERS),
+    "segmentation.presence_reliability": Analysis(
+        lambda tree: segmentation.presence_reliability(
+            tree, classes=["z"], min_pixels=5, simulations=2
+        ).drop_vars(["slope_perfect", "ece_perfect"]),
+        WHOLE,
+        unknown=("truth",),
+    ),
+    "segmentation.sizes": Analysis(
+        lambda tree: segmentation.sizes(tree).drop_vars(["mean_mean", "mean_se"]),
+        WHOLE,
+        unknown=("covered",),
+    ),
+    "segmentation.modes": Analysis(
+        lambda tree: segmentation.modes(
+            tree, tree["observed_data/mask"].rename(grader="mode"), [0.5, 0.3, 0.2], ties="equal"
+        ),
+        GRADERS,
+        unknown=("distance", "tied", "kl_per_case"),
+    ),
+    "segmentation.flips": Analysis(
+        lambda tree: segmentation.flips(tree, tree["observed_data/mask"], {"x": "y"}, [0.4]),
+        PIXELS,
+        unknown=("flip", "accuracy"),
+    ),
+    "segmentation.diversity": Analysis(segmentation.diversity, PIXELS, reads=False),
+    "segmentation.maps": Analysis(segmentation.maps, PIXELS, reads=False),
+    "segmentation.region_uncertainty": Analysis(
+        lambda tree: segmentation.region_uncertainty(tree).drop_dims("part"), PIXELS, reads=False
+    ),
+    **selected(selective.risk_coverage),
+    **selected(selective.sparsification),
+    **selected(selective.precision_recall),
+    "selective.scores": Analysis(
+        lambda tree: selective.scores(tree, "predictive_entropy"), LABELS, reads=False
+    ),
+    "selective.errors": Analysis(
+        lambda tree: selective.errors(tree, "brier"), LABELS, unknown=("brier",)
+    ),
+    "selective.errors/pixels": Analysis(
+        lambda tree: selective.errors(tree, "zero_one"), PIXELS, unknown=("zero_one",)
+    ),
+    "selective.errors/numbers": Analysis(
+        lambda tree: selective.errors(tree, "absolute"), DEPTHS, unknown=("absolute",)
+    ),
+    "spray.clusters": Analysis(clusters, ATTRIBUTIONS, reads=False),
+    "spray.unit_maps": Analysis(
+        lambda tree: spray.unit_maps(tree["maps/map"]), ATTRIBUTIONS, reads=False
+    ),
 }

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from analysis_table import ANALYSES, CASES, HOLES, MODULES, NO_ANALYSES, Analysis, Result
+from analysis_table import (
+    ANALYSES,
+    CASES,
+    HOLES,
+    MODULES,
+    NO_ANALYSES,
+    Analysis,
+    Kind,
+    Result,
+)
 
 from ppl_med.axes import SAMPLES
 
@@ -29,14 +38,14 @@ def run(row: Analysis, tree: xr.DataTree) -> xr.Dataset:
     return found.compute().to_dataset(name=str(found.name or "result"), promote_attrs=True)
 
 
-def with_holes(tree: xr.DataTree, path: str, cases: Sequence[int] = HOLES) -> xr.DataTree:
+def with_holes(tree: xr.DataTree, kind: Kind, cases: Sequence[int] = HOLES) -> xr.DataTree:
     """The tree with some cases, and of maps one row of every case, not observed."""
-    group, name = path.split("/")
+    group, name = kind.observed.split("/")
     node = tree[group].to_dataset()
     array = node[name].copy(deep=True)
     nothing: Any = -1 if array.dtype.kind == "i" else np.nan
     array[{"case": list(cases)}] = nothing
-    if "row" in array.dims:
+    if "row" in array.dims and kind.rows:
         array[{"row": 0}] = nothing
     result = tree.copy()
     result[group] = xr.DataTree(node.assign({name: array}))
@@ -70,10 +79,10 @@ def test_a_lazy_tree_gives_the_same(name: str) -> None:
 def test_what_was_not_observed_is_left_out_and_counted(name: str) -> None:
     row = ANALYSES[name]
     tree = tree_of(row)
-    holes = with_holes(tree, row.kind.observed)
+    holes = with_holes(tree, row.kind)
     found = run(row, holes)
     observed = holes[row.kind.observed]
-    is_map = "row" in observed.dims
+    is_map = "row" in observed.dims and row.kind.rows
     # An analysis that is defined on the rest gives what it gives there.
     rest = without_holes(tree, rows=is_map)
     expected = run(row, rest)
@@ -96,7 +105,7 @@ def test_what_was_not_observed_is_left_out_and_counted(name: str) -> None:
 def test_nothing_observed_at_all_is_no_number(name: str) -> None:
     row = ANALYSES[name]
     tree = tree_of(row)
-    tree = with_holes(tree, row.kind.observed, range(CASES))
+    tree = with_holes(tree, row.kind, range(CASES))
     try:
         found = run(row, tree)
     except ValueError as error:

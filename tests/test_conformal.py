@@ -226,7 +226,8 @@ def test_cases_without_a_label_neither_calibrate_nor_count(within: str | None) -
     assert int(sizes["count"].sum()) == 80
     xr.testing.assert_equal(sizes["coverage"], conformal.set_sizes(expected)["coverage"])
     halves[1]["observed_data"] = (0 * label - 1).to_dataset(name="label")
-    assert "covered" not in conformal.predict_sets(learnt, halves[1])
+    unseen = conformal.predict_sets(learnt, halves[1])
+    assert np.isnan(unseen["coverage"]) and np.isnan(unseen["covered"]).all()
 
 
 def test_other_bad_input_is_refused() -> None:

@@ -210,7 +210,8 @@ def test_cases_without_a_number_neither_calibrate_nor_count(within: str | None) 
         xr.testing.assert_allclose(*of_groups, rtol=1e-12)
     nobody = trees[1].copy()
     nobody["observed_data"] = (np.nan * values).to_dataset()
-    assert "covered" not in conformal.predict_intervals(learnt, nobody)
+    unseen = conformal.predict_intervals(learnt, nobody)
+    assert np.isnan(unseen["coverage"]) and np.isnan(unseen["covered"]).all()
 
 
 def test_the_old_name_of_the_site_warns() -> None:

@@ -303,7 +303,8 @@ def test_training_and_test_cases_without_an_observation_are_left_out() -> None:
         shared = found.isel(case=np.flatnonzero(~gone[1])).drop_vars("covered")
         xr.testing.assert_allclose(shared, expected.drop_vars("covered"), rtol=1e-12)
         np.testing.assert_array_equal(np.isnan(found["covered"]), gone[1])
-        assert found.attrs["left_out"] == gone[0].sum()
+        assert found.attrs["left_out"] == gone[1].sum()
+        assert int(found["n"]) == (~gone[0]).sum()
 
 
 def test_training_and_test_cases_without_a_label_are_left_out() -> None:
@@ -329,4 +330,5 @@ def test_training_and_test_cases_without_a_label_are_left_out() -> None:
         shared = found.isel(case=np.flatnonzero(~gone[1])).drop_vars("covered")
         xr.testing.assert_allclose(shared, expected.drop_vars("covered"), rtol=1e-12)
         np.testing.assert_array_equal(np.isnan(found["covered"]), gone[1])
-        assert found.attrs["left_out"] == gone[0].sum()
+        assert found.attrs["left_out"] == gone[1].sum()
+        assert int(found["n"]) == (~gone[0]).sum()

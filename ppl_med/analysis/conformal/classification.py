@@ -18,7 +18,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.conformal import shift, thresholds
-from ppl_med.analysis.conformal.hits import labels_if_any, of_label
+from ppl_med.analysis.conformal.hits import of_label
 from ppl_med.analysis.conformal.nonconformity import Score, case_scores, score_of
 from ppl_med.analysis.tree import (
     Classes,
@@ -142,7 +142,7 @@ def predict_sets(
         raise ValueError(f"probs has further dimensions {probs.dims[4:]}; sets are per case.")
     _check_classes(calibration, classes.names)
     check_disjoint(calibration["case"].values, case_ids(probs))
-    label = labels_if_any(classes)
+    label = None if classes.observation() is None else classes.case_labels()
     by_class = None if label is None else thresholds.class_groups(classes, label)
     groups = thresholds.test_groups(calibration, tree, within, probs, by_class)
     mixture, scores = _scores(classes, settings, int(calibration.attrs["seed"]))
@@ -153,14 +153,14 @@ def predict_sets(
     member = scores <= limit
     result = xr.Dataset({"prediction_set": member, "set_size": member.sum("class")})
     result["set_size"].attrs["units"] = "classes"
-    result = result.merge(thresholds.carried(calibration))
+    result = result.assign(thresholds.carried(calibration).data_vars)
     if groups is not None:
         result["case_group"] = ("case", groups.values)
     reached = None
     if label is not None:
         reached = of_label(scores, label)
         figures = thresholds.coverage_figures(of_label(member, label), calibration, groups)
-        result = result.merge(figures).assign_attrs(figures.attrs)
+        result = result.assign(figures.data_vars).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
         calibration, _features(mixture), reached, groups, shift_alarm
     )

@@ -21,7 +21,7 @@ from ppl_med import checks
 from ppl_med.analysis.conformal import importance, order_statistics
 from ppl_med.analysis.conformal.hits import interval_hits, label_hits, observed_cases
 from ppl_med.analysis.statistics.location_scale import check_law
-from ppl_med.analysis.tree import CaseNumbers, count_left_out, open_case_numbers, open_classes
+from ppl_med.analysis.tree import CaseNumbers, case_coords, open_case_numbers, open_classes
 
 _BLOCK = 2**22  # numbers held at once
 _FEWEST = 10.0  # effective draws
@@ -83,7 +83,7 @@ def bayes_sets(
     pvalue = (count / (label.size + 1)).reshape(template.shape)
     result["pvalue"] = template.copy(data=pvalue)
     result["effective_draws"] = template.copy(data=effective.reshape(template.shape))
-    result = result.assign_attrs(count_left_out(seen)).assign(n=label.size, k=rank)
+    result = result.assign(n=label.size, k=rank)
     return importance.finish(result, label_hits(new, sets), alpha, **_ATTRS)
 
 
@@ -136,18 +136,21 @@ def bayes_intervals(
     rank = order_statistics.coverage_rank(likelihood.shape[1], alpha)
 
     def intervals(part: CaseNumbers) -> xr.Dataset:
-        columns = zip(*(values.T for values in _parameters(part)), strict=True)
-        parts = [_case_interval(likelihood, *column, rank, num_points) for column in columns]
+        loc, scale = (values.T for values in _parameters(part))
+        parts = [
+            _case_interval(likelihood, *of_case, rank, num_points)
+            for of_case in zip(loc, scale, strict=True)
+        ]
         bounds, effective = (np.array(column) for column in zip(*parts, strict=True))
         values = {"interval": (("case", "bound"), bounds), "effective_draws": ("case", effective)}
-        ids = part.find("loc")["case"].values
-        return xr.Dataset(values, {"case": ids, "bound": ["lower", "upper"]})
+        coords = case_coords(part.find("loc"))
+        return xr.Dataset(values, {**coords, "bound": ["lower", "upper"]})
 
     result = others.map(intervals)
     bounds = result["interval"].values
     _check_effective(result["effective_draws"].values, min_effective_draws)
     result["width"] = ("case", bounds[:, 1] - bounds[:, 0])
-    result = result.assign_attrs(count_left_out(seen)).assign(n=likelihood.shape[1], k=rank)
+    result = result.assign(n=likelihood.shape[1], k=rank)
     hits = interval_hits(others, bounds)
     return importance.finish(result, hits, alpha, outcome=numbers.site, **_ATTRS)
 

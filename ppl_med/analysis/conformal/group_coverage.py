@@ -49,8 +49,10 @@ def coverage(
         raise TypeError("sets must be the Dataset of predict_sets for cases with labels.")
     checks.inside("level", level)
     groups, seen = _groups(sets, tree, by), sets["covered"].notnull()
+    left_out = count_left_out(seen)
     if not seen.all():
-        groups, sets = (found.isel(case=np.flatnonzero(seen)) for found in (groups, sets))
+        kept = np.flatnonzero(seen)
+        groups, sets = groups.isel(case=kept), sets.isel(case=kept)
     names = _ordered(groups.values)
     member = [groups.values == name for name in names]
     count = np.array([part.sum() for part in member])
@@ -69,8 +71,7 @@ def coverage(
             means = [float(sets[source].values[part].mean()) for part in member]
             result[name] = ("group", means, {"units": sets[source].attrs.get("units", "1")})
     own = sets.attrs.get("within", "")
-    result.attrs |= count_left_out(seen)
-    result.attrs.update(by=by if isinstance(by, str) else "array", level=level)
+    result.attrs.update(left_out, by=by if isinstance(by, str) else "array", level=level)
     result.attrs.update(alpha=float(sets.attrs["alpha"]), within=own)
     result.attrs["promised"] = int(bool(own) and _refines(sets, groups))
     return result

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import CaseNumbers, Classes, known
+from ppl_med.analysis.tree import CaseNumbers, Classes, case_coords, count_left_out, known
 
 
 def where_known(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -12,7 +12,12 @@ def where_known(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def observed_cases(observed: xr.DataArray) -> np.ndarray | slice:
-    """Return the positions of the cases with an observation, of labels or numbers (case)."""
+    """Return the positions of the cases with an observation, of labels or numbers (case).
+
+    Raises:
+        ValueError: Nothing was observed.
+    """
+    count_left_out(observed)
     seen = known(observed).values
     return slice(None) if seen.all() else np.flatnonzero(seen)
 
@@ -22,25 +27,16 @@ def of_label(table: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
     values = table.transpose("case", "class").values
     chosen = np.take_along_axis(values, label.values.clip(0)[:, None], 1)[:, 0]
     found = where_known(chosen, known(label).values)
-    return xr.DataArray(found, {"case": table["case"]}, ("case",))
-
-
-def labels_if_any(classes: Classes) -> xr.DataArray | None:
-    """Return the observed class of every case, -1 where there is none; None without any."""
-    if classes.observation() is None:
-        return None
-    label = classes.case_labels()
-    return label if known(label).any() else None
+    return xr.DataArray(found, case_coords(table), ("case",))
 
 
 def label_hits(classes: Classes, sets: xr.DataArray) -> np.ndarray | None:
-    """Return which sets (case, class) hold the observed class; None without any."""
-    label = labels_if_any(classes)
-    return None if label is None else of_label(sets, label).values
+    """Return which sets (case, class) hold the observed class; None without labels."""
+    return None if classes.observation() is None else of_label(sets, classes.case_labels()).values
 
 
 def interval_hits(numbers: CaseNumbers, bounds: np.ndarray) -> np.ndarray | None:
-    """Return which intervals (case, bound) hold the observed number; None without any."""
+    """Return which intervals (case, bound) hold the observed number; None without observations."""
     observed = numbers.observed()
     if observed is None:
         return None

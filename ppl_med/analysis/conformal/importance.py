@@ -15,10 +15,13 @@ from ppl_med.analysis.tree import (
     case_ids,
     check_cases,
     check_disjoint,
+    count_left_out,
     open_log_likelihood,
     other_samples,
 )
 from ppl_med.axes import SAMPLES
+
+_FEWEST = 25  # draws, of which PSIS smooths a fifth, five at least
 
 
 def leave_one_out_weights(
@@ -59,6 +62,10 @@ def leave_one_out_weights(
     values = likelihood.values.reshape(-1, likelihood.sizes["case"]).T[cases]
     if not np.isfinite(values).all():
         raise ValueError("A training case has likelihood 0 under a draw; predict in float64.")
+    if values.shape[1] < _FEWEST:
+        raise ValueError(
+            f"The tree holds {values.shape[1]} draws; leaving a case out takes {_FEWEST} or more."
+        )
     if (np.ptp(values, axis=1) == 0).any():
         raise ValueError(
             "All draws give some training case the same likelihood; a point estimate says nothing "
@@ -142,6 +149,8 @@ def finish(
         result["set_size"].attrs["units"] = "classes"
     if hits is not None:
         result["covered"] = ("case", hits)
-        result["coverage"] = float(result["covered"].mean())
-        result["coverage"].attrs["units"] = "probability"
+        seen = result["covered"].notnull()
+        share = float(result["covered"].mean()) if seen.any() else np.nan
+        result["coverage"] = ((), share, {"units": "probability"})
+        result.attrs |= count_left_out(seen, empty=True)
     return result.assign_attrs(alpha=float(alpha), within="", **attrs)

@@ -25,7 +25,7 @@ from ppl_med.analysis.conformal.nonconformity import Score, class_scores, score_
 from ppl_med.analysis.tree import (
     CaseNumbers,
     Posterior,
-    count_left_out,
+    case_coords,
     open_case_numbers,
     open_classes,
 )
@@ -94,7 +94,6 @@ def leave_one_out_sets(
     hits = label_hits(new, sets)
     if rank > len(own):
         result["prediction_set"][:] = True
-    result = result.assign_attrs(count_left_out(seen))
     return _finish(result, shape, hits, alpha, (len(own), rank), settings.method)
 
 
@@ -151,14 +150,14 @@ def leave_one_out_intervals(
         mean = weights @ importance.samples(loc)  # (training case, test case)
         upper = order_statistics.kth_smallest((mean + residual).T, rank)
         lower = -order_statistics.kth_smallest((residual - mean).T, rank)
-        ids = {"case": loc["case"].values}
-        return xr.DataArray(np.stack([lower, upper], 1), ids, ("case", "bound"))
+        ends = np.stack([lower, upper], 1)
+        return xr.DataArray(ends, case_coords(loc), ("case", "bound"))
 
     interval = others.map(bounds)
     result = xr.Dataset({"interval": interval.assign_coords(bound=["lower", "upper"])})
     result["width"] = ("case", np.maximum(interval.values[:, 1] - interval.values[:, 0], 0))
     hits = interval_hits(others, interval.values)
-    result = result.assign_attrs(count_left_out(seen), outcome=numbers.site)
+    result.attrs["outcome"] = numbers.site
     return _finish(result, shape, hits, alpha, (len(residual), rank), "absolute")
 
 

@@ -29,6 +29,7 @@ from ppl_med.analysis.conformal.hits import where_known
 from ppl_med.analysis.tree import (
     DRAWS,
     CaseNumbers,
+    case_coords,
     case_ids,
     check_disjoint,
     known,
@@ -137,7 +138,7 @@ def predict_intervals(
     bound = xr.IndexVariable("bound", ["lower", "upper"])
     interval = xr.concat([lower, upper], bound).transpose("case", "bound")
     result = xr.Dataset({"interval": interval, "width": (upper - lower).clip(min=0)})
-    result = result.merge(thresholds.carried(calibration))
+    result = result.assign(thresholds.carried(calibration).data_vars)
     if groups is not None:
         result["case_group"] = ("case", groups.values)
     observed, reached = numbers.observed(), None
@@ -145,7 +146,7 @@ def predict_intervals(
         reached = _score(proposal, observed)
         hits = reached.copy(data=where_known((reached <= limit).values, known(observed).values))
         figures = thresholds.coverage_figures(hits, calibration, groups)
-        result = result.merge(figures).assign_attrs(figures.attrs)
+        result = result.assign(figures.data_vars).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
         calibration, _features(proposal, attrs["method"]), reached, groups, shift_alarm
     )
@@ -214,7 +215,7 @@ def _positive(unit: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _bare(array: xr.DataArray) -> xr.DataArray:
-    return array.drop_vars([name for name in array.coords if name != "case"])
+    return array.drop_vars(set(array.coords) - set(case_coords(array)))
 
 
 def _score(proposal: Proposal, observed: xr.DataArray) -> xr.DataArray:

@@ -27,6 +27,7 @@ from ppl_med.analysis.tree import (
     ClassList,
     Draws,
     Posterior,
+    case_coords,
     case_ids,
     check_disjoint,
     class_indices,
@@ -73,9 +74,10 @@ def calibrate_masks(
     ids = case_ids(draws.array)
     chosen = class_indices(classes, draws)
     graded = open_annotations(tree, None, draws)
-    kept = _annotated(graded)
+    kept, left_out = _annotated(graded), count_left_out(graded)
     ids, num_cases = ids[kept], int(kept.sum())
-    probs, shares, owners, means = [], [], [], []
+    probs, shares, owners = [], [], []
+    means: list[float] = []
     for index, foreground in enumerate(_foreground(draws, chosen)):
         if not kept[index]:
             continue
@@ -100,11 +102,11 @@ def calibrate_masks(
             "num_empty": sum(not part.size for part in probs),
             "foreground": ("case", np.array(means)),
         },
-        coords={"case": ids},
+        coords={name: ("case", v.values[kept]) for name, v in case_coords(draws.array).items()},
         attrs={"method": "risk_control", "risk": "false-negative rate", "truth": truth},
     )
     result.attrs["classes"] = class_labels(chosen, draws)
-    return _with_units(result.assign_attrs(count_left_out(graded)))
+    return _with_units(result.assign_attrs(left_out))
 
 
 def predict_masks(
@@ -141,7 +143,6 @@ def predict_masks(
     graded = None
     if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
         graded = open_annotations(tree, None, draws)
-        graded = graded if known(graded).any() else None
     kept = np.zeros(len(ids), bool) if graded is None else _annotated(graded)
     masks, means, risk = [], [], np.full(len(ids), np.nan)
     for index, foreground in enumerate(_foreground(draws, chosen)):
@@ -151,14 +152,17 @@ def predict_masks(
         if graded is not None and kept[index]:
             share = _shares(graded.isel(case=index).values, chosen, calibration.attrs["truth"])
             risk[index] = share[~mask].sum()
-    result = xr.Dataset({"mask": (("case", *draws.space), np.stack(masks))}, coords={"case": ids})
+    result = xr.Dataset(
+        {"mask": (("case", *draws.space), np.stack(masks))}, case_coords(draws.array)
+    )
     result["area"] = result["mask"].sum(draws.space)
     result = result.assign(n=int(calibration["n"]), threshold=threshold)
     if graded is not None:
         count = int(kept.sum())
+        mean = np.mean(risk[kept]) if count else np.nan
         error = np.std(risk[kept], ddof=1) / count**0.5 if count > 1 else np.nan
-        result = result.assign(risk=("case", risk), risk_mean=np.mean(risk[kept]), risk_se=error)
-        result.attrs |= count_left_out(graded)
+        result = result.assign(risk=("case", risk), risk_mean=mean, risk_se=error)
+        result.attrs |= count_left_out(graded, empty=True)
     result["shift_pvalue"] = shift.compare(
         calibration["foreground"].values[:, None], np.array(means)[:, None], None, shift_alarm
     )

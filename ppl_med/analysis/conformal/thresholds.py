@@ -15,6 +15,7 @@ from ppl_med.analysis.conformal import order_statistics, shift
 from ppl_med.analysis.tree import (
     Classes,
     Posterior,
+    case_coords,
     case_weights,
     count_left_out,
     known,
@@ -55,8 +56,11 @@ def learn(
         raise ValueError("Some calibration scores are infinite; drop those cases.")
     values = None if weights is None else case_weights(weights, score)
     seen = known(score)
-    score = score.drop_vars([name for name in score.coords if name != "case"])
-    result = xr.Dataset({"score": score, "alpha": float(alpha)}, attrs=count_left_out(seen))
+    result = xr.Dataset(
+        {"score": ("case", score.values), "alpha": float(alpha)},
+        case_coords(score),
+        count_left_out(seen),
+    )
     if features is not None:
         result["features"] = features.variable
     if groups is not None:
@@ -217,14 +221,14 @@ def coverage_figures(
     """
     seen = hits.notnull()
     kept = hits.values[seen.values]
-    figures = {"coverage": float(kept.mean())}
-    if "k" in calibration:
+    figures = {"coverage": float(kept.mean()) if kept.size else np.nan}
+    if "k" in calibration and kept.size:
         groups = None if groups is None else groups[seen.values]
         parts = group_counts(calibration, kept.size, groups)
         figures["coverage_expected"] = order_statistics.expected_coverage(parts)
         lower, upper = order_statistics.joint_band(parts)
         figures |= {"coverage_lower": lower, "coverage_upper": upper}
-    result = xr.Dataset({"covered": hits, **figures}, attrs=count_left_out(seen))
+    result = xr.Dataset({"covered": hits, **figures}, attrs=count_left_out(seen, empty=True))
     for name in figures:
         result[name].attrs["units"] = "probability"
     for name in {"coverage_lower", "coverage_upper"} & set(figures):
@@ -268,8 +272,9 @@ def shift_check(
         groups: Group of every test case, where the calibration has groups; "" if not known.
         false_alarm: Warn below this.
     """
+    named = np.array([True]) if groups is None else groups.values != ""
     allowed = "weight" in calibration or ("case_group" in calibration and groups is None)
-    if allowed:
+    if allowed or not named.any():
         note = "not tested: weights allow for shift, or the groups of the test cases are unknown"
         return xr.DataArray(np.nan, attrs={"units": "probability", "test": note})
     first, second = calibration["features"].values, feature.values
@@ -278,6 +283,5 @@ def shift_check(
         second = np.column_stack([second, score.values])
     pair = None
     if groups is not None:
-        named = groups.values != ""
         second, pair = second[named], (calibration["case_group"].values, groups.values[named])
     return shift.compare(first, second, pair, false_alarm)

@@ -172,7 +172,7 @@ def soft_dice(
     axis = {"threshold": levels}
     result = case_dataset(pair.graded, {"dice": values}, "1", dims=("threshold",), coords=axis)
     total = case_dataset(pair.graded, {"dice_over_thresholds": values.mean(1)}, "1")
-    return pair.describe(result.merge(total))
+    return pair.describe(result.assign(total.data_vars))
 
 
 def _best(

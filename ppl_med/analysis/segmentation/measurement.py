@@ -149,7 +149,7 @@ def _coverage(
     number = (~np.isnan(found)).sum(1)
     share = np.divide(inside.sum(1), number, out=np.full(number.shape, np.nan), where=number > 0)
     covered = case_dataset(graded, {"covered": share}, "probability", dims=("class",))
-    result = result.merge(covered)
+    result = result.assign(covered.data_vars)
     result["grader_size"] = (("case", "grader", "class"), found, {"units": unit})
     if "grader" in graded.coords:
         result = result.assign_coords(grader=graded["grader"].variable)

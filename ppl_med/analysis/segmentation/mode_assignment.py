@@ -61,6 +61,7 @@ def modes(
     Args:
         tree: The tree of `predict`; or ``probs``, or masks (chain, draw, case, row, col).
         mode_masks: The mask of every mode (case, mode, row, col); -1 where not defined.
+            Cases without any mode are left out.
         probabilities: True probability of every mode: (mode,), the same for all cases, or (case,
             mode), given the image. An array without names has its axes in this order.
         ties: What to do with a sample at the same distance from several modes, as above.
@@ -89,20 +90,24 @@ def modes(
     numbers = class_indices(classes, draws)
     known = open_annotations(tree, _as_graders(mode_masks), draws, "mode_masks")
     law = _law(probabilities, known)
-    counts, figures = [], []
+    counts = np.zeros((draws.num_cases, known.sizes["grader"]))
+    figures, seen = np.full((2, draws.num_cases), np.nan), np.zeros(draws.num_cases, bool)
     for index, case in enumerate(compared_cases(draws, known)):
+        if not case.present.any():
+            continue
         if not case.present.all():
             raise ValueError("mode_masks leaves a mode of a case undefined (-1 everywhere).")
         gaps = 1 - overlap.pairwise(case.samples, case.graders, numbers, empty)
         shares, tied = _shares(gaps, ties, None if law is None else law[index])
-        counts.append(shares.sum(0))
-        figures.append((gaps.min(1).mean(), tied.mean()))
-    result = _frequencies(np.array(counts), np.array(figures).T, law, known)
+        counts[index], seen[index] = shares.sum(0), True
+        figures[:, index] = gaps.min(1).mean(), tied.mean()
+    left_out = count_left_out(known)
+    result = _frequencies(counts, figures, law, known, seen)
     if "mode" in mode_masks.coords:
         result = result.assign_coords(mode=mode_masks["mode"].variable)
     return describe(
         result,
-        **count_left_out(known),
+        **left_out,
         ties=ties,
         distance="1 - IoU, mean over classes",
         classes=class_labels(numbers, draws),
@@ -113,7 +118,11 @@ def modes(
 
 
 def _frequencies(
-    counts: np.ndarray, figures: np.ndarray, law: np.ndarray | None, template: xr.DataArray
+    counts: np.ndarray,
+    figures: np.ndarray,
+    law: np.ndarray | None,
+    template: xr.DataArray,
+    seen: np.ndarray,
 ) -> xr.Dataset:
     if not counts.sum() > 0:
         raise ValueError(
@@ -138,12 +147,13 @@ def _frequencies(
     if law is None:
         return result
     mean = (total[:, None] * law).sum(0) / total.sum()
-    note = f"entropy of the truth {entropy(law):.4f} nats, mean over cases"
+    note = f"entropy of the truth {entropy(law[seen]):.4f} nats, mean over cases"
     result["probability"] = ("mode", mean, {"units": "probability", "note": note})
     names = ("kl_per_case", "kl_per_case_perfect")
     inside = dict(zip(names, kl_per_case(counts, law), strict=True))
-    result = result.merge(case_dataset(template, inside, "nats"))
-    return result.merge(compare_frequencies(counts, law))
+    found = case_dataset(template, inside, "nats")
+    pooled = compare_frequencies(counts[seen], law[seen])
+    return result.assign(found.data_vars).assign(pooled.data_vars)
 
 
 def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ import xarray as xr
 from scipy.special import xlogy
 
 from ppl_med.analysis.segmentation.summary import describe, mean_and_error
-from ppl_med.analysis.tree import Draws, Posterior, open_probabilities
+from ppl_med.analysis.tree import Draws, Posterior, case_coords, open_probabilities
 
 UNITS = {
     "predictive_entropy": "nats",
@@ -53,10 +53,7 @@ def maps(tree: Posterior) -> xr.Dataset:
         for name, found in block_maps(draws, block).items():
             values[name][block] = found
             per_case[name][block] = found.mean(1)
-    result = xr.Dataset()
-    for dim in ("case", *draws.space):
-        if dim in draws.array.coords:
-            result = result.assign_coords({dim: draws.array[dim].variable})
+    result = xr.Dataset(coords=case_coords(draws.array, *draws.space))
     for name, unit in UNITS.items():
         whole = values[name].reshape(draws.num_cases, *draws.shape)
         result[name] = (("case", *draws.space), whole, {"units": unit})

@@ -28,6 +28,7 @@ from ppl_med.analysis.tree import (
     ClassList,
     Draws,
     Posterior,
+    case_coords,
     check_cases,
     class_indices,
     class_labels,
@@ -86,15 +87,15 @@ def presence_reliability(
     given = np.array([_present(masks, numbers, min_pixels).mean() for masks in draws.samples()])
     number = draws.num_samples
     if truth is not None:
-        target, graders, seen = _check_truth(truth, draws), None, None
+        target, graders, graded = _check_truth(truth, draws), None, None
     else:
         graded = open_annotations(tree, annotations, draws)
-        target, graders, seen = _grader_frequency(graded, numbers, min_pixels)
+        target, graders = _grader_frequency(graded, numbers, min_pixels)
     known = ~np.isnan(target)
+    left_out = count_left_out(xr.DataArray(known, dims="case") if graded is None else graded)
     if known.sum() < _FEWEST_CASES:
         raise ValueError(f"A line needs three cases with a truth; there are {known.sum()}.")
     result = _frequencies(given, target, draws)
-    entries = xr.DataArray(known, dims="case") if seen is None else seen
     f, t = given[known], target[known]
     m = None if graders is None else graders[known]
     result = result.merge(_line(f, t, number, exact=m is None)).merge(_bins(f, t, bins))
@@ -102,7 +103,7 @@ def presence_reliability(
     perfect = [_perfect(f, t, m, number, bins, rng) for _ in range(simulations)]
     return describe(
         result.assign(_yardsticks(np.array(perfect))),
-        **count_left_out(entries),
+        **{**left_out, "num_cases": int(known.sum())},
         regression="frequency on truth" if m is None else "grader frequency on frequency",
         classes=class_labels(numbers, draws),
         samples=samples,
@@ -138,23 +139,21 @@ def _present(masks: np.ndarray, numbers: np.ndarray, min_pixels: int) -> np.ndar
 
 def _grader_frequency(
     graded: xr.DataArray, numbers: np.ndarray, min_pixels: int
-) -> tuple[np.ndarray, np.ndarray, xr.DataArray]:
-    """Share of complete graders who drew something (NaN without any), their number, and who is."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of complete graders who drew something (NaN without any), and their number."""
     share = np.full(graded.sizes["case"], np.nan)
     complete = (graded != UNANNOTATED).all([dim for dim in graded.dims[2:]])
     for case, kept in enumerate(complete.values):
         masks = graded.isel(case=case).values.reshape(len(kept), -1)[kept]
         if len(masks):
             share[case] = _present(masks, numbers, min_pixels).mean()
-    return share, complete.values.sum(1), complete
+    return share, complete.values.sum(1)
 
 
 def _frequencies(given: np.ndarray, target: np.ndarray, draws: Draws) -> xr.Dataset:
     unit = {"units": "probability"}
-    result = xr.Dataset({"frequency": ("case", given, unit), "truth": ("case", target, unit)})
-    if "case" in draws.array.coords:
-        result = result.assign_coords(case=draws.array["case"].variable)
-    return result
+    values = {"frequency": ("case", given, unit), "truth": ("case", target, unit)}
+    return xr.Dataset(values, case_coords(draws.array))
 
 
 def _line(f: np.ndarray, t: np.ndarray, number: int, *, exact: bool) -> xr.Dataset:

@@ -24,7 +24,7 @@ from ppl_med.analysis.segmentation.comparison import (
 )
 from ppl_med.analysis.statistics import binning
 from ppl_med.analysis.statistics.case_means import ratio_error
-from ppl_med.analysis.tree import ClassList, Posterior
+from ppl_med.analysis.tree import ClassList, Posterior, count_left_out
 
 _NEVER = 1e-3  # probability below which no draw is said to see foreground
 
@@ -58,6 +58,7 @@ def pixel_reliability(
     """
     checks.whole("bins", bins)
     pair = open_comparison(tree, annotations, samples, classes, averaged=True)
+    left_out = count_left_out(pair.graded)
     # of all pixels, or of those inside: count, sum of probabilities, sum of fractions
     sums = np.zeros((2, pair.draws.num_cases, 3, bins))
     for block, means in mean_predictions(pair.draws, pair.classes, samples):
@@ -76,7 +77,8 @@ def pixel_reliability(
         result[name] = ((), value, {"units": "probability"})
         note = {"units": "probability", "note": "standard error over cases"}
         result[f"{name}_se"] = ((), error, note)
-    return pair.describe(result, num_cases=int((sums[0, :, 0].sum(1) > 0).sum()))
+    num_cases = int((sums[0, :, 0].sum(1) > 0).sum())
+    return pair.describe(result, **{**left_out, "num_cases": num_cases})
 
 
 def _bin_sums(given: np.ndarray, truth: np.ndarray, bins: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import Draws
+from ppl_med.analysis.tree import Draws, case_coords
 from ppl_med.axes import SAMPLES
 
 
@@ -20,7 +20,7 @@ def case_dataset(
     """Name figures per case and add ``<name>_mean`` and ``<name>_se``.
 
     Args:
-        template: Any array with the dimension case, whose ids are taken over.
+        template: Any array with the dimension case, whose coordinates are taken over.
         figures: Values (case, ...) by name; NaN where a case does not define the figure.
         units: One unit for all figures, or one per name.
         dims: Names of the axes after case.
@@ -31,9 +31,7 @@ def case_dataset(
         standard error (...) of that mean (NaN for fewer than two such cases), and in the
         attributes of the mean how many cases were counted and how many were undefined.
     """
-    result = xr.Dataset(coords=dict(coords or {}))
-    if "case" in template.coords:
-        result = result.assign_coords(case=template["case"].variable)
+    result = xr.Dataset(coords={**case_coords(template), **(coords or {})})
     for name, values in figures.items():
         array = xr.DataArray(np.asarray(values), dims=("case", *dims))
         unit = units if isinstance(units, str) else units[name]

@@ -30,6 +30,7 @@ from ppl_med.analysis.tree import (
     class_indices,
     class_labels,
     count_left_out,
+    known,
     open_annotations,
     open_draws,
 )
@@ -84,10 +85,10 @@ def flips(
             found = _read(masks[index], inside[index], pairs)
             fraction[block.start + index], accuracy[block.start + index] = found
     result = _figures(fraction, accuracy, draws, class_labels(pairs[:, 0], draws))
-    result = result.merge(_patterns(_flipped(fraction), truth))
-    return describe(
-        result, **count_left_out(unswitched), samples=samples, num_samples=draws.num_samples
-    )
+    left_out = count_left_out(unswitched)
+    seen = known(unswitched).any(unswitched.dims[1:]).values
+    result = result.merge(_patterns(_flipped(fraction)[seen], truth))
+    return describe(result, **left_out, samples=samples, num_samples=draws.num_samples)
 
 
 def _read(

@@ -35,6 +35,7 @@ from ppl_med.analysis.tree import (
     Numbers,
     Posterior,
     check_cases,
+    count_left_out,
     has_probs,
     join_blocks,
     known,
@@ -244,12 +245,13 @@ def errors(
         ignore: Observed value, beside -1, that says that an entry has no class.
 
     Returns:
-        Error (case, ...), float64, NaN where nothing was observed.
+        Error (case, ...), float64, NaN where nothing was observed; attributes count what was not.
 
     Raises:
         TypeError, ValueError: Unknown name, or what it needs is missing or malformed.
     """
-    return _whole(_open(tree, site, ignore), "error", error)
+    found = _whole(_open(tree, site, ignore), "error", error)
+    return found.assign_attrs(count_left_out(found))
 
 
 def open_source(
@@ -297,8 +299,10 @@ def open_source(
 def _open(
     tree: Posterior | None, site: str | None, ignore: int | None
 ) -> ClassFigures | NumberFigures:
-    if isinstance(tree, xr.DataArray) or has_probs(tree):
+    if isinstance(tree, xr.DataArray) or (tree is not None and has_probs(tree)):
         return ClassFigures(open_classes(tree), ignore)
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
     return NumberFigures(open_numbers(tree, site))
 
 

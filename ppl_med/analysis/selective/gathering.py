@@ -62,7 +62,10 @@ def gather(
             resampled.add(block)
     levels = Orders(tables["score"].levels, tables["error"].levels)
     if not levels.score.number.size:
-        raise ValueError("error is NaN everywhere: nothing was observed.")
+        raise ValueError(
+            "error is NaN everywhere, or -1 (not annotated) in what was observed: there is nothing "
+            "to compare with."
+        )
     again = None
     if resampled is not None:
         again = Orders(resampled.levels("score"), resampled.levels("error"))

@@ -37,6 +37,7 @@ from ppl_med.analysis.spray.cluster_summary import of_classes, of_groups
 from ppl_med.analysis.spray.draw_agreement import of_draws
 from ppl_med.analysis.spray.graph import Settings, partition, plane
 from ppl_med.analysis.spray.pooled_maps import features, of_unit_length
+from ppl_med.analysis.tree import case_coords
 from ppl_med.analysis.tree.attributions import SPACE
 from ppl_med.axes import SAMPLES
 
@@ -148,8 +149,9 @@ def clusters(
     if label is not None:
         variables |= of_classes(whole.cluster, classes, len(names))
     ids = maps["case"].values
-    coords: dict[str, Any] = {"number": np.arange(1, len(whole.eigenvalue) + 1), "case": ids}
-    coords |= {name: maps[name].values for name in (*SAMPLES, *SPACE) if name in maps.coords}
+    coords: dict[str, Any] = {"case": ids, "number": np.arange(1, len(whole.eigenvalue) + 1)}
+    coords |= case_coords(maps, *SPACE)
+    coords |= {name: maps[name].values for name in SAMPLES if name in maps.coords}
     coords |= {"group": np.arange(number)}
     if draw_pooled is not None:
         coords["case2"] = ids
@@ -185,6 +187,6 @@ def unit_maps(maps: xr.DataArray | xr.Dataset, part: Part = "signed") -> xr.Data
     maps = as_maps(maps)
     space = [dim for dim in SPACE if dim in maps.dims]
     mean = features(maps, 1, part)[1]
-    coords = {name: maps[name].values for name in ("case", *space) if name in maps.coords}
+    coords = case_coords(maps, *space)
     attrs = {"units": "1", "long_name": "map of unit length"}
     return xr.DataArray(of_unit_length(mean), coords, ["case", *space], attrs=attrs)

@@ -28,6 +28,7 @@ from ppl_med.analysis.tree.attributions import select_maps
 from ppl_med.analysis.tree.blocks import Block, Part, join_blocks, split_blocks
 from ppl_med.analysis.tree.case_numbers import DRAWS, CaseNumbers, open_case_numbers
 from ppl_med.analysis.tree.cases import (
+    case_coords,
     case_ids,
     case_weights,
     check_cases,
@@ -71,6 +72,7 @@ __all__ = [
     "Part",
     "Posterior",
     "Weights",
+    "case_coords",
     "case_ids",
     "case_weights",
     "check_cases",

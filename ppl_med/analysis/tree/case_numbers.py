@@ -110,7 +110,7 @@ class CaseNumbers:
         array = array.astype(np.float64).load()
         if np.isinf(array.values).any():
             raise ValueError(f"observed {self.site} is infinite somewhere; use NaN.")
-        return None if np.isnan(array.values).all() else array
+        return array
 
     def required(self) -> xr.DataArray:
         """Return the observed numbers (case), as `observed`, which must be there.

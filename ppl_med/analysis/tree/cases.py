@@ -57,6 +57,15 @@ def case_ids(array: xr.DataArray, name: str = "probs") -> np.ndarray:
     return ids
 
 
+def case_coords(array: xr.DataArray, *others: str) -> dict[str, xr.Variable]:
+    """Return the coordinates along case, and along ``others``, ids and those of the user."""
+    return {
+        str(name): coord.variable
+        for name, coord in array.coords.items()
+        if coord.dims and set(coord.dims) <= {"case", *others}
+    }
+
+
 def check_disjoint(calibration_ids: np.ndarray, test_ids: np.ndarray) -> None:
     """Raise where calibration (or training) and test share a case."""
     shared = np.intersect1d(test_ids.astype(str), calibration_ids.astype(str))
