@@ -143,14 +143,13 @@ def sometimes_empty() -> tuple[xr.DataTree, xr.DataArray, xr.DataArray]:
     tree, rng = mask_tree(20, graders=4), np.random.default_rng(5)
     share = rng.uniform(0.1, 0.9, size=20)
     present = rng.random((2, 4, 20, 1, 1)) < share[:, None, None]
-    masks, graded = tree["posterior_predictive/mask"], tree["observed_data/mask"]
-    truth = xr.DataArray(share, {"case": masks["case"].values}, ("case",))
+    posterior = tree["posterior"].to_dataset()
+    graded = tree["observed_data"].to_dataset()["mask"]
+    truth = xr.DataArray(share, {"case": posterior["case"].values}, ("case",))
     seen = rng.random((20, 4, 1, 1)) < share[:, None, None, None]
-    probs = tree["posterior/probs"].values * present[:, :, :, None]
+    probs = posterior["probs"].values * present[:, :, :, None]
     probs[:, :, :, 0] = 1 - probs[:, :, :, 1]
-    tree["posterior"] = (
-        tree["posterior"].to_dataset().assign(probs=tree["posterior/probs"].copy(data=probs))
-    )
+    tree["posterior"] = posterior.assign(probs=posterior["probs"].copy(data=probs))
     return tree, truth, graded * seen
 
 

@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def nets(count: int = 2) -> list[nn.Module]:
+def nets(count: int = 2) -> list[Any]:
     """Small convolutional nets in double precision, with weights from NumPy."""
     rng = np.random.default_rng(11)
     found = []

@@ -213,7 +213,7 @@ def confounder_free() -> Pair:
 
 def constrained() -> Pair:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten(), nn.Linear(72, 2))
-    constraints = [RightReasons(0.1), NoPositiveAttribution(0.1)]
+    constraints: list[Any] = [RightReasons(0.1), NoPositiveAttribution(0.1)]
     model = AttributionConstrained(BayesianClassifier(net, CLASSES), constraints)
     return model, MeanFieldNormal(model)
 
@@ -418,7 +418,8 @@ def stored_batches() -> Batches:
 
 
 def filed_fit(pair: Pair, batches: Any, **options: Any) -> Any:
-    return fit(*pair, batches, **FIT, **options)
+    model, guide = pair
+    return fit(model, guide, batches, **FIT, **options)
 
 
 def write_files(folder: Path) -> None:
@@ -430,13 +431,13 @@ def write_files(folder: Path) -> None:
     pair = filed_pair()
     filed_fit(pair, filed_batches())
     save(folder / "saved.pt", *pair)
-    storage.save(predict(*pair, held_out("label"), **PREDICT), folder / "tree.nc")
+    storage.save(predict(pair[0], pair[1], held_out("label"), **PREDICT), folder / "tree.nc")
     predictive: Any = import_module("ppl_med.inference.predictive")
     predictive.CHUNK_CASES = 2
     with tempfile.TemporaryDirectory() as name, contextlib.suppress(Stop):
         store = Path(name) / "half.zarr"
         try:
-            predict(*pair, Interrupted(stored_batches(), 2), store=store, **PREDICT)
+            predict(pair[0], pair[1], Interrupted(stored_batches(), 2), store=store, **PREDICT)
         finally:
             shutil.make_archive(str(folder / "half.zarr"), "zip", name)
 

@@ -120,7 +120,7 @@ def test_explanations_give_what_they_gave(group: str, stored: Results) -> None:
 
 def predicted(pair: frozen_runs.Pair, **options: Any) -> Results:
     batches = options.pop("batches", None) or frozen_runs.held_out("label")
-    return groups_of(predict(*pair, batches, **PREDICT, **options), "tree")
+    return groups_of(predict(pair[0], pair[1], batches, **PREDICT, **options), "tree")
 
 
 def old_tree() -> Results:
