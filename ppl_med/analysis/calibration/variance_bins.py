@@ -56,7 +56,7 @@ def dispersion(
     whole("bins", bins)
     whole("replicates", replicates, 0)
     numbers = open_numbers(tree, site)
-    counts = count_left_out(numbers.observed)
+    counts = count_left_out(numbers.observations())
     square, variance = _maps(numbers)
     known = ~np.isnan(square)
     if not (variance[known] > 0).all():

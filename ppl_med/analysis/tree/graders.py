@@ -66,6 +66,8 @@ def open_annotations(
     if set(annotations.dims) != set(wanted):
         raise ValueError(f"{name} has dimensions {annotations.dims}; expected {wanted}.")
     annotations = annotations.transpose(*wanted)
+    if annotations.dtype.kind == "b":
+        annotations = annotations.astype(np.int8)
     shape = annotations.shape[2:]
     if shape != draws.shape:
         raise ValueError(f"{name} has images of size {shape}, the samples of {draws.shape}.")

@@ -6,17 +6,20 @@ UNANNOTATED = -1
 
 
 def known(observed: xr.DataArray) -> xr.DataArray:
-    """Return which entries were observed: bool, of the dimensions given."""
-    if observed.dtype.kind == "b":
-        return observed
-    return observed.notnull() if observed.dtype.kind == "f" else observed != UNANNOTATED
+    """Return which entries were observed: bool, of the dimensions given.
+
+    Args:
+        observed: Class indices, -1 where not annotated; or numbers as floats, NaN where not
+            observed. Whole numbers that are no classes must be made floats first.
+    """
+    return observed != UNANNOTATED if observed.dtype.kind == "i" else observed.notnull()
 
 
 def count_left_out(observed: xr.DataArray, *, empty: bool = False) -> dict[str, int]:
     """Count what was not observed, for the attributes of a result.
 
     Args:
-        observed: What was observed (case, ...), or whether it was (bool).
+        observed: What was observed (case, ...), as for `known`; or whether it was, bool.
         empty: Whether nothing need be observed at all.
 
     Returns:
@@ -25,7 +28,8 @@ def count_left_out(observed: xr.DataArray, *, empty: bool = False) -> dict[str, 
     Raises:
         ValueError: Nothing was observed.
     """
-    seen = known(observed).transpose("case", ...).values
+    seen = observed if observed.dtype.kind == "b" else known(observed)
+    seen = seen.transpose("case", ...).values
     per_case = seen.reshape(len(seen), -1).any(1)
     if not (empty or per_case.any()):
         raise ValueError(

@@ -8,7 +8,7 @@ import xarray as xr
 
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.classes import OBSERVATIONS
+from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
@@ -82,5 +82,8 @@ def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood 
     if name not in observed or "case" not in observed[name].dims:
         return LogLikelihood(array, None)
     check_cases(observed[name], array, f"observed {name}", "log_likelihood")
-    seen = known(observed[name])
+    value = observed[name]
+    if name not in OBSERVATIONS or ("posterior" in tree.children and not has_probs(tree)):
+        value = value.astype(np.float64)  # a number, of which -1 is one like others
+    seen = known(value)
     return LogLikelihood(array, seen.any([dim for dim in seen.dims if dim not in array.dims]))
