@@ -1,7 +1,7 @@
 """Prediction sets, intervals and masks with a coverage guarantee, and their checks.
 
 calibrate, predict_sets                       classes: LAC, APS, RAPS, SAPS; Mondrian; weighted
-calibrate_intervals, predict_intervals        real outcomes: absolute, normalised, CQR; the same
+calibrate_intervals, predict_intervals        observed numbers: absolute, normalised, CQR; the same
 calibrate_masks, predict_masks                segmentation: bounded false-negative rate
 density_ratio                                 weights for a covariate shift
 leave_one_out_sets, leave_one_out_intervals   jackknife+ from training cases, by PSIS

@@ -8,8 +8,8 @@ without i, the jackknife+ keeps
 
 and, for |y - mean|, the interval from the (n + 1 - k)-th smallest mean_i - r_i to the k-th smallest
 mean_i + r_i. With exact leave-one-out posteriors it covers with probability at least 1 - 2 alpha,
-and 1 - alpha in practice. Importance weights add an error that Pareto k watches. There is no exact
-law of the coverage, so no band.
+and 1 - alpha in practice. Importance weights add an error that Pareto k watches. The coverage has
+no exact distribution, so there is no band.
 
 Sources: Barber, Candes, Ramdas and Tibshirani, Annals of Statistics 49, 2021, arXiv:1905.02928;
 Romano, Sesia and Candes, NeurIPS 2020, arXiv:2006.02544, section 2.3 (classes).

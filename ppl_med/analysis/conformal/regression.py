@@ -5,7 +5,7 @@ nonconformity score of an observation y is max((a - y) / s, (y - b) / t), and wi
 of the scores the interval is [a - q s, b + q t]. The methods differ in what is proposed:
 
     absolute         a = b = mean of loc,  s = t = 1
-    normalised       a = b = mean of loc,  s = t = sd of the outcome over draws, total
+    normalised       a = b = mean of loc,  s = t = sd of the number over draws, total
     epistemic        a = b = mean of loc,  s = t = sd of loc over draws
     cqr              predictive quantiles alpha/2 and 1 - alpha/2,  s = t = 1
     cqr_epistemic    the same quantiles,  s, t = their sd over draws (of loc, where the model does
@@ -78,7 +78,7 @@ def calibrate_intervals(
 
     Raises:
         TypeError, ValueError: Bad ``alpha`` or ``method``; what the method needs is missing from
-            the tree; draws that all agree, where their sd is a unit; no or malformed outcomes.
+            the tree; draws that all agree, where their sd is a unit; no or malformed observations.
     """
     checks.inside("alpha", alpha)
     checks.choice("method", method, METHODS)

@@ -123,8 +123,8 @@ def predict_masks(
     Returns:
         Dataset with ``mask`` (case, ...) bool, ``area`` (case), the number of pixels in it, ``n``,
         ``threshold`` and ``shift_pvalue``; with annotations also ``risk`` (case), ``risk_mean`` and
-        its standard error ``risk_se`` over the test cases. The risk has no exact law; alpha bounds
-        its expectation over calibration and test cases both.
+        its standard error ``risk_se`` over the test cases. The risk has no exact distribution;
+        alpha bounds its expectation over calibration and test cases both.
 
     Raises:
         TypeError, ValueError: As `calibrate_masks`; the classes differ; shared cases.

@@ -1,7 +1,7 @@
 """Do calibration and test cases look exchangeable? Two-sample tests with a stated false alarm.
 
 Every feature (the score of the true class where labels are known, the mixture probability of
-every class, the mean of an outcome) is compared by a Kolmogorov-Smirnov test; the smallest p-value
+every class, the mean of a number) is compared by a Kolmogorov-Smirnov test; the smallest p-value
 times the number of tests (Bonferroni) is a valid p-value of all. Where thresholds hold within
 groups, the groups are compared one by one: their shares may differ.
 

@@ -3,7 +3,7 @@
 Every analysis takes the tree of `predict` (or ``probs``, or masks over chain, draw, case, row, col;
 also volumes) and returns a Dataset with a figure per case, its mean and standard error over cases.
 
-energy           ged, diversity              distance between the laws of samples and graders
+energy           ged, diversity              distance of samples and graders in distribution
 matching         hungarian                   one-to-one matched IoU or Dice
 agreement        dice_max, d_max, oracle_iou, soft_dice
 insight          collective_insight          both formulas, and their parts

@@ -1,4 +1,4 @@
-"""Generalised energy distance: do the sampled masks have the law of the graders' masks?
+"""Generalised energy distance: are samples distributed as graders' masks?
 
 With S, S' sampled masks, Y, Y' graders' masks and d = 1 - IoU,
 
@@ -12,7 +12,7 @@ With S, S' sampled masks, Y, Y' graders' masks and d = 1 - IoU,
               distance of two independent masks, E = D (1/m + 1/n); D is estimated from the
               pairs of different graders.
 
-Weights turn a side from a finite sample of its law into the law itself (the 32 modes of a
+Weights make a side an exact distribution in the place of a finite sample of it (the 32 modes of a
 label-switching generator with their probabilities): that side has no bias, its term drops out
 of the floor (D / n with exact graders), and pairs of a mask with itself belong to it.
 
@@ -33,9 +33,9 @@ from ppl_med.analysis.tree import (
     Weights,
     class_indices,
     class_labels,
-    grader_law,
+    grader_distribution,
     open_draws,
-    sample_law,
+    sample_distribution,
 )
 
 _FIGURES = (
@@ -70,8 +70,9 @@ def ged(
         samples: "mode" (argmax of every draw) or "draw" (posterior_predictive/mask).
         classes: Classes whose IoU is averaged, indices or names; by default all but class 0.
         empty: IoU of a class that both masks lack: 1, or nan to leave it out of the mean.
-        grader_weights: Probabilities of the graders or modes, ([case,] grader): their exact law.
-        sample_weights: Probabilities of the draws, (chain, draw[, case]): their exact law.
+        grader_weights: Probabilities of the graders or modes, ([case,] grader): their exact
+            distribution.
+        sample_weights: Probabilities of the draws, (chain, draw[, case]): their exact distribution.
 
     Returns:
         Dataset over case, without unit: ``biased``, ``unbiased``, ``floor``; the expectations
@@ -84,8 +85,8 @@ def ged(
         TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
     """
     pair = open_comparison(tree, annotations, samples, classes, empty)
-    grader_p = grader_law(grader_weights, pair.graded)
-    sample_p = sample_law(sample_weights, pair.draws)
+    grader_p = grader_distribution(grader_weights, pair.graded)
+    sample_p = sample_distribution(sample_weights, pair.draws)
     rows, num_graders = [], []
     for index, case in enumerate(pair.cases()):
         p = None if sample_p is None else sample_p[index]
@@ -125,11 +126,11 @@ def diversity(
     overlap.check_empty(empty)
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
-    law = sample_law(sample_weights, draws)
+    weights = sample_distribution(sample_weights, draws)
     rows = []
     for index, masks in enumerate(draws.samples()):
         distance = 1 - overlap.pairwise(masks, masks, numbers, empty)
-        rows.append(_within(distance, None if law is None else law[index])[:2])
+        rows.append(_within(distance, None if weights is None else weights[index])[:2])
     figures = dict(zip(("biased", "unbiased"), np.array(rows).T, strict=True))
     return describe(
         case_dataset(draws.array, figures, "1"),
@@ -158,13 +159,13 @@ def _energy(
     return biased, unbiased, floor, cross, own, grader, own_u, grader_u
 
 
-def _within(distance: np.ndarray, law: np.ndarray | None) -> tuple[float, float, float, float]:
+def _within(distance: np.ndarray, weights: np.ndarray | None) -> tuple[float, float, float, float]:
     """All pairs, different pairs, a mask with itself, and the share of the latter by chance."""
     number = len(distance)
-    weight = _uniform(law, number)
+    weight = _uniform(weights, number)
     itself = float(np.diagonal(distance)[weight > 0] @ weight[weight > 0])
-    if law is not None:
-        exact = _weighted(distance, law, law)
+    if weights is not None:
+        exact = _weighted(distance, weights, weights)
         return exact, exact, itself, 0.0
     biased = float(distance.mean())
     different = np.nan
@@ -174,9 +175,9 @@ def _within(distance: np.ndarray, law: np.ndarray | None) -> tuple[float, float,
 
 
 def _weighted(distance: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
-    # A mask of weight 0 is not part of the law: its undefined distances must not count.
+    # A mask of weight 0 is not part of the distribution: its undefined distances must not count.
     return float(p[p > 0] @ distance[np.ix_(p > 0, q > 0)] @ q[q > 0])
 
 
-def _uniform(law: np.ndarray | None, number: int) -> np.ndarray:
-    return np.full(number, 1 / number) if law is None else law
+def _uniform(weights: np.ndarray | None, number: int) -> np.ndarray:
+    return np.full(number, 1 / number) if weights is None else weights

@@ -4,9 +4,9 @@
     kl_true_empirical  sum p log(p / f)      nats; infinite where a mode was never drawn
     total_variation    sum |f - p| / 2       probability
 
-f pools the samples of all cases, and p is the mean of the true law over the same samples: where the
-law depends on the image, these figures test the marginal law only. A model that ignores the image
-can pass them, but not
+f pools the samples of all cases, and p is the mean of the true probabilities over the same samples:
+where these depend on the image, the figures test the marginal distribution only. A model that
+ignores the image can pass them, but not
 
     kl_per_case        sum f_i log(f_i / p_i) inside each case, nats
 
@@ -23,8 +23,8 @@ from scipy.stats import binom
 _SUM_TOLERANCE = 1e-6
 
 
-def check_law(values: np.ndarray, name: str) -> np.ndarray:
-    """Return probabilities (..., mode) as float64, or raise unless each row is a law."""
+def check_probabilities(values: np.ndarray, name: str) -> np.ndarray:
+    """Return probabilities (..., mode) as float64, or raise unless each row sums to one."""
     values = np.asarray(values, dtype=np.float64)
     error = float(np.abs(values.sum(-1) - 1).max())
     if not (values >= 0).all() or error > _SUM_TOLERANCE:
@@ -35,12 +35,12 @@ def check_law(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
-    """Compare pooled frequencies with the mean of a law.
+def compare(counts: np.ndarray, truth: np.ndarray) -> xr.Dataset:
+    """Compare pooled frequencies with mean probabilities.
 
     Args:
         counts: Samples of every mode (case, mode).
-        law: True probability of every mode (case, mode).
+        truth: True probability of every mode (case, mode).
 
     Returns:
         Dataset of scalars ``kl_empirical_true``, ``kl_true_empirical`` (nats),
@@ -50,7 +50,7 @@ def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
     """
     number = counts.sum(1, keepdims=True)
     total = float(number.sum())
-    f, p = counts.sum(0) / total, (number * law).sum(0) / total
+    f, p = counts.sum(0) / total, (number * truth).sum(0) / total
     with np.errstate(divide="ignore", invalid="ignore"):
         log, ratio = np.log(f / p), f / p
     seen, possible = f > 0, p > 0
@@ -67,9 +67,9 @@ def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
         "kl_true_empirical": float(rel_entr(p, f).sum()),
         "total_variation": float(np.abs(f - p).sum() / 2),
     }
-    spread = (number * law * (1 - law)).sum(0) / total**2  # variance of a perfect sampler's f
+    spread = (number * truth * (1 - truth)).sum(0) / total**2  # variance of a perfect sampler's f
     binomial = p * (1 - p) / total
-    # Laws that differ from case to case spread less than the binomial law of their mean.
+    # Truths that differ from case to case spread less than the binomial of their mean.
     narrower = np.sqrt(np.divide(spread, binomial, out=np.zeros_like(p), where=binomial > 0))
     perfect = {
         "kl_empirical_true": float((spread[possible] / p[possible]).sum() / 2),
@@ -79,7 +79,8 @@ def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
     for name, value in values.items():
         unit = "probability" if name == "total_variation" else "nats"
         result[name] = ((), value, {"units": unit})
-        influence = (counts - number * f) @ slopes[name][0] + (number * (law - p)) @ slopes[name][1]
+        by_f, by_p = slopes[name]
+        influence = (counts - number * f) @ by_f + (number * (truth - p)) @ by_p
         error = _error(influence, total) if np.isfinite(value) else np.nan
         result[f"{name}_se"] = ((), error, {"units": unit, "note": "over cases, delta method"})
         if name in perfect:
@@ -88,12 +89,12 @@ def compare(counts: np.ndarray, law: np.ndarray) -> xr.Dataset:
     return result
 
 
-def kl_per_case(counts: np.ndarray, law: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the divergence of the frequencies from the law in every case, and its expectation.
+def kl_per_case(counts: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the divergence of the frequencies from the truth in every case, and its expectation.
 
     Args:
         counts: Samples of every mode (case, mode).
-        law: True probability of every mode (case, mode).
+        truth: True probability of every mode (case, mode).
 
     Returns:
         KL(f_i || p_i) (case), nats, NaN for a case without samples; and its exact mean over sets
@@ -101,21 +102,21 @@ def kl_per_case(counts: np.ndarray, law: np.ndarray) -> tuple[np.ndarray, np.nda
     """
     number = counts.sum(1)
     filled = np.where(number > 0, number, np.nan)
-    found = rel_entr(counts / filled[:, None], law).sum(1)
+    found = rel_entr(counts / filled[:, None], truth).sum(1)
     expected = np.full(len(counts), np.nan)
     whole = (number > 0) & (counts == np.round(counts)).all(1)
     for size in np.unique(number[whole]).astype(int):
         rows = whole & (number == size)
         # E f log f with f = k / size, k binomial; and E f log p = p log p
         share = np.arange(size + 1) / size
-        chance = binom.pmf(np.arange(size + 1), size, law[rows][..., None])
-        expected[rows] = (chance @ xlogy(share, share) - xlogy(law[rows], law[rows])).sum(1)
+        chance = binom.pmf(np.arange(size + 1), size, truth[rows][..., None])
+        expected[rows] = (chance @ xlogy(share, share) - xlogy(truth[rows], truth[rows])).sum(1)
     return found, expected
 
 
-def entropy(law: np.ndarray) -> float:
-    """Return the entropy of a law (..., mode), nats, averaged over the leading axes."""
-    return float(-xlogy(law, law).sum(-1).mean())
+def entropy(truth: np.ndarray) -> float:
+    """Return the entropy of probabilities (..., mode), nats, averaged over the leading axes."""
+    return float(-xlogy(truth, truth).sum(-1).mean())
 
 
 def _deviation(p: np.ndarray, number: float) -> np.ndarray:

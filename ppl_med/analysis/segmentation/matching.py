@@ -2,9 +2,9 @@
 
 Both sets are repeated up to the least common multiple of their sizes, matched so that the mean
 overlap is largest, and that mean is reported. This is the value of the optimal transport between
-the two uniform laws with cost 1 - overlap, so weighted sets have one too: there the transport
-problem is solved exactly. A rectangular matching, which scores only the best m of n samples and
-is also found under this name, grows with n to values far above; it is not offered.
+the two uniform distributions with cost 1 - overlap, so weighted sets have one too: there the
+transport problem is solved exactly. A rectangular matching, which scores only the best m of n
+samples and is also found under this name, grows with n to values far above; it is not offered.
 
 Sources: Kuhn, Naval Research Logistics 2, 1955; Kohl et al., arXiv:1905.13077 (the metric).
 """
@@ -19,7 +19,13 @@ from scipy.optimize import linear_sum_assignment, linprog
 from ppl_med import checks
 from ppl_med.analysis.segmentation import overlap as overlaps
 from ppl_med.analysis.segmentation.comparison import open_comparison
-from ppl_med.analysis.tree import ClassList, Posterior, Weights, grader_law, sample_law
+from ppl_med.analysis.tree import (
+    ClassList,
+    Posterior,
+    Weights,
+    grader_distribution,
+    sample_distribution,
+)
 
 _LARGEST_SQUARE = 2000  # copies per side; beyond it the transport problem is the smaller one
 
@@ -56,8 +62,8 @@ def hungarian(
     """
     checks.choice("overlap", overlap, overlaps.PER_CLASS)
     pair = open_comparison(tree, annotations, samples, classes, empty)
-    grader_p = grader_law(grader_weights, pair.graded)
-    sample_p = sample_law(sample_weights, pair.draws)
+    grader_p = grader_distribution(grader_weights, pair.graded)
+    sample_p = sample_distribution(sample_weights, pair.draws)
     values = np.full(pair.draws.num_cases, np.nan)
     for index, case in enumerate(pair.cases()):
         if not case.comparable:

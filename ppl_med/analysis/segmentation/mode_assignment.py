@@ -1,7 +1,8 @@
 """Mode frequencies: which of the known alternatives does every sample show, and how often?
 
-Where the law of the masks is known (label-switching generators), every sample is assigned to the
-mode at the least distance d = 1 - IoU, and the frequencies are compared with the probabilities.
+Where the distribution of the masks is known (label-switching generators), every sample is assigned
+to the mode at the least distance d = 1 - IoU, and the frequencies are compared with the
+probabilities.
 
 Ties need care. If a class that switches is absent from a case, the modes that differ only in it are
 the same mask there; giving the sample to the first of them, as published, biases the histogram
@@ -24,7 +25,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.segmentation import overlap
 from ppl_med.analysis.segmentation.frequencies import (
-    check_law,
+    check_probabilities,
     entropy,
     kl_per_case,
 )
@@ -89,7 +90,7 @@ def modes(
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     known = open_annotations(tree, _as_graders(mode_masks), draws, "mode_masks")
-    law = _law(probabilities, known)
+    truth = _truth(probabilities, known)
     counts = np.zeros((draws.num_cases, known.sizes["grader"]))
     figures, seen = np.full((2, draws.num_cases), np.nan), np.zeros(draws.num_cases, bool)
     for index, case in enumerate(compared_cases(draws, known)):
@@ -98,11 +99,11 @@ def modes(
         if not case.present.all():
             raise ValueError("mode_masks leaves a mode of a case undefined (-1 everywhere).")
         gaps = 1 - overlap.pairwise(case.samples, case.graders, numbers, empty)
-        shares, tied = _shares(gaps, ties, None if law is None else law[index])
+        shares, tied = _shares(gaps, ties, None if truth is None else truth[index])
         counts[index], seen[index] = shares.sum(0), True
         figures[:, index] = gaps.min(1).mean(), tied.mean()
     left_out = count_left_out(known)
-    result = _frequencies(counts, figures, law, known, seen)
+    result = _frequencies(counts, figures, truth, known, seen)
     if "mode" in mode_masks.coords:
         result = result.assign_coords(mode=mode_masks["mode"].variable)
     return describe(
@@ -120,7 +121,7 @@ def modes(
 def _frequencies(
     counts: np.ndarray,
     figures: np.ndarray,
-    law: np.ndarray | None,
+    truth: np.ndarray | None,
     template: xr.DataArray,
     seen: np.ndarray,
 ) -> xr.Dataset:
@@ -144,19 +145,19 @@ def _frequencies(
             "modes_found": ((), int((counts.sum(0) > 0).sum()), {"units": "modes"}),
         }
     )
-    if law is None:
+    if truth is None:
         return result
-    mean = (total[:, None] * law).sum(0) / total.sum()
-    note = f"entropy of the truth {entropy(law[seen]):.4f} nats, mean over cases"
+    mean = (total[:, None] * truth).sum(0) / total.sum()
+    note = f"entropy of the truth {entropy(truth[seen]):.4f} nats, mean over cases"
     result["probability"] = ("mode", mean, {"units": "probability", "note": note})
     names = ("kl_per_case", "kl_per_case_perfect")
-    inside = dict(zip(names, kl_per_case(counts, law), strict=True))
+    inside = dict(zip(names, kl_per_case(counts, truth), strict=True))
     found = case_dataset(template, inside, "nats")
-    pooled = compare_frequencies(counts[seen], law[seen])
+    pooled = compare_frequencies(counts[seen], truth[seen])
     return result.assign(found.data_vars).assign(pooled.data_vars)
 
 
-def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _shares(gaps: np.ndarray, ties: str, truth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Share of every sample in every mode (sample, mode), and which samples are tied."""
     if np.isnan(gaps).any():
         raise ValueError(
@@ -168,7 +169,9 @@ def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.nda
         shares = np.zeros(gaps.shape)
         shares[np.arange(len(gaps)), nearest.argmax(1)] = 1
         return shares, tied
-    weight = nearest * law if ties == "proportional" and law is not None else nearest.astype(float)
+    weight = nearest.astype(float)
+    if ties == "proportional" and truth is not None:
+        weight = nearest * truth
     total = weight.sum(1, keepdims=True)
     # Tied modes that are all impossible give the truth no say: share equally among them.
     weight = np.where(total > 0, weight, nearest)
@@ -181,7 +184,9 @@ def _shares(gaps: np.ndarray, ties: str, law: np.ndarray | None) -> tuple[np.nda
 def _check_ties(ties: str, probabilities: object) -> None:
     checks.choice("ties", ties, ("exclude", "proportional", "equal", "first"))
     if ties == "proportional" and probabilities is None:
-        raise ValueError("ties='proportional' needs probabilities, the true law of the modes.")
+        raise ValueError(
+            "ties='proportional' needs probabilities, the true probabilities of the modes."
+        )
 
 
 def _as_graders(mode_masks: xr.DataArray) -> xr.DataArray:
@@ -195,7 +200,7 @@ def _as_graders(mode_masks: xr.DataArray) -> xr.DataArray:
     return mode_masks.rename({"mode": "grader"})
 
 
-def _law(
+def _truth(
     probabilities: Sequence[float] | np.ndarray | xr.DataArray | None, known: xr.DataArray
 ) -> np.ndarray | None:
     if probabilities is None:
@@ -211,4 +216,4 @@ def _law(
             f"probabilities has shape {values.shape}; expected one per mode, ({num_modes},), or "
             f"per case and mode, ({num_cases}, {num_modes})."
         )
-    return np.broadcast_to(check_law(values, "probabilities"), (num_cases, num_modes))
+    return np.broadcast_to(check_probabilities(values, "probabilities"), (num_cases, num_modes))

@@ -41,9 +41,9 @@ from ppl_med.analysis.tree.graders import (
     Case,
     Weights,
     compared_cases,
-    grader_law,
+    grader_distribution,
     open_annotations,
-    sample_law,
+    sample_distribution,
 )
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.analysis.tree.likelihoods import LogLikelihood, open_log_likelihood
@@ -84,7 +84,7 @@ __all__ = [
     "compared_cases",
     "count_left_out",
     "find_distribution",
-    "grader_law",
+    "grader_distribution",
     "has_probs",
     "join_blocks",
     "known",
@@ -97,7 +97,7 @@ __all__ = [
     "open_numbers",
     "open_probabilities",
     "other_samples",
-    "sample_law",
+    "sample_distribution",
     "select_maps",
     "split_blocks",
 ]

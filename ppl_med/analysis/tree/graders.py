@@ -105,38 +105,38 @@ def compare(samples: np.ndarray, graders: np.ndarray) -> Case:
     return Case(samples[:, domain], kept, present, domain)
 
 
-def grader_law(weights: Weights, annotations: xr.DataArray) -> np.ndarray | None:
+def grader_distribution(weights: Weights, annotations: xr.DataArray) -> np.ndarray | None:
     """Return the weights of the graders or modes, (case, grader), or None where not given.
 
     Raises:
         ValueError: Wrong dimensions, negative or NaN weights, a sum other than one, or weights
             with a grader of positive weight absent from a case.
     """
-    law = _law(weights, annotations, ("grader",), "grader_weights")
-    if law is None:
+    distribution = _distribution(weights, annotations, ("grader",), "grader_weights")
+    if distribution is None:
         return None
     inner = [dim for dim in annotations.dims if dim not in ("case", "grader")]
-    absent = (annotations == UNANNOTATED).all(inner).values & (law > 0)
+    absent = (annotations == UNANNOTATED).all(inner).values & (distribution > 0)
     if absent.any():
         number = int(absent.any(1).sum())
         raise ValueError(
             f"grader_weights gives weight to graders who did not annotate {number} "
-            "case(s); weights state the exact law of the annotations, which then is not known. "
+            "case(s); weights state the exact distribution, which then is not known. "
             "Give weights per case (case, grader) that are 0 there, or drop those cases."
         )
-    return law
+    return distribution
 
 
-def sample_law(weights: Weights, draws: Draws) -> np.ndarray | None:
+def sample_distribution(weights: Weights, draws: Draws) -> np.ndarray | None:
     """Return the weights of the samples, (case, sample), or None where not given.
 
     Raises:
         ValueError: Wrong dimensions, negative or NaN weights, or a sum other than one.
     """
-    return _law(weights, draws.array, SAMPLES, "sample_weights")
+    return _distribution(weights, draws.array, SAMPLES, "sample_weights")
 
 
-def _law(
+def _distribution(
     weights: Weights, array: xr.DataArray, dims: tuple[str, ...], name: str
 ) -> np.ndarray | None:
     if weights is None:
