@@ -153,8 +153,8 @@ def test_samples_are_named_and_found(tree: xr.DataTree) -> None:
         ([], "non-empty list"),
         ([1, 1], "names a class twice"),
         ([1, "class 1"], "names a class twice"),
-        ([3], "no class of 3"),
-        ([-1], "no class of 3"),
+        ([3], "whole number from 0 to 2"),
+        ([-1], "whole number from 0 to 2"),
         (["liver"], "none of"),
     ],
 )

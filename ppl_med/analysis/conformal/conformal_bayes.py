@@ -184,7 +184,7 @@ def _ranks(likelihood: np.ndarray, tried: np.ndarray) -> tuple[np.ndarray, np.nd
     """Return 1 + #{q_i <= q} and the effective draws of every outcome tried.
 
     Args:
-        likelihood: Of the training cases (sample, training case).
+        likelihood: Likelihood of the training cases (sample, training case).
         tried: Density of the outcome tried (sample, outcome).
     """
     count = np.empty(tried.shape[1], int)

@@ -56,9 +56,9 @@ def weighted_threshold(
     """Return the weighted 1 - alpha quantile for every test case.
 
     Args:
-        scores: Of the calibration cases (case).
+        scores: Scores of the calibration cases (case).
         weights: Their likelihood ratios test / calibration, up to a common factor (case).
-        test_weights: The same of the test cases, with the same factor (test,).
+        test_weights: Likelihood ratios of the test cases, with the same factor (test,).
         alpha: Miss rate.
 
     Returns:

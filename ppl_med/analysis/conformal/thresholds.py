@@ -267,7 +267,7 @@ def shift_check(
 
     Args:
         calibration: With ``features`` and ``score``.
-        feature: The same of the test cases (case, feature).
+        feature: Features of the test cases (case, feature).
         score: Scores of the observations of the test cases (case), NaN where there is none.
         groups: Group of every test case, where the calibration has groups; "" if not known.
         false_alarm: Warn below this.

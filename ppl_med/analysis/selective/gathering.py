@@ -99,7 +99,7 @@ def dataset(
         gathered: Levels.
         dim: Name of the grid.
         grid: Shares.
-        unit: Of the figures that are not relative.
+        unit: Unit of the figures that are not relative.
     """
     result = xr.Dataset(coords={dim: (dim, grid, {"units": "probability"})})
     found = figures(gathered.orders)

@@ -23,8 +23,7 @@ class Replicates:
 
     Args:
         number: Number of replicates.
-        seed: Of the resampling.
-
+        seed: Seed of the resampling.
     """
 
     def __init__(self, number: int, seed: int) -> None:

@@ -18,9 +18,9 @@ def of_groups(
     """Size, maps and distances of every cluster.
 
     Args:
-        cluster: Of every case, (case,), 0 the largest.
+        cluster: Cluster of every case, (case,), 0 the largest.
         mean: Mean maps over draws, (case, *space).
-        pooled: The same, pooled and of unit length, (case, place).
+        pooled: The mean maps, pooled and of unit length, (case, place).
         space: Names of the spatial axes.
     """
     groups = [cluster == group for group in range(cluster.max() + 1)]
@@ -56,8 +56,8 @@ def of_classes(
     """Whether a cluster holds one class more than chance gives.
 
     Args:
-        cluster: Of every case, (case,), 0 the largest.
-        classes: Of every case, (case,), integers.
+        cluster: Cluster of every case, (case,), 0 the largest.
+        classes: Class of every case, (case,), integers.
         num_classes: How many there are.
     """
     number = int(cluster.max()) + 1

@@ -61,7 +61,7 @@ class CaseNumbers:
         """Return what is predicted by a name (chain, draw, case[, level]), not yet read.
 
         Args:
-            name: Of a parameter, or "posterior_predictive" for the values drawn.
+            name: Name of a parameter, or "posterior_predictive" for the values drawn.
             why: What needs it, for the error.
 
         Raises:

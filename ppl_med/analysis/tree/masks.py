@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 import xarray as xr
 
+from ppl_med import checks
 from ppl_med.analysis.tree.classes import Posterior, check_simplex
 from ppl_med.axes import SAMPLES
 
@@ -135,8 +136,7 @@ def open_draws(tree: Posterior, samples: str = "mode") -> Draws:
         TypeError: ``tree`` is no xarray object, or masks are not integers.
         ValueError: The array is absent, lacks a dimension, or is empty along one.
     """
-    if samples not in ("mode", "draw"):
-        raise ValueError(f"samples must be 'mode' or 'draw', not {samples!r}.")
+    checks.choice("samples", samples, ("mode", "draw"))
     array, classes = _find(tree, samples)
     missing = [dim for dim in _LEADING if dim not in array.dims]
     if missing:
@@ -194,7 +194,7 @@ def class_indices(classes: ClassList, draws: Draws) -> np.ndarray:
             )
         return np.arange(1, draws.num_classes)
     if isinstance(classes, str | bytes) or not len(classes):
-        raise ValueError(f"classes must be a non-empty list of indices or names, not {classes!r}.")
+        checks.reject("classes", "a non-empty list of indices or names", classes)
     found = [_class_index(item, draws) for item in classes]
     if len(set(found)) < len(found):
         raise ValueError(f"classes names a class twice: {list(classes)!r}.")
@@ -260,11 +260,8 @@ def _class_index(item: int | str, draws: Draws) -> int:
         if item not in draws.names:
             raise ValueError(f"classes names {item!r}, which is none of {list(draws.names)}.")
         return draws.names.index(item)
-    if isinstance(item, bool) or not isinstance(item, int | np.integer):
-        raise ValueError(f"classes must hold indices or names, not {item!r}.")
-    if item < 0 or (draws.num_classes is not None and item >= draws.num_classes):
-        raise ValueError(f"classes holds {item}, which is no class of {draws.num_classes}.")
-    return int(item)
+    most = None if draws.num_classes is None else draws.num_classes - 1
+    return checks.whole("classes", item, 0, most, "indices of classes, or their names")
 
 
 def _most_probable(piece: np.ndarray, dtype: np.dtype) -> np.ndarray:
