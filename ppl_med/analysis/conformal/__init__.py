@@ -12,6 +12,9 @@ Calibration cases must be cases the model was not trained on, and no test cases:
 Settings (the score, its penalty, the groups, alpha) are chosen before the calibration cases are
 looked at. What is promised is an average over cases and calibration sets, no probability that a
 single set is right.
+
+A case whose label is -1, or whose number is NaN, has no observation: it does not calibrate and does
+not count in the coverage, and its ``covered`` is NaN. Attributes of every result count such cases.
 """
 
 from ppl_med.analysis.conformal.classification import calibrate, predict_sets

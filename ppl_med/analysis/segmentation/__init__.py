@@ -17,7 +17,8 @@ reliability      pixel_reliability           calibration per pixel
 presence         presence_reliability        calibration of whether there is anything
 
 Conventions of published code (class list, empty masks, pairs counted) differ and change the
-figures: `classes` and `empty` state them, and the attributes of every result repeat them.
+figures: `classes` and `empty` state them, and the attributes of every result repeat them. They also
+count pixels and cases that were left out, because no grader annotated them (-1).
 """
 
 from ppl_med.analysis.segmentation.agreement import d_max, dice_max, oracle_iou, soft_dice

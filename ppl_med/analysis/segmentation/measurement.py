@@ -3,10 +3,10 @@
 The size is counted in every coherent mask and the interval is taken over the masks; adding up
 pixel-wise probabilities gives the same mean but says nothing of its spread, because pixels move
 together. The interval is equal-tailed, its ends at the ranks (1 - level) / 2 (n + 1) and
-(1 + level) / 2 (n + 1) of the n draws: a further draw lies below the k-th smallest
-draw with probability k / (n + 1), so that the interval holds it with probability `level`. Fewer
-than 2 / (1 - level) - 1 draws do not reach so far out: their interval ends at the smallest and the
-largest draw, and its probability, (n - 1) / (n + 1), is the attribute `attained_level`.
+(1 + level) / 2 (n + 1) of the n draws: a further draw lies below the k-th smallest with probability
+k / (n + 1), so that the interval holds it with probability `level`. Fewer than 2 / (1 - level) - 1
+draws do not reach so far out: their interval ends at the smallest and the largest draw, and its
+probability, (n - 1) / (n + 1), is the attribute `attained_level`.
 
 Where graders drew the structure, coverage is the share of graders whose size lies in the
 interval. Predictive draws ("mode" of a latent-variable model, or "draw") should cover at
