@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
+from posterior_trees import array
 from scipy.special import softmax
 
 from ppl_med.analysis import (
@@ -215,7 +216,7 @@ def clusters(tree: xr.DataTree) -> xr.Dataset:
     """Clusters; the sign of an eigenvector says nothing, and pairs of cases have two orders."""
     options: dict[str, Any] = {"most_clusters": 3, "neighbours": 3, "embedding": "spectral"}
     return (
-        spray.clusters(tree["maps/map"], **options)
+        spray.clusters(array(tree, "maps/map"), **options)
         .drop_vars("coordinate")
         .drop_dims("case2", errors="ignore")
     )
@@ -418,7 +419,7 @@ ANALYSES: dict[str, Analysis] = {
         unknown=("distance", "tied", "kl_per_case"),
     ),
     "segmentation.flips": Analysis(
-        lambda tree: segmentation.flips(tree, tree["observed_data/mask"], {"x": "y"}, [0.4]),
+        lambda tree: segmentation.flips(tree, array(tree, "observed_data/mask"), {"x": "y"}, [0.4]),
         PIXELS,
         unknown=("flip", "accuracy"),
     ),
@@ -444,6 +445,6 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "spray.clusters": Analysis(clusters, ATTRIBUTIONS, reads=False),
     "spray.unit_maps": Analysis(
-        lambda tree: spray.unit_maps(tree["maps/map"]), ATTRIBUTIONS, reads=False
+        lambda tree: spray.unit_maps(array(tree, "maps/map")), ATTRIBUTIONS, reads=False
     ),
 }

@@ -29,8 +29,8 @@ def count_left_out(observed: xr.DataArray, *, empty: bool = False) -> dict[str, 
         ValueError: Nothing was observed.
     """
     seen = observed if observed.dtype.kind == "b" else known(observed)
-    seen = seen.transpose("case", ...).values
-    per_case = seen.reshape(len(seen), -1).any(1)
+    values = seen.transpose("case", ...).values
+    per_case = values.reshape(len(values), -1).any(1)
     if not (empty or per_case.any()):
         raise ValueError(
             f"The observation {observed.name or ''} is NaN everywhere, or -1 (not annotated): "
@@ -38,6 +38,6 @@ def count_left_out(observed: xr.DataArray, *, empty: bool = False) -> dict[str, 
         )
     return {
         "num_cases": int(per_case.sum()),
-        "left_out": int(seen.size - seen.sum()),
+        "left_out": int(values.size - values.sum()),
         "left_out_cases": int((~per_case).sum()),
     }
