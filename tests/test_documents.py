@@ -37,6 +37,13 @@ def test_links_lead_to_files_of_the_project(page):
     assert not [target for target in local if not (page.parent / target).exists()]
 
 
+def test_the_contributing_page_names_files_that_are_there():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:ppl_med|models|inference|tests|examples)/[\w./]+)`", text)
+    assert len(files) > 10
+    assert not [file for file in files if not (ROOT / file).exists()]
+
+
 def test_every_study_has_a_page_that_the_readme_names():
     scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - NO_STUDY
     assert {page.parent.name for page in STUDIES} == scripts

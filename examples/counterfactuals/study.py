@@ -38,7 +38,7 @@ class Options:
     dataset: tuple[Name, ...] = ("malaria",)
     """Which cells or X-rays: malaria, pneumonia (pneumoniamnist/pneumoniamnist.npz) or both."""
     part: Literal["test", "val"] = "test"
-    """Whose cases are explained; val is for trying settings."""
+    """Part whose cases are explained; val is for choosing settings."""
     cases: int = 16
     """Cases of each class to explain."""
     draws: int = 8
@@ -58,7 +58,7 @@ class Options:
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
-    """Go on in the output folder and keep finished training."""
+    """Resume in the output folder; finished training is kept."""
 
     def shrink(self) -> None:
         """Make it a run of seconds."""
