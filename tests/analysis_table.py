@@ -6,6 +6,8 @@ A new analysis is one line of `ANALYSES`: its name, a function of a tree, and wh
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +15,7 @@ import xarray as xr
 from posterior_trees import array
 from scipy.special import softmax
 
+from ppl_med import analysis
 from ppl_med.analysis import (
     aggregation,
     calibration,
@@ -252,16 +255,11 @@ GRADERS = Kind(grader_tree, "observed_data/mask")
 WHOLE = Kind(grader_tree, "observed_data/mask", rows=False)
 ATTRIBUTIONS = Kind(attribution_tree, "maps/map")
 
-MODULES = (
-    scoring,
-    calibration,
-    uncertainty,
-    aggregation,
-    conformal,
-    segmentation,
-    selective,
-    spray,
-)
+MODULES = [
+    import_module(f"{analysis.__name__}.{module.name}")
+    for module in iter_modules(analysis.__path__)
+    if module.name not in ("statistics", "tree")
+]
 NO_ANALYSES = {  # functions of other things than a tree
     "scoring.mean_iou",
     "conformal.Score",

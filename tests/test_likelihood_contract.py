@@ -116,6 +116,7 @@ class Row:
     classes: tuple[str, ...] = CLASSES
     axes: tuple[tuple[str, ...], ...] = ((), PIXELS)
     partial: bool = True
+    value: Callable[[Tensor], Tensor] = torch.clone  # from normal numbers into the support
 
     def build(self, event: tuple[str, ...], **settings: Any) -> Any:
         site = SITES[self.family][bool(event)]
@@ -131,7 +132,7 @@ class Row:
         if isinstance(likelihood, ClassLikelihood):
             num = len(likelihood.classes)
             return output, torch.randint(num, (number, *space), generator=generator)
-        return output, torch.randn(number, *space, generator=generator)
+        return output, self.value(torch.randn(number, *space, generator=generator))
 
     def model(self, likelihood: Likelihood) -> Any:
         layer = nn.Conv2d(1, likelihood.num_outputs, 1)

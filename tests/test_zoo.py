@@ -5,7 +5,8 @@ and a guide, from the contract over training and prediction to saved files.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from monai.networks import nets as monai_nets
 from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.util import site_is_factor
 from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
 
 from ppl_med import inference, models
 from ppl_med.data import Batches
@@ -40,7 +42,15 @@ from ppl_med.inference import (
     predict,
     save,
 )
-from ppl_med.likelihoods import Categorical, Gaussian, LaplaceNoise, Quantiles, StudentT
+from ppl_med.likelihoods import (
+    Categorical,
+    Gaussian,
+    LaplaceNoise,
+    Quantiles,
+    StudentT,
+    in_double,
+    stored_parameters,
+)
 from ppl_med.models import (
     BayesianClassifier,
     BayesianRegressor,
@@ -59,7 +69,7 @@ from ppl_med.models import (
 from ppl_med.networks import AlexNet, CompactCNN, FCDenseNet, GaussianEncoder, LeNet, UNet
 from ppl_med.programs.elbo import follows_prior
 from ppl_med.programs.protocol import left_to_prior
-from ppl_med.programs.sites import is_local, sample_sites
+from ppl_med.programs.sites import argument_names, is_local, sample_sites, site_dims
 from ppl_med.testing import check_guide, check_program
 from ppl_med.weights import FanInNormal, Laplace, Normal, Prior, RandomWeights, ScaleMixture
 
@@ -294,7 +304,8 @@ def ensemble(guide: Callable[[Any], nn.Module]) -> Pair:
 def site_temperature() -> Pair:
     model = SiteTemperature(["north", "south"], CLASSES)
     guide = AutoNormal(model)
-    guide(**mini_batch("site-temperature"))  # makes its parameters
+    log_probs = torch.zeros(6, 2, 1, 1)  # one call makes its parameters
+    guide(image=log_probs, site=torch.zeros(6, dtype=torch.int64), label=torch.arange(6) % 2)
     return model, guide
 
 
@@ -483,37 +494,75 @@ every_program = pytest.mark.parametrize("name", PROGRAMS)
 every_pair = pytest.mark.parametrize("name", PAIRS)
 
 
-def data(name: str) -> dict[str, Any]:
-    """Two classes told apart by the brightness of the left half, as labels or as masks of it."""
+@dataclass(frozen=True)
+class Observed:
+    """A program's observed site: what its data must look like, and what ``predict`` keeps."""
+
+    site: str
+    maps: bool
+    support: Any
+    stored: dict[str, list[str]]
+
+    def of(self, signal: Tensor) -> Tensor:
+        """What stands for a signal about -1 or 1 among the values that the site may have."""
+        kinds = (type(constraints.boolean), constraints.integer_interval)
+        if isinstance(self.support, kinds):
+            return (signal > 0).long()
+        if self.support.is_discrete:
+            return (2 + 2 * signal).clamp(min=0).round()
+        return transform_to(self.support)(signal)
+
+
+@cache
+def observed(name: str) -> Observed:
+    """Read off one run of the model, so that a new one says nothing of it in a table."""
+    with torch.random.fork_rng():
+        model, _ = PAIRS[name]()
+        batch = {key: value[:6] for key, value in inputs(name).items()}
+        trace = poutine.trace(model.eval()).get_trace(**batch)
+    sites = set(argument_names(model)) & sample_sites(trace).keys()
+    assert len(sites) == 1, f"one sample site must have the name of an argument, got {sites}"
+    (site,) = sites
+    fn: Any = trace.nodes[site]["fn"]
+    axes, support = site_dims(trace, site), fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    stored = stored_parameters(in_double(fn), axes)
+    return Observed(site, "row" in axes, support, {n: names for n, (names, _) in stored.items()})
+
+
+def cases() -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, images whose left half is brighter where the label is 1, and noise per pixel."""
     generator = torch.Generator().manual_seed(7)
     label = torch.arange(NUM_CASES) % 2
     image = torch.randn(NUM_CASES, CHANNELS, SIZE, SIZE, generator=generator)
     image[..., : SIZE // 2] += 2.0 * label[:, None, None, None] - 1
-    ids = [f"case {index}" for index in range(NUM_CASES)]
-    mask = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.int64)
-    mask[..., : SIZE // 2] = label[:, None, None]
-    noise = 0.1 * torch.randn(NUM_CASES, SIZE, SIZE, generator=generator)
-    observations = {
-        "label": label,
-        "mask": mask,
-        "value": 2.0 * label - 1 + noise[:, 0, 0],
-        "depth": 2.0 * mask - 1 + noise,
-    }
-    site = observation(name)
+    return label, image, 0.1 * torch.randn(NUM_CASES, SIZE, SIZE, generator=generator)
+
+
+def inputs(name: str) -> dict[str, Tensor]:
+    """What a model reads beside its observation."""
+    label, image, noise = cases()
     irrelevant = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.bool)
     irrelevant[..., SIZE // 2 :] = True
-    aids = {"confounder-free": {"confounder": noise[:, 0, 1]}}
     if name == "site-temperature":  # log-probabilities, each a channel of one pixel
-        image = image[:, :, :1, :2].transpose(1, 3)
-        aids[name] = {"site": label.roll(1)}
-    aids["constrained"] = {"irrelevant": irrelevant}
-    return {"image": image, site: observations[site], "id": ids, **aids.get(name, {})}
+        return {"image": image[:, :, :1, :2].transpose(1, 3), "site": label.roll(1)}
+    aids = {
+        "confounder-free": {"confounder": noise[:, 0, 1]},
+        "constrained": {"irrelevant": irrelevant},
+    }
+    return {"image": image, **aids.get(name, {})}
 
 
-def observation(name: str) -> str:
-    """Name of a program's observed site."""
-    groups = {"mask": SEGMENTERS, "value": REGRESSORS, "depth": DENSE_REGRESSORS}
-    return next((site for site, group in groups.items() if name in group), "label")
+def data(name: str) -> dict[str, Any]:
+    """Inputs, and an observation that the brightness of the left half tells."""
+    label, _, noise = cases()
+    mask = torch.zeros(NUM_CASES, SIZE, SIZE, dtype=torch.int64)
+    mask[..., : SIZE // 2] = label[:, None, None]
+    found = observed(name)
+    signal = 2.0 * mask - 1 + noise if found.maps else 2.0 * label - 1 + noise[:, 0, 0]
+    ids = [f"case {index}" for index in range(NUM_CASES)]
+    return {**inputs(name), found.site: found.of(signal), "id": ids}
 
 
 def mini_batch(name: str) -> dict[str, Tensor]:
@@ -553,7 +602,7 @@ def test_the_guide_proposes_exactly_the_latents(name: str) -> None:
     sites = sample_sites(poutine.trace(model).get_trace(**batch))
     sites = {name: site for name, site in sites.items() if not site_is_factor(site)}  # type: ignore[arg-type]
     latents = {n for n, site in sites.items() if not site["is_observed"]}
-    assert latents and set(sites) - latents == {observation(name)}
+    assert latents and set(sites) - latents == {observed(name).site}
     proposals = sample_sites(poutine.trace(guide).get_trace(**batch))
     proposed = {n for n, site in proposals.items() if not site["infer"].get("is_auxiliary")}
     left = {n for n in latents if follows_prior(sites[n], n, left_to_prior(guide))}
@@ -612,18 +661,16 @@ def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Pat
     fit(model, guide, batches, epochs=1, validation=batches, progress=False)
     tree = predict(model, guide, batches, draws=3, seed=4, progress=False)
     dims = {str(dim) for group in tree.subtree for dim in group.dims}
-    space = ("row", "col") if observation(name) in ("mask", "depth") else ()
+    found = observed(name)
     posterior: Any = tree["posterior"]
-    assert dims >= {"chain", "draw", "case", *space}
+    assert dims >= {"chain", "draw", "case", *(("row", "col") if found.maps else ())}
     assert {dim for dim in dims if "_dim_" in dim} == set(), "an axis without a name"
     assert ("layer" in dims) == ("weight_norm" in posterior)
-    if observation(name) in ("label", "mask"):
-        assert posterior["probs"].dims == ("chain", "draw", "case", "class", *space)
+    assert found.stored
+    for parameter, axes in found.stored.items():
+        assert posterior[parameter].dims == ("chain", "draw", *axes)
+    if "probs" in found.stored:
         assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
-    else:
-        parameter = "quantile" if "quantiles" in name else "loc"
-        last = ("level",) if "quantiles" in name else ()
-        assert posterior[parameter].dims == ("chain", "draw", "case", *space, *last)
     assert posterior.coords["case"].to_numpy().tolist() == data(name)["id"]
     save(tmp_path / "trained.pt", model, guide)
     torch.manual_seed(1)
