@@ -26,13 +26,7 @@ SEED_STRIDE = 1_000_003
 
 @dataclass
 class Loader:
-    """Batches with a known length and size.
-
-    Attributes:
-        batches: What the caller gave.
-        num_batches: Batches an epoch.
-        num_cases: Size of the data set.
-    """
+    """Batches with a known number of them in an epoch, and a known number of cases."""
 
     batches: Any
     num_batches: int
@@ -82,12 +76,7 @@ def loader_generators(batches: Any) -> list[torch.Generator]:
 
 
 def check_iterable(batches: Any, name: str = "batches") -> int:
-    """Number of batches in something that can be iterated again and again.
-
-    Raises:
-        TypeError: If it cannot.
-        ValueError: If it is empty.
-    """
+    """Number of batches; a TypeError where they cannot be iterated again, a ValueError for none."""
     advice = "pass ppl_med.data.Batches, a torch DataLoader or a list of dicts"
     if isinstance(batches, Mapping):
         raise TypeError(f"{name} is a dict, one batch; {advice}, such as [batch]")
@@ -105,11 +94,7 @@ def check_iterable(batches: Any, name: str = "batches") -> int:
 
 
 def first_batch(batches: Any, name: str = "batches") -> dict[str, Any]:
-    """The first batch.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The first batch; raise a ValueError where there is none."""
     first = next(iter(batches), None)
     if first is None:
         raise ValueError(f"{name} is empty: it yields no batch; check the folder or the split")
@@ -124,9 +109,8 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
         ValueError: If they are empty, or the size is unknown or makes no sense.
     """
     length = check_iterable(batches)
-    if num_cases is not None:
-        num_cases = whole("num_cases", num_cases)
-    size = num_cases if num_cases is not None else getattr(batches, "num_cases", None)
+    given = num_cases is not None
+    size = whole("num_cases", num_cases) if given else getattr(batches, "num_cases", None)
     if size is None and isinstance(batches, DataLoader):
         size = _size_of_loader(batches)
     elif size is None and hasattr(getattr(batches, "dataset", None), "__len__"):
@@ -160,11 +144,7 @@ def _size_of_loader(loader: DataLoader) -> int | None:
 
 
 def num_cases_in(batch: Any) -> int:
-    """Number of cases in a batch, the length of its first tensor.
-
-    Raises:
-        TypeError: If it is no dict that holds a tensor.
-    """
+    """Cases in a batch, the length of its first tensor; a TypeError where there is none."""
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"a batch must be a dict such as {{'image': Tensor, 'label': Tensor}}, got "
@@ -178,13 +158,9 @@ def num_cases_in(batch: Any) -> int:
 
 @dataclass
 class BatchSpec:
-    """What a model accepts.
+    """What a model accepts: names of its arguments, classes and image channels, None if unknown.
 
-    Attributes:
-        arguments: Names of the model's arguments.
-        num_classes: Classes, None where it does not say.
-        in_channels: Image channels, None where it does not say.
-        partial: The argument that may hold NaN for what was not observed, if there is one.
+    ``partial`` is the argument that may hold NaN for what was not observed, if there is one.
     """
 
     arguments: frozenset[str]
@@ -255,11 +231,7 @@ def batch_spec(model: Any) -> BatchSpec:
 def check_arguments(
     *, epochs: int, learning_rate: float, precision: str, schedule: Any, seed: int
 ) -> None:
-    """Raise on arguments of ``fit`` that make no sense.
-
-    Raises:
-        ValueError: Names the argument.
-    """
+    """Raise a ValueError on arguments of ``fit`` that make no sense; it names the argument."""
     whole("epochs", epochs)
     positive("learning_rate", learning_rate)
     choice("precision", precision, ("float32", "bfloat16"))
@@ -269,11 +241,7 @@ def check_arguments(
 
 
 def check_seed(seed: int) -> int:
-    """A seed, a whole number from 0 on that 63 bits hold.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """A seed, a whole number from 0 on that 63 bits hold; raise a ValueError where it is none."""
     return whole("seed", seed, least=0, most=2**63 - 1)
 
 
@@ -289,11 +257,7 @@ def first_grader(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_one_grader(values: Mapping[str, Any]) -> None:
-    """Raise where masks have an axis of graders, each of whom is an observation of its own.
-
-    Raises:
-        ValueError: Says how to give one annotation a case.
-    """
+    """Raise where masks have an axis of graders, each of whom is an observation of its own."""
     if has_graders(values):
         raise ValueError(
             f"mask has shape {tuple(values['mask'].shape)}, an axis of graders; to train and to "

@@ -97,8 +97,16 @@ def fingerprint(model: Program, guide: Program) -> dict[str, Any]:
     return {"model": full_name(model), "guide": full_name(guide), "shapes": shapes}
 
 
+def states_of(pairs: Pairs) -> dict[str, Any]:
+    """Fingerprints and states of some members, which every checkpoint holds."""
+    return {
+        "fingerprints": [fingerprint(*pair) for pair in pairs],
+        "states": [program_state(*pair) for pair in pairs],
+    }
+
+
 def write(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that the earlier file stays whole until the new one is complete.
+    """Write a checkpoint; the earlier file stays whole until the new one is complete.
 
     Raises:
         OSError: If it cannot be written (disk full, no permission); the earlier file is intact.
@@ -143,11 +151,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def check_members(path: Any, content: Mapping[str, Any], pairs: Pairs) -> None:
-    """Raise if a checkpoint belongs to other models or guides.
-
-    Raises:
-        ValueError: Says what differs.
-    """
+    """Raise a ValueError where a checkpoint belongs to other models or guides."""
     if len(content["states"]) != len(pairs):
         raise ValueError(
             f"checkpoint {path} holds {len(content['states'])} member(s), the guide {len(pairs)}; "
@@ -202,14 +206,7 @@ def save(path: str | Path, model: Program, guide: Program) -> None:
     Raises:
         OSError: If it cannot be written (disk full, no permission); an earlier file is intact.
     """
-    pairs = members_of(model, guide)
-    write(
-        path,
-        {
-            "fingerprints": [fingerprint(*pair) for pair in pairs],
-            "states": [program_state(*pair) for pair in pairs],
-        },
-    )
+    write(path, states_of(members_of(model, guide)))
 
 
 def load(

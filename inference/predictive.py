@@ -218,15 +218,7 @@ class _Run:
         return {name: value for name, value in values.items() if name not in self.observed}
 
     def chunks(self, bar: Any, ids_done: Sequence[Any]) -> Iterator[Chunk]:
-        """Yield results for at most some ``CHUNK_CASES`` cases or ``CHUNK_NUMBERS`` numbers.
-
-        Args:
-            bar: Progress bar, or None.
-            ids_done: Ids of the first cases, whose results are there already.
-
-        Raises:
-            ValueError: If the batches hold other cases there.
-        """
+        """Results of ``CHUNK_CASES`` cases or ``CHUNK_NUMBERS`` numbers, past ``ids_done``."""
         for start, group in self._groups():
             arguments = [select_arguments(self.model, batch) for batch in group]
             ids = case_ids(start, group, arguments)

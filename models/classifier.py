@@ -29,7 +29,7 @@ class BayesianClassifier(nn.Module):
 
     Args:
         net: Any network from images to logits (case, class). With two classes it may have one
-            output unit instead, the logit of the second class.
+            output unit instead, the logit of the second class (with ``"bernoulli"``).
         classes: Class names, in the order of the labels.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
@@ -42,8 +42,8 @@ class BayesianClassifier(nn.Module):
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If there are fewer than two classes or two share a name, or if the likelihood
-            is unknown or of another site.
+        ValueError: If there are fewer than two classes or two share a name, or if the likelihood is
+            unknown or of another site; on a run, if the network's output does not fit the classes.
     """
 
     def __init__(
@@ -63,18 +63,12 @@ class BayesianClassifier(nn.Module):
     def forward(
         self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``label`` if it is given.
+        """Run once, conditioned on ``label`` if given: logits, dims (case, class).
 
         Args:
             image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
             label: Observed classes, dims (case,), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits, dims (case, class), or (case, 1) for the Bernoulli likelihood.
-
-        Raises:
-            ValueError: If the network's output does not fit the classes.
         """
         output = self.network(image)
         self.likelihood.check_output(output, image)

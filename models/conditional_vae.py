@@ -43,12 +43,7 @@ from ppl_med.networks.image_code import LabelledDecoder, LabelledEncoder
 
 
 class _ImageAndLabel(TorchDistribution):
-    """The density of an image and its label together, as a function of the label.
-
-    Args:
-        log_density: From labels (case,) to log-densities (..., case).
-        shape: Shape of the batch, (..., case).
-    """
+    """The density of an image and its label, as a function of the label (case,): (..., case)."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.nonnegative_integer
@@ -79,7 +74,8 @@ class ConditionalVAE(nn.Module):
 
     Raises:
         ValueError: If there are fewer than two classes or two share a name, if the size is not a
-            multiple of 4, or the probabilities are not positive, or not one per class.
+            multiple of 4, or the probabilities are not positive, or not one per class; on a run, if
+            the images have another size.
     """
 
     log_class_probs: Tensor
@@ -117,14 +113,11 @@ class ConditionalVAE(nn.Module):
         )
 
     def decode(self, z: Tensor, label: Tensor) -> Tensor:
-        """Mean images of codes, as another class where the label says so.
+        """Mean images (..., case, channel, row, col) of codes, each as the class of its label.
 
         Args:
             z: Codes, dims (..., case, latent).
             label: Classes, dims (case,), or as the codes have.
-
-        Returns:
-            Dims (..., case, channel, row, col).
         """
         label = label.expand(z.shape[:-1])
         images = self.decoder(z.flatten(0, -2), label.flatten())
@@ -141,11 +134,8 @@ class ConditionalVAE(nn.Module):
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
 
         Returns:
-            Where the label is not given, ``log p(image, label | z)`` of every class, dims (case,
-            class): logits of the class. Else None.
-
-        Raises:
-            ValueError: If the images have another size than the model was built for.
+            Without a label ``log p(image, label | z)`` of every class, dims (case, class): logits
+            of the class. Else None.
         """
         if tuple(image.shape[1:]) != (self.in_channels, *self._size):
             expected = f"(case, {self.in_channels}, {', '.join(map(str, self._size))})"

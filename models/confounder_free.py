@@ -68,7 +68,8 @@ class ConfounderFreeClassifier(nn.Module):
 
     Raises:
         ValueError: If the classes or the likelihood do not fit, the weight is negative or the
-            control is not a class.
+            control is not a class; on a run, if the output does not fit the classes, or in training
+            with labels, if the confounder is missing or has another shape.
     """
 
     training_inputs = ("confounder",)
@@ -107,20 +108,13 @@ class ConfounderFreeClassifier(nn.Module):
         *,
         num_cases: int | None = None,
     ) -> Tensor:
-        """Run the program once, conditioned on ``label`` if it is given.
+        """Run once, conditioned on ``label`` if given: logits, dims (case, class).
 
         Args:
             image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
             label: Observed classes, dims (case,), integers; None draws them.
             confounder: Dims (case,), finite numbers; in training those of controls count.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits, dims (case, class), or (case, 1) for the Bernoulli likelihood.
-
-        Raises:
-            ValueError: If the network's output does not fit the classes, or in training with
-                labels, if the confounder is missing or has another shape.
         """
         if label is None or not self.training:
             logits, _ = self._parts(image)
@@ -142,16 +136,15 @@ class ConfounderFreeClassifier(nn.Module):
         return logits
 
     def squared_correlation(self, features: Tensor, label: Tensor, confounder: Tensor) -> Tensor:
-        """r² of the adversary's output and the confounder among the controls of a batch.
+        """r² of the adversary's output and the confounder among the controls of a batch, 0 to 1.
+
+        It is 0 where the confounder is the same in all controls; the adversary's parameters get its
+        gradient reversed.
 
         Args:
             features: Dims (case, feature).
             label: Classes, dims (case,).
             confounder: Dims (case,).
-
-        Returns:
-            A number from 0 to 1, 0 where the confounder is the same in all controls; the
-            adversary's parameters get its gradient reversed.
         """
         reversed_weights = {
             name: _Reversed.apply(parameter)

@@ -38,7 +38,8 @@ class DenseRegressor(nn.Module):
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If the likelihood is not of maps of the site "depth".
+        ValueError: If the likelihood is not of maps of the site "depth"; on a run, if the network's
+            output does not fit likelihood and image.
     """
 
     def __init__(
@@ -60,18 +61,12 @@ class DenseRegressor(nn.Module):
     def forward(
         self, image: Tensor, depth: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``depth`` if it is given.
+        """Run once, conditioned on ``depth`` if given: output (case, output, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             depth: Observed numbers, dims (case, *space), floating; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            The network's output, dims (case, output, *space).
-
-        Raises:
-            ValueError: If the network's output does not fit likelihood and image.
         """
         output = self.network(image)
         self.likelihood.check_output(output, image)

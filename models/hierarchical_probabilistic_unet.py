@@ -62,15 +62,12 @@ class HierarchicalProbabilisticUNet(nn.Module):
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``mask`` if it is given.
+        """Run once, conditioned on ``mask`` if given: logits of the drawn z (case, class, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits given the codes that were drawn, dims (case, class, *space).
         """
         space = self.likelihood.event
 

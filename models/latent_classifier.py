@@ -60,15 +60,12 @@ class LatentClassifier(nn.Module):
     def forward(
         self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``label`` if it is given.
+        """Run once, conditioned on ``label`` if given: logits of the drawn z, dims (case, class).
 
         Args:
             image: A batch of images, dims (case, channel, row, col).
             label: Observed classes, dims (case,); None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits given the z that was drawn, dims (case, class).
         """
         features = self.features(image)
         with pyro.plate("case", num_cases or len(image), subsample=image):

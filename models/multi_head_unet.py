@@ -68,15 +68,12 @@ class MultiHeadUNet(nn.Module):
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``mask`` if it is given.
+        """Run once, conditioned on ``mask`` if given: logits of the head (case, class, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits of the head that was drawn, dims (case, class, *space).
         """
         logits = self.all_heads(image)
         weights = torch.zeros(len(image), self.heads, device=image.device)

@@ -85,15 +85,12 @@ class ProbabilisticUNet(nn.Module):
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``mask`` if it is given.
+        """Run once, conditioned on ``mask`` if given: logits of the drawn z (case, class, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits given the z that was drawn, dims (case, class, *space).
         """
         features = cached_call(self.combine.of_features, cached_call(self.backbone, image))
         prior = cached_call(self.prior, image)

@@ -37,7 +37,8 @@ class BayesianRegressor(nn.Module):
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If the likelihood is of another site, or of maps (see ``DenseRegressor``).
+        ValueError: If the likelihood is of another site, or of maps (see ``DenseRegressor``); on a
+            run, if the network's output does not fit it.
     """
 
     def __init__(
@@ -57,18 +58,12 @@ class BayesianRegressor(nn.Module):
     def forward(
         self, image: Tensor, value: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``value`` if it is given.
+        """Run once, conditioned on ``value`` if given: the output, dims (case, output).
 
         Args:
             image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
             value: Observed numbers, dims (case,), floating; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            The network's output, dims (case, output).
-
-        Raises:
-            ValueError: If the network's output does not fit the likelihood.
         """
         output = self.network(image)
         self.likelihood.check_output(output, image)

@@ -44,8 +44,8 @@ class BayesianSegmenter(nn.Module):
             with the spatial axes.
 
     Raises:
-        ValueError: If there are fewer than two classes or two share a name, or if the likelihood
-            is unknown or of another site.
+        ValueError: If there are fewer than two classes or two share a name, or if the likelihood is
+            unknown or of another site; on a run, if the output does not fit classes and image.
     """
 
     def __init__(
@@ -66,18 +66,12 @@ class BayesianSegmenter(nn.Module):
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``mask`` if it is given.
+        """Run once, conditioned on ``mask`` if given: logits (case, class, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             mask: Observed classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits, dims (case, class, *space).
-
-        Raises:
-            ValueError: If the network's output does not fit classes and image.
         """
         output = self.network(image)
         self.likelihood.check_output(output, image)

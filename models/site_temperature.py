@@ -30,7 +30,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_med.checks import different_names, positive
+from ppl_med.checks import different_names, positive, reject
 from ppl_med.likelihoods import Categorical
 
 
@@ -44,7 +44,8 @@ class SiteTemperature(nn.Module):
         spread_scale: Scale of the half-normal prior on the spread of log temperatures.
 
     Raises:
-        ValueError: If sites or classes share a name, or a scale is not positive.
+        ValueError: If sites or classes share a name, or a scale is not positive; on a run, if there
+            is not one site per case, or, on the CPU, if one is out of range.
     """
 
     def __init__(
@@ -56,11 +57,10 @@ class SiteTemperature(nn.Module):
     ) -> None:
         super().__init__()
         different_names("sites", sites)
-        positive("centre_scale", centre_scale)
-        positive("spread_scale", spread_scale)
+        self.centre_scale = positive("centre_scale", centre_scale)
+        self.spread_scale = positive("spread_scale", spread_scale)
         self.num_sites, self.in_channels = len(sites), len(classes)
         self.likelihood = Categorical(classes)
-        self.centre_scale, self.spread_scale = centre_scale, spread_scale
         self.coords = {"site": list(sites), "class": list(classes)}
 
     def forward(
@@ -71,19 +71,13 @@ class SiteTemperature(nn.Module):
         *,
         num_cases: int | None = None,
     ) -> Tensor:
-        """Run the program once, conditioned on ``label`` if it is given.
+        """Run the program once, conditioned on ``label`` if given: calibrated logits (case, class).
 
         Args:
             image: Log-probabilities, dims (case, channel, row, col), a channel for each class.
             site: Index of the site, dims (case,), 0 to the number of sites less 1.
             label: Observed classes, dims (case,); None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Calibrated logits, dims (case, class).
-
-        Raises:
-            ValueError: If there is not one site per case, or, on the CPU, if one is out of range.
         """
         self._check_sites(site, len(image))
         zero, width = image.new_zeros(()), image.new_full((), self.spread_scale)
@@ -98,9 +92,7 @@ class SiteTemperature(nn.Module):
 
     def _check_sites(self, site: Tensor, cases: int) -> None:
         if tuple(site.shape) != (cases,):
-            raise ValueError(
-                f"site must be of shape ({cases},), one index per case, got {tuple(site.shape)}"
-            )
+            reject("site", f"of shape ({cases},), one index per case", tuple(site.shape))
         # On a GPU reading a value would stop the stream, and an index above the last raises there.
         if site.device.type == "cpu" and not ((site >= 0) & (site < self.num_sites)).all():
             wrong = site[(site < 0) | (site >= self.num_sites)][0]

@@ -48,7 +48,8 @@ class StochasticSegmentationNetwork(nn.Module):
         spatial_dims: 2 for images, 3 for volumes.
         net: In place of the U-Net, whose settings are then not used: a network from images to
             ``(2 + rank) * len(classes)`` maps, first the means of all classes, then their
-            log-variances, then the columns of the factor, one after the other.
+            log-variances, then the columns of the factor, one after the other. A run raises a
+            ValueError where its output does not fit classes, rank and image.
     """
 
     def __init__(
@@ -75,18 +76,12 @@ class StochasticSegmentationNetwork(nn.Module):
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
-        """Run the program once, conditioned on ``mask`` if it is given.
+        """Run once, conditioned on ``mask`` if given: drawn logits (case, class, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
-
-        Returns:
-            Logits that were drawn, dims (case, class, *space).
-
-        Raises:
-            ValueError: If the network's output does not fit classes, rank and image.
         """
         output: Tensor = cached_call(self.network, image).float()
         space, num_classes = image.shape[2:], len(self.likelihood.classes)

@@ -26,11 +26,7 @@ from ppl_med.weights.estimators import DropoutEstimator, LazyWeights, WeightEsti
 
 
 class FlatDropout(FlatDistribution):
-    """The distribution of M diag(z) over a flat vector; it has no density.
-
-    Args:
-        part: The guide's part that owns M and the rates.
-    """
+    """The distribution of M diag(z) over a flat vector, without a density; a part owns M."""
 
     def __init__(self, part: "_DropoutPart") -> None:
         super().__init__(part.layout.num_weights)

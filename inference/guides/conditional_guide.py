@@ -21,29 +21,13 @@ class ConditionalGuide(nn.Module):
         self.observation = observation
 
     def propose(self, image: Tensor, value: Any) -> None:
-        """Sample the latents of every case, inside the plate of cases.
-
-        Args:
-            image: Dims (case, channel, row, col) or (case, channel, depth, row, col).
-            value: The observation.
-        """
+        """Sample the latents of every case, inside the plate of cases, given the observation."""
         raise NotImplementedError(f"{type(self).__name__} proposes nothing")
 
     def forward(
-        self,
-        image: Tensor,
-        *observed: Any,
-        num_cases: int | None = None,
-        **observations: Any,
+        self, image: Tensor, *observed: Any, num_cases: int | None = None, **observations: Any
     ) -> None:
-        """Propose where the observation is given.
-
-        Args:
-            image: Dims (case, channel, row, col) or (case, channel, depth, row, col).
-            observed: The observation, positionally.
-            num_cases: Size of the whole data set, as in the model.
-            observations: The observation by its name.
-        """
+        """Propose where the observation is given, by its name or after the image."""
         value = observations.get(self.observation, observed[0] if observed else None)
         if value is None:
             return

@@ -2,9 +2,6 @@
 
     z | image, observation  ~  Normal(m, diag s^2)        one per case
 
-Without the observation there is nothing to condition on: the guide proposes nothing and z falls
-back to the model's own p(z | image). So ``predict`` needs no second path.
-
 Reference: Sohn, Lee and Yan, NeurIPS 2015; Kohl et al., NeurIPS 2018 (the posterior net).
 """
 

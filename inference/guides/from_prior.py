@@ -10,14 +10,7 @@ from torch import nn
 
 
 class FromPrior(nn.Module):
-    """Leave local latent sites to the model.
-
-    Args:
-        sites: Their names.
-
-    Attributes:
-        left_to_prior: The names.
-    """
+    """Leave the named local latent sites to the model, ``left_to_prior``."""
 
     def __init__(self, *sites: str) -> None:
         super().__init__()

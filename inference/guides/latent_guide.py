@@ -46,13 +46,11 @@ class _Site(nn.Module):
 
 
 class LatentNormals(nn.Module):
-    """Proposals for all latent sites of a program outside its case plate.
+    """Proposals for all latent sites of a program outside its case plate, but for those to skip.
 
-    Args:
-        model: A Pyro program.
-        example: A batch; the program is traced on it once, with its draws thrown away.
-        skip: Sites that somebody else proposes.
-        init_scale: Start of the standard deviations, in unconstrained space.
+    The program is traced once on the example, with its draws thrown away. ``init_scale`` is the
+    start
+    of the standard deviations, in unconstrained space.
 
     Raises:
         ValueError: If a site is local to a case, or discrete.

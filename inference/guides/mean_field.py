@@ -119,15 +119,13 @@ def _start(guide: WeightGuide, weights: RandomWeights) -> Tensor:
             f"start must be a guide over weights, such as a trained PointEstimate(model), got "
             f"{type(guide).__name__}"
         )
-    same = (
-        weights.site in guide.parts and weights.layout.entries == guide.layout(weights.site).entries
-    )
-    if not same:
+    site, entries = weights.site, weights.layout.entries
+    if site not in guide.parts or entries != guide.layout(site).entries:
         raise ValueError(
-            f"start holds other weights at the site {weights.site!r} than the model; build it "
+            f"start holds other weights at the site {site!r} than the model; build it "
             "over the same model"
         )
-    center = guide.center(weights.site)
+    center = guide.center(site)
     if not center.isfinite().all():
         raise ValueError("start holds weights that are not finite; train it again")
     return center.to(weights.initial())
@@ -174,11 +172,9 @@ class MeanFieldNormal(WeightGuide):
         else:
             nn.Module.__init__(self)
             self.parts = nn.ModuleDict()
-        self.latents = (
-            LatentNormals(model, example, skip=frozenset(weights), init_scale=init_scale)
-            if example is not None
-            else None
-        )
+        self.latents: LatentNormals | None = None
+        if example is not None:
+            self.latents = LatentNormals(model, example, frozenset(weights), init_scale)
         if not self.parts and not (self.latents and len(self.latents.sites)):
             raise ValueError("model has no latent site: there is nothing to infer")
 

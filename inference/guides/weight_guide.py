@@ -18,11 +18,7 @@ def inverse_softplus(scale: Tensor) -> Tensor:
 
 
 class WeightPart(nn.Module):
-    """q over one flat weight site; called, it gives the distribution.
-
-    Args:
-        weights: The model's random weights.
-    """
+    """q over one flat site of a model's random weights; called, it gives the distribution."""
 
     def __init__(self, weights: RandomWeights) -> None:
         super().__init__()
@@ -36,19 +32,21 @@ class WeightPart(nn.Module):
 
     def lazy(self, estimators: dict[str, WeightEstimator | Tensor]) -> LazyWeights:
         """A per-example value; the first one realises every weight and counts its uses."""
-        if self._once is None and self._first is not None and self._first.uses:
-            self._once = frozenset(name for name, n in self._first.uses.items() if n == 1)
-            self._first = None
-        value = LazyWeights(estimators, self._once)
         if self._once is None:
-            self._first = value
+            self._once = self._used_once()
+        value = LazyWeights(estimators, self._once)
+        self._first = value if self._once is None else None
         return value
+
+    def _used_once(self) -> frozenset[str] | None:
+        """What the first value's pass used once; None before there was one."""
+        if self._first is None or not self._first.uses:
+            return None
+        return frozenset(name for name, n in self._first.uses.items() if n == 1)
 
     def get_extra_state(self) -> dict[str, list[str] | None]:
         """Which weights one pass uses once, so that a resumed run continues as it was."""
-        once = self._once
-        if once is None and self._first is not None and self._first.uses:
-            once = frozenset(name for name, n in self._first.uses.items() if n == 1)
+        once = self._used_once() if self._once is None else self._once
         return {"once": None if once is None else sorted(once)}
 
     def set_extra_state(self, state: dict[str, list[str] | None]) -> None:

@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from ppl_med.likelihoods.inverse_transform import transformed
 
+Keys = tuple[int, int, int]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -46,15 +47,11 @@ def derive_seed(*keys: int) -> int:
 
 
 def uniform(
-    keys: tuple[int, int, int], site: str, cases: NDArray[np.integer], num_elements: int
+    keys: Keys, site: str, cases: NDArray[np.integer], num_elements: int
 ) -> NDArray[np.float64]:
     """Uniform numbers in (0, 1), both ends excluded, dims (case, element).
 
-    Args:
-        keys: Seed, chain and draw.
-        site: Name of the sample site.
-        cases: Position of each case in the data set.
-        num_elements: Numbers per case.
+    ``keys`` are seed, chain and draw; ``cases`` the position of each case in the data set.
     """
     with np.errstate(over="ignore"):
         state = np.array([_hash(*keys, zlib.crc32(site.encode()))], dtype=np.uint64)
@@ -66,23 +63,12 @@ def uniform(
 
 
 def sample_by_case(
-    fn: Distribution,
-    keys: tuple[int, int, int],
-    site: str,
-    cases: NDArray[np.integer],
-    case_dim: int = -1,
+    fn: Distribution, keys: Keys, site: str, cases: NDArray[np.integer], case_dim: int = -1
 ) -> Tensor | None:
-    """A draw of a distribution whose batch dims hold the case, by inverse transform.
+    """A draw by inverse transform; None for a distribution whose transform is not known.
 
-    Args:
-        fn: The distribution.
-        keys: Seed, chain and draw.
-        site: Name of the sample site.
-        cases: Position of each case in the data set.
-        case_dim: The case's dim in the batch shape, counted from the right.
-
-    Returns:
-        The draw, or None for a distribution whose inverse transform is not known.
+    ``keys`` are seed, chain and draw; ``cases`` the position of each case in the data set, and
+    ``case_dim`` its dim in the batch shape, counted from the right.
     """
     axis = len(fn.batch_shape) + case_dim
 

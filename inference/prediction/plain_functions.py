@@ -39,9 +39,8 @@ class _Member:
 class Function:
     """One draw: image -> network output, without randomness and differentiable in the image.
 
-    Attributes:
-        chain: Index of the member.
-        draw: Index of the draw, as in ``predict`` with the same seed.
+    ``chain`` is the index of the member, ``draw`` that of the draw, as in ``predict`` with the
+    seed.
     """
 
     def __init__(self, member: _Member, draw: int) -> None:
@@ -51,13 +50,7 @@ class Function:
         self._values: dict[str, Tensor] = {}
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The program's return value for a batch of images.
-
-        Args:
-            image: Dims (case, channel, row, col), float32.
-
-        Returns:
-            What the model returns: logits (case, class) for classifiers.
+        """What the program returns for images (case, channel, row, col), such as logits of classes.
 
         Raises:
             TypeError: If the program returns no tensor.

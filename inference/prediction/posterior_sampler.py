@@ -107,11 +107,8 @@ class PosteriorSampler:
             seed_torch(derive_seed(self.seed, self.chain, draw))
             sites = sample_sites(_trace(program, self.example))
         chosen = self.globals if not self.guide_has_local else sites
-        return {
-            name: site["value"]
-            for name, site in sites.items()
-            if name in chosen and not is_local(site)
-        }
+        found = {name: site for name, site in sites.items() if name in chosen}
+        return {name: site["value"] for name, site in found.items() if not is_local(site)}
 
     def kept(self, draw: int) -> Globals:
         """As ``draw``, kept for the next time while memory allows."""
@@ -127,14 +124,7 @@ class PosteriorSampler:
     def run(
         self, values: Globals, draw: int, inputs: Inputs, cases: NDArray[np.integer]
     ) -> poutine.Trace:
-        """Trace the model on a batch with the draw's latents.
-
-        Args:
-            values: What ``draw`` gave.
-            draw: Index of the draw.
-            inputs: A batch without observations.
-            cases: Position of each of its cases in the data set.
-        """
+        """Trace the model on a batch without observations, with the latents that ``draw`` gave."""
         keys = (self.seed, self.chain, draw)
         with torch_restored(), private_store():
             # For what cannot be drawn case by case: the same for the same batch at least.
@@ -153,10 +143,6 @@ class PosteriorSampler:
         A run on a few cases of the first batch, of observations as different as there are, shows
         whether it does. Masks of several graders, (case, grader, ...), are turned into (grader,
         case, ...): each is scored under the draw of its case.
-
-        Args:
-            inputs: A batch with observations.
-            cases: Position of each of its cases in the data set.
         """
         given = {name: inputs[name] for name in self.observed if name in inputs}
         if has_graders(inputs) and "mask" in given:

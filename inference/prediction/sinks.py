@@ -22,17 +22,11 @@ PRIOR_GROUPS = ("prior", "prior_predictive")
 def open_sink(
     store: str | Path | None, attrs: dict[str, Any], *, resume: bool, from_prior: bool = False
 ) -> "MemorySink | ZarrSink":
-    """The sink for a store.
-
-    Args:
-        store: As of ``predict``.
-        attrs: Attributes of the tree's root; a resumed run must have the same.
-        resume: Go on with what an interrupted run left.
-        from_prior: Whether all draws are from the prior.
+    """The sink for a ``store`` of ``predict``; with ``from_prior`` all draws are from the prior.
 
     Raises:
         ValueError: If the suffix is neither .nc nor .zarr, a result that is no Zarr store is to be
-            resumed, or the store to resume has other settings.
+            resumed, or the store to resume has other settings, which ``attrs`` tell.
         FileExistsError: If the store exists.
     """
     path = None if store is None else Path(store)
@@ -51,12 +45,7 @@ def open_sink(
 
 
 class MemorySink:
-    """Keeps chunks and joins them at the end.
-
-    Args:
-        path: netCDF file to write at the end, or None.
-        attrs: Attributes of the tree's root.
-    """
+    """Keeps chunks, joins them at the end, and writes a netCDF file where there is a path."""
 
     complete = False
     scratch: Path | None = None
@@ -131,11 +120,7 @@ def _chunks(variable: xr.Variable) -> tuple[int, ...]:
 class ZarrSink:
     """Appends chunks to a store beside the target and renames it when it is complete.
 
-    Args:
-        path: The store to make.
-        attrs: Attributes of the tree's root; a resumed run must have the same.
-        resume: Go on with what an interrupted run left.
-        from_prior: Whether all draws are from the prior, which are the result then.
+    A resumed run must have the same ``attrs``. With ``from_prior`` the result is the prior's draws.
 
     Raises:
         ValueError: If the interrupted run had other settings.
@@ -210,11 +195,7 @@ class ZarrSink:
         return ()
 
     def append(self, chunk: Chunk) -> None:
-        """Write one chunk and note that it is complete.
-
-        Raises:
-            OSError: If it cannot be written; the chunks before it are intact.
-        """
+        """Write one chunk and note that it is complete; if it fails, earlier ones are intact."""
         with self._writing():
             if chunk.start < self.cases_done:  # the cases come in other batches than before
                 self.progress.unlink()

@@ -29,16 +29,11 @@ Key = tuple[str, str]  # group, variable
 
 @dataclass
 class Chunk:
-    """Results of some consecutive cases.
+    """Results of some consecutive cases, with values and dims by (group, variable).
 
-    Attributes:
-        start: Position of the first case.
-        num_cases: How many.
-        ids: Their ids.
-        arrays: Values by (group, variable).
-        dims: Dims by (group, variable).
-        coords: Coordinates shared by all groups.
-        scratch: Folder whose disk holds large arrays while they are filled; None for memory.
+    ``coords`` are shared by all groups. ``scratch`` is the folder whose disk holds large arrays
+    while
+    they are filled; None for memory.
     """
 
     start: int
@@ -50,11 +45,7 @@ class Chunk:
     scratch: Path | None = None
 
     def make(self, key: Key, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Make an array that is to be filled.
-
-        Raises:
-            OSError: If the disk cannot hold it.
-        """
+        """Make an array that is to be filled; an OSError where the disk cannot hold it."""
         size = math.prod(shape) * dtype.itemsize
         if self.scratch is None or size < LARGE_ARRAY:
             self.arrays[key] = np.empty(shape, dtype)
@@ -80,16 +71,9 @@ class Chunk:
 class TreeBuilder:
     """Knows a program's sites and how they are stored.
 
-    Args:
-        model: The model.
-        sampler: A sampler of it, for the names of its sites.
-        first: The first batch, which fixes what there is of observations and metadata.
-        inputs: Its arguments of the model.
-        chains: Number of chains.
-        draws: Draws per chain.
-
-    Attributes:
-        scratch: Folder for large arrays while they are filled, or None.
+    The first batch fixes what there is of observations and metadata; ``inputs`` are its arguments
+    of
+    the model. Large arrays are filled in the folder ``scratch``, where there is one.
 
     Warns:
         UserWarning: On entries of the batch that no array can hold; they are left out.
@@ -121,13 +105,7 @@ class TreeBuilder:
         inputs: Sequence[Mapping[str, Any]],
         observations: Sequence[Mapping[str, Tensor]],
     ) -> Chunk:
-        """An empty chunk with ids, observations and metadata filled in.
-
-        Args:
-            start: Position of the first case.
-            group: Batches.
-            inputs: Their arguments of the model.
-            observations: What their observed sites condition on.
+        """An empty chunk of some batches with ids, observations and metadata filled in.
 
         Raises:
             ValueError: If batches differ in what they hold.
@@ -211,12 +189,7 @@ class TreeBuilder:
         return [*graders, *self.observed[name]]
 
     def _put(
-        self,
-        chunk: Chunk,
-        key: Key,
-        dims: list[str],
-        value: Tensor,
-        where: tuple[int, int, int],
+        self, chunk: Chunk, key: Key, dims: list[str], value: Tensor, where: tuple[int, int, int]
     ) -> None:
         chain, draw, offset = where
         ordered, axis = _case_first(dims)

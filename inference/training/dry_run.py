@@ -16,13 +16,7 @@ from ppl_med.data.validation import check_batch
 from ppl_med.inference.batches import BatchSpec, check_iterable, first_batch
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.programs.elbo import elbo_terms
-from ppl_med.programs.parameters import (
-    StoreNames,
-    move,
-    remember_store_names,
-    set_mode,
-    trainable,
-)
+from ppl_med.programs.parameters import StoreNames, move, remember_store_names, set_mode, trainable
 from ppl_med.programs.sites import (
     Program,
     argument_names,
@@ -39,12 +33,7 @@ from ppl_med.programs.sites import (
 
 @dataclass
 class DryRun:
-    """What a first run of a model and its guide showed.
-
-    Attributes:
-        parameters: What there is to train.
-        local_latents: Names of latent sites with one value a case.
-    """
+    """What a first run showed: parameters to train, and latent sites with one value per case."""
 
     parameters: list[Tensor]
     local_latents: frozenset[str]
@@ -62,7 +51,8 @@ class DryRun:
 
         Raises:
             ValueError: If the two do not run on the batch, do not fit each other, observe nothing
-                or have nothing to train.
+                or
+                have nothing to train.
         """
         for program, role in ((model, "model"), (guide, "guide")):
             if not takes_num_cases(program):
@@ -138,12 +128,7 @@ def not_running(error: Exception, values: dict[str, Any]) -> Exception:
 def check_validation(
     model: Program, guide: Program, validation: Any, spec: BatchSpec, device: torch.device
 ) -> None:
-    """Raise where validation batches cannot be scored; scores the first of them by one draw.
-
-    Raises:
-        TypeError: If they are no re-iterable batches.
-        ValueError: If they do not fit the model or lack the observation.
-    """
+    """Raise where validation batches cannot be scored; scores the first of them by one draw."""
     check_iterable(validation, "validation")
     first = first_batch(validation, "validation")
     try:
@@ -154,12 +139,7 @@ def check_validation(
 
 
 def check_writable(path: Path) -> None:
-    """Raise where a checkpoint cannot be written.
-
-    Raises:
-        IsADirectoryError: If the path is a folder.
-        OSError: If its folder cannot be made or written.
-    """
+    """Raise an OSError where a checkpoint cannot be written, such as to the path of a folder."""
     if path.is_dir():
         raise IsADirectoryError(f"checkpoint {path} is a folder; give the path of a file in it")
     probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

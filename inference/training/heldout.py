@@ -22,22 +22,11 @@ from ppl_med.programs.sites import (
 
 
 def heldout_nll(
-    model: Program,
-    guide: Program,
-    batches: Any,
-    device: torch.device,
-    draws: int,
-    seed: int,
+    model: Program, guide: Program, batches: Any, device: torch.device, draws: int, seed: int
 ) -> float:
     """Mean over cases of -log of the mean over draws of the likelihood, in nats per case.
 
-    Args:
-        model: The model, in evaluation mode.
-        guide: The guide, in evaluation mode.
-        batches: Held-out batches with observations.
-        device: Where model and guide are.
-        draws: Posterior draws.
-        seed: Seed of the draws.
+    Model and guide are in evaluation mode, on the device; ``seed`` is that of the draws.
 
     Raises:
         ValueError: If a batch lacks an observation.

@@ -47,12 +47,10 @@ class History:
         )
         for name, values in self.extra.items():
             data[name] = ("step", np.asarray(values))
-            if name == "bound":
-                data[name].attrs["units"] = "nats per case"
         if self.validation_nll:
             data["validation_nll"] = ("validation_epoch", np.asarray(self.validation_nll))
             data = data.assign_coords(validation_epoch=np.arange(len(self.validation_nll)))
-        for name in ("elbo", "nll", "kl", "validation_nll"):
+        for name in ("elbo", "nll", "kl", "bound", "validation_nll"):
             if name in data:
                 data[name].attrs["units"] = "nats per case"
         data["elbo"].attrs["note"] = "-(nll + kl), whatever kl_weight the loss used"

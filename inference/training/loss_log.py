@@ -11,11 +11,7 @@ from ppl_med.inference.training.objectives import Loss
 
 
 class LossLog:
-    """Terms of the loss by site, kept on the device until they are read.
-
-    Attributes:
-        read_at: When they were read last, in seconds of the monotonic clock.
-    """
+    """Terms of the loss by site, on the device until they are read, last at time ``read_at``."""
 
     def __init__(self) -> None:
         self.read_at = time.monotonic()
@@ -46,8 +42,8 @@ class LossLog:
     def read(self, history: History) -> None:
         """Move what is pending into the history, in nats per case.
 
-        Raises:
-            FloatingPointError: At the first step whose loss is not finite; names step and sites.
+        Raises a FloatingPointError at the first step whose loss is not finite; it names step and
+        sites.
         """
         self.read_at = time.monotonic()
         if not self._pending:

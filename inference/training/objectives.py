@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppl_med.checks import positive, share, whole
 from ppl_med.programs.elbo import Terms, check_sites, elbo_terms, total
-from ppl_med.programs.sites import Program, is_local, sample_sites
+from ppl_med.programs.sites import Batch, Program, is_local, sample_sites
 
 
 @dataclass
@@ -41,12 +41,7 @@ class Elbo(nn.Module):
     """The evidence lower bound; ``fit``'s default."""
 
     def forward(
-        self,
-        model: Program,
-        guide: Program,
-        values: Mapping[str, Any],
-        num_cases: int,
-        weight: float,
+        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
     ) -> Loss:
         """NLL + weight * KL of one draw."""
         nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)
@@ -90,12 +85,7 @@ class ImportanceWeighted(nn.Module):
         self.elbo_steps, self.step = whole("elbo_steps", elbo_steps, least=0), 0
 
     def forward(
-        self,
-        model: Program,
-        guide: Program,
-        values: Mapping[str, Any],
-        num_cases: int,
-        weight: float,
+        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
     ) -> Loss:
         """The negative bound, or ELBO at first; NLL and KL are means over the particles."""
         self.step += 1
@@ -113,14 +103,17 @@ class ImportanceWeighted(nn.Module):
             )
         return self._tight(model, guide, values, num_cases)
 
-    def _tight(
-        self, model: Program, guide: Program, values: Mapping[str, Any], num_cases: int
-    ) -> Loss:
+    def _tight(self, model: Program, guide: Program, values: Batch, num_cases: int) -> Loss:
         plate = pyro.plate("particle", self.particles, dim=-1 - self.max_plate_nesting)
         with plate:
             guide_trace = poutine.trace(guide).get_trace(**values, num_cases=num_cases)
         proposed = sample_sites(guide_trace)
-        _check_local(proposed)
+        for name, site in proposed.items():
+            if not is_local(site):
+                raise ValueError(
+                    f"ImportanceWeighted: the latent {name!r} is shared by all cases; use "
+                    "objective=Elbo(), or make the network deterministic"
+                )
         replayed = poutine.replay(model, trace=guide_trace)
         with plate:
             model_trace = poutine.trace(replayed).get_trace(**values, num_cases=num_cases)
@@ -161,17 +154,8 @@ class ImportanceWeighted(nn.Module):
         return self.step
 
     def set_extra_state(self, state: int) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.step = int(state)
-
-
-def _check_local(proposed: Mapping[str, Any]) -> None:
-    for name, site in proposed.items():
-        if not is_local(site):
-            raise ValueError(
-                f"ImportanceWeighted: the latent {name!r} is shared by all cases; use "
-                "objective=Elbo(), or make the network deterministic"
-            )
 
 
 class Geco(nn.Module):
@@ -215,12 +199,7 @@ class Geco(nn.Module):
         self.register_buffer("average", torch.tensor(float("nan")))
 
     def forward(
-        self,
-        model: Program,
-        guide: Program,
-        values: Mapping[str, Any],
-        num_cases: int,
-        weight: float,
+        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
     ) -> Loss:
         """The Lagrangian of one draw; the multiplier takes a step."""
         nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)

@@ -18,8 +18,7 @@ CHECKED = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of a run at which schedules a
 def run_state(trainer: "Trainer") -> dict[str, Any]:
     """Parameters, optimizers, histories, position and random number generators of a run."""
     return {
-        "fingerprints": [files.fingerprint(*pair) for pair in trainer.pairs],
-        "states": [files.program_state(*pair) for pair in trainer.pairs],
+        **files.states_of(trainer.pairs),
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "objectives": [objective.state_dict() for objective in trainer.objectives],
         "histories": [asdict(history) for history in trainer.histories],
@@ -32,11 +31,7 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
 
 
 def identity(trainer: "Trainer") -> dict[str, Any]:
-    """What a resumed run must share with the interrupted one.
-
-    Raises:
-        ValueError: If a schedule gives no finite number from 0 on.
-    """
+    """What a resumed run must share with the interrupted one; calls the schedules."""
     return {
         "epochs": trainer.epochs,
         "num_cases": trainer.loader.num_cases,
@@ -54,11 +49,7 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
 
 
 def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
-    """Set a prepared trainer to where a checkpoint stands.
-
-    Raises:
-        ValueError: If the checkpoint belongs to other programs or was made with other arguments.
-    """
+    """Set a prepared trainer to where a checkpoint stands; a ValueError where it does not fit."""
     path = trainer.checkpoint
     if "optimizers" not in content:
         raise ValueError(

@@ -9,30 +9,14 @@ Schedule = Callable[[float], float]
 
 
 def rate_factor(schedule: str | Schedule, done: float) -> float:
-    """Factor on the learning rate.
-
-    Args:
-        schedule: ``"constant"``, ``"cosine"`` or a function of the finished fraction.
-        done: Finished fraction of the run.
-
-    Raises:
-        ValueError: If a function gives no finite number from 0 on.
-    """
+    """Factor on the learning rate at a finished fraction, a finite number from 0 on."""
     if not callable(schedule):
         return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
     return _at("schedule", schedule(done), done)
 
 
 def weight_at(kl_weight: float | Schedule, done: float) -> float:
-    """The KL weight.
-
-    Args:
-        kl_weight: A number, or a function of the finished fraction.
-        done: Finished fraction of the run.
-
-    Raises:
-        ValueError: If it is no finite number from 0 on.
-    """
+    """The KL weight at a finished fraction of the run, a finite number from 0 on."""
     return _at("kl_weight", kl_weight(done) if callable(kl_weight) else kl_weight, done)
 
 
@@ -41,7 +25,7 @@ def _at(name: str, value: float, done: float) -> float:
 
 
 def warm_up(fraction: float = 0.5, weight: float = 1.0, start: float = 0.0) -> Schedule:
-    """A KL weight that goes linearly from ``start`` to ``weight``, then stays.
+    """A KL weight, for ``fit``, that goes linearly from ``start`` to ``weight``, then stays.
 
     From 0 it keeps a code from collapsing before the decoder reads it (Bowman et al., "Generating
     sentences from a continuous space", CoNLL 2016). From above 1 it keeps out of a code what the
@@ -51,9 +35,6 @@ def warm_up(fraction: float = 0.5, weight: float = 1.0, start: float = 0.0) -> S
         fraction: Part of the run over which it changes, in (0, 1].
         weight: Where it stays.
         start: Where it begins.
-
-    Returns:
-        A function for ``fit(kl_weight=...)``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -65,7 +46,7 @@ def warm_up(fraction: float = 0.5, weight: float = 1.0, start: float = 0.0) -> S
 
 
 def cooldown(fraction: float = 0.35) -> Schedule:
-    """A learning rate that stays, and falls linearly to 0 over the last part of training.
+    """A learning rate, for ``fit(schedule=...)``, that stays, and falls linearly to 0 at the end.
 
     Where a model learns one thing after another, such as a latent code that takes up mode after
     mode, it gets further in the same number of steps than under a cosine (Hägele et al., "Scaling
@@ -73,9 +54,6 @@ def cooldown(fraction: float = 0.35) -> Schedule:
 
     Args:
         fraction: Part of the run over which it falls, in (0, 1].
-
-    Returns:
-        A function for ``fit(schedule=...)``.
     """
     _check_fraction(fraction)
     return lambda done: min(1.0, (1 - done) / fraction)

@@ -120,11 +120,7 @@ class Trainer:
     # ---------------------------------------------------------------- the loop
 
     def run(self) -> list[History]:
-        """Train to the end.
-
-        Returns:
-            The history of each member.
-        """
+        """Train to the end, and return the history of each member."""
         if self.member == len(self.pairs):
             return self.histories
         steps = self.epochs * self.loader.num_batches

@@ -1,10 +1,6 @@
 """Explanations: gradients through posterior function draws, and how well they localise."""
 
-from ppl_med.explain.constraints import (
-    AttributionConstrained,
-    NoPositiveAttribution,
-    RightReasons,
-)
+from ppl_med.explain.constraints import AttributionConstrained, NoPositiveAttribution, RightReasons
 from ppl_med.explain.counterfactuals import (
     latent_counterfactual,
     minimal_perturbation,

@@ -40,13 +40,9 @@ class Combine(nn.Module):
         self.output = HeLinear(width, num_outputs)
 
     def of_features(self, features: Tensor) -> Tensor:
-        """What the first layer makes of the features; it is the same for every code.
+        """What the first layer makes of features (case, feature, *space), the same for every code.
 
-        Args:
-            features: Dims (case, feature, *space).
-
-        Returns:
-            Dims (case, *space, width).
+        Dims (case, *space, width).
         """
         return self.features(features.movedim(1, -1).contiguous())
 

@@ -41,11 +41,9 @@ class GaussianEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Distribution:
-        """The distribution of z, event dims (latent,).
+        """The distribution of z, event dims (latent,), of images (case, channel, row, col).
 
-        Args:
-            image: Dims (case, channel, row, col).
-            label: Dims (case,), needed exactly when ``num_classes`` is not 0.
+        The label, dims (case,), is needed exactly when ``num_classes`` is not 0.
         """
         if label is not None:
             planes = one_hot(label, self.num_classes, image)
@@ -66,10 +64,7 @@ def one_hot(label: Tensor, num_classes: int, like: Tensor) -> Tensor:
 def mask_planes(image: Tensor, mask: Tensor | None, num_classes: int) -> list[Tensor]:
     """One plane per class, 0.5 inside and -0.5 outside, (case, class, *space); none without mask.
 
-    A pixel of class -1, not annotated, is outside everywhere.
-
-    Raises:
-        ValueError: If the mask is missing and there are classes, or the other way round.
+    A pixel of class -1, not annotated, is outside everywhere. A mask must come with classes only.
     """
     if (mask is not None) != bool(num_classes):
         raise ValueError(
@@ -143,12 +138,10 @@ class ConvGaussian(nn.Module):
         self.parameters_of_z = _ComponentsApart(channels[-1], numbers, apart)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Distribution:
-        """The distribution of z, event dims (latent,).
+        """The distribution of z, event dims (latent,), of images (case, channel, *space).
 
-        Args:
-            image: Dims (case, channel, *space).
-            mask: Classes, dims (case, *space), integers; -1 where not annotated. Needed exactly
-                when ``num_classes`` is not 0.
+        The mask, integer classes (case, *space) or -1 where not annotated, is needed exactly when
+        ``num_classes`` is not 0.
         """
         planes = mask_planes(image, mask, self.num_classes)
         inputs = torch.cat([image, *planes] if self.sees_image else planes, 1)

@@ -116,7 +116,7 @@ class FCDenseNet(nn.Module):
         num_features: Channels of the features of the last block with all that it was fed.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; on a run, if the image is too small.
     """
 
     def __init__(
@@ -179,20 +179,13 @@ class FCDenseNet(nn.Module):
             in_channels: Image channels.
             num_outputs: Channels of the output; None for features.
             spatial_dims: 2 or 3; the paper has 2.
-
-        Raises:
-            ValueError: If no such net was published, or another argument is out of range.
         """
         choice("depth", depth, sorted(DEPTHS))
         num_layers, growth_rate = DEPTHS[depth]
         return cls(in_channels, num_outputs, num_layers, growth_rate, spatial_dims=spatial_dims)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores or features (case, channel, *space) of images (case, channel, *space).
-
-        Raises:
-            ValueError: If the image is too small for the halvings.
-        """
+        """Scores or features (case, channel, *space) of images (case, channel, *space)."""
         smallest = 2 ** len(self.down)
         if min(image.shape[2:]) < smallest:
             raise ValueError(

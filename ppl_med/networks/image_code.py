@@ -18,13 +18,10 @@ class LabelledEncoder(nn.Module):
 
     Args:
         in_channels: Image channels.
-        size: Rows and columns of the image.
+        size: Rows and columns of the image; a ValueError if one is not a multiple of 4.
         num_classes: Classes.
         latent_dim: Size of the code.
         width: Channels of the first convolution.
-
-    Raises:
-        ValueError: If a side of the image is not a multiple of 4.
     """
 
     def __init__(
@@ -43,12 +40,7 @@ class LabelledEncoder(nn.Module):
         self.numbers = nn.Linear(2 * width * row * col + num_classes, 2 * latent_dim)
 
     def forward(self, image: Tensor, label: Tensor) -> Distribution:
-        """The distribution of the code, event dims (latent,).
-
-        Args:
-            image: Dims (case, channel, row, col).
-            label: Classes, dims (case,).
-        """
+        """The distribution of the codes of images (case, channel, row, col) and labels (case,)."""
         features = self.features(image)
         joined = torch.cat([features, one_hot(label, self.num_classes, features)], dim=1)
         loc, log_scale = self.numbers(joined).float().chunk(2, dim=-1)
@@ -56,18 +48,7 @@ class LabelledEncoder(nn.Module):
 
 
 class LabelledDecoder(nn.Module):
-    """The mean image of a code and a class.
-
-    Args:
-        in_channels: Image channels.
-        size: Rows and columns of the image.
-        num_classes: Classes.
-        latent_dim: Size of the code.
-        width: Channels before the last convolution.
-
-    Raises:
-        ValueError: If a side of the image is not a multiple of 4.
-    """
+    """The mean image of a code and a class; arguments as in ``LabelledEncoder``."""
 
     def __init__(
         self, in_channels: int, size: tuple[int, int], num_classes: int, latent_dim: int, width: int
@@ -87,21 +68,12 @@ class LabelledDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """Images (case, channel, row, col).
-
-        Args:
-            z: Codes, dims (case, latent).
-            label: Classes, dims (case,).
-        """
+        """Images (case, channel, row, col) of codes (case, latent) and labels (case,)."""
         return self.layers(torch.cat([z, one_hot(label, self.num_classes, z)], dim=1))
 
 
 def reduced(size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns after two layers of stride 2.
-
-    Raises:
-        ValueError: If one is not a positive multiple of 4.
-    """
+    """Rows and columns after two layers of stride 2; a ValueError if one is no multiple of 4."""
     row, col = size
     if row < SHRINKING or col < SHRINKING or row % SHRINKING or col % SHRINKING:
         reject("size", f"multiples of {SHRINKING}", size, "pad or resize the images")

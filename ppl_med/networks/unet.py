@@ -118,14 +118,7 @@ def descend(blocks: nn.ModuleList, image: Tensor) -> list[Tensor]:
 
 
 class Encoder(nn.Module):
-    """The descending half: one block per scale, average pooling between them.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels by scale, the finest first.
-        num_convolutions: Convolutions per block.
-        spatial_dims: 2 or 3.
-    """
+    """The descending half of a ``UNet``: one block per scale, average pooling between them."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ model's raises.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ppl_med.programs.protocol import left_to_prior
-from ppl_med.programs.sites import argument_names, is_local, sample_sites, scaled
+from ppl_med.programs.sites import Program, argument_names, is_local, sample_sites, scaled
 
 Terms = dict[str, Tensor]
 
 
 def elbo_terms(
-    model: Callable[..., Any], guide: Callable[..., Any], /, *inputs: Any, **options: Any
+    model: Program, guide: Program, /, *inputs: Any, **options: Any
 ) -> tuple[Terms, Terms]:
     """One draw of the negative log-likelihood and of the KL divergence.
 
@@ -53,11 +53,7 @@ def elbo_terms(
 
 
 def terms_of(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Terms, Terms]:
-    """As ``elbo_terms``, of the traces of a guide and of a model that was replayed with it.
-
-    Raises:
-        ValueError: If plate scales differ, or if a guide site cannot be reparameterised.
-    """
+    """As ``elbo_terms``, of the traces of a guide and of a model that was replayed with it."""
     nll: Terms = {}
     kl: Terms = {}
     sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
@@ -66,23 +62,17 @@ def terms_of(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Te
             nll[name] = -scaled(site["fn"].log_prob(site["value"]), site).sum()
         elif name in proposed:
             kl[name] = _site_kl(name, proposed[name], site)
-    _add_auxiliary(kl, sites, proposed)
+    # Stock AutoGuides have auxiliary sites, which the model does not know: log q alone.
+    for name, site in proposed.items():
+        if name not in sites:
+            kl[name] = scaled(site["fn"].log_prob(site["value"]), site).sum()
     return nll, kl
 
 
 def check_sites(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    sites: Mapping[str, Any],
-    proposed: Mapping[str, Any],
+    model: Program, guide: Program, sites: Mapping[str, Any], proposed: Mapping[str, Any]
 ) -> None:
-    """Raise where guide and model do not fit each other.
-
-    Args:
-        model: A Pyro program.
-        guide: Its guide.
-        sites: Sample sites of the model.
-        proposed: Sample sites of the guide.
+    """Raise where the sample sites of a guide and of a model do not fit each other.
 
     Raises:
         ValueError: If a latent is neither proposed nor left to the prior on purpose, if the guide
@@ -107,10 +97,7 @@ def latent_faults(
 ) -> Iterator[str]:
     """Sentences about the latents that a guide lacks, and about those it has too many.
 
-    Args:
-        sites: Sample sites of the model.
-        proposed: Sample sites of the guide.
-        left: Local latents that the guide leaves to the prior.
+    ``left`` are local latents that the guide leaves to the prior.
     """
     for name, site in sites.items():
         if site["is_observed"] or name in proposed:
@@ -141,7 +128,7 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
             f"{p['scale']}; give the guide's plate the same size=num_cases and subsample"
         )
     q_fn, p_fn = q["fn"], p["fn"]
-    if not _is_delta(q_fn):
+    if not isinstance(_bare(q_fn), dist.Delta):  # whose registered KL drops the density
         if not (q_fn.has_rsample or is_fixed(q_fn)):
             raise ValueError(
                 f"guide site {name!r} ({type(q_fn).__name__}) cannot be reparameterised; "
@@ -155,18 +142,11 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
     return (scaled(q_fn.log_prob(value), q) - scaled(p_fn.log_prob(value), p)).sum()
 
 
-def _is_delta(fn: Any) -> bool:
-    """Whether a distribution is a Delta at heart, for which the registered KL drops the density."""
+def _bare(fn: Any) -> Any:
+    """A distribution without its wrappers for event axes and masks."""
     while isinstance(fn, Independent | dist.MaskedDistribution):
         fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
-
-
-def _add_auxiliary(kl: Terms, sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
-    """Add log q of guide sites that the model does not know (stock AutoGuides have them)."""
-    for name, site in proposed.items():
-        if name not in sites:
-            kl[name] = scaled(site["fn"].log_prob(site["value"]), site).sum()
+    return fn
 
 
 def total(terms: Terms) -> Tensor:
@@ -178,23 +158,12 @@ def total(terms: Terms) -> Tensor:
 
 
 def follows_prior(site: Mapping[str, Any], name: str, left: frozenset[str]) -> bool:
-    """Whether a latent site of a model follows its prior on purpose.
-
-    Args:
-        site: The site.
-        name: Its name.
-        left: What the guide leaves to the prior, see ``left_to_prior``.
-    """
+    """Whether a latent site follows its prior on purpose; ``left`` is as ``left_to_prior`` says."""
     return name in left or not (site["infer"] or {}).get("proposed", True)
 
 
 def is_fixed(fn: Any) -> bool:
-    """Whether no parameter of a distribution learns, so that its draws need no gradient.
-
-    Args:
-        fn: The distribution.
-    """
-    while isinstance(fn, Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
+    """Whether no parameter of a distribution learns, so that its draws need no gradient."""
+    fn = _bare(fn)
     values = (getattr(fn, name) for name in fn.arg_constraints if name in vars(fn))
     return not any(isinstance(value, Tensor) and value.requires_grad for value in values)

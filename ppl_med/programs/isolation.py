@@ -16,7 +16,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.params.param_store import StateDict
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -28,12 +27,9 @@ from ppl_med.programs.sites import Program
 
 @contextmanager
 def preserved_state(*programs: Callable[..., Any]) -> Iterator[dict[nn.Module, str]]:
-    """Restore the programs and the process when the block ends, whatever happened in it.
+    """Restore programs (functions or modules) and process when the block ends, whatever happened.
 
     Values of parameters are not copied: a program that writes to them while it runs changes them.
-
-    Args:
-        programs: Functions or modules that the block calls.
 
     Yields:
         Name of every module that ran so far, with its program's parts in it from the start; it
@@ -77,13 +73,10 @@ def private_store() -> Iterator[None]:
     """
     store = pyro.get_param_store()
     before = store.get_state()
-    free: StateDict = {
-        "params": {n: v for n, v in before["params"].items() if not isinstance(v, nn.Parameter)},
-        "constraints": {},
-    }
-    free["constraints"] = {name: before["constraints"][name] for name in free["params"]}
+    params = {n: v for n, v in before["params"].items() if not isinstance(v, nn.Parameter)}
+    constraints = {name: before["constraints"][name] for name in params}
     store.clear()
-    store.set_state(free)
+    store.set_state({"params": params, "constraints": constraints})
     try:
         yield
     finally:
@@ -119,16 +112,11 @@ class _Saved:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = dict(vars(module))
-        self.tables = [
-            (table, dict(table)) for table in self.attributes.values() if isinstance(table, dict)
-        ]
-        self.values = [
-            (buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)
-        ]
-        self.parameters = [
-            (parameter, parameter.grad, parameter.requires_grad)
-            for parameter in module.parameters(recurse=False)
-        ]
+        tables = (table for table in self.attributes.values() if isinstance(table, dict))
+        self.tables = [(table, dict(table)) for table in tables]
+        self.values = [(b, b.detach().clone()) for b in module.buffers(recurse=False)]
+        own = module.parameters(recurse=False)
+        self.parameters = [(p, p.grad, p.requires_grad) for p in own]
         # Pyro marks a module that has run, and refuses to nest it in another one afterwards.
         context = self.attributes.get("_pyro_context")
         self.context = None if context is None else (context, context.used)

@@ -45,9 +45,7 @@ class Model(Protocol):
 class Likelihood(Protocol):
     """What the library reads off a model's likelihood.
 
-    Attributes:
-        site: Name of the observed site.
-        partial: Whether entries may be missing: -1 among classes, NaN among numbers.
+    ``partial`` says whether entries may be missing: -1 among classes, NaN among numbers.
     """
 
     site: str

@@ -78,9 +78,7 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
 def stated_sites(trace: poutine.Trace, *, observed: bool | None = None) -> dict[str, Site]:
     """Sample sites that belong to the model: no factors, deterministic or auxiliary sites.
 
-    Args:
-        trace: A trace.
-        observed: Only observed sites, only latent ones, or both.
+    ``observed`` chooses observed sites, or latent ones; None takes both.
     """
     return {
         name: site
@@ -107,11 +105,7 @@ def is_local(site: Mapping[str, Any]) -> bool:
 
 
 def case_dim(node: Mapping[str, Any]) -> int:
-    """Dim of the plate of cases in a site's batch shape, counted from the right, so negative.
-
-    Raises:
-        ValueError: If the site stands in no such plate.
-    """
+    """Dim of the plate of cases in a site's batch shape, counted from the right, so negative."""
     if is_local(node):
         return int(plates(node)["case"].dim)
     raise ValueError(
@@ -121,13 +115,9 @@ def case_dim(node: Mapping[str, Any]) -> int:
 
 
 def site_dims(trace: Any, site: str) -> list[str]:
-    """Return a site's axis names: its plates, outermost first, then its event axes.
+    """A site's axis names: its plates, outermost first, then its event axes.
 
     Event axes without a name are called ``<site>_dim_<i>``, which is ArviZ's convention.
-
-    Args:
-        trace: A ``poutine.Trace`` of the program.
-        site: Name of a sample site in it.
     """
     node: Any = trace.nodes[site]
     plates = {frame.dim or 0: frame.name for frame in node["cond_indep_stack"]}
@@ -154,12 +144,7 @@ def full_name(program: Program) -> str:
 
 
 def without_observations(program: Program, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the arguments that condition an observation site.
-
-    Args:
-        program: The model.
-        inputs: A batch's arguments, observations among them.
-    """
+    """The arguments of a batch that condition no observation site of the program."""
     with torch.no_grad():
         sites = sample_sites(poutine.trace(program).get_trace(**inputs))
     return {name: value for name, value in inputs.items() if name not in sites}

@@ -50,10 +50,9 @@ def parameter_names(program: Program) -> set[str]:
 def late_parameters(program: Program, before: set[str], beside: Program | None = None) -> list[str]:
     """Parameters that a module did not have before its first call.
 
-    Args:
-        program: The program. Those of a plain function live in the parameter store, always.
-        before: ``parameter_names`` before the call.
-        beside: Another program whose parameters are not counted.
+    ``before`` are ``parameter_names`` before it; those of ``beside``, another program, do not
+    count,
+    nor those of a plain function, which live in the parameter store, always.
     """
     if not isinstance(program, nn.Module):
         return []
@@ -73,12 +72,7 @@ def late_parameters(program: Program, before: set[str], beside: Program | None =
 
 
 def active_dropout(program: Program, modules: Modules) -> list[str]:
-    """Dropout layers that drop units in training.
-
-    Args:
-        program: The program.
-        modules: Modules that run in it.
-    """
+    """Dropout layers, of the modules that run in a program, that drop units in training."""
     set_mode([program], True)
     found = [
         f"{type(module).__name__} {name!r} drops units in training: a random variable that no "
@@ -93,10 +87,7 @@ def active_dropout(program: Program, modules: Modules) -> list[str]:
 def randomness(program: Program, call: Call, replay: Trace) -> list[str]:
     """Random numbers that are drawn outside sample sites, in training or evaluation mode.
 
-    Args:
-        program: The program, its dropout layers off.
-        call: Its arguments.
-        replay: A trace that holds a value of every latent.
+    The program's dropout layers are off; ``replay`` is a trace that holds a value of every latent.
     """
     found: list[str] = []
     for training in (True, False):
@@ -137,25 +128,20 @@ def moving_buffers(program: Program, call: Call, modules: Modules) -> list[str]:
     before = buffers(modules)
     with torch.no_grad():
         run(program, call, observed=False)
-    moved = [
-        name for name, value in buffers(modules).items() if not torch.equal(value, before[name])
-    ]
     return [
         f"buffer {name!r} moves at prediction, so predictions depend on their order; put its layer "
         "into eval() mode, or make the program a module that owns it"
-        for name in moved
+        for name, value in buffers(modules).items()
+        if not torch.equal(value, before[name])
     ]
 
 
 def gradient_faults(
     objective: Callable[[int], tuple[Tensor, dict[str, Tensor]]], what: str, num_seeds: int = 3
 ) -> list[str]:
-    """Parameters whose gradient is missing, not finite or zero everywhere.
+    """Parameters whose gradient is missing, not finite, or zero everywhere for all of some seeds.
 
-    Args:
-        objective: From a seed to a scalar and the parameters by name.
-        what: What the scalar is called.
-        num_seeds: A gradient must be non-zero for one of as many seeds.
+    ``objective`` goes from a seed to a scalar, called ``what``, and the parameters by name.
     """
     total: dict[str, Tensor | None] = {}
     for seed in range(num_seeds):
@@ -172,9 +158,8 @@ def gradient_faults(
     found = []
     for name, size in total.items():
         if size is None:
-            found.append(
-                f"parameter {name!r} does not enter {what}; use it, or freeze or remove it"
-            )
+            fix = "use it, or freeze or remove it"
+            found.append(f"parameter {name!r} does not enter {what}; {fix}")
         elif not torch.isfinite(size):
             found.append(f"parameter {name!r} gets a gradient of {what} that is not finite")
         elif size == 0:

@@ -23,25 +23,15 @@ from ppl_med.testing.behaviour_rules import (
     parameter_names,
     randomness,
 )
-from ppl_med.testing.program_runs import (
-    Call,
-    ProgramError,
-    learnable,
-    run,
-)
+from ppl_med.testing.program_runs import Call, ProgramError, learnable, run
 
 
 def guide_violations(model: Program, guide: Program, call: Call, modules: Modules) -> list[str]:
-    """Everything in which a guide breaks its contract with a model.
+    """Everything in which a guide breaks its contract with a model that keeps its own.
 
-    Args:
-        model: A model that keeps its own contract.
-        guide: The guide.
-        call: Arguments for both.
-        modules: Modules that ran so far and their names, kept up to date by ``preserved_state``.
+    ``modules`` are those that ran so far, by name, kept up to date by ``preserved_state``.
     """
-    for program in (model, guide):
-        set_mode([program], False)
+    set_mode([model, guide], False)
     before = parameter_names(guide)
     try:
         with torch.no_grad():
@@ -58,12 +48,7 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
         *_unreparametrised(guide, call, traces),
     ]
     dropout = active_dropout(guide, modules)
-    found = [
-        *late,
-        *mismatched,
-        *dropout,
-        *moving_buffers(guide, call, modules),
-    ]
+    found = [*late, *mismatched, *dropout, *moving_buffers(guide, call, modules)]
     broken = [
         *infinite_densities(stated_sites(traces["guide"], observed=False), "the guide"),
         *infinite_densities(stated_sites(traces["model"]), "under the guide's draw, the model"),
@@ -80,20 +65,16 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
 def _traces(model: Program, guide: Program, call: Call) -> dict[str, Trace]:
     """Run guide and model with and without observations, and as a third of a data set."""
     size = call.num_cases
+    third, free = {"num_cases": 3 * size}, {"observed": False}
+    as_third = f"it fails with num_cases={3 * size} for {size} images"
     options: list[tuple[str, str, Program, str | None, dict]] = [
         ("prior", "the model fails", model, None, {}),
         ("guide", "it fails with observations", guide, None, {}),
-        ("silent", "it fails without observations", guide, None, {"observed": False}),
-        (
-            "third",
-            f"it fails with num_cases={3 * size} for {size} images",
-            guide,
-            None,
-            {"num_cases": 3 * size},
-        ),
-        ("prior_third", "the model fails", model, None, {"num_cases": 3 * size}),
+        ("silent", "it fails without observations", guide, None, free),
+        ("third", as_third, guide, None, third),
+        ("prior_third", "the model fails", model, None, third),
         ("model", "the model fails with the guide's draw", model, "guide", {}),
-        ("predicted", "the model fails without observations", model, "silent", {"observed": False}),
+        ("predicted", "the model fails without observations", model, "silent", free),
     ]
     traces: dict[str, Trace] = {}
     for name, fault, program, replay, how in options:
@@ -112,7 +93,7 @@ def _latents(traces: Mapping[str, Trace], left: frozenset[str]) -> list[str]:
     found = [*dict.fromkeys(fault for faults in both for fault in faults)]
     found += [
         f"it observes site {name!r}; a guide only proposes, so take obs= away"
-        for name, _ in stated_sites(traces["guide"], observed=True).items()
+        for name in stated_sites(traces["guide"], observed=True)
     ]
     found += [
         f"without observations it proposes no {name!r}, a global latent: only local latents may "
@@ -159,11 +140,10 @@ def _pairs(traces: Mapping[str, Trace], guide: str, model: str) -> list[tuple[st
 def _support(traces: Mapping[str, Trace]) -> list[str]:
     found = []
     for name, mine, its in _pairs(traces, "guide", "model"):
-        value = mine["value"]
+        if not isinstance(mine["value"], Tensor):
+            continue
         try:
-            inside = (
-                its["fn"].support.check(value) if isinstance(value, Tensor) else torch.tensor(True)
-            )
+            inside = its["fn"].support.check(mine["value"])
         except (NotImplementedError, RuntimeError):
             continue  # no declared support, or a shape that is reported already
         if not inside.all():
@@ -175,9 +155,7 @@ def _support(traces: Mapping[str, Trace]) -> list[str]:
 
 
 def _unreparametrised(guide: Program, call: Call, traces: Mapping[str, Trace]) -> list[str]:
-    if all(
-        site["fn"].has_rsample for _, site in stated_sites(traces["guide"], observed=False).items()
-    ):
+    if all(s["fn"].has_rsample for s in stated_sites(traces["guide"], observed=False).values()):
         return []
     with torch.enable_grad():  # which parameters learn shows only here
         trace = run(guide, call)
@@ -192,7 +170,7 @@ def _unreparametrised(guide: Program, call: Call, traces: Mapping[str, Trace]) -
 def _elbo(
     model: Program, guide: Program, call: Call, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ELBO that ``fit`` maximises, in training mode."""
+    """The ELBO that ``fit`` maximises, in training mode, and the parameters."""
     set_mode((model, guide), True)
     guide_trace = run(guide, call, seed=seed)
     model_trace = run(model, call, replay=guide_trace, seed=seed)

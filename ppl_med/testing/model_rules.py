@@ -39,10 +39,7 @@ PLATE = 'pyro.plate("case", num_cases or len(image), subsample=image)'
 def program_violations(model: Program, call: Call, modules: Modules) -> list[str]:
     """Everything in which a model breaks its contract.
 
-    Args:
-        model: The model.
-        call: Arguments for it.
-        modules: Modules that ran so far and their names, kept up to date by ``preserved_state``.
+    ``modules`` are those that ran so far, by name, kept up to date by ``preserved_state``.
     """
     if not call.takes_num_cases:
         return ["it takes no keyword num_cases; add `*, num_cases=None` and use it in " + PLATE]
@@ -77,14 +74,11 @@ def _traces(model: Program, call: Call) -> dict[str, Trace]:
     """Run the model alone, as the whole data set, as a third of it, unobserved, and shorter."""
     size = call.num_cases
     hint = f"; use {PLATE}"
+    as_third = f"with num_cases={3 * size} for {size} images{hint}"
     options: dict[str, tuple[str, Call, dict]] = {
         "alone": ("with its observations", call, {}),
         "whole": (f"with num_cases={size}, the batch's size{hint}", call, {"num_cases": size}),
-        "third": (
-            f"with num_cases={3 * size} for {size} images{hint}",
-            call,
-            {"num_cases": 3 * size},
-        ),
+        "third": (as_third, call, {"num_cases": 3 * size}),
         "free": ("without observations", call, {"observed": False}),
         "shorter": (f"on {size - 1} of the {size} cases", call.without_last_case(), {}),
     }
@@ -225,5 +219,5 @@ def _log_joint(model: Program, call: Call, seed: int) -> tuple[Tensor, dict[str,
     """Log p(observations, latents) and factors, with the latents drawn from their priors."""
     set_mode([model], True)
     trace = run(model, call, seed=seed)
-    stated = [*(site for _, site in stated_sites(trace).items()), *factors(trace)]
+    stated = [*stated_sites(trace).values(), *factors(trace)]
     return total_log_density(stated), learnable(model, trace)

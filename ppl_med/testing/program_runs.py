@@ -44,12 +44,9 @@ class Call:
 
     def without_last_case(self) -> "Call":
         """The same batch, one case shorter."""
-
-        def cut(values: dict[str, Any]) -> dict[str, Any]:
-            return {name: value[:-1] for name, value in values.items()}
-
-        parts = cut(self.inputs), cut(self.observations), self.takes_num_cases
-        return Call(*parts, cut(self.training_inputs))
+        parts = (self.inputs, self.observations, self.training_inputs)
+        inputs, observations, aids = ({n: v[:-1] for n, v in part.items()} for part in parts)
+        return Call(inputs, observations, self.takes_num_cases, aids)
 
 
 def bind(model: Program, batch: Mapping[str, Any]) -> Call:
@@ -97,7 +94,7 @@ def run(
     replay: Trace | None = None,
     seed: int = 0,
 ) -> Trace:
-    """Run a program once and return its trace.
+    """Run a model or guide once, from a seed of all generators, and return its trace.
 
     Args:
         program: A model or guide.
@@ -126,12 +123,7 @@ def run(
 
 
 class ProgramError(Exception):
-    """A program raised.
-
-    Args:
-        error: What it raised.
-        trace: The sites it had visited.
-    """
+    """A program raised ``error``; ``trace`` has the sites it had visited."""
 
     def __init__(self, error: Exception, trace: Trace) -> None:
         lines = str(error).strip().splitlines() or [""]
@@ -158,9 +150,7 @@ def total_log_density(found: Iterable[Site]) -> Tensor:
 def learnable(program: Program, trace: Trace) -> dict[str, Tensor]:
     """Unconstrained parameters that an optimiser would move, by name.
 
-    Args:
-        program: The program.
-        trace: One of its traces, for the parameters of a plain function.
+    ``trace`` is one of the program's, for the parameters of a plain function.
     """
     found: dict[str, Tensor] = {}
     if isinstance(program, nn.Module):

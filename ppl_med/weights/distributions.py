@@ -24,11 +24,7 @@ BLOCK = 2**18  # numbers; 1 MiB of float32
 
 
 class FlatDistribution(TorchDistribution):
-    """Independent weights: event shape (weights,), elementwise ``log_density``.
-
-    Args:
-        num_weights: Length of the flat vector.
-    """
+    """Independent weights: event shape (weights,), elementwise ``log_density``."""
 
     arg_constraints: dict = {}  # noqa: RUF012  torch's protocol
     has_rsample = True
@@ -36,6 +32,13 @@ class FlatDistribution(TorchDistribution):
 
     def __init__(self, num_weights: int) -> None:
         super().__init__(torch.Size(), torch.Size((num_weights,)), validate_args=False)
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws that pass gradients."""
+        return self._draw(self._extended_shape(torch.Size(sample_shape)))
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        raise NotImplementedError
 
     def log_density(self, weights: Tensor) -> Tensor:
         """Log-density of each weight, in nats."""
@@ -64,9 +67,7 @@ class FlatNormal(FlatDistribution):
         """Standard deviation of every weight."""
         return self.scale.expand(self.event_shape)
 
-    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
-        """``loc + scale * noise``."""
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _draw(self, shape: torch.Size) -> Tensor:
         noise = torch.randn(shape, device=self.scale.device, dtype=self.scale.dtype)
         return torch.addcmul(self.loc.expand(self.event_shape), self.scale, noise)
 
@@ -89,9 +90,8 @@ class FlatLaplace(FlatDistribution):
         super().__init__(num_weights)
         self.loc, self.scale = loc, scale
 
-    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
-        """Inverse-transform draw."""
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _draw(self, shape: torch.Size) -> Tensor:
+        """By inverse transform."""
         tiny = torch.finfo(self.scale.dtype).tiny
         u = torch.rand(shape, device=self.scale.device, dtype=self.scale.dtype) * 2 - 1
         return self.loc - self.scale * u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-7) + tiny)
@@ -115,9 +115,7 @@ class FlatScaleMixture(FlatDistribution):
         super().__init__(num_weights)
         self.wide, self.narrow, self.mixing = wide, narrow, mixing
 
-    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
-        """A draw of component and value."""
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _draw(self, shape: torch.Size) -> Tensor:
         first = torch.rand(shape, device=self.wide.device) < self.mixing
         scale = torch.where(first, self.wide, self.narrow)
         return scale * torch.randn(shape, device=self.wide.device, dtype=self.wide.dtype)
@@ -142,9 +140,8 @@ class FlatPoint(FlatDistribution):
         super().__init__(value.numel())
         self.value, self.use_prior = value, use_prior
 
-    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
-        """The vector."""
-        return self.value.expand(self._extended_shape(torch.Size(sample_shape)))
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.value.expand(shape)
 
     def log_density(self, weights: Tensor) -> Tensor:
         """0 at the vector, by the convention that makes the objective log p(w)."""
@@ -202,11 +199,7 @@ def _blocks(*vectors: Tensor) -> list[tuple[Tensor, ...]]:
 def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
     """KL(Normal(loc, scale) || Normal(prior_loc, prior_scale)) summed over weights, in nats.
 
-    Args:
-        loc: Location of q, dims (weight,).
-        scale: Standard deviation of q, dims (weight,).
-        prior_loc: Location of p, dims (weight,) or ().
-        prior_scale: Standard deviation of p, dims (weight,) or ().
+    Location and scale of q have dims (weight,), those of the prior (weight,) or ().
     """
     if torch.is_grad_enabled() and (prior_loc.requires_grad or prior_scale.requires_grad):
         ratio, shift = scale / prior_scale, (loc - prior_loc) / prior_scale

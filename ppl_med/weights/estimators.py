@@ -15,6 +15,7 @@ Bernoulli dropout of input units (Gal and Ghahramani, ICML 2016).
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,18 +24,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-LAYERS: frozenset[Callable[..., Tensor]] = frozenset(
+Layer = Callable[..., Tensor]
+LAYERS: frozenset[Layer] = frozenset(
     {
-        F.linear,
-        F.conv1d,
-        F.conv2d,
-        F.conv3d,
-        F.conv_transpose1d,
-        F.conv_transpose2d,
-        F.conv_transpose3d,
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     }
 )
-_TRANSPOSED = frozenset({F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
 _METADATA = frozenset(
     {
         Tensor.shape.__get__,  # type: ignore[attr-defined]
@@ -43,21 +39,13 @@ _METADATA = frozenset(
         Tensor.ndim.__get__,  # type: ignore[attr-defined]
         Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
         Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
-        Tensor.size,
-        Tensor.dim,
-        Tensor.numel,
-        Tensor.is_floating_point,
+        *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point),
     }
 )
-Layer = Callable[..., Tensor]
 
 
 class WeightEstimator:
-    """How one parameter tensor of q is drawn.
-
-    Args:
-        loc: Location, in the parameter's shape.
-    """
+    """How one parameter tensor of q is drawn; ``loc`` is its location."""
 
     def __init__(self, loc: Tensor) -> None:
         self.loc = loc
@@ -73,16 +61,34 @@ class WeightEstimator:
         """A fresh draw of the parameter."""
         raise NotImplementedError
 
-    def through(
-        self,
-        layer: Layer,
-        inputs: Tensor,
-        bias: "Tensor | WeightEstimator | None",
-        rest: tuple,
-        options: dict,
-    ) -> Tensor:
+    def through(self, call: "LayerCall") -> Tensor:
         """The layer's output under per-example draws of this parameter."""
         raise NotImplementedError
+
+
+@dataclass
+class LayerCall:
+    """A call of a layer without its weight; its bias may be random, too."""
+
+    layer: Layer
+    inputs: Tensor
+    bias: Tensor | WeightEstimator | None
+    rest: tuple
+    options: dict
+
+    def run(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output for other inputs and parameters."""
+        return self.layer(inputs, weight, bias, *self.rest, **self.options)
+
+    def at(self, loc: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """The layer's output with its parameters at their locations."""
+        bias = self.bias.loc if isinstance(self.bias, WeightEstimator) else self.bias
+        return self.run(self.inputs if inputs is None else inputs, loc, bias)
+
+    @property
+    def axis(self) -> int:
+        """Axis of the layer's units."""
+        return -1 if self.layer is F.linear else 1
 
 
 class NormalEstimator(WeightEstimator):
@@ -97,11 +103,7 @@ class NormalEstimator(WeightEstimator):
     """
 
     def __init__(
-        self,
-        loc: Tensor,
-        scale: Tensor,
-        method: str,
-        on_tokens: Callable[[], None] | None = None,
+        self, loc: Tensor, scale: Tensor, method: str, on_tokens: Callable[[], None] | None = None
     ) -> None:
         super().__init__(loc)
         self.scale, self.method, self.on_tokens = scale, method, on_tokens
@@ -110,55 +112,30 @@ class NormalEstimator(WeightEstimator):
         """``loc + scale * noise``."""
         return self.loc + self.scale * torch.randn_like(self.loc)
 
-    def through(
-        self,
-        layer: Layer,
-        inputs: Tensor,
-        bias: "Tensor | WeightEstimator | None",
-        rest: tuple,
-        options: dict,
-    ) -> Tensor:
+    def through(self, call: LayerCall) -> Tensor:
         """Push the normal through the layer; see the module's sources."""
-        flat = layer is F.linear and inputs.dim() == 2
-        if self.method == "local" and layer is F.linear and not flat and self.on_tokens:
+        is_linear = call.layer is F.linear
+        flat = is_linear and call.inputs.dim() == 2
+        if self.method == "local" and is_linear and not flat and self.on_tokens:
             self.on_tokens()
-        if self.method == "local" or (self.method == "auto" and flat):
-            return self._local(layer, inputs, bias, rest, options)
-        return self._flipout(layer, inputs, bias, rest, options)
+        is_local = self.method == "local" or (self.method == "auto" and flat)
+        return self._local(call) if is_local else self._flipout(call)
 
-    def _local(
-        self,
-        layer: Layer,
-        inputs: Tensor,
-        bias: "Tensor | WeightEstimator | None",
-        rest: tuple,
-        options: dict,
-    ) -> Tensor:
-        loc_bias = bias.loc if isinstance(bias, WeightEstimator) else bias
-        var_bias = bias.scale.square() if isinstance(bias, NormalEstimator) else None
-        loc = layer(inputs, self.loc, loc_bias, *rest, **options)
-        variance = layer(inputs.square(), self.scale.square(), var_bias, *rest, **options)
+    def _local(self, call: LayerCall) -> Tensor:
+        var_bias = call.bias.scale.square() if isinstance(call.bias, NormalEstimator) else None
+        loc = call.at(self.loc)
+        variance = call.run(call.inputs.square(), self.scale.square(), var_bias)
         return loc + variance.clamp_min(1e-16).sqrt() * torch.randn_like(loc)
 
-    def _flipout(
-        self,
-        layer: Layer,
-        inputs: Tensor,
-        bias: "Tensor | WeightEstimator | None",
-        rest: tuple,
-        options: dict,
-    ) -> Tensor:
-        axis = -1 if layer is F.linear else 1
-        loc_bias = bias.loc if isinstance(bias, WeightEstimator) else bias
-        loc = layer(inputs, self.loc, loc_bias, *rest, **options)
+    def _flipout(self, call: LayerCall) -> Tensor:
+        loc = call.at(self.loc)
         noise = self.scale * torch.randn_like(self.loc)
-        flipped = layer(inputs * _signs(inputs, axis), noise, None, *rest, **options)
-        output = loc + flipped * _signs(loc, axis)
-        if isinstance(bias, NormalEstimator):
-            shape = _per_example(loc, axis)
-            output = output + bias.scale.view(shape[1:]) * torch.randn(
-                shape, device=loc.device, dtype=loc.dtype
-            )
+        flipped = call.run(call.inputs * _signs(call.inputs, call.axis), noise, None)
+        output = loc + flipped * _signs(loc, call.axis)
+        if isinstance(call.bias, NormalEstimator):
+            shape = _per_example(loc, call.axis)
+            normal = torch.randn(shape, device=loc.device, dtype=loc.dtype)
+            output = output + call.bias.scale.view(shape[1:]) * normal
         return output
 
 
@@ -180,20 +157,11 @@ class DropoutEstimator(WeightEstimator):
         """One mask for all."""
         return self.loc * unit_mask(self.loc, self.rate, self.transposed, self.groups)
 
-    def through(
-        self,
-        layer: Layer,
-        inputs: Tensor,
-        bias: "Tensor | WeightEstimator | None",
-        rest: tuple,
-        options: dict,
-    ) -> Tensor:
+    def through(self, call: LayerCall) -> Tensor:
         """Mask each example's input units, which equals masking that example's weights."""
-        axis = -1 if layer is F.linear else 1
-        shape = _per_example(inputs, axis)
-        keep = torch.rand(shape, device=inputs.device) >= self.rate
-        loc_bias = bias.loc if isinstance(bias, WeightEstimator) else bias
-        return layer(inputs * keep.to(inputs.dtype), self.loc, loc_bias, *rest, **options)
+        shape = _per_example(call.inputs, call.axis)
+        keep = torch.rand(shape, device=call.inputs.device) >= self.rate
+        return call.at(self.loc, call.inputs * keep.to(call.inputs.dtype))
 
 
 def unit_mask(weight: Tensor, rate: float, transposed: bool, groups: int) -> Tensor:
@@ -205,13 +173,8 @@ def unit_mask(weight: Tensor, rate: float, transposed: bool, groups: int) -> Ten
         transposed: Whether inputs stand on axis 0.
         groups: Groups of the convolution; each group has input units of its own.
     """
-    ones = (1,) * (weight.dim() - 2)
-    if transposed:
-        shape: tuple[int, ...] = (weight.shape[0], 1, *ones)
-    elif groups == 1:
-        shape = (1, weight.shape[1], *ones)
-    else:
-        shape = (groups, weight.shape[1], *ones)
+    units = (weight.shape[0], 1) if transposed else (groups, weight.shape[1])
+    shape = (*units, *(1,) * (weight.dim() - 2))
     mask = (torch.rand(shape, device=weight.device) >= rate).to(weight.dtype)
     if groups > 1 and not transposed:
         mask = mask.repeat_interleave(weight.shape[0] // groups, dim=0)
@@ -253,7 +216,8 @@ class RandomWeight(Tensor):
                     for i, name in enumerate(names)
                 )
                 if isinstance(weight, cls) and not isinstance(inputs, cls):
-                    return weight.owner.apply(func, inputs, weight, bias, args[3:], kwargs)
+                    call = LayerCall(func, inputs, bias, args[3:], kwargs)
+                    return weight.owner.apply(weight, call)
                 args = (inputs, weight, bias, *args[3:])
             return func(*tree_map(_realise, args), **tree_map(_realise, kwargs))
 
@@ -281,41 +245,29 @@ class LazyWeights:
         self.per_example = per_example
         self.params: dict[str, Tensor] = {}
         for name, estimator in estimators.items():
-            if isinstance(estimator, Tensor):
+            if isinstance(estimator, WeightEstimator):
+                weight = estimator.loc.as_subclass(RandomWeight)
+                weight.estimator, weight.parameter, weight.owner = estimator, name, self
+                self.params[name] = weight
+            else:
                 self.params[name] = estimator
-                continue
-            weight = estimator.loc.as_subclass(RandomWeight)
-            weight.estimator, weight.parameter, weight.owner = estimator, name, self
-            self.params[name] = weight
 
-    def apply(
-        self,
-        layer: Layer,
-        inputs: Tensor,
-        weight: RandomWeight,
-        bias: Any,
-        rest: tuple,
-        options: dict,
-    ) -> Tensor:
+    def apply(self, weight: RandomWeight, call: LayerCall) -> Tensor:
         """Run one layer with a random weight, per example where that is exact."""
+        used_once, bias = self.per_example or (), call.bias
+        axes, is_linear = call.inputs.dim(), call.layer is F.linear
         lazy = (
-            self.per_example is not None
-            and weight.parameter in self.per_example
-            and len(inputs) == self.num_examples
-            and (
-                inputs.dim() >= 2
-                if layer is F.linear
-                else inputs.dim() == weight.estimator.loc.dim()
-            )
+            weight.parameter in used_once
+            and len(call.inputs) == self.num_examples
+            and (axes >= 2 if is_linear else axes == weight.estimator.loc.dim())
         )
-        bias_is_random = isinstance(bias, RandomWeight)
-        if not lazy or (bias_is_random and bias.parameter not in (self.per_example or ())):
-            return layer(inputs, _realise(weight), _realise(bias), *rest, **options)
+        if not lazy or (isinstance(bias, RandomWeight) and bias.parameter not in used_once):
+            return call.run(call.inputs, _realise(weight), _realise(bias))
         self.uses[weight.parameter] += 1
-        if bias_is_random:
+        if isinstance(bias, RandomWeight):
             self.uses[bias.parameter] += 1
-            bias = bias.estimator
-        return weight.estimator.through(layer, inputs, bias, rest, options)
+            call.bias = bias.estimator
+        return weight.estimator.through(call)
 
 
 class SharedWeightDraw(Messenger):

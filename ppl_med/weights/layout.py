@@ -81,11 +81,8 @@ class Layout:
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Named views into a flat vector (weight,); no copy."""
-        parts = flat.split(self.sizes)
-        return {
-            entry.name: part.view(entry.shape)
-            for entry, part in zip(self.entries, parts, strict=True)
-        }
+        parts = zip(self.entries, flat.split(self.sizes), strict=True)
+        return {entry.name: part.view(entry.shape) for entry, part in parts}
 
 
 def _entry(name: str, short: str, parameter: Tensor, module: nn.Module) -> Entry:
@@ -94,7 +91,7 @@ def _entry(name: str, short: str, parameter: Tensor, module: nn.Module) -> Entry
     weight = getattr(module, "weight", None)
     reference = weight if isinstance(weight, Tensor) and weight.dim() > 1 else parameter
     transposed = isinstance(module, _ConvTransposeNd)
-    groups = module.groups if isinstance(module, _ConvNd) else 1
+    groups = module.groups if is_convolution else 1
     if transposed:
         fan_in = reference.shape[0] // groups * math.prod(reference.shape[2:])
     elif reference.dim() > 2 and len(reference) == 1 and not is_layer_weight:

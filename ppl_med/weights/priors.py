@@ -25,7 +25,13 @@ from ppl_med.weights.layout import Layout
 
 
 class Prior:
-    """A recipe for a distribution over the flat weights of any net."""
+    """A recipe for a distribution over the flat weights of any net.
+
+    Attributes:
+        family: The distribution, called with the tensors of ``parameters`` and ``num_weights``.
+    """
+
+    family: type[FlatDistribution]
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """Tensors the distribution needs; kept as buffers, so that they follow ``.to(device)``.
@@ -38,7 +44,7 @@ class Prior:
 
     def distribution(self, num_weights: int, **tensors: Tensor) -> FlatDistribution:
         """The distribution over the flat vector."""
-        raise NotImplementedError
+        return self.family(**tensors, num_weights=num_weights)
 
 
 class Normal(Prior):
@@ -50,6 +56,8 @@ class Normal(Prior):
             model is built (load a checkpoint into the net first).
     """
 
+    family = FlatNormal
+
     def __init__(self, scale: float = 1.0, loc: float | Literal["pretrained"] = 0.0) -> None:
         self.scale, self.loc = positive("scale", scale), loc
         if isinstance(loc, str) and loc != "pretrained":
@@ -59,10 +67,6 @@ class Normal(Prior):
         """Location (scalar or vector) and scale (scalar)."""
         loc = flat.clone() if self.loc == "pretrained" else flat.new_tensor(float(self.loc))
         return {"loc": loc, "scale": flat.new_tensor(self.scale)}
-
-    def distribution(self, num_weights: int, **tensors: Tensor) -> FlatNormal:
-        """The distribution over the flat vector."""
-        return FlatNormal(tensors["loc"], tensors["scale"], num_weights)
 
 
 class FanInNormal(Prior):
@@ -75,6 +79,8 @@ class FanInNormal(Prior):
         gain: Factor over 1/sqrt(fan_in).
         bias_scale: Standard deviation for biases and other vectors.
     """
+
+    family = FlatNormal
 
     def __init__(self, gain: float = math.sqrt(2.0), bias_scale: float = 1.0) -> None:
         self.gain, self.bias_scale = positive("gain", gain), positive("bias_scale", bias_scale)
@@ -90,10 +96,6 @@ class FanInNormal(Prior):
         ]
         return {"loc": flat.new_tensor(0.0), "scale": torch.cat(scales)}
 
-    def distribution(self, num_weights: int, **tensors: Tensor) -> FlatNormal:
-        """The distribution over the flat vector."""
-        return FlatNormal(tensors["loc"], tensors["scale"], num_weights)
-
 
 class Laplace(Prior):
     """Independent Laplace distributions around 0, which favour sparse weights.
@@ -102,16 +104,14 @@ class Laplace(Prior):
         scale: b, the mean absolute value of a weight.
     """
 
+    family = FlatLaplace
+
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = positive("scale", scale)
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """Location and scale, scalars."""
         return {"loc": flat.new_tensor(0.0), "scale": flat.new_tensor(self.scale)}
-
-    def distribution(self, num_weights: int, **tensors: Tensor) -> FlatLaplace:
-        """The distribution over the flat vector."""
-        return FlatLaplace(tensors["loc"], tensors["scale"], num_weights)
 
 
 class ScaleMixture(Prior):
@@ -123,6 +123,8 @@ class ScaleMixture(Prior):
         mixing: Probability of the wide component, in (0, 1).
     """
 
+    family = FlatScaleMixture
+
     def __init__(
         self, wide: float = 1.0, narrow: float = math.exp(-6), mixing: float = 0.5
     ) -> None:
@@ -132,7 +134,3 @@ class ScaleMixture(Prior):
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """The three numbers as tensors."""
         return {name: flat.new_tensor(getattr(self, name)) for name in ("wide", "narrow", "mixing")}
-
-    def distribution(self, num_weights: int, **tensors: Tensor) -> FlatScaleMixture:
-        """The distribution over the flat vector."""
-        return FlatScaleMixture(tensors["wide"], tensors["narrow"], tensors["mixing"], num_weights)

@@ -25,14 +25,8 @@ from ppl_med.weights.layout import Layout, Where
 from ppl_med.weights.priors import FanInNormal, Prior
 from ppl_med.weights.sliding_window import run_net
 
-DROPOUT_RATES = (
-    "dropout",
-    "attention_dropout",
-    "dropout_rate",
-    "dropout_prob",
-    "drop_rate",
-    "drop_prob",
-)
+DROPOUT_RATES = ("dropout", "attention_dropout", "dropout_rate", "dropout_prob")
+DROPOUT_RATES += ("drop_rate", "drop_prob")
 
 
 class RandomWeights(nn.Module):
@@ -121,11 +115,7 @@ class RandomWeights(nn.Module):
         weights = pyro.sample(self.site, self.prior_distribution())
         if not isinstance(weights, LazyWeights):
             views = self.layout.views(weights)
-            return run_net(
-                lambda *given, **named: self._run(views, given, named),
-                *inputs,
-                **options,
-            )
+            return run_net(lambda *x, **named: self._run(views, x, named), *inputs, **options)
         weights.num_examples = len(next(iter((*inputs, *options.values()))))
         output = self._run(weights.params, inputs, options)
         twice = [n for n in weights.per_example or () if weights.uses[n] > 1]
@@ -156,10 +146,7 @@ def _switch_off_dropout(net: nn.Module) -> dict[str, float]:
 
 
 def find_random_weights(programs: Iterable[Any]) -> dict[str, RandomWeights]:
-    """All ``RandomWeights`` inside some programs, by site name.
-
-    Args:
-        programs: Models; plain functions hold none.
+    """All ``RandomWeights`` inside some programs, by site name; plain functions hold none.
 
     Raises:
         ValueError: If two share a site name.

@@ -31,7 +31,7 @@ Blend = Literal["gaussian", "constant"]
 
 @dataclass
 class SlidingWindow:
-    """How images are cut, and whether any was.
+    """How images are cut, and whether any was, ``used``.
 
     Args:
         window: Size of a patch along every spatial axis, pixels. Where the image is smaller, it is
@@ -39,11 +39,9 @@ class SlidingWindow:
         overlap: Share of a patch that it has in common with the next one, in [0, 1).
         blend: "gaussian" (less weight towards the border of a patch) or "constant".
 
-    Attributes:
-        used: Whether a net has been run by patches.
-
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument makes no sense; on a run, if the image has other axes than the
+            window, or the net's output is no map of its input's size.
     """
 
     window: Sequence[int]
@@ -55,11 +53,10 @@ class SlidingWindow:
         """Check the arguments."""
         sizes = self.window if isinstance(self.window, Sequence) else ()
         if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
-            reject(
-                "window",
-                "a whole number of pixels, 1 or more, for every spatial axis, such as (64, 64, 32)",
-                self.window,
+            rule = (
+                "a whole number of pixels, 1 or more, for every spatial axis, such as (64, 64, 32)"
             )
+            reject("window", rule, self.window)
         share("overlap", self.overlap)
         choice("blend", self.blend, get_args(Blend))
         self.window = tuple(int(size) for size in self.window)
@@ -69,12 +66,7 @@ class SlidingWindow:
         return f"{self.window}, overlap {self.overlap:g}, blend {self.blend}"
 
     def run(self, net: Callable[[Tensor], Any], image: Tensor) -> Tensor:
-        """The net's output on a batch of images (case, channel, *space), as many cases at a time.
-
-        Raises:
-            ValueError: If the image has other axes than the window, or the net's output is no map
-                of its input's size.
-        """
+        """The net's output on images (case, channel, *space), as many cases at a time."""
         from monai.inferers.utils import sliding_window_inference
 
         if image.dim() - 2 != len(self.window):
@@ -115,11 +107,7 @@ def sliding(window: SlidingWindow | None) -> Iterator[None]:
 
 
 def run_net(net: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """``net(*inputs, **options)``; inside ``sliding``, patch by patch.
-
-    Raises:
-        ValueError: If the net, to be run by patches, takes something else than one image.
-    """
+    """``net(*inputs, **options)``; inside ``sliding`` of one image, patch by patch."""
     window = _window.get()
     if window is None:
         return net(*inputs, **options)

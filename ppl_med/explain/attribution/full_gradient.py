@@ -22,12 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ppl_med.explain.attribution.activation_maps import resized
 from ppl_med.explain.attribution.draw_groups import Draw
 from ppl_med.explain.attribution.method import COMPLETE, Maps, Method, Task
-from ppl_med.explain.attribution.network import (
-    nonlinear_ops,
-    on_every_module,
-    operations,
-    watch,
-)
+from ppl_med.explain.attribution.network import nonlinear_ops, on_every_module, operations, watch
 from ppl_med.explain.attribution.relevance import WEIGHTED
 from ppl_med.explain.function_checks import per_case
 

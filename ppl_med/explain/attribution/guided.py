@@ -21,12 +21,7 @@ from torch import Tensor, nn
 from ppl_med.explain.attribution.activation_maps import GradCam
 from ppl_med.explain.attribution.draw_groups import Draw, in_batches
 from ppl_med.explain.attribution.method import Maps, Method, Task
-from ppl_med.explain.attribution.network import (
-    nonlinear_ops,
-    on_every_module,
-    operations,
-    watch,
-)
+from ppl_med.explain.attribution.network import nonlinear_ops, on_every_module, operations, watch
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 from ppl_med.checks import finite
 from ppl_med.explain.attribution.draw_groups import Draw, DrawGroup, in_batches
 from ppl_med.explain.attribution.method import COMPLETE, Maps, Method, Task
-from ppl_med.explain.attribution.network import (
-    nonlinear_ops,
-    on_every_module,
-    operations,
-    watch,
-)
+from ppl_med.explain.attribution.network import nonlinear_ops, on_every_module, operations, watch
 
 WEIGHTED = (nn.Linear, _ConvNd)
 LINEAR = (*WEIGHTED, _BatchNorm, _AvgPoolNd, _AdaptiveAvgPoolNd)

@@ -26,13 +26,7 @@ def soft_threshold(values: Tensor, width: Tensor | float) -> Tensor:
 
 
 def sparse_map(
-    smooth: Smooth,
-    start: Tensor,
-    penalty: Tensor,
-    *,
-    low: Tensor,
-    high: Tensor,
-    steps: int,
+    smooth: Smooth, start: Tensor, penalty: Tensor, *, low: Tensor, high: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Minimise a smooth function plus the L1 norm, case by case.
 

@@ -119,10 +119,7 @@ def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[n
 
 
 def parameter_randomisation(
-    net: torch.nn.Module,
-    explain: Callable[[torch.nn.Module], xr.Dataset],
-    *,
-    seed: int = 0,
+    net: torch.nn.Module, explain: Callable[[torch.nn.Module], xr.Dataset], *, seed: int = 0
 ) -> xr.Dataset:
     """Re-initialise a net's layers from the last to the first, and compare the maps each time.
 
