@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ppl_med.inference.guides.weight_guide import WeightGuide, WeightPart
 from ppl_med.weights import Entry, FlatDistribution, RandomWeights
-from ppl_med.weights.estimators import DropoutEstimator, LazyWeights, WeightEstimator, unit_mask
+from ppl_med.weights.estimators import DropoutEstimator, LazyWeights, WeightEstimator
 
 
 class FlatDropout(FlatDistribution):
@@ -34,28 +34,20 @@ class FlatDropout(FlatDistribution):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor | LazyWeights:  # type: ignore[override]  # noqa: B008
         """One mask, or one mask an example while training."""
-        part = self.part
+        part, entries = self.part, self.part.layout.entries
         views = part.layout.views(part.weights)
         if part.training and part.per_example and not sample_shape:
-            estimators: dict[str, WeightEstimator | Tensor] = {}
-            for entry in part.layout.entries:
-                view, rate = views[entry.name], part.rates.get(entry.name, 0.0)
-                estimators[entry.name] = (
-                    DropoutEstimator(view, rate, entry.transposed, entry.groups) if rate else view
-                )
-            return part.lazy(estimators)
-        draws = [self._draw(views) for _ in range(math.prod(sample_shape))]
+            return part.lazy({e.name: self._estimator(e, views[e.name]) for e in entries})
+        draws = []
+        for _ in range(math.prod(sample_shape)):
+            ways = [self._estimator(entry, views[entry.name]) for entry in entries]
+            values = [way.draw() if isinstance(way, WeightEstimator) else way for way in ways]
+            draws.append(torch.cat([value.reshape(-1) for value in values]))
         return torch.stack(draws).view(self._extended_shape(sample_shape))
 
-    def _draw(self, views: Mapping[str, Tensor]) -> Tensor:
-        entries = self.part.layout.entries
-        return torch.cat([self._masked(entry, views[entry.name]) for entry in entries])
-
-    def _masked(self, entry: Entry, view: Tensor) -> Tensor:
+    def _estimator(self, entry: Entry, view: Tensor) -> WeightEstimator | Tensor:
         rate = self.part.rates.get(entry.name, 0.0)
-        if rate:
-            view = view * unit_mask(view, rate, entry.transposed, entry.groups)
-        return view.reshape(-1)
+        return DropoutEstimator(view, rate, entry.transposed, entry.groups) if rate else view
 
     def log_density(self, weights: Tensor) -> Tensor:
         """Not defined."""

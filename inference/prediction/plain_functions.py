@@ -1,6 +1,6 @@
 """``functions``: one plain network per posterior draw, for gradients and explanations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -91,9 +91,6 @@ class Functions(Sequence[Function]):
             raise IndexError(index)
         chain, draw = divmod(index % len(self), self._draws)
         return Function(self._members[chain], draw)
-
-    def __iter__(self) -> Iterator[Function]:
-        return (self[index] for index in range(len(self)))
 
 
 def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0) -> Functions:

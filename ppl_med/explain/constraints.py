@@ -46,11 +46,9 @@ SITE = "attribution_constraint"
 
 @runtime_checkable
 class Constraint(Protocol):
-    """A loss of the input gradient.
+    """A loss of the input gradient, with a name for history and predictions.
 
-    Attributes:
-        name: What a history or a prediction calls it.
-        needs_mask: Whether batches must say which pixels are irrelevant.
+    ``needs_mask`` says whether batches must say which pixels are irrelevant.
     """
 
     name: str
@@ -177,9 +175,6 @@ class AttributionConstrained(nn.Module):
                 0; a case of zeros is not constrained. Used in training by ``RightReasons``.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
 
-        Returns:
-            What the program returns.
-
         Raises:
             ValueError: In training, if a needed mask is missing or has another shape, if BatchNorm
                 mixes the cases, or if the program returns no logits (case, class).
@@ -190,12 +185,8 @@ class AttributionConstrained(nn.Module):
         with torch.enable_grad(), SharedWeightDraw():
             leaf = image.detach().clone().requires_grad_()
             output = self.model(leaf.clone(), label, num_cases=num_cases)
-            if (
-                not isinstance(output, Tensor)
-                or output.shape[:1] != label.shape
-                or output.ndim != 2
-            ):
-                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            if not isinstance(got, tuple) or len(got) != 2 or got[:1] != tuple(label.shape):
                 raise ValueError(
                     f"the model returned {got}; constraints need logits (case, class) of one draw, "
                     "so train a classifier with objective=Elbo()"
@@ -209,14 +200,12 @@ class AttributionConstrained(nn.Module):
         return output
 
     def _check(self, image: Tensor, irrelevant: Tensor | None) -> None:
-        mixing = [
-            n for n, m in self.model.named_modules() if isinstance(m, _BatchNorm) and m.training
-        ]
-        if mixing:
-            raise ValueError(
-                f"BatchNorm {mixing[0]!r} mixes the cases of a batch, so an input gradient belongs "
-                "to no one case; build the model with batch_norm='frozen', or use GroupNorm"
-            )
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                raise ValueError(
+                    f"BatchNorm {name!r} mixes the cases of a batch, so an input gradient belongs "
+                    "to no one case; build the model with batch_norm='frozen', or use GroupNorm"
+                )
         if not any(constraint.needs_mask for constraint in self.constraints):
             return
         wanted = (len(image), *image.shape[2:])

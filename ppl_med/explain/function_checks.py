@@ -100,14 +100,11 @@ def check_functions(
     baseline: Tensor,
     check: Callable[[str, Function, Any], None],
 ) -> xr.DataArray:
-    """Try every function on the first image and its baseline; return the position of each.
+    """Try every function on the first image and its baseline; the position of each (chain, draw).
 
     Functions have integer attributes ``chain`` and ``draw``, or none has; they may be made anew
     whenever the sequence is read. ``check`` takes a function's name, the function and its output
     with its graph, and raises if the output is not what is needed.
-
-    Returns:
-        An integer array (chain, draw).
 
     Raises:
         ValueError: If a callable is not a function of one image, its output is not what is needed,

@@ -13,30 +13,23 @@ from ppl_med.programs.elbo import is_fixed, latent_faults, terms_of, total
 from ppl_med.programs.parameters import set_mode
 from ppl_med.programs.protocol import left_to_prior
 from ppl_med.programs.sites import Program, Site, plates, stated_sites
-from ppl_med.testing.behaviour_rules import (
-    Modules,
-    active_dropout,
-    gradient_faults,
-    infinite_densities,
-    late_parameters,
-    moving_buffers,
-    parameter_names,
-    randomness,
-)
+from ppl_med.testing import behaviour_rules as behaviour
 from ppl_med.testing.program_runs import Call, ProgramError, learnable, run
 
 
-def guide_violations(model: Program, guide: Program, call: Call, modules: Modules) -> list[str]:
+def guide_violations(
+    model: Program, guide: Program, call: Call, modules: behaviour.Modules
+) -> list[str]:
     """Everything in which a guide breaks its contract with a model that keeps its own.
 
     ``modules`` are those that ran so far, by name, kept up to date by ``preserved_state``.
     """
     set_mode([model, guide], False)
-    before = parameter_names(guide)
+    before = behaviour.parameter_names(guide)
     try:
         with torch.no_grad():
             run(guide, call)
-            late = late_parameters(guide, before, beside=model)
+            late = behaviour.late_parameters(guide, before, beside=model)
             traces = _traces(model, guide, call)
     except ProgramError as error:
         fault = getattr(error, "__notes__", ["it fails with observations"])[0]
@@ -47,18 +40,20 @@ def guide_violations(model: Program, guide: Program, call: Call, modules: Module
         *_support(traces),
         *_unreparametrised(guide, call, traces),
     ]
-    dropout = active_dropout(guide, modules)
-    found = [*late, *mismatched, *dropout, *moving_buffers(guide, call, modules)]
+    dropout = behaviour.active_dropout(guide, modules)
+    found = [*late, *mismatched, *dropout, *behaviour.moving_buffers(guide, call, modules)]
     broken = [
-        *infinite_densities(stated_sites(traces["guide"], observed=False), "the guide"),
-        *infinite_densities(stated_sites(traces["model"]), "under the guide's draw, the model"),
+        *behaviour.infinite_densities(stated_sites(traces["guide"], observed=False), "the guide"),
+        *behaviour.infinite_densities(
+            stated_sites(traces["model"]), "under the guide's draw, the model"
+        ),
     ]
     if broken:  # the other rules read log-densities
         return found + broken
     if not dropout:
-        found += randomness(guide, call, traces["guide"])
+        found += behaviour.randomness(guide, call, traces["guide"])
     if not mismatched:  # else the ELBO is not defined
-        found += gradient_faults(lambda seed: _elbo(model, guide, call, seed), "the ELBO")
+        found += behaviour.gradient_faults(lambda seed: _elbo(model, guide, call, seed), "the ELBO")
     return found
 
 

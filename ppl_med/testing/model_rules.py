@@ -12,16 +12,7 @@ from torch import Tensor, nn
 
 from ppl_med.programs.parameters import set_mode
 from ppl_med.programs.sites import Program, factors, plates, stated_sites
-from ppl_med.testing.behaviour_rules import (
-    Modules,
-    active_dropout,
-    gradient_faults,
-    infinite_densities,
-    late_parameters,
-    moving_buffers,
-    parameter_names,
-    randomness,
-)
+from ppl_med.testing import behaviour_rules as behaviour
 from ppl_med.testing.program_runs import (
     Call,
     ProgramError,
@@ -36,7 +27,7 @@ from ppl_med.weights import RandomWeights
 PLATE = 'pyro.plate("case", num_cases or len(image), subsample=image)'
 
 
-def program_violations(model: Program, call: Call, modules: Modules) -> list[str]:
+def program_violations(model: Program, call: Call, modules: behaviour.Modules) -> list[str]:
     """Everything in which a model breaks its contract.
 
     ``modules`` are those that ran so far, by name, kept up to date by ``preserved_state``.
@@ -44,7 +35,7 @@ def program_violations(model: Program, call: Call, modules: Modules) -> list[str
     if not call.takes_num_cases:
         return ["it takes no keyword num_cases; add `*, num_cases=None` and use it in " + PLATE]
     set_mode([model], False)
-    before = parameter_names(model)
+    before = behaviour.parameter_names(model)
     try:
         with torch.no_grad():
             traces = _traces(model, call)
@@ -52,22 +43,30 @@ def program_violations(model: Program, call: Call, modules: Modules) -> list[str
         fault = error.__notes__[0]
         return [f"it fails {fault}: {error}", *_globals_in_plate(model, error.trace)]
     found = [
-        *late_parameters(model, before),
+        *behaviour.late_parameters(model, before),
         *_observation_names(traces, call),
         *_globals_in_plate(model, traces["alone"]),
         *_plate_membership(traces),
         *_scales(traces, call.num_cases),
         *_event_names(traces["alone"]),
-        *active_dropout(model, modules),
-        *moving_buffers(model, call, modules),
+        *behaviour.active_dropout(model, modules),
+        *behaviour.moving_buffers(model, call, modules),
     ]
-    broken = infinite_densities(stated_sites(traces["alone"]), "the model")
+    broken = behaviour.infinite_densities(stated_sites(traces["alone"]), "the model")
     if broken:  # the other rules read log-densities
         return found + broken
-    noise = randomness(model, call, traces["alone"]) if not active_dropout(model, modules) else []
+    noise = (
+        behaviour.randomness(model, call, traces["alone"])
+        if not behaviour.active_dropout(model, modules)
+        else []
+    )
     if not noise:
         found += _densities_free_of_num_cases(traces)
-    return found + noise + gradient_faults(lambda s: _log_joint(model, call, s), "the log-density")
+    return (
+        found
+        + noise
+        + behaviour.gradient_faults(lambda s: _log_joint(model, call, s), "the log-density")
+    )
 
 
 def _traces(model: Program, call: Call) -> dict[str, Trace]:

@@ -62,13 +62,10 @@ class Draw:
 
 
 class StackedDraws:
-    """Draws of one network in one pass.
+    """Draws of one network in one pass; a ValueError where they differ in more than parameters.
 
     A draw is any callable: its network is the innermost module that takes the images and returns
     the output, with the parameters it has at that call.
-
-    Raises:
-        ValueError: If the functions are not one network with different parameters.
     """
 
     def __init__(self, functions: Sequence[Function], score: ScoreOf, example: Tensor) -> None:

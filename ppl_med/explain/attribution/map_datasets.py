@@ -55,7 +55,7 @@ class DrawMoments:
         self.negative += value < 0
 
     def dataset(self, dims: tuple[str, ...], index: xr.DataArray) -> xr.Dataset:
-        """Return the moments with the dims of a map, and kept draws (chain, draw, *dims).
+        """The moments with the dims of a map, and kept draws (chain, draw, *dims).
 
         ``sd`` has S - 1 in the denominator; with a single draw all but the mean are NaN. ``index``
         is the position of each draw among the updates, (chain, draw).

@@ -17,13 +17,9 @@ COMPLETE = "use method='integrated_gradients', which is complete for any differe
 
 @dataclass
 class Task:
-    """Some cases to explain.
+    """Some cases to explain: images, baselines of their shape, and positions among all cases.
 
-    Attributes:
-        image: (case, channel, ...).
-        baseline: What they are compared with, of the same shape.
-        rows: Their positions among all cases, (case,).
-        batch_size: Most points of one forward and backward pass.
+    ``batch_size`` is the most points of one forward and backward pass.
     """
 
     image: Tensor
@@ -39,13 +35,12 @@ class Task:
 
 @dataclass
 class Maps:
-    """Attributions of some cases by a group of draws.
+    """Attributions (draw, case, channel, ...) of some cases by a group of draws; rest (draw, case).
 
     Attributes:
-        values: (draw, case, channel, ...).
-        total: What the attributions of a complete method should sum to, (draw, case).
-        bias_attribution: The part of that sum that belongs to no pixel, (draw, case).
-        checks: Other figures of quality by name, (draw, case).
+        total: What the attributions of a complete method should sum to.
+        bias_attribution: The part of that sum that belongs to no pixel.
+        checks: Other figures of quality by name.
     """
 
     values: Tensor
@@ -124,12 +119,7 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """The options, as attributes of a Dataset."""
         values = {option.name: getattr(self, option.name) for option in fields(self)}  # type: ignore[arg-type]
-        plain = (str, int, float)
-        return {
-            name: value if isinstance(value, plain) else _short(value)
-            for name, value in values.items()
-            if value is not None
-        }
+        return {name: _short(value) for name, value in values.items() if value is not None}
 
 
 def as_method(method: str | Method, options: dict[str, Any]) -> Method:
@@ -148,7 +138,9 @@ def as_method(method: str | Method, options: dict[str, Any]) -> Method:
     return kind(**options)
 
 
-def _short(value: Any) -> str:
+def _short(value: Any) -> str | int | float:
+    if isinstance(value, str | int | float):
+        return value
     if isinstance(value, Tensor):
         return "tensor"
     return getattr(value, "__name__", None) or str(value)

@@ -85,26 +85,21 @@ class Occlusion(Method):
 
     def maps(self, draws: Draw, task: Task) -> Maps:
         """All channels are replaced together, as are all pixels of a part."""
-
-        def forward(points: Tensor, rows: Tensor) -> Tensor:
-            return draws.value(points, rows)[0]
-
-        at_once = max(1, task.batch_size // len(task.rows))
         settings = {
             "baselines": task.baseline,
             "additional_forward_args": (task.rows,),
-            "perturbations_per_eval": at_once,
+            "perturbations_per_eval": max(1, task.batch_size // len(task.rows)),
         }
         channels = task.image.shape[1]
         if self.regions is None:
-            values = captum.attr.Occlusion(forward).attribute(
+            values = captum.attr.Occlusion(lambda *at: draws.value(*at)[0]).attribute(
                 task.image,
                 (channels, *self._patch(task.image)),
                 strides=(channels, *self._stride(task.image)),
                 **settings,
             )
         else:
-            values = captum.attr.FeatureAblation(forward).attribute(
+            values = captum.attr.FeatureAblation(lambda *at: draws.value(*at)[0]).attribute(
                 task.image, feature_mask=self._labels(task)[:, None], **settings
             )
         return Maps(values[None])

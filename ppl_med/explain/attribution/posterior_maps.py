@@ -1,9 +1,8 @@
-"""Attribution of a Bayesian network: which pixels speak for a class, and how surely they do.
+"""Attribution under every posterior draw, which is one deterministic function f_s.
 
-Every posterior draw is one deterministic function f_s, so an attribution method gives one map a_s
-per draw, and the maps are draws from the posterior of the attribution. Kept are their first two
-moments, the probability of each sign, and how far each map is from the sum that it should have
-(completeness).
+An attribution method gives one map a_s per draw, and the maps are draws from the posterior of the
+attribution. Kept are their first two moments, the probability of each sign, and how far each map
+is from the sum that it should have (completeness).
 
 References: Bykov et al., "How much can I trust you? Quantifying uncertainties in explaining neural
 networks", 2020 (maps over posterior draws); Sundararajan, Taly and Yan, "Axiomatic attribution for

@@ -30,10 +30,8 @@ def region_mean(values: Tensor, region: Tensor | None) -> Tensor:
 class Score:
     """One number per case from the output of a function draw.
 
-    Attributes:
-        output: What is read, and so the unit.
-        target: Class, or position of the number, dims (case,).
-        region: Weights that sum to 1 over space, (case, *space); None for outputs without space.
+    ``target`` (case,) is the class, or the position of the number; ``region`` holds weights (case,
+    *space) that sum to 1 over space, None for outputs without space.
     """
 
     output: Output
@@ -42,10 +40,8 @@ class Score:
 
     def __call__(self, output: Tensor, rows: Tensor) -> Tensor:
         """Read the number off an output (point, class, *space) of the cases ``rows``, (point,)."""
-        return region_mean(
-            self._by_class(output, self.target[rows]),
-            None if self.region is None else self.region[rows],
-        )
+        region = None if self.region is None else self.region[rows]
+        return region_mean(self._by_class(output, self.target[rows]), region)
 
     def _by_class(self, output: Tensor, target: Tensor) -> Tensor:
         if output.ndim == 1:

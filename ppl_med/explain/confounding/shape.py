@@ -29,13 +29,10 @@ def common_shape(mask: NDArray[Any]) -> NDArray[np.bool_]:
     """An ellipse in the middle of the image, with the foregrounds' mean height and width.
 
     Args:
-        mask: Foregrounds, (case, row, col), bool or 0 and 1.
+        mask: Foregrounds, (case, row, col), bool or 0 and 1; a ValueError where one is empty.
 
     Returns:
         Mask (row, col).
-
-    Raises:
-        ValueError: If a mask is empty or has other values.
     """
     masks = _binary("mask", mask, 3)
     spans = np.array(

@@ -36,7 +36,7 @@ Scale = Literal["probability", "log_odds"]
 UNITS = {"probability": "probability", "log_odds": "nats"}
 
 
-def swap_test(
+def swap_test(  # noqa: D417
     functions: Sequence[Function],
     image: Tensor,
     swap: Tensor | Callable[[Tensor], Tensor],
@@ -50,17 +50,15 @@ def swap_test(
 ) -> xr.Dataset:
     """Measure what a swap does to the probability of a class.
 
+    Arguments that are not listed are those of ``attribute``.
+
     Args:
-        functions: One deterministic callable per posterior draw, image to logits (case, class) or
-            one logit, as ``ppl_med.inference.functions`` gives them.
-        image: Images (case, channel, [depth,] row, col) as the functions take them.
+        functions: One deterministic callable per posterior draw, image to logits (case, class).
         swap: The images after the swap, or a function that makes them.
         target: Class whose probability is followed, one for all cases or one each.
         scale: Scale of the effect; log-odds of the class against all others do not saturate.
-        case: Ids of the cases; 0, 1, ... by default.
         group: Patient of every case, (case,), where several images are of one.
         level: Level of the intervals over draws.
-        batch_size: Most images in one pass.
 
     Returns:
         ``before`` and ``after`` (chain, draw, case), ``effect``, their difference, and
@@ -167,9 +165,6 @@ def swap_frame(image: Tensor, donor: Tensor, width: int) -> Tensor:
         image: Dims (case, channel, row, col).
         donor: Images whose frames they get, of the same shape.
         width: Width of the frame in pixels, less than half the shorter side.
-
-    Returns:
-        Images like ``image`` with the frame of ``donor``.
 
     Raises:
         ValueError: Shapes differ, or the frame is as large as the image.

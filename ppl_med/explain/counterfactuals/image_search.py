@@ -34,9 +34,7 @@ def minimal_perturbation(
     Nothing ties it to what images look like. It is here to be compared with, and measured.
 
     Args:
-        functions: One deterministic callable per posterior draw, image (case, channel, [depth,]
-            row, col) to logits (case, class), as ``ppl_med.inference.functions`` gives them; one
-            logit is the log-odds of class 1. The search holds the weights of all draws.
+        functions: As in ``attribute``, with logits (case, class); the weights of all are held.
         image: Images, floating point, on the functions' device.
         target: The class asked for, one for all cases or a tensor (case).
         margin: Log-odds of the target against the strongest other class to reach, in nats, of the

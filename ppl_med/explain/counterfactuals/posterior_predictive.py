@@ -23,9 +23,8 @@ Weights = Callable[[Tensor], Tensor]
 def check_draws(functions: Sequence[Function], image: Tensor, target: Tensor) -> xr.DataArray:
     """Try every function, and return the position of each, (chain, draw).
 
-    Raises:
-        ValueError: If a function's output is not (case, class), lacks the target or carries no
-            gradient, or it is not a function of one image.
+    Raises a ValueError where the output is not (case, class), lacks the target or carries no
+    gradient.
     """
     score = Score("logit", target)
 
@@ -42,12 +41,9 @@ def check_draws(functions: Sequence[Function], image: Tensor, target: Tensor) ->
 
 
 class PosteriorPredictive:
-    """Class probabilities of some draws, and gradients of what is computed from them.
+    """Class probabilities of draws, all held with their weights, and slopes of functions of them.
 
-    Args:
-        functions: One callable per draw, image (case, channel, ...) to logits (case, class); all
-            are held, with their weights.
-        target: The class asked for, dims (case,).
+    ``target`` is the class asked for, dims (case,).
     """
 
     def __init__(self, functions: Sequence[Function], target: Tensor) -> None:

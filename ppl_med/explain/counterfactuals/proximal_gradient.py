@@ -28,15 +28,10 @@ def soft_threshold(values: Tensor, width: Tensor | float) -> Tensor:
 def sparse_map(
     smooth: Smooth, start: Tensor, penalty: Tensor, *, low: Tensor, high: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Minimise a smooth function plus the L1 norm, case by case.
+    """Minimise a smooth function of maps (case, ...) plus the L1 norm, case by case.
 
-    Args:
-        smooth: M, of maps (case, ...).
-        start: Maps inside the box, dims (case, ...).
-        penalty: Penalty of each case, (case,), in units of M over units of the map; 0 or more.
-        low: Least values of the map, 0 or less; may be -inf.
-        high: Largest values of the map, 0 or more; may be inf.
-        steps: Proximal steps.
+    The penalty (case,) is in units of M over units of the map, 0 or more; ``low`` and ``high`` may
+    be infinite, with 0 between them.
 
     Returns:
         The maps, and how far each is from stationary, dims (case,): the largest entry of the last

@@ -48,8 +48,8 @@ class Search:
         index = check_draws(functions, self.image, self.target)
         self.judge_index = index if judges is None else check_draws(judges, image, self.target)
         self.predictive = PosteriorPredictive(functions, self.target)
-        given = None if judges is None else PosteriorPredictive(judges, self.target)
-        self.judge = given or self.predictive
+        judge = None if judges is None else PosteriorPredictive(judges, self.target)
+        self.judge = judge or self.predictive
         self.vae, self.particles, self.seed = vae, particles, seed
         self.present = self.predictive.log_probs(self.image).logsumexp(0).argmax(1)
         if bool((self.present == self.target).any()):

@@ -42,16 +42,10 @@ def nearest_point(
     stride: Tensor,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Search along tangents.
+    """Search along tangents for the nearest point at which the constraint reaches a wanted value.
 
-    Args:
-        constraint: g.
-        start: v0, dims (case, ...).
-        wanted: Value of g to reach.
-        low: Least point, of the start's shape; may be -inf.
-        high: Largest point; may be inf.
-        stride: Longest step of each case, dims (case,), in units of the points.
-        steps: Most steps.
+    Points have dims (case, ...); ``low`` and ``high`` may be infinite. ``stride`` is the longest
+    step of each case, dims (case,), in units of the points; ``steps`` their largest number.
 
     Returns:
         The nearest point found at which g is as wanted or more, up to 1e-4, and whether there is
