@@ -6,24 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_med.data.masks import check_image_shape
+
 _CHUNK = 1024  # cases examined at a time, which bounds the memory of the check
 
 
 def as_image(values: Any) -> Tensor:
-    """Return images as a uint8 or floating CPU tensor, dims (case, channel, [depth,] row, col).
+    """Finite images, uint8 or floating, as a CPU tensor, dims (case, channel, [depth,] row, col).
 
-    Raises:
-        TypeError: The dtype is neither uint8 nor floating.
-        ValueError: Empty, wrong rank, or NaN or infinite pixels.
+    float64 becomes float32.
     """
     image = _tensor("image", values)
-    if image.ndim not in (4, 5):
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}; expected (case, channel, row, col) or (case, "
-            "channel, depth, row, col): a missing channel axis is added by image[:, None]"
-        )
-    if image.numel() == 0:
-        raise ValueError(f"image has shape {tuple(image.shape)}: there are no pixels to read")
+    check_image_shape(image.shape)
     if image.dtype == torch.uint8:
         return image
     if not image.is_floating_point():
@@ -44,23 +38,14 @@ def as_image(values: Any) -> Tensor:
 
 
 def as_label(values: Any, num_cases: int) -> Tensor:
-    """Return labels as int64, dims (case).
-
-    Raises:
-        TypeError: The labels are not integers.
-        ValueError: Wrong shape or length, or a negative label.
-    """
+    """Return labels, integers from 0, as int64, dims (case)."""
     label = _tensor("label", values)
     if label.is_floating_point() or label.is_complex():
         raise TypeError(
             f"label has dtype {label.dtype}; expected integers from 0: convert with "
             'label.astype("int64") after checking that every value is whole'
         )
-    if label.ndim != 1:
-        raise ValueError(
-            f"label has shape {tuple(label.shape)}; expected one integer per case, dims (case)"
-            + (": use label[:, 0]" if label.ndim == 2 and label.shape[1] == 1 else "")
-        )
+    check_label_shape(label)
     _check_length("label", len(label), num_cases)
     if (label < 0).any():
         first = int((label < 0).nonzero()[0])
@@ -71,13 +56,17 @@ def as_label(values: Any, num_cases: int) -> Tensor:
     return label.long()
 
 
-def as_ids(values: Any, num_cases: int) -> np.ndarray:
-    """Return ids as an array of str or int, dims (case); positions if there are none.
+def check_label_shape(label: Tensor) -> None:
+    """Raise unless labels have dims (case)."""
+    if label.ndim != 1:
+        raise ValueError(
+            f"label has shape {tuple(label.shape)}; expected one integer per case, dims (case)"
+            + (": use label[:, 0]" if label.ndim == 2 and label.shape[1] == 1 else "")
+        )
 
-    Raises:
-        TypeError: The ids are neither str nor int.
-        ValueError: Wrong shape or length, or duplicates.
-    """
+
+def as_ids(values: Any, num_cases: int) -> np.ndarray:
+    """Return different ids as an array of str or int, dims (case); positions if there are none."""
     if values is None:
         return np.arange(num_cases)
     ids = np.asarray(values)
@@ -101,12 +90,7 @@ def as_ids(values: Any, num_cases: int) -> np.ndarray:
 
 
 def as_metadata(name: str, values: Any, num_cases: int) -> Tensor | np.ndarray:
-    """Return numbers as a tensor and strings as an array, first axis case.
-
-    Raises:
-        TypeError: Neither numbers nor str.
-        ValueError: Not one entry per case.
-    """
+    """Return numbers as a tensor and strings as an array, first axis case."""
     array = values if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim == 0:
         raise ValueError(f"{name} is a single value; expected one entry per case")

@@ -6,6 +6,7 @@ uint8 images stay uint8 in memory and become float32 one batch at a time, int8 m
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,29 @@ Indices = Sequence[int] | Sequence[bool] | NDArray | Tensor
 _ORDER, _AUGMENT, _TRANSFORM = range(3)  # streams of random numbers
 
 
-class Batches:
+class Epochs(ABC):
+    """Batches that can be passed over again: each pass is an epoch, of batches of its own.
+
+    Attributes:
+        epoch: The epoch that iteration will use, from 0.
+    """
+
+    epoch = 0
+
+    @abstractmethod
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the batches of one epoch, from batch ``start`` on."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the current epoch."""
+        return self.iterate(self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose batches the next pass yields."""
+        self.epoch = epoch
+
+
+class Batches(Epochs):
     """Re-iterable batches over arrays held in memory.
 
     Each batch is a dict: "image" float32 (case, channel, row, col) or (case, channel, depth, row,
@@ -54,7 +77,7 @@ class Batches:
     Attributes:
         num_cases: Cases in the arrays, whatever ``drop_last`` says.
         ids: Their ids, in the order of the arrays.
-        epoch: The epoch that iteration will use.
+        epoch: The epoch that iteration will use, from 0.
 
     Raises:
         TypeError: Labels, ids, masks or pixels are of a type that cannot be used.
@@ -94,8 +117,7 @@ class Batches:
             raise ValueError(f"scale must be positive, got {scale}")
         whole("seed", seed, 0)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self.seed, self.augment, self.epoch = seed, augment, 0
-        self.transform = transform
+        self.seed, self.augment, self.transform = seed, augment, transform
         self._check_augment()
 
     @property
@@ -108,22 +130,12 @@ class Batches:
         batches = self.num_cases / self.batch_size
         return math.floor(batches) if self.drop_last else math.ceil(batches)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches of the current epoch."""
-        return self.iterate(self.epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order and augmentation the next pass uses."""
-        self.epoch = epoch
-
     def iterate(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the batches of one epoch, from batch ``start`` on.
-
-        Args:
-            epoch: From 0.
-            start: Index of the first batch; earlier ones are skipped at no cost.
-        """
-        order = self._order(epoch)
+        """Yield the batches of one epoch, from 0, from batch ``start`` on, at no cost before."""
+        order = None
+        if self.shuffle:
+            permuted = random_stream(self.seed, _ORDER, epoch).permutation(self.num_cases)
+            order = torch.from_numpy(permuted)
         for batch in range(start, len(self)):
             window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             yield self._batch(window if order is None else order[window], epoch, batch)
@@ -148,11 +160,6 @@ class Batches:
     def first(self, num_cases: int, **settings: Any) -> "Batches":
         """Return batches over the first cases of the arrays; see ``subset``."""
         return self.subset(np.arange(min(num_cases, self.num_cases)), **settings)
-
-    def _order(self, epoch: int) -> Tensor | None:
-        if not self.shuffle:
-            return None
-        return torch.from_numpy(self._random(_ORDER, epoch).permutation(self.num_cases))
 
     def _batch(self, index: slice | Tensor, epoch: int, batch: int) -> dict[str, Any]:
         image = self._image[index]
@@ -192,11 +199,8 @@ class Batches:
         return columns
 
     def _generator(self, *key: int) -> torch.Generator:
-        seed = int(self._random(*key).integers(2**63))
+        seed = int(random_stream(self.seed, *key).integers(2**63))
         return torch.Generator().manual_seed(seed)
-
-    def _random(self, *key: int) -> np.random.Generator:
-        return random_stream(self.seed, *key)
 
     def _per_channel(self, name: str, value: PerChannel) -> Tensor:
         """Shape ``loc`` or ``scale`` as (channel or 1, 1, 1) so that it broadcasts."""

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from ppl_med.checks import whole
-from ppl_med.data.batches import Batches
+from ppl_med.data.batches import Batches, Epochs
 
 
-class FreshBatches:
+class FreshBatches(Epochs):
     """Re-iterable batches from a generator of synthetic cases, new ones in every epoch.
 
     Batch b of epoch e is a function of (seed, e, b) alone, as with ``Batches``: a run that was
@@ -48,7 +48,7 @@ class FreshBatches:
         whole("num_batches", num_batches)
         whole("seed", seed, 0)
         self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
-        self.num_cases, self.epoch = batch_size * num_batches, 0
+        self.num_cases = batch_size * num_batches
         self._generate, self._keep, self._settings = generate, keep, settings
         self._batch(0, 0)
 
@@ -56,21 +56,8 @@ class FreshBatches:
         """Batches per epoch."""
         return self.num_batches
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches of the current epoch."""
-        return self.iterate(self.epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose cases the next pass generates."""
-        self.epoch = epoch
-
     def iterate(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the batches of one epoch, from batch ``start`` on.
-
-        Args:
-            epoch: From 0.
-            start: Index of the first batch; earlier ones are skipped at no cost.
-        """
+        """Yield the batches of one epoch, from 0, from batch ``start`` on, at no cost before."""
         for batch in range(start, self.num_batches):
             yield self._batch(epoch, batch)
 

@@ -37,11 +37,7 @@ def check_masks(
             range, an image that nobody annotated, or numbers of images and masks that differ.
     """
     image, mask = _stack("image", image, ids), _stack("mask", mask, ids)
-    if image.ndim not in (4, 5):
-        raise ValueError(
-            f"image has shape {image.shape}; expected (case, channel, row, col) or (case, channel, "
-            "depth, row, col): a missing channel axis is added by image[:, None]"
-        )
+    check_image_shape(image.shape)
     if len(image) != len(mask):
         raise ValueError(f"there are {len(image)} images but {len(mask)} masks; pair them up")
     if ids is not None and len(ids) != len(image):
@@ -73,15 +69,21 @@ def check_masks(
         )
 
 
+def check_image_shape(shape: Sequence[int]) -> None:
+    """Raise unless images have the axes of images or volumes, and pixels."""
+    if len(shape) not in (4, 5):
+        raise ValueError(
+            f"image has shape {tuple(shape)}; expected (case, channel, row, col) or (case, "
+            "channel, depth, row, col): a missing channel axis is added by image[:, None]"
+        )
+    if 0 in shape:
+        raise ValueError(f"image has shape {tuple(shape)}: there are no pixels to read")
+
+
 def check_mask_shape(mask_shape: Sequence[int], image_shape: Sequence[int]) -> None:
     """Raise unless a mask has its image's rows and columns, with at most an axis of graders.
 
-    Args:
-        mask_shape: Shape of the masks, (case, [grader,] [depth,] row, col).
-        image_shape: Shape of the images, (case, channel, [depth,] row, col).
-
-    Raises:
-        ValueError: It has not.
+    Shapes are (case, [grader,] [depth,] row, col) and (case, channel, [depth,] row, col).
     """
     size = tuple(image_shape[2:])
     rank = len(mask_shape) - len(size)
@@ -118,11 +120,9 @@ def check_divisible(size: Sequence[int], num_halvings: int) -> None:
 
 
 def as_mask(values: Any, image_shape: Sequence[int]) -> "Tensor":
-    """Return masks as a CPU tensor of the dtype given.
+    """Masks as a CPU tensor of the dtype given: integers or booleans of the image's size.
 
-    Raises:
-        TypeError: They are neither integers nor booleans.
-        ValueError: Not of the image's size, ids below -1, or 255 in masks of uint8.
+    Ids below -1, and 255 in masks of uint8, are refused.
     """
     import torch
 

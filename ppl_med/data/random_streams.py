@@ -4,10 +4,5 @@ import numpy as np
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:
-    """A generator of its own for every key.
-
-    Args:
-        seed: Seed of the data.
-        key: What the numbers are for: a part, a block of cases, an epoch.
-    """
+    """A generator for a seed and a key: a part, a block of cases, an epoch, whatever it is for."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -166,15 +166,7 @@ def check_disjoint(
 
 
 def check_splits(splits: Mapping[str, Mapping[str, Any]], key: str = "id") -> None:
-    """Raise if two splits share an id, or a patient.
-
-    Args:
-        splits: Arrays by name, for every split.
-        key: The array that must not overlap.
-
-    Raises:
-        ValueError: Two splits share an entry of it.
-    """
+    """Raise if two splits share an entry of an array: an id, or a patient."""
     for first, second in combinations(splits, 2):
         names = (first, second) if key == "id" else (f"{key}s of {first}", f"{key}s of {second}")
         check_disjoint(splits[first][key], splits[second][key], names=names)

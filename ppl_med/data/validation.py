@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sized
 import torch
 from torch import Tensor
 
+from ppl_med.data.arrays import check_label_shape
+from ppl_med.data.masks import check_image_shape
+
 
 def check_batch(
     batch: object, *, num_classes: int | None = None, in_channels: int | None = None
@@ -49,13 +52,7 @@ def _check_image(image: object, in_channels: int | None) -> None:
             f"image has dtype {image.dtype}; expected float32: convert with image.float(), "
             "and bring uint8 to 0..1 with image.float() / 255"
         )
-    if image.ndim not in (4, 5):
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}; expected (case, channel, row, col) or "
-            "(case, channel, depth, row, col): a missing channel axis is added by image[:, None]"
-        )
-    if image.numel() == 0:
-        raise ValueError(f"image has shape {tuple(image.shape)}: the batch is empty")
+    check_image_shape(image.shape)
     if in_channels is not None and image.shape[1] != in_channels:
         hint = "; channels seem to come last: use image.movedim(-1, 1)"
         raise ValueError(
@@ -66,11 +63,8 @@ def _check_image(image: object, in_channels: int | None) -> None:
 
 def _check_lengths(batch: Mapping, num_cases: int) -> None:
     for name, values in batch.items():
-        if isinstance(values, str | bytes) or not isinstance(values, Sized):
-            continue
-        if getattr(values, "ndim", 1) == 0:
-            continue
-        if len(values) != num_cases:
+        sized = isinstance(values, Sized) and not isinstance(values, str | bytes)
+        if sized and getattr(values, "ndim", 1) and len(values) != num_cases:
             raise ValueError(f"{name} has {len(values)} entries but image has {num_cases} cases")
 
 
@@ -91,11 +85,7 @@ def _check_label(label: object, num_classes: int | None, ids: object) -> None:
         raise TypeError(f"label is a {type(label).__name__}; expected an int64 torch.Tensor")
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise TypeError(f"label has dtype {label.dtype}; expected int64: use label.long()")
-    if label.ndim != 1:
-        raise ValueError(
-            f"label has shape {tuple(label.shape)}; expected one integer per case, dims (case)"
-            + (": use label.squeeze(1)" if label.ndim == 2 and label.shape[1] == 1 else "")
-        )
+    check_label_shape(label)
     bad = label < 0
     if num_classes is not None:
         bad = bad | (label >= num_classes)

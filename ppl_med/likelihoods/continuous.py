@@ -9,7 +9,7 @@ learning for computer vision?", NeurIPS 2017, eq. 5 and 8).
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import pyro.distributions as dist
 import torch
@@ -27,6 +27,13 @@ from ppl_med.likelihoods.interface import Likelihood
 
 LOG_SCALE_RANGE = (-10.0, 10.0)
 _START_DF = 5.0  # degrees of freedom
+
+
+class _Settings(TypedDict, total=False):
+    heteroscedastic: bool
+    site: str
+    partial: bool
+    init_scale: float
 
 
 class _LocationScale(Likelihood):
@@ -89,19 +96,10 @@ class Gaussian(_LocationScale):
         self,
         event: Sequence[str] = (),
         *,
-        heteroscedastic: bool = True,
-        site: str = "value",
-        partial: bool = False,
-        init_scale: float = 1.0,
         beta: float = 0.0,
+        **settings: Unpack[_Settings],
     ) -> None:
-        super().__init__(
-            event,
-            heteroscedastic=heteroscedastic,
-            site=site,
-            partial=partial,
-            init_scale=init_scale,
-        )
+        super().__init__(event, **settings)
         finite("beta", beta, 0, 1)
         self.beta = beta
         if beta:
@@ -146,19 +144,10 @@ class StudentT(_LocationScale):
         self,
         event: Sequence[str] = (),
         *,
-        heteroscedastic: bool = True,
-        site: str = "value",
-        partial: bool = False,
-        init_scale: float = 1.0,
         df: float | None = None,
+        **settings: Unpack[_Settings],
     ) -> None:
-        super().__init__(
-            event,
-            heteroscedastic=heteroscedastic,
-            site=site,
-            partial=partial,
-            init_scale=init_scale,
-        )
+        super().__init__(event, **settings)
         if df is not None and not df > 2:
             reject("df", "above 2, so that there is a variance", df)
         self.given_df = df

@@ -25,12 +25,11 @@ class FocalLoss(LossLikelihood):
     does to the posterior see ``class_loss``.
 
     Args:
-        classes: Class names, K >= 2 of them.
         gamma: 0 or more; 0 without weights is ``Categorical``. Or pairs (bound, gamma) with rising
             bounds, the last one 1: the exponent of cases whose true class has a probability below
             the bound, such as ``FLSD_53``.
         class_weights: w, one per class, above 0; None for ones.
-        event, site, partial: As in ``Categorical``.
+        classes, event, site, partial: As in ``Categorical``.
     """
 
     bounds: Tensor

@@ -66,11 +66,7 @@ class Likelihood(nn.Module, ABC):
         observe(self.site, self.distribution(output), self.event, value)
 
     def check_fits(self, site: str, event: tuple[str, ...]) -> None:
-        """Raise unless the likelihood is of a site and its axes.
-
-        Raises:
-            ValueError: If it is of others.
-        """
+        """Raise a ``ValueError`` unless the likelihood is of a site and its axes."""
         if (self.site, tuple(self.event)) != (site, event):
             raise ValueError(
                 f"likelihood must be of site {site!r} and axes {event}, got site {self.site!r} "
@@ -78,11 +74,7 @@ class Likelihood(nn.Module, ABC):
             )
 
     def check_output(self, output: Tensor, image: Tensor) -> None:
-        """Raise unless a network's output has one value per case, or per pixel of the image.
-
-        Raises:
-            ValueError: If it has another shape.
-        """
+        """Raise a ``ValueError`` unless an output has one value per case, or pixel of the image."""
         expected = (len(image), self.num_outputs, *(image.shape[2:] if self.event else ()))
         if tuple(output.shape) != expected:
             raise ValueError(

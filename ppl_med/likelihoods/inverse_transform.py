@@ -23,11 +23,7 @@ name gives other numbers."""
 
 @singledispatch
 def transformed(fn: Distribution, uniform: Uniform) -> Tensor:
-    """A draw by inverse transform of uniform numbers.
-
-    Raises:
-        NotImplementedError: If the distribution's inverse transform is not known.
-    """
+    """A draw by inverse transform of uniform numbers; NotImplementedError where it is not known."""
     if fn.event_shape:
         raise NotImplementedError
     return quantile(fn, uniform(fn.batch_shape))
@@ -64,12 +60,8 @@ def _of_component(uniform: Uniform, shape: torch.Size, suffix: str = "") -> Tens
 def quantile(fn: Distribution, u: Tensor) -> Tensor:
     """Quantiles of a distribution of one number, in its precision and on its device.
 
-    Args:
-        fn: The distribution, batch dims (...).
-        u: Probabilities, float64 on the CPU, dims (...).
-
-    Raises:
-        NotImplementedError: If they are not known, or known without a gradient that is wanted.
+    NotImplementedError says that they are not known, or known without a gradient that is wanted.
+    The probabilities ``u`` are float64 on the CPU, dims as the distribution's batch.
     """
     reference = _reference(fn)
     limits = torch.finfo(reference.dtype)

@@ -30,9 +30,8 @@ class LogitNormal(ClassLikelihood):
     One run uses T samples, so ``probs`` of one draw have a Monte Carlo error of their own.
 
     Args:
-        classes: Class names, K >= 2 of them.
         samples: T.
-        event, site, partial: As in ``Categorical``.
+        classes, event, site, partial: As in ``Categorical``.
     """
 
     def __init__(

@@ -29,11 +29,10 @@ class SpatialSmoothing(LossLikelihood):
     uncertainty from expert annotations", IPMI 2021, eq. 3 to 5).
 
     Args:
-        classes: Class names, K >= 2 of them.
         event: Names of the spatial axes, two or three.
         size: Width of the kernel in pixels, odd, 3 or more.
         sigma: Standard deviation of the kernel, in pixels.
-        site, partial: As in ``Categorical``.
+        classes, site, partial: As in ``Categorical``.
     """
 
     kernel: Tensor
@@ -70,11 +69,10 @@ class NeighbourAware(LossLikelihood):
     class at all).
 
     Args:
-        classes: Class names, K >= 2 of them.
         event: Names of the spatial axes, two or three.
         size: Width of the box in pixels, odd, 3 or more.
         weight: Weight of the penalty, 0 or more; 0 is ``Categorical``.
-        site, partial: As in ``Categorical``.
+        classes, site, partial: As in ``Categorical``.
     """
 
     kernel: Tensor
@@ -106,14 +104,9 @@ class NeighbourAware(LossLikelihood):
 def shares(label: Tensor, seen: Tensor, num_classes: int, kernel: Tensor) -> Tensor:
     """Weighted shares of the classes among the annotated pixels around every pixel.
 
-    Args:
-        label: Classes, dims (..., *space).
-        seen: Whether they were annotated, dims (..., *space).
-        num_classes: K.
-        kernel: Weights, as many dims as the space, of odd sizes.
-
-    Returns:
-        Dims (..., *space, class); sums of one, or zeros where nothing around was annotated.
+    Labels and whether they were annotated have dims (..., *space), the shares (..., *space, class):
+    sums of one, or zeros where nothing around was annotated. The kernel has as many dims as the
+    space, of odd sizes.
     """
     space = kernel.dim()
     classes = torch.arange(num_classes, device=label.device)

@@ -25,10 +25,7 @@ class QuantileDistribution(TorchDistribution):
         levels: Probabilities, dims (level,).
     """
 
-    arg_constraints = {  # noqa: RUF012
-        "quantiles": constraints.real_vector,
-        "scale": constraints.positive,
-    }
+    arg_constraints = {"quantiles": constraints.real_vector, "scale": constraints.positive}  # noqa: RUF012
     support = constraints.real
     has_rsample = True
 

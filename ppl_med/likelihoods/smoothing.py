@@ -29,9 +29,8 @@ class LabelSmoothing(LossLikelihood):
     ``smoothing = e K / (K - 1)``. For what a loss does to the posterior see ``class_loss``.
 
     Args:
-        classes: Class names, K >= 2 of them.
         smoothing: In [0, 1); 0 is ``Categorical``.
-        event, site, partial: As in ``Categorical``.
+        classes, event, site, partial: As in ``Categorical``.
     """
 
     def __init__(
@@ -63,10 +62,9 @@ class MarginSmoothing(LossLikelihood):
     the authors' code. For what a loss does to the posterior see ``class_loss``.
 
     Args:
-        classes: Class names, K >= 2 of them.
         margin: Distance of logits that costs nothing, 0 or more; infinite is ``Categorical``.
         weight: Weight of the penalty, 0 or more.
-        event, site, partial: As in ``Categorical``.
+        classes, event, site, partial: As in ``Categorical``.
     """
 
     def __init__(
@@ -102,9 +100,8 @@ class LabelNoise(Categorical):
     [noise / K, 1 - noise + noise / K].
 
     Args:
-        classes: Class names, K >= 2 of them.
         noise: In [0, 1); 0 is ``Categorical``.
-        event, site, partial: As in ``Categorical``.
+        classes, event, site, partial: As in ``Categorical``.
     """
 
     def __init__(

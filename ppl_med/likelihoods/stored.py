@@ -67,12 +67,7 @@ def _as_pyro(fn: Distribution) -> Any:
 
 
 def log_prob_in_double(fn: Distribution, value: Tensor) -> Tensor:
-    """Log-density of an observation under float64 parameters, in nats.
-
-    Args:
-        fn: The distribution, in any precision.
-        value: The observation.
-    """
+    """Log-density of an observation under float64 parameters, in nats."""
     return in_double(fn).log_prob(value)
 
 
@@ -80,10 +75,7 @@ def class_probs(fn: known.Categorical) -> Tensor:
     """Class probabilities, dims (..., class), computed once and kept on the distribution.
 
     They are the exponential of the normalised logits. ``fn.probs`` would be a softmax, which takes
-    several times as long where the class axis is not the last in memory, as in one class a pixel.
-
-    Args:
-        fn: The distribution.
+    several times as long where the class axis is not the last in memory, as in one class per pixel.
     """
     if "probs" not in vars(fn):
         fn.probs = fn.logits.exp()
@@ -94,15 +86,10 @@ def class_probs(fn: known.Categorical) -> Tensor:
 def stored_parameters(fn: Distribution, names: Sequence[str]) -> Parameters:
     """What ``predict`` keeps of an observed site's distribution.
 
-    Args:
-        fn: The site's distribution.
-        names: Axis names of the site's values, plates first.
-
-    Returns:
-        ``probs`` with a ``class`` axis after the first for Categorical and Bernoulli; ``loc`` and
-        ``scale`` for Normal, Laplace and Student's t, with ``variance`` for the latter two;
-        ``quantile`` with a last axis ``level``; ``mean`` and ``variance`` for others that have
-        them.
+    ``probs`` with a ``class`` axis after the first for Categorical and Bernoulli; ``loc`` and
+    ``scale`` for Normal, Laplace and Student's t, with ``variance`` for the latter two;
+    ``quantile`` with a last axis ``level``; ``mean`` and ``variance`` for others that have them.
+    ``names`` are those of the axes of the site's values, plates first.
     """
     try:
         return {"mean": (list(names), fn.mean), "variance": (list(names), fn.variance)}

@@ -59,13 +59,7 @@ def replacing(
 def write_text(path: str | os.PathLike[str], text: str, what: str = "file") -> None:
     """Write text as UTF-8, replacing an earlier file only once the new one is complete.
 
-    Args:
-        path: Where the file goes.
-        text: Its content.
-        what: What the file is, for messages.
-
-    Raises:
-        OSError: It cannot be written, or the disk is full; an earlier file is intact.
+    ``what`` is what the file is, for the messages of ``replacing``.
     """
     data = text.encode()
     with replacing(path, what, needed=len(data)) as partial:
@@ -84,12 +78,8 @@ def not_written(
 ) -> OSError:
     """The error to raise where a file cannot be written.
 
-    Args:
-        what: What it is, with its name.
-        path: Where it goes.
-        error: What happened.
-        advice: What is safe, and what to do.
-        needed: Bytes that it takes, about.
+    ``what`` is the file's kind and name, ``advice`` what is safe and what to do, ``needed`` the
+    bytes that it takes, about.
     """
     number, reason = getattr(error, "errno", None) or errno.EIO, str(error)
     if is_full(error):

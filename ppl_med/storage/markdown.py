@@ -4,12 +4,7 @@ from collections.abc import Iterable
 
 
 def markdown_table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown.
-
-    Args:
-        head: Titles of the columns.
-        lines: Cells of every line.
-    """
+    """A table in Markdown: the titles of its columns, and the cells of every line."""
     titles = list(head)
     rows = (titles, ["---"] * len(titles), *lines)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -69,11 +69,9 @@ def load(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
             _check_chunks(path)
         with xr.open_datatree(path, engine=engine, **options) as opened:
             tree = opened.load()
-    except MemoryError:
+    except (MemoryError, PermissionError):
         raise
     except Exception as error:  # h5py and zarr raise OSError, KeyError, ValueError, RuntimeError
-        if isinstance(error, PermissionError):
-            raise
         raise ValueError(
             f"{path} cannot be read as {engine}: it is truncated, damaged or of another format "
             f"({type(error).__name__}: {error}). Write it again."
@@ -154,22 +152,21 @@ def _write_netcdf(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
 def _write_zarr(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
     import zarr
 
-    stored = {name: _variable_text(node) for name, node in _nodes(tree).items()}
+    stored = {name: variable_text(node) for name, node in _nodes(tree).items()}
     stored["/"] = stored["/"].assign_attrs({_COMPLETE: 1})
     with warnings.catch_warnings(), zarr.config.set({"array.write_empty_chunks": True}):
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
         xr.DataTree.from_dict(stored).to_zarr(partial, mode="w", consolidated=False)
 
 
-def _variable_text(data: xr.Dataset) -> xr.Dataset:
-    """Give text variable length: fixed-length text has no place in the zarr 3 specification."""
-    text = {
-        name: variable.astype(np.dtypes.StringDType())
-        for name, variable in data.variables.items()
-        if variable.dtype.kind in "UO"
-    }
+def variable_text(data: xr.Dataset) -> xr.Dataset:
+    """Give text variable length: zarr 3 has no fixed-length text, and appending would cut it."""
     return data.assign(
-        {name: (value.dims, value.values, value.attrs) for name, value in text.items()}
+        {
+            name: (one.dims, one.values.astype(np.dtypes.StringDType()), one.attrs)
+            for name, one in data.variables.items()
+            if one.dtype.kind in "UO"
+        }
     )
 
 
@@ -177,15 +174,13 @@ def _plain(data: xr.Dataset) -> xr.Dataset:
     """Undo storage types: fixed-length text, native byte order, no marker, no encoding."""
     changed = {}
     for name, variable in data.variables.items():
-        values = variable.values
+        values, kept = variable.values, variable.values
         if values.dtype.kind in "TO":
-            changed[name] = (variable.dims, np.array(values.tolist(), dtype=str), variable.attrs)
+            kept = np.array(values.tolist(), dtype=str)
         elif not values.dtype.isnative:
-            changed[name] = (
-                variable.dims,
-                values.astype(values.dtype.newbyteorder("=")),
-                variable.attrs,
-            )
+            kept = values.astype(values.dtype.newbyteorder("="))
+        if kept is not values:
+            changed[name] = (variable.dims, kept, variable.attrs)
     data = data.assign(changed).drop_encoding()
     data.attrs.pop(_COMPLETE, None)
     return data

@@ -14,16 +14,9 @@ from ppl_med.data.readers.folders import naming_file
 def read_npz(
     path: str | PathLike[str], names: Sequence[str], fix: str = "download it again"
 ) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz file; nothing in it is executed.
+    """Arrays of an npz file, nothing in which is executed.
 
-    Args:
-        path: Path of the file.
-        names: Names of the arrays.
-        fix: What to do where an array is missing.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or an array is missing.
+    ``fix`` is what to do where an array is missing.
     """
     path = Path(path)
     with naming_file(path, "npz file"), path.open("rb") as raw:
@@ -35,17 +28,7 @@ def read_npz(
 
 
 def read_mat(path: Path, names: Sequence[str], fix: str = "download it again") -> dict[str, Any]:
-    """Arrays of a MATLAB file of version 5.
-
-    Args:
-        path: Path of the file.
-        names: Names of the arrays.
-        fix: What to do where an array is missing.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or of another version, or an array is missing.
-    """
+    """Arrays of a MATLAB file of version 5; see ``read_npz``."""
     from scipy.io import loadmat
 
     with naming_file(path, "MATLAB file of version 5"):
@@ -60,17 +43,8 @@ def grey_images(
 ) -> dict[str, NDArray[Any]]:
     """Grey images of two classes, with the names and shapes of ``Batches``.
 
-    Args:
-        path: Path of their file, for messages.
-        split: Their split, for messages.
-        images: Dims (case, row, col), uint8.
-        labels: 0 or 1, dims (case) or (case, 1).
-
-    Returns:
-        "image" uint8 (case, channel=1, row, col) and "label" int64 (case).
-
-    Raises:
-        ValueError: They are not as described.
+    Refused unless images are uint8 (case, row, col) and labels 0 or 1, (case) or (case, 1). Gives
+    "image" (case, channel=1, row, col) and "label" int64 (case); path and split are for messages.
     """
     if images.dtype != np.uint8 or images.ndim != 3 or len(images) == 0:
         raise ValueError(
@@ -86,11 +60,7 @@ def grey_images(
 
 
 def _check_names(
-    path: Path,
-    names: Sequence[str],
-    arrays: dict[str, Any],
-    found: list[str],
-    fix: str,
+    path: Path, names: Sequence[str], arrays: dict[str, Any], found: list[str], fix: str
 ) -> None:
     missing = [name for name in names if name not in arrays]
     if missing:

@@ -21,18 +21,9 @@ from ppl_med.data.splits import check_splits
 from ppl_med.data.synthetic.class_flips import ClassFlips
 
 CLASS_NAMES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "bicyclist",
-)
+)  # fmt: skip
 UNLABELLED = len(CLASS_NAMES)
 FLIPPED = ("road", "pavement", "car", "pedestrian", "tree")
 CAMVID_FLIPS = ClassFlips(CLASS_NAMES, [CLASS_NAMES.index(name) for name in FLIPPED])

@@ -12,17 +12,11 @@ from ppl_med.data.readers.image_files import nearest
 def measured(
     depth: NDArray[Any], size: tuple[int, int] | None = None, max_depth: float | None = None
 ) -> tuple[NDArray[np.float32], int]:
-    """Keep what was measured, and count what was not.
+    """The map as float32, NaN where nothing was measured, and how many pixels these are.
 
-    Args:
-        depth: Metres, dims (row, col).
-        size: Rows and columns wanted; no average is taken, lest a pixel at an edge get a depth
-            that is nowhere in the scene.
-        max_depth: Metres from which a depth counts as not measured; None for no limit.
-
-    Returns:
-        The map, float32, with NaN where the depth is not finite, 0 or less, or too large, and how
-        many pixels these are.
+    Depths are metres, dims (row, col); those that are not finite, 0 or less, or from ``max_depth``
+    on count as not measured. At another size no average is taken, lest a pixel at an edge get a
+    depth that is nowhere in the scene.
     """
     values = nearest(np.asarray(depth), size).astype(np.float32)
     with np.errstate(invalid="ignore"):
@@ -33,10 +27,6 @@ def measured(
 
 
 def check_max_depth(max_depth: float | None) -> None:
-    """Raise unless the limit is a number of metres above 0, or None.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Raise unless the limit is a number of metres above 0, or None."""
     if max_depth is not None:
         positive("max_depth", max_depth, "give metres, or None for no limit")

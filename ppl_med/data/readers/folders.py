@@ -11,16 +11,9 @@ SPLITS = ("train", "val", "test")
 def find_place(
     folder: str | PathLike[str], name: str, needed: Sequence[str], *, module: str
 ) -> Path:
-    """The folder itself, or its subfolder of the data set's name, whichever holds what is needed.
+    """The folder itself, or its subfolder ``name``, whichever holds all that is needed.
 
-    Args:
-        folder: Given by the user.
-        name: Name of the subfolder.
-        needed: Files and folders that must be there.
-        module: Module whose docstring describes the layout, for the message.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or neither holds them all.
+    ``module`` is the one whose docstring describes the layout, for the message.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -41,27 +34,16 @@ def split_files(place: Path, name: str) -> dict[str, Path]:
 
 
 def read_list(path: Path) -> list[str]:
-    """Names in a list, one a line, all of them inside its folder.
-
-    Args:
-        path: Path of the list.
-
-    Raises:
-        ValueError: It is empty, or has a name twice or one that leads out of the folder.
-    """
+    """Names in a list, one a line, all of them inside its folder; see ``read_table``."""
     return [name for (name,) in read_table(path, 1)]
 
 
 def read_table(path: Path, columns: int) -> list[list[str]]:
-    """Names in a list of so many columns, all of them inside its folder.
+    """Names in a list, all of them inside its folder, for every line those of its columns.
 
-    Args:
-        path: Path of the list.
-        columns: Names on a line, separated by white space; with 1, a name may hold spaces.
-
-    Raises:
-        ValueError: It is empty, has another number of columns, has a name of the first column
-            twice, or a name that leads out of the folder.
+    White space separates the columns; with one column, a name may hold spaces. An empty list,
+    another number of columns, and a name that comes twice in the first column or leads out of the
+    folder are refused.
     """
     with naming_file(path, "list of names"):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -79,15 +61,7 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
 
 
 def check_files(paths: Sequence[Path], *, needed_by: Path) -> None:
-    """Raise unless all files are there.
-
-    Args:
-        paths: Paths of the files.
-        needed_by: The list or folder that names them, for the message.
-
-    Raises:
-        FileNotFoundError: A file is missing; the message counts them and names the first.
-    """
+    """Raise unless all files are there that a list or folder, ``needed_by``, names."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
@@ -97,15 +71,7 @@ def check_files(paths: Sequence[Path], *, needed_by: Path) -> None:
 
 @contextmanager
 def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into an error that names the file.
-
-    Args:
-        path: Path of the file.
-        kind: What the file should be, for the message.
-
-    Raises:
-        ValueError: The file cannot be read as what it should be.
-    """
+    """Turn whatever a library raises on a damaged file into an error that names the file."""
     try:
         yield
     except (FileNotFoundError, PermissionError, MemoryError):

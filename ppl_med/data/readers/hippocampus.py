@@ -74,7 +74,12 @@ def load_hippocampus(
     choice("outside", outside, ("background", "ignore"))
     needed = ("train.txt", "val.txt", "imagesTr", "labelsTr")
     place = find_place(folder, "hippocampus", needed, module=__name__)
-    nibabel = _nibabel()
+    try:
+        import nibabel
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'reading NIfTI files needs nibabel: pip install "ppl-med[data]"'
+        ) from error
     lists = split_files(place, "{}.txt")
     names = {split: read_list(path) for split, path in lists.items()}
     for split, path in lists.items():
@@ -87,16 +92,6 @@ def load_hippocampus(
     return {
         split: _stacked(cases[split], names[split], size, outside, standardize) for split in lists
     }
-
-
-def _nibabel() -> ModuleType:
-    try:
-        import nibabel
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'reading NIfTI files needs nibabel: pip install "ppl-med[data]"'
-        ) from error
-    return nibabel
 
 
 def _read(nibabel: ModuleType, place: Path, name: str) -> dict[str, NDArray[Any]]:

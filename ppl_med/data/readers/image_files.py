@@ -11,15 +11,7 @@ from ppl_med.data.readers.folders import naming_file
 
 
 def check_size(size: Any, axes: tuple[str, ...]) -> None:
-    """Raise unless a size names one positive number for each axis.
-
-    Args:
-        size: Given by the user.
-        axes: Names of the axes, for the message.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Raise unless a size names one positive number for each of the axes."""
     if np.shape(size) != (len(axes),) or min(size) < 1:
         shown = tuple(size) if np.ndim(size) else size
         raise ValueError(f"size must be ({', '.join(axes)}), all at least 1, got {shown}")
@@ -30,16 +22,7 @@ def read_rgb(
     size: tuple[int, int] | None = None,
     how: Literal["linear", "area"] = "linear",
 ) -> NDArray[np.uint8]:
-    """A picture, dims (channel=3, row, col), red, green, blue.
-
-    Args:
-        path: Path of the file.
-        size: Rows and columns wanted; None for those of the file.
-        how: As of ``resized``.
-
-    Raises:
-        ValueError: The file is no picture.
-    """
+    """A picture, dims (channel=3, row, col), red, green, blue; ``how`` as in ``resized``."""
     from PIL import Image
 
     with naming_file(path, "picture"), Image.open(path) as file:
@@ -50,15 +33,9 @@ def read_rgb(
 def read_classes(
     path: Path, num_classes: int, size: tuple[int, int] | None = None
 ) -> NDArray[np.int8]:
-    """A mask of class ids from 0, dims (row, col).
+    """An 8-bit image of class ids, 0..num_classes-1, as a mask with dims (row, col).
 
-    Args:
-        path: Path of an 8-bit image of ids.
-        num_classes: Ids lie in 0..num_classes-1.
-        size: Rows and columns wanted, each taken at the middle of the new pixel.
-
-    Raises:
-        ValueError: The image is not one of 8-bit numbers, or an id is out of range.
+    At another size, each pixel is taken at the middle of the new one.
     """
     from PIL import Image
 
@@ -76,13 +53,10 @@ def resized(
     size: tuple[int, int] | None,
     how: Literal["linear", "area", "nearest"] = "linear",
 ) -> NDArray[np.uint8]:
-    """A picture at another size, dims ([channel=3,] row, col).
+    """A picture at another size, dims ([channel=3,] row, col); without a size, as it is.
 
-    Args:
-        picture: Dims ([channel=3,] row, col).
-        size: Rows and columns wanted; None for its own.
-        how: "linear", a linear filter that averages where it shrinks; "area", the average over the
-            area of the new pixel; "nearest", the value at its middle.
+    "linear" is a linear filter that averages where it shrinks, "area" the average over the area of
+    the new pixel, "nearest" the value at its middle.
     """
     from PIL import Image
 
@@ -112,12 +86,9 @@ def nearest(values: NDArray[Any], size: tuple[int, int] | None) -> NDArray[Any]:
 def centred(
     values: NDArray[Any], size: Sequence[int], *, fill: float | None = None
 ) -> NDArray[Any]:
-    """The middle of an array at another size: cropped where it is larger, else padded.
+    """The middle of an array (..., *space) at another size: cropped where larger, else padded.
 
-    Args:
-        values: Dims (..., *space).
-        size: Size wanted of the last axes.
-        fill: What pads; None repeats the value at the border.
+    ``fill`` is what pads; None repeats the value at the border.
     """
     pads, parts = [], list[Any]([...])
     for old, new in zip(values.shape[-len(size) :], size, strict=True):
@@ -134,15 +105,9 @@ def centred(
 def check_nothing_cut(
     masks: Sequence[NDArray[Any]], names: Sequence[str], size: Sequence[int]
 ) -> None:
-    """Raise if bringing masks to a size, with the middle kept, would cut off any of a class.
+    """Raise if bringing masks (*space) to a size, the middle kept, would cut off any of a class.
 
-    Args:
-        masks: One for each case, dims (*space), 0 is the background.
-        names: Names of the cases.
-        size: Size wanted.
-
-    Raises:
-        ValueError: It would; the message counts the cases and says what size would do.
+    0 is the background. The message counts the cases and says what size would do.
     """
     cut, enough = [], np.array(size)
     for mask, name in zip(masks, names, strict=True):

@@ -151,14 +151,13 @@ def _outline(random: np.random.Generator, radius: NDArray, direction: Field) -> 
 
 def _light(random: np.random.Generator, num_cases: int, size: int) -> Field:
     """Uneven illumination: a plane, up to about 20 grey levels from side to side."""
-    row, col = _axes(size)
-    slope = random.normal(0, 5, (2, num_cases))
-    return _each(slope[0]) * row[:, None] + _each(slope[1]) * col
+    axis, slope = _axis(size), random.normal(0, 5, (2, num_cases))
+    return _each(slope[0]) * axis[:, None] + _each(slope[1]) * axis
 
 
 def _texture(random: np.random.Generator, num_cases: int, size: int) -> Field:
     """Uneven stain: white noise on a coarse grid, interpolated by Gaussian weights."""
-    knots, axis = np.linspace(-1.1, 1.1, 9, dtype=np.float32), _axes(size)[0]
+    knots, axis = np.linspace(-1.1, 1.1, 9, dtype=np.float32), _axis(size)
     weights = np.exp(-(((axis[:, None] - knots) / 0.22) ** 2))
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
     coarse = random.standard_normal((num_cases, 9, 9), np.float32)
@@ -213,10 +212,9 @@ def _platelets(
     return image, cover_all
 
 
-def _axes(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Row and column coordinates of the pixel centres, from -1 to 1."""
-    axis = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
-    return axis, axis
+def _axis(size: int) -> NDArray[np.float32]:
+    """Coordinates of the pixel centres along a side, from -1 to 1."""
+    return ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
 
 
 def _each(values: NDArray) -> NDArray[np.float32]:
@@ -235,13 +233,17 @@ def _polar(
     random: np.random.Generator, place: NDArray, size: int, stretch: NDArray
 ) -> tuple[Field, Field]:
     """Distance from and direction about a point, along a random axis shortened by ``stretch``."""
-    row, col = _axes(size)
-    across, along = row[:, None] - _each(place[:, 0]), col - _each(place[:, 1])
-    axis = random.uniform(0, np.pi, len(place))
-    sine, cosine = _each(np.sin(axis)), _each(np.cos(axis))
-    first = cosine * along + sine * across
-    second = (cosine * across - sine * along) * _each(stretch)
+    first, second = _turned(place, size, random.uniform(0, np.pi, len(place)))
+    second = second * _each(stretch)
     return np.hypot(first, second), np.arctan2(second, first)
+
+
+def _turned(place: NDArray, size: int, angle: NDArray) -> tuple[Field, Field]:
+    """Coordinates about a point, along an axis at an angle and across it."""
+    axis = _axis(size)
+    across, along = axis[:, None] - _each(place[:, 0]), axis - _each(place[:, 1])
+    sine, cosine = _each(np.sin(angle)), _each(np.cos(angle))
+    return cosine * along + sine * across, cosine * across - sine * along
 
 
 def _blob(
@@ -259,10 +261,7 @@ def _blob(
     place, short, height = place[active], short[active], height[active]
     long = short if long is None else long[active]
     angle = np.zeros(len(active)) if angle is None else angle[active]
-    row, col = _axes(size)
-    across, along = row[:, None] - _each(place[:, 0]), col - _each(place[:, 1])
-    sine, cosine = _each(np.sin(angle)), _each(np.cos(angle))
-    first = (cosine * along + sine * across) / _each(long)
-    second = (cosine * across - sine * along) / _each(short)
+    first, second = _turned(place, size, angle)
+    first, second = first / _each(long), second / _each(short)
     out[active] = _each(height) * np.exp(-(first**2) - second**2)
     return out

@@ -74,8 +74,7 @@ class ClassFlips:
 
     def mode_probabilities(self) -> NDArray[np.float64]:
         """Probability of every mode, float64 (mode); they sum to 1."""
-        chances = np.where(self.modes, self.probabilities, 1 - self.probabilities)
-        return chances.prod(1)
+        return np.where(self.modes, self.probabilities, 1 - self.probabilities).prod(1)
 
     def mode_masks(self, mask: NDArray) -> NDArray:
         """Every mask that an unflipped mask can become.

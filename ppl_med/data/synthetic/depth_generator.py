@@ -109,11 +109,7 @@ def depth_scenes(
 
 
 def _mean_and_sd(image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and standard deviation of the depth, metres, dims (case, row, col).
-
-    Args:
-        image: Dims (case, channel=3, row, col), 0..1.
-    """
+    """Mean and standard deviation of the depth, metres, from an image as it is given."""
     pixels = np.asarray(image, np.float32)
     haze, brightness = _blur(pixels[:, 2]), _blur((pixels[:, 0] + pixels[:, 1]) / 2)
     mean = NEAREST + SPAN * np.square(haze)

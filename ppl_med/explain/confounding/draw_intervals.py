@@ -16,10 +16,13 @@ def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.Da
     """``expected_<name>``, the mean over draws, and its ``_lower`` and ``_upper``.
 
     Fewer than 2 / (1 - level) - 1 draws do not reach the level: the ends have the attribute
-    ``attained_level``. With one draw they are NaN.
+    ``attained_level``. With one draw they are NaN. Draws of NaN do not count; where all of them are
+    NaN, so is what they say together.
     """
     tails = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (values.quantile(end, SAMPLES, method=RANKS) for end in tails)
+    known = values.notnull().any(SAMPLES)
+    filled = values.where(known, 0)  # NumPy warns of a quantile of nothing but NaN
+    low, high = (filled.quantile(end, SAMPLES, method=RANKS).where(known) for end in tails)
     number = values.sizes["chain"] * values.sizes["draw"]
     several = number > 1
     reached = {"attained_level": attained(level, number)}
