@@ -1,12 +1,13 @@
 """From what a user has, lists, numpy arrays or tensors, to what ``Batches`` keeps in memory."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_med.data.masks import check_image_shape
+from ppl_med.data.masks import UNANNOTATED, check_image_shape, check_mask_shape
 
 _CHUNK = 1024  # cases examined at a time, which bounds the memory of the check
 
@@ -54,6 +55,32 @@ def as_label(values: Any, num_cases: int) -> Tensor:
             "have no label"
         )
     return label.long()
+
+
+def as_mask(values: Any, image_shape: Sequence[int]) -> Tensor:
+    """Masks as a CPU tensor of the dtype given: integers or booleans of the image's size.
+
+    Ids below -1, and 255 in masks of uint8, are refused.
+    """
+    if getattr(np.asarray(values), "dtype", None) in (np.uint16, np.uint32, np.uint64):
+        values = np.asarray(values).astype(np.int64)  # torch can do little with these
+    mask = as_metadata("mask", values, image_shape[0])
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"mask has dtype {mask.dtype}; expected integers or booleans: convert with "
+            'mask.astype("int64") after checking that every value is whole'
+        )
+    check_mask_shape(mask.shape, image_shape)
+    if mask.dtype != torch.bool and mask.numel() and int(mask.min()) < UNANNOTATED:
+        raise ValueError(
+            f"mask holds {int(mask.min())}; class ids count from 0, and -1 marks pixels to ignore"
+        )
+    if mask.dtype == torch.uint8 and (mask == 255).any():
+        raise ValueError(
+            "mask is uint8 and holds 255, which is no class id: divide masks of 0 and 255 by 255, "
+            'and where it stands for pixels to ignore, use -1: mask.astype("int16") first'
+        )
+    return mask
 
 
 def check_label_shape(label: Tensor) -> None:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_med.checks import whole
-from ppl_med.data.arrays import as_ids, as_image, as_label, as_metadata
-from ppl_med.data.masks import as_mask
+from ppl_med.data.arrays import as_ids, as_image, as_label, as_mask, as_metadata
 from ppl_med.data.random_streams import random_stream
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ppl_med.checks import whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 UNANNOTATED = -1
 
@@ -117,36 +117,6 @@ def check_divisible(size: Sequence[int], num_halvings: int) -> None:
             f"by {factor}: pad to {target}, images with torch.nn.functional.pad(image, ({pairs})) "
             f"and masks with pad(mask, ({pairs}), value=-1)"
         )
-
-
-def as_mask(values: Any, image_shape: Sequence[int]) -> "Tensor":
-    """Masks as a CPU tensor of the dtype given: integers or booleans of the image's size.
-
-    Ids below -1, and 255 in masks of uint8, are refused.
-    """
-    import torch
-
-    from ppl_med.data.arrays import as_metadata
-
-    if getattr(np.asarray(values), "dtype", None) in (np.uint16, np.uint32, np.uint64):
-        values = np.asarray(values).astype(np.int64)  # torch can do little with these
-    mask = as_metadata("mask", values, image_shape[0])
-    if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.is_complex():
-        raise TypeError(
-            f"mask has dtype {mask.dtype}; expected integers or booleans: convert with "
-            'mask.astype("int64") after checking that every value is whole'
-        )
-    check_mask_shape(mask.shape, image_shape)
-    if mask.dtype != torch.bool and mask.numel() and int(mask.min()) < UNANNOTATED:
-        raise ValueError(
-            f"mask holds {int(mask.min())}; class ids count from 0, and -1 marks pixels to ignore"
-        )
-    if mask.dtype == torch.uint8 and (mask == 255).any():
-        raise ValueError(
-            "mask is uint8 and holds 255, which is no class id: divide masks of 0 and 255 by 255, "
-            'and where it stands for pixels to ignore, use -1: mask.astype("int16") first'
-        )
-    return mask
 
 
 def _stack(name: str, values: Any, ids: Sequence[Any] | None) -> NDArray:
