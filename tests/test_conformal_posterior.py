@@ -1,5 +1,7 @@
 """Leaving training cases out and adding test cases: against exact refits of conjugate models."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -294,6 +296,7 @@ def test_training_and_test_cases_without_an_observation_are_left_out() -> None:
     for tree, missing in zip((first, second), gone, strict=True):
         values = tree["observed_data"].to_dataset()["pressure"]
         tree["observed_data"] = values.where(~missing).to_dataset()
+    analysis: Any
     for analysis, options in (
         (conformal.leave_one_out_intervals, {"pareto_k": np.inf}),
         (conformal.bayes_intervals, {"min_effective_draws": 1.0}),
@@ -322,6 +325,7 @@ def test_training_and_test_cases_without_a_label_are_left_out() -> None:
         tree["observed_data"] = xr.Dataset({"label": ("case", bare)}, ids)
         trees.append(tree)
         gone.append(missing)
+    analysis: Any
     for analysis, options in (
         (conformal.leave_one_out_sets, {"pareto_k": np.inf, "method": "aps"}),
         (conformal.bayes_sets, {"min_effective_draws": 1.0}),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -453,7 +454,7 @@ def test_uncertainty_splits_right_from_wrong() -> None:
 
 def test_cases_without_a_label_are_neither_right_nor_wrong() -> None:
     tree = make_tree(30)
-    label = tree["observed_data"]["label"].copy()
+    label: Any = tree["observed_data"]["label"].copy()
     label[:10] = -1
     tree["observed_data"]["label"] = label
     main = uncertainty(tree).axes[2]

@@ -1,5 +1,7 @@
 """Figures of prediction sets: what is drawn is what the Dataset holds, bad input stops early."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -106,7 +108,8 @@ def test_sets_of_cases_without_a_label_are_told_apart() -> None:
     hit = np.bincount(size[known & covered], minlength=size.max() + 1) / 60
     np.testing.assert_allclose(bars(ax, HIT), hit)
     assert ax.get_legend_handles_labels()[1][-1] == "not labelled"
-    label = np.where(known, tree["observed_data"]["label"].values, -1)
+    observed: Any = tree["observed_data"]["label"]
+    label = np.where(known, observed.values, -1)
     figure = sets_over_images(images, part, label, num=60)
     bold = [any(t.get_fontweight() == "bold" for t in ax.texts) for ax in figure.axes]
     assert sum(bold) == 40

@@ -397,7 +397,7 @@ def test_function_with_a_network_in_training_mode() -> None:
         assert "1 times" in str(raised.value)
         assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
         assert net.training == net[1].training == mode
-    net[1].p = 0.0
+    net[1].p = 0.0  # type: ignore[assignment]
     check_program(model, batch())
     assert not net.training
 

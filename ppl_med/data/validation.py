@@ -63,8 +63,9 @@ def _check_image(image: object, in_channels: int | None) -> None:
 
 def _check_lengths(batch: Mapping, num_cases: int) -> None:
     for name, values in batch.items():
-        sized = isinstance(values, Sized) and not isinstance(values, str | bytes)
-        if sized and getattr(values, "ndim", 1) and len(values) != num_cases:
+        if isinstance(values, str | bytes) or not isinstance(values, Sized):
+            continue
+        if getattr(values, "ndim", 1) != 0 and len(values) != num_cases:
             raise ValueError(f"{name} has {len(values)} entries but image has {num_cases} cases")
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro.poutine as poutine
 import torch
@@ -83,7 +83,7 @@ def stated_sites(trace: poutine.Trace, *, observed: bool | None = None) -> dict[
     return {
         name: site
         for name, site in sample_sites(trace).items()
-        if not site_is_factor(site)
+        if not site_is_factor(cast(Any, site))
         and not any((site["infer"] or {}).get(key) for key in ("_deterministic", "is_auxiliary"))
         and observed in (None, site["is_observed"])
     }
@@ -91,7 +91,7 @@ def stated_sites(trace: poutine.Trace, *, observed: bool | None = None) -> dict[
 
 def factors(trace: poutine.Trace) -> list[Site]:
     """Factor sites of a trace."""
-    return [site for site in sample_sites(trace).values() if site_is_factor(site)]
+    return [site for site in sample_sites(trace).values() if site_is_factor(cast(Any, site))]
 
 
 def plates(site: Mapping[str, Any]) -> dict[str, Any]:

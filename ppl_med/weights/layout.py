@@ -91,7 +91,7 @@ def _entry(name: str, short: str, parameter: Tensor, module: nn.Module) -> Entry
     weight = getattr(module, "weight", None)
     reference = weight if isinstance(weight, Tensor) and weight.dim() > 1 else parameter
     transposed = isinstance(module, _ConvTransposeNd)
-    groups = module.groups if is_convolution else 1
+    groups = module.groups if isinstance(module, _ConvNd) else 1
     if transposed:
         fan_in = reference.shape[0] // groups * math.prod(reference.shape[2:])
     elif reference.dim() > 2 and len(reference) == 1 and not is_layer_weight:

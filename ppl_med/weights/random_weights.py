@@ -25,8 +25,10 @@ from ppl_med.weights.layout import Layout, Where
 from ppl_med.weights.priors import FanInNormal, Prior
 from ppl_med.weights.sliding_window import run_net
 
-DROPOUT_RATES = ("dropout", "attention_dropout", "dropout_rate", "dropout_prob")
-DROPOUT_RATES += ("drop_rate", "drop_prob")
+DROPOUT_RATES = (
+    *("dropout", "attention_dropout", "dropout_rate", "dropout_prob"),
+    *("drop_rate", "drop_prob"),
+)
 
 
 class RandomWeights(nn.Module):

@@ -29,7 +29,8 @@ from torch.nn.functional import softplus
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, elbo_terms, fit
 from ppl_med.inference.guides.mean_field import Estimator
 from ppl_med.programs.elbo import total
-from ppl_med.weights import DETERMINISTIC, RandomWeights
+from ppl_med.weights import RandomWeights
+from ppl_med.weights.layout import DETERMINISTIC
 
 LEARNING_RATE = 1e-4
 INIT_SCALE = 0.05  # start of a weight's standard deviation, in units of 1/sqrt(fan_in)
