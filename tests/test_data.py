@@ -235,7 +235,7 @@ def batch(**changes):
         (batch(label=[0, 1, 1, 0]), TypeError, "label is a list"),
         (batch(label=torch.tensor([0, 1, 2, 0])), ValueError, r"0\.\.1, but is 2.*position 2"),
         (batch(label=torch.tensor([0, -1, 1, 0])), ValueError, "position 1"),
-        (batch(label=torch.zeros(4, 1).long()), ValueError, "squeeze"),
+        (batch(label=torch.zeros(4, 1).long()), ValueError, r"label\[:, 0\]"),
         (batch(label=torch.zeros(3).long()), ValueError, "label has 3 entries"),
         (batch(id=list("abc")), ValueError, "id has 3 entries"),
     ],
