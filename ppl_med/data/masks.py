@@ -77,9 +77,7 @@ def check_image_shape(shape: Sequence[int]) -> None:
             "channel, depth, row, col): a missing channel axis is added by image[:, None]"
         )
     if 0 in shape:
-        raise ValueError(
-            f"image has shape {tuple(shape)}, empty: there are no pixels to read"
-        )
+        raise ValueError(f"image has shape {tuple(shape)}, empty: there are no pixels to read")
 
 
 def check_mask_shape(mask_shape: Sequence[int], image_shape: Sequence[int]) -> None:
