@@ -51,7 +51,7 @@ def test_the_fix_for_a_spare_axis_is_named() -> None:
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        (torch.zeros(6, 1, dtype=torch.long), r"site has shape \(6, 1\), but \(6,\)"),
+        (torch.zeros(6, 1, dtype=torch.long), r"site must be of shape \(6,\).*got \(6, 1\)"),
         (torch.tensor([0, 1, -1, 0, 0, 1]), "site holds -1; sites are numbered 0 to 1"),
         (torch.tensor([0, 1, 2, 0, 0, 1]), "site holds 2"),
     ],
