@@ -2,8 +2,10 @@
 
 ppl_med.dims             imports ``ppl_med.axes`` and warns, by the table below
 __getattr__ = renamed()  gives a package the old names of its own functions and classes
+@renamed_argument()      gives a function the old name of a keyword
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -11,7 +13,10 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+Returned = TypeVar("Returned")
 
 MODULES: dict[str, str] = {
     "ppl_med.atomic_file": "ppl_med.storage.atomic",
@@ -109,6 +114,31 @@ def renamed(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(owner), attribute)
 
     return __getattr__
+
+
+def renamed_argument(
+    old: str, new: str
+) -> Callable[[Callable[P, Returned]], Callable[P, Returned]]:
+    """Let a function take a keyword by its old name, and warn.
+
+    Args:
+        old: Old name of the keyword.
+        new: Its name now, which the signature has.
+    """
+
+    def decorate(function: Callable[P, Returned]) -> Callable[P, Returned]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Returned:
+            if old in kwargs:
+                if new in kwargs:
+                    raise TypeError(f"{old} is the old name of {new}; give {new} alone.")
+                warnings.warn(f"{old}= is now {new}=", DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def install() -> None:

@@ -285,7 +285,9 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "scoring.elpd_heldout/numbers": Analysis(scoring.elpd_heldout, NUMBERS, unknown=("elpd",)),
     "scoring.crps": Analysis(
-        lambda tree: scoring.crps(tree, law="normal"), NUMBERS, unknown=("crps", "crps_mcse")
+        lambda tree: scoring.crps(tree, distribution="normal"),
+        NUMBERS,
+        unknown=("crps", "crps_mcse"),
     ),
     "scoring.crps/pixels": Analysis(scoring.crps, DEPTHS, unknown=("crps", "crps_mcse")),
     "scoring.energy": Analysis(

@@ -62,14 +62,14 @@ def observed(tree: xr.DataTree) -> np.ndarray:
 @pytest.mark.parametrize("law", ["normal", "laplace", "student_t", "samples"])
 def test_transforms_of_calibrated_predictions_are_uniform(law: str) -> None:
     tree = planted("normal" if law == "samples" else law)
-    found = calibration.pit(tree, law=law)
+    found = calibration.pit(tree, distribution=law)
     assert_uniform(found["pit"].values, FALSE_ALARM)
     test = stats.kstest(found["pit"].values, "uniform")
     assert float(found["ks"]) == pytest.approx(test.statistic)
     assert float(found["ks_pvalue"]) == pytest.approx(test.pvalue)
-    assert found.attrs["law"] == law
+    assert found.attrs["distribution"] == law
     wide = planted("normal" if law == "samples" else law, width=2)
-    assert calibration.pit(wide, law=law)["ks_pvalue"] < 1e-6
+    assert calibration.pit(wide, distribution=law)["ks_pvalue"] < 1e-6
 
 
 @pytest.mark.parametrize("law", ["normal", "laplace", "student_t"])
@@ -77,9 +77,13 @@ def test_transforms_are_the_mean_of_the_distribution_functions(law: str) -> None
     tree = planted(law, cases=20)
     loc, scale = (array(tree, f"posterior/{name}").values for name in ("loc", "scale"))
     expected = LAWS[law][0].cdf((observed(tree) - loc) / scale).mean((0, 1))
-    found = calibration.pit(tree, law=law)["pit"]
+    found = calibration.pit(tree, distribution=law)["pit"]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert calibration.pit(tree).attrs["law"] == ("normal" if law == "normal" else "samples")
+    usual = "normal" if law == "normal" else "samples"
+    assert calibration.pit(tree).attrs["distribution"] == usual
+    with pytest.warns(DeprecationWarning, match="law= is now distribution="):
+        old = calibration.pit(tree, law=law)  # type: ignore[call-arg]
+    np.testing.assert_array_equal(old["pit"], found)
 
 
 def test_transforms_from_draws_rank_what_came_and_spread_ties() -> None:
@@ -248,14 +252,14 @@ def test_one_row_holds_what_the_others_found() -> None:
 
 def test_bad_input_is_named() -> None:
     tree = planted(cases=20)
-    with pytest.raises(ValueError, match="law must be 'normal'"):
-        calibration.pit(tree, law="cauchy")
+    with pytest.raises(ValueError, match="distribution must be 'normal'"):
+        calibration.pit(tree, distribution="cauchy")
     with pytest.raises(ValueError, match="needs \\['variance'\\]"):
-        calibration.pit(tree, law="student_t")
+        calibration.pit(tree, distribution="student_t")
     with pytest.raises(ValueError, match="contradicts the variance"):
-        calibration.pit(planted("laplace", cases=20), law="normal")
+        calibration.pit(planted("laplace", cases=20), distribution="normal")
     with pytest.raises(ValueError, match="contradicts a variance"):
-        calibration.pit(planted(cases=20, variance=True), law="student_t")
+        calibration.pit(planted(cases=20, variance=True), distribution="student_t")
     with pytest.raises(ValueError, match="levels must be"):
         calibration.coverage(tree, levels=[1.0])
     with pytest.raises(ValueError, match="site is 'depth'"):

@@ -218,7 +218,7 @@ def test_the_old_name_of_the_site_warns() -> None:
     rng = np.random.default_rng(12)
     tree, _ = study(rng, 40, "c")
     with pytest.warns(DeprecationWarning, match="outcome= is now site="):
-        old = conformal.calibrate_intervals(tree, 0.1, outcome="pressure")
+        old = conformal.calibrate_intervals(tree, 0.1, outcome="pressure")  # type: ignore[call-arg]
     xr.testing.assert_identical(old, conformal.calibrate_intervals(tree, 0.1, site="pressure"))
 
 

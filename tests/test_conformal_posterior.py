@@ -271,7 +271,7 @@ def test_a_law_that_is_not_normal_is_refused() -> None:
     first, second, _, _ = line(np.random.default_rng(0), 40, 5, 200)
     group = second["posterior"].to_dataset()
     second["posterior"] = xr.DataTree(group.assign(variance=2 * group["scale"] ** 2))
-    with pytest.raises(ValueError, match="law='normal' contradicts the variance"):
+    with pytest.raises(ValueError, match="distribution='normal' contradicts the variance"):
         conformal.bayes_intervals(first, second, 0.1)
 
 

@@ -54,7 +54,7 @@ CLASSES: dict[str, Analysis] = {
     "risk-coverage": lambda tree: selective.risk_coverage(tree, "total", replicates=0),
 }
 NUMBERS: dict[str, Analysis] = {
-    "crps": lambda tree: scoring.crps(tree, law="normal"),
+    "crps": lambda tree: scoring.crps(tree, distribution="normal"),
     "quantiles": scoring.quantile_score,
     "intervals": scoring.interval_score,
     "cqr": lambda tree: intervals(tree, "cqr"),

@@ -105,16 +105,18 @@ def test_crps_per_draw_is_the_closed_form(law: str) -> None:
     loc, scale = rng.normal(size=shape), rng.uniform(0.5, 2, shape)
     value = rng.normal(size=4)
     tree = number_tree(value, loc, {"loc": loc, "scale": scale})
-    result = scoring.crps(tree, law=law)["crps_per_draw"]
+    result = scoring.crps(tree, distribution=law)["crps_per_draw"]
     factor = {"normal": 1, "laplace": 2}
     for name, ratio in factor.items():
         own = {"loc": loc, "scale": scale, "variance": ratio * scale**2}
         known = number_tree(value, loc, own)
         if name == law:
-            xr.testing.assert_allclose(scoring.crps(known, law=law)["crps_per_draw"], result)
+            xr.testing.assert_allclose(
+                scoring.crps(known, distribution=law)["crps_per_draw"], result
+            )
         else:
             with pytest.raises(ValueError, match="contradicts the variance"):
-                scoring.crps(known, law=law)
+                scoring.crps(known, distribution=law)
     x = np.linspace(-60, 60, 400_001)
     frozen = {"normal": stats.norm, "laplace": stats.laplace}[law](loc[1, 2], scale[1, 2])
     gap = frozen.cdf(x[:, None]) - (value <= x[:, None])
@@ -124,10 +126,10 @@ def test_crps_per_draw_is_the_closed_form(law: str) -> None:
     if law == "normal":
         exact = scale * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - np.pi**-0.5)
         np.testing.assert_allclose(result, exact.mean(-1), rtol=1e-12)
-    with pytest.raises(ValueError, match="law must be"):
-        scoring.crps(tree, law="cauchy")
+    with pytest.raises(ValueError, match="distribution must be"):
+        scoring.crps(tree, distribution="cauchy")
     with pytest.raises(ValueError, match="needs loc and scale"):
-        scoring.crps(random_tree(), law=law)
+        scoring.crps(random_tree(), distribution=law)
 
 
 def test_the_fair_estimator_is_unbiased_at_few_draws_and_the_other_is_not() -> None:

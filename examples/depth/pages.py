@@ -100,7 +100,9 @@ def _noise_sections(study: Study, trees: dict[Any, dict[str, xr.DataTree]]) -> l
         figure = noise_recovery(by_set)
         body = paragraph(text) + picture(figure, "Learnt against true noise.")
         found.append(Section("noise", "The noise that was learnt", body))
-    curves = {name: calibration.coverage(tree["none"], law=law) for name, tree in trees.items()}
+    curves = {
+        name: calibration.coverage(tree["none"], distribution=law) for name, tree in trees.items()
+    }
     text = "On the diagonal, intervals hold as many depths as they say. Scenes like training."
     figure = number_calibration.coverage(curves)
     body = paragraph(text) + picture(figure, "Coverage of central intervals at every level.")

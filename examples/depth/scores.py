@@ -34,7 +34,7 @@ def score(tree: xr.DataTree, noise_sd: np.ndarray, law: str) -> xr.Dataset:
     parts = uncertainty.variance(tree, mcse=False)
     mean = tree["posterior/loc"].mean(("chain", "draw"))
     error = tree["observed_data/depth"] - mean
-    coverage = calibration.coverage(tree, law=law)
+    coverage = calibration.coverage(tree, distribution=law)
     curve = selective.sparsification(tree, "total", "absolute", replicates=0)
     recovery = noise_table(np.sqrt(parts["aleatoric"].values), noise_sd)
     return xr.Dataset(

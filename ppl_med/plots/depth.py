@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis import uncertainty
-from ppl_med.analysis.tree import find_distribution
+from ppl_med.analysis.tree import find_distribution, find_group
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import reject
 from ppl_med.plots import theme
@@ -65,8 +65,9 @@ def depth_maps(
     parts = uncertainty.variance(part, mcse=False)
     predicted = part["loc"].mean(SAMPLES)
     panels: dict[str, tuple[NDArray, str]] = {}
-    if "observed_data" in tree.children and "depth" in tree["observed_data"]:
-        measured: Any = tree["observed_data/depth"].isel(case=chosen)
+    observed = find_group(tree, "observed_data")
+    if "depth" in observed:
+        measured: Any = observed["depth"].isel(case=chosen)
         panels["measured depth"] = (_maps(measured, "observed depth"), _DEPTH)
     panels["predicted depth"] = (_maps(predicted, "loc"), _DEPTH)
     if noise_sd is not None:

@@ -25,16 +25,18 @@ from ppl_med.analysis.statistics import binning
 from ppl_med.analysis.statistics.case_means import ratio_error
 from ppl_med.analysis.statistics.draw_ranks import check_levels
 from ppl_med.checks import inside
+from ppl_med.moved import renamed_argument
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
+@renamed_argument("law", "distribution")
 def coverage(
     tree: xr.DataTree,
     site: str | None = None,
     *,
     levels: Sequence[float] = LEVELS,
-    law: str | None = None,
+    distribution: str | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -44,7 +46,7 @@ def coverage(
         tree: The tree of `predict` on cases with observed numbers; lazy ones are read in parts.
         site: Name of the observed site; None takes the only one.
         levels: Probabilities of the intervals and of the quantiles, in (0, 1).
-        law: As for `pit`.
+        distribution: As for `pit`.
         confidence: Probability of the intervals around ``coverage``.
         seed: As for `pit`.
 
@@ -60,7 +62,7 @@ def coverage(
     """
     inside("confidence", confidence)
     array = check_levels(levels)
-    transformed = pit(tree, site, law=law, seed=seed)
+    transformed = pit(tree, site, distribution=distribution, seed=seed)
     values = transformed["pit"].values.reshape(transformed.sizes["case"], -1)
     known = ~np.isnan(values)
     kept = np.where(known, values, 2.0)  # 2 lies in no interval

@@ -6,13 +6,15 @@ from ppl_med.analysis.calibration.interval_coverage import coverage
 from ppl_med.analysis.calibration.transforms import pit
 from ppl_med.analysis.calibration.variance_bins import dispersion
 from ppl_med.analysis.scoring.draw_scores import crps
+from ppl_med.moved import renamed_argument
 
 
+@renamed_argument("law", "distribution")
 def number_errors(
     tree: xr.DataTree,
     site: str | None = None,
     *,
-    law: str | None = None,
+    distribution: str | None = None,
     bins: int = 10,
     replicates: int = 200,
     seed: int = 0,
@@ -22,7 +24,7 @@ def number_errors(
     Args:
         tree: The tree of `predict` on cases with observed numbers. The CRPS reads it as a whole.
         site: Name of the observed site; None takes the only one.
-        law: As for `pit`.
+        distribution: As for `pit`.
         bins: As for `dispersion`.
         replicates: As for `dispersion`.
         seed: As for `pit` and `dispersion`.
@@ -37,8 +39,8 @@ def number_errors(
         TypeError, ValueError: As for these.
     """
     parts = [
-        coverage(tree, site, law=law, seed=seed),
-        pit(tree, site, law=law, seed=seed),
+        coverage(tree, site, distribution=distribution, seed=seed),
+        pit(tree, site, distribution=distribution, seed=seed),
         dispersion(tree, site, bins=bins, replicates=replicates, seed=seed),
     ]
     score = crps(tree, site)

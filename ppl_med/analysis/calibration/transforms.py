@@ -21,21 +21,24 @@ from scipy import stats
 from ppl_med.analysis.statistics import location_scale
 from ppl_med.analysis.tree import Block, Numbers, count_left_out, open_numbers
 from ppl_med.checks import choice
+from ppl_med.moved import renamed_argument
 
-LAWS = ("normal", "laplace", "student_t", "samples")
+DISTRIBUTIONS = ("normal", "laplace", "student_t", "samples")
 
 
+@renamed_argument("law", "distribution")
 def pit(
-    tree: xr.DataTree, site: str | None = None, *, law: str | None = None, seed: int = 0
+    tree: xr.DataTree, site: str | None = None, *, distribution: str | None = None, seed: int = 0
 ) -> xr.Dataset:
     """Transform every observed number by its predicted distribution function.
 
     Args:
         tree: The tree of `predict` on cases with observed numbers; lazy ones are read in parts.
         site: Name of the observed site; None takes the only one.
-        law: Likelihood that ``loc`` and ``scale`` of the posterior group belong to, or "samples".
-            None is "normal" where the group has ``loc`` and ``scale`` and no ``variance``, as
-            `predict` stores a normal and nothing else; "samples" otherwise.
+        distribution: What ``loc`` and ``scale`` of the posterior group belong to: "normal",
+            "laplace", "student_t", or "samples" for the values drawn. None is "normal" where the
+            group has ``loc`` and ``scale`` and no ``variance``, as `predict` stores a normal and
+            nothing else; "samples" otherwise.
         seed: Seed of the randomisation, and of the choice of pixels to test.
 
     Returns:
@@ -46,10 +49,10 @@ def pit(
 
     Raises:
         TypeError, ValueError: A site is missing or holds classes; values are malformed; an unknown
-            law, or one that contradicts the variance of the tree.
+            distribution, or one that contradicts the variance of the tree.
     """
     numbers = open_numbers(tree, site)
-    chosen = _chosen(numbers, law)
+    chosen = _chosen(numbers, distribution)
     rng = np.random.default_rng(seed)
     values = np.empty(numbers.observed.shape)
     for block in numbers.blocks():
@@ -69,7 +72,7 @@ def pit(
     ):
         result[name].attrs.update(units="probability", long_name=long_name)
     observed = values.size - counts["left_out"]
-    result.attrs.update(counts, law=chosen, num_observed=observed, num_tested=len(tested))
+    result.attrs.update(counts, distribution=chosen, num_observed=observed, num_tested=len(tested))
     return result.assign_attrs(num_draws=numbers.num_draws)
 
 
@@ -80,22 +83,27 @@ def one_per_case(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.array([row[rng.integers(len(row))] for row in known if len(row)])
 
 
-def _chosen(numbers: Numbers, law: str | None) -> str:
+def _chosen(numbers: Numbers, distribution: str | None) -> str:
     names = set(map(str, numbers.posterior))
-    if law is None:
+    if distribution is None:
         return "normal" if {"loc", "scale"} <= names and "variance" not in names else "samples"
-    choice("law", law, LAWS)
-    needed = {"loc", "scale", "variance"} if law == "student_t" else {"loc", "scale"}
+    choice("distribution", distribution, DISTRIBUTIONS)
+    needed = {"loc", "scale", "variance"} if distribution == "student_t" else {"loc", "scale"}
     missing = needed - names
-    if missing and law != "samples":
-        raise ValueError(f"law={law!r} needs {sorted(missing)} in the posterior group of the tree.")
-    return law
+    if missing and distribution != "samples":
+        raise ValueError(
+            f"distribution={distribution!r} needs {sorted(missing)} in the posterior group of the "
+            "tree."
+        )
+    return distribution
 
 
-def _block(numbers: Numbers, block: Block, law: str, rng: np.random.Generator) -> np.ndarray:
+def _block(
+    numbers: Numbers, block: Block, distribution: str, rng: np.random.Generator
+) -> np.ndarray:
     """Transforms of a block, NaN where nothing was observed."""
     value = numbers.observations(block)
-    if law == "samples":
+    if distribution == "samples":
         drawn = numbers.draws(block).values
         below = (drawn < value.values).sum((0, 1))
         equal = (drawn == value.values).sum((0, 1))
@@ -107,5 +115,5 @@ def _block(numbers: Numbers, block: Block, law: str, rng: np.random.Generator) -
         raise ValueError("scale must be positive and loc finite; find the draw that diverged.")
     z = (value.values - group["loc"].values) / scale
     ratio = group["variance"].values / scale**2 if "variance" in group else None
-    result: np.ndarray = location_scale.cdf(z, law, ratio).mean((0, 1))
+    result: np.ndarray = location_scale.cdf(z, distribution, ratio).mean((0, 1))
     return result

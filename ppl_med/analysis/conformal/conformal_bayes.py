@@ -20,8 +20,9 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.conformal import importance, order_statistics
 from ppl_med.analysis.conformal.hits import interval_hits, label_hits, observed_cases
-from ppl_med.analysis.statistics.location_scale import check_law
+from ppl_med.analysis.statistics.location_scale import check_distribution
 from ppl_med.analysis.tree import CaseNumbers, case_coords, open_case_numbers, open_classes
+from ppl_med.moved import renamed_argument
 
 _BLOCK = 2**22  # numbers held at once
 _FEWEST = 10.0  # effective draws
@@ -87,6 +88,7 @@ def bayes_sets(
     return importance.finish(result, label_hits(new, sets), alpha, **_ATTRS)
 
 
+@renamed_argument("outcome", "site")
 def bayes_intervals(
     training: xr.DataTree,
     tree: xr.DataTree,
@@ -95,7 +97,6 @@ def bayes_intervals(
     site: str | None = None,
     num_points: int = _GRID,
     min_effective_draws: float = _FEWEST,
-    outcome: str | None = None,
 ) -> xr.Dataset:
     """Return conformal Bayes intervals of a number that is Normal(loc, scale) under every draw.
 
@@ -111,7 +112,6 @@ def bayes_intervals(
         site: Name of the observed numbers.
         num_points: Number of points of the grid, 3 or more.
         min_effective_draws: Refuse where fewer draws carry the weights of an outcome that stays.
-        outcome: Old name of ``site``.
 
     Returns:
         Dataset with ``interval`` (case, bound), infinite where the end of the grid stays inside,
@@ -123,7 +123,7 @@ def bayes_intervals(
     """
     checks.inside("alpha", alpha)
     checks.whole("num_points", num_points, 3)
-    numbers = open_case_numbers(training, site, outcome)
+    numbers = open_case_numbers(training, site)
     others = open_case_numbers(tree, numbers.site)
     _check_pair(training, tree, numbers.find("loc"), others.find("loc"))
     seen = numbers.required()
@@ -161,7 +161,7 @@ def _parameters(part: CaseNumbers) -> tuple[np.ndarray, np.ndarray]:
     if float(scale.min()) <= 0:
         raise ValueError("posterior/scale must be positive.")
     if "variance" in part.predicted:
-        check_law("normal", (part.find("variance") / scale**2).values)
+        check_distribution("normal", (part.find("variance") / scale**2).values)
     return importance.samples(loc), importance.samples(scale)
 
 

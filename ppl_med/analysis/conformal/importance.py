@@ -16,6 +16,7 @@ from ppl_med.analysis.tree import (
     check_cases,
     check_disjoint,
     count_left_out,
+    find_group,
     open_log_likelihood,
     other_samples,
 )
@@ -56,7 +57,7 @@ def leave_one_out_weights(
     if likelihood.ndim > 3:
         raise ValueError(f"log_likelihood has dimensions {likelihood.dims}; expected one per case.")
     for group in ("posterior", "observed_data"):
-        for name, array in training[group].data_vars.items() if group in training.children else ():
+        for name, array in find_group(training, group).items():
             if "case" in array.dims:
                 check_cases(array, likelihood, f"{group}/{name}", "log_likelihood")
     values = likelihood.values.reshape(-1, likelihood.sizes["case"]).T[cases]

@@ -30,6 +30,7 @@ from ppl_med.analysis.tree import (
     open_classes,
 )
 from ppl_med.axes import SAMPLES
+from ppl_med.moved import renamed_argument
 
 _BLOCK = 2**22  # numbers held at once
 
@@ -97,6 +98,7 @@ def leave_one_out_sets(
     return _finish(result, shape, hits, alpha, (len(own), rank), settings.method)
 
 
+@renamed_argument("outcome", "site")
 def leave_one_out_intervals(
     training: xr.DataTree,
     tree: xr.DataTree,
@@ -104,7 +106,6 @@ def leave_one_out_intervals(
     *,
     site: str | None = None,
     pareto_k: float | None = None,
-    outcome: str | None = None,
 ) -> xr.Dataset:
     """Return jackknife+ intervals of an observed number around the mean of ``loc``.
 
@@ -115,7 +116,6 @@ def leave_one_out_intervals(
         alpha: Miss rate aimed at, in (0, 1).
         site: Name of the observed numbers.
         pareto_k: As for `leave_one_out_sets`.
-        outcome: Old name of ``site``.
 
     Returns:
         Dataset with ``interval`` (case, bound), ``width`` (case), and as `leave_one_out_sets`.
@@ -124,7 +124,7 @@ def leave_one_out_intervals(
         TypeError, ValueError: As `leave_one_out_sets`, or no ``loc``.
     """
     checks.inside("alpha", alpha)
-    numbers = open_case_numbers(training, site, outcome)
+    numbers = open_case_numbers(training, site)
     others = open_case_numbers(tree, numbers.site)
     importance.check_pair(training, tree, numbers.find("loc"), others.find("loc"))
     seen = numbers.required()

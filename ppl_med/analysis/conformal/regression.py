@@ -37,6 +37,7 @@ from ppl_med.analysis.tree import (
     open_case_numbers,
 )
 from ppl_med.axes import SAMPLES
+from ppl_med.moved import renamed_argument
 
 METHODS = ("absolute", "normalised", "epistemic", "cqr", "cqr_epistemic")
 
@@ -50,6 +51,7 @@ class Proposal(NamedTuple):
     upper_unit: xr.DataArray
 
 
+@renamed_argument("outcome", "site")
 def calibrate_intervals(
     tree: xr.DataTree,
     alpha: float = 0.1,
@@ -58,7 +60,6 @@ def calibrate_intervals(
     site: str | None = None,
     within: str | xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
-    outcome: str | None = None,
 ) -> xr.Dataset:
     """Learn how far to widen intervals from cases that the model was not trained on.
 
@@ -70,7 +71,6 @@ def calibrate_intervals(
         site: Name of the observed numbers; needed where there are several.
         within: A threshold per group: a column of constant_data, or the groups (case).
         weights: Likelihood ratio test / calibration (case), for a covariate shift.
-        outcome: Old name of ``site``.
 
     Returns:
         As `conformal.calibrate`; ``threshold`` in the unit of the observation for absolute and cqr,
@@ -82,7 +82,7 @@ def calibrate_intervals(
     """
     checks.inside("alpha", alpha)
     checks.choice("method", method, METHODS)
-    numbers = open_case_numbers(tree, site, outcome)
+    numbers = open_case_numbers(tree, site)
     proposal = _propose(numbers, method, alpha)
     case_ids(proposal.lower, "posterior")
     score = _score(proposal, numbers.required())

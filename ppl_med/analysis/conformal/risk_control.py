@@ -33,6 +33,7 @@ from ppl_med.analysis.tree import (
     class_indices,
     class_labels,
     count_left_out,
+    find_group,
     known,
     open_annotations,
     open_probabilities,
@@ -141,7 +142,7 @@ def predict_masks(
     chosen = class_indices(_known(calibration, draws), draws)
     threshold = float(calibration["threshold"])
     graded = None
-    if isinstance(tree, xr.DataTree) and "observed_data" in tree.children:
+    if find_group(tree, "observed_data"):
         graded = open_annotations(tree, None, draws)
     kept = np.zeros(len(ids), bool) if graded is None else _annotated(graded)
     masks, means, risk = [], [], np.full(len(ids), np.nan)

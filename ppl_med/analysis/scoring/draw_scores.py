@@ -7,8 +7,8 @@ independent draws, in the unit of y; lower is better, and the true distribution 
     energy    the same with Euclidean norms over the axes of a vector or map
 
 A single posterior draw gives one value per case, which says nothing of the distribution it came
-from; its score needs that distribution in closed form (``law`` of `crps`). For log scores see
-`elpd_heldout`.
+from; its score needs that distribution in closed form (``distribution`` of `crps`). For log scores
+see `elpd_heldout`.
 
 Sources: Gneiting and Raftery, JASA 102, 2007, sections 4.2 and 4.3; Ferro, QJRMS 140, 2014 (fair
 estimators).
@@ -27,22 +27,25 @@ from ppl_med.analysis.tree import (
     Numbers,
     check_cases,
     count_left_out,
+    find_group,
     join_blocks,
     open_numbers,
     split_blocks,
 )
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice
+from ppl_med.moved import renamed_argument
 
 _ESTIMATORS = ("fair", "empirical")
 
 
+@renamed_argument("law", "distribution")
 def crps(
     tree: xr.DataTree,
     site: str | None = None,
     *,
     estimator: str = "fair",
-    law: str | None = None,
+    distribution: str | None = None,
 ) -> xr.Dataset:
     """Continuous ranked probability score of every entry of every case.
 
@@ -52,35 +55,36 @@ def crps(
         estimator: "fair" is unbiased for the distribution behind the draws, and can be negative;
             "empirical" scores the draws as if they were the distribution: biased by
             E|X - X'| / (2 draws), and the absolute error for one draw.
-        law: "normal" or "laplace", the likelihood that ``loc`` and ``scale`` of the posterior
-            group belong to: adds the score of every posterior draw.
+        distribution: "normal" or "laplace", what ``loc`` and ``scale`` of the posterior group
+            belong to: adds the score of every posterior draw.
 
     Returns:
         Dataset with ``crps`` (case, ...), its mean ``crps_mean`` and standard error over cases
         ``crps_mean_se``, both with ``_mcse`` from the draws where there are two or more; with
-        ``law`` ``crps_per_draw`` (chain, draw). Entries whose observation is NaN are left out.
+        ``distribution`` ``crps_per_draw`` (chain, draw). Entries whose observation is NaN are left
+        out.
 
     Raises:
         TypeError, ValueError: A site is missing or not numeric, a draw is NaN, an unknown
-            estimator or law, or one draw for the fair estimator.
+            estimator or distribution, or one draw for the fair estimator.
     """
     numbers = open_numbers(tree, site)
     _check_estimator(estimator, numbers)
     value = numbers.observations()
     counts = count_left_out(value)
-    parameters = None if law is None else _parameters(tree, numbers.observed, law)
+    parameters = None if distribution is None else _parameters(tree, numbers.observed, distribution)
     score, per_draw = _Score("crps", estimator, value), xr.DataArray(0.0)
     for block in numbers.blocks():
         truth = value.isel(block)
         flat = numbers.draws(block).values.reshape(-1, truth.size)
         score.add(block, truth, np.abs(flat - truth.values.ravel()), _mean_distance(flat), numbers)
         if parameters is not None:
-            own = _closed_form(truth, parameters.isel(block), str(law))
+            own = _closed_form(truth, parameters.isel(block), str(distribution))
             per_draw = per_draw + (own * score.weight.isel(block)).sum(truth.dims)
     result = score.result(numbers).assign_attrs(counts)
-    if law is not None:
+    if distribution is not None:
         result["crps_per_draw"] = per_draw.transpose(*SAMPLES).assign_attrs(
-            result["crps"].attrs, law=law
+            result["crps"].attrs, distribution=distribution
         )
     return result
 
@@ -222,26 +226,28 @@ class _Score:
         return describe_numbers(result, numbers)
 
 
-def _parameters(tree: xr.DataTree, value: xr.DataArray, law: str) -> xr.Dataset:
+def _parameters(tree: xr.DataTree, value: xr.DataArray, distribution: str) -> xr.Dataset:
     """``loc`` and ``scale`` of the posterior group, not yet read."""
-    choice("law", law, ("normal", "laplace"))
-    group = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+    choice("distribution", distribution, ("normal", "laplace"))
+    group = find_group(tree, "posterior")
     if not {"loc", "scale"} <= set(group):
-        raise ValueError(f"law={law!r} needs loc and scale in the posterior group of the tree.")
+        raise ValueError(
+            f"distribution={distribution!r} needs loc and scale in the posterior group of the tree."
+        )
     check_cases(value, group["loc"], "observed values")
     return group[[name for name in ("loc", "scale", "variance") if name in group]]
 
 
-def _closed_form(value: xr.DataArray, parameters: xr.Dataset, law: str) -> xr.DataArray:
+def _closed_form(value: xr.DataArray, parameters: xr.Dataset, distribution: str) -> xr.DataArray:
     """CRPS of every entry and posterior draw (chain, draw, case, ...)."""
     loc, scale = (parameters[name].astype(np.float64).load() for name in ("loc", "scale"))
     if not bool((scale > 0).all()):
         raise ValueError("scale must be positive.")
     if "variance" in parameters:
         ratio = parameters["variance"].astype(np.float64) / scale**2
-        location_scale.check_law(law, ratio.values)
+        location_scale.check_distribution(distribution, ratio.values)
     z = (value - loc) / scale
-    return scale * z.copy(data=location_scale.crps(z.values, law))
+    return scale * z.copy(data=location_scale.crps(z.values, distribution))
 
 
 def _check_estimator(estimator: str, numbers: Numbers) -> None:

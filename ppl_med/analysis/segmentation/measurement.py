@@ -33,6 +33,7 @@ from ppl_med.analysis.tree import (
     class_indices,
     class_labels,
     count_left_out,
+    find_group,
     open_annotations,
     open_draws,
 )
@@ -99,8 +100,7 @@ def sizes(
 def _annotations(
     tree: Posterior, annotations: xr.DataArray | None, draws: Draws
 ) -> xr.DataArray | None:
-    observed = isinstance(tree, xr.DataTree) and "observed_data" in tree.children
-    if annotations is None and not (observed and "mask" in tree["observed_data"]):
+    if annotations is None and "mask" not in find_group(tree, "observed_data"):
         return None
     return open_annotations(tree, annotations, draws)
 

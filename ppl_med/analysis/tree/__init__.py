@@ -5,6 +5,7 @@ case_numbers   the same, one per case, of trees that may lack some        ``open
 numbers        predicted distributions, draws, observed numbers ``open_numbers``
 masks          sampled masks                                    ``open_draws``
 graders        masks of several graders                         ``open_annotations``
+groups         groups and variables of the tree                 ``find_group``
 likelihoods    log-likelihood of the observation                ``open_log_likelihood``
 attributions   maps of attribution                              ``select_maps``
 cases          ids, groups, weights; the same cases everywhere
@@ -26,7 +27,7 @@ NaN is an error: it says that a draw has diverged.
 
 from ppl_med.analysis.tree.attributions import select_maps
 from ppl_med.analysis.tree.blocks import Block, Part, join_blocks, split_blocks
-from ppl_med.analysis.tree.case_numbers import DRAWS, CaseNumbers, open_case_numbers
+from ppl_med.analysis.tree.case_numbers import CaseNumbers, open_case_numbers
 from ppl_med.analysis.tree.cases import (
     case_coords,
     case_ids,
@@ -45,6 +46,7 @@ from ppl_med.analysis.tree.graders import (
     open_annotations,
     sample_distribution,
 )
+from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.analysis.tree.likelihoods import LogLikelihood, open_log_likelihood
 from ppl_med.analysis.tree.masks import (
@@ -56,7 +58,7 @@ from ppl_med.analysis.tree.masks import (
     open_draws,
     open_probabilities,
 )
-from ppl_med.analysis.tree.numbers import Numbers, find_distribution, open_numbers
+from ppl_med.analysis.tree.numbers import DRAWS, Numbers, find_distribution, open_numbers
 
 __all__ = [
     "DRAWS",
@@ -84,6 +86,8 @@ __all__ = [
     "compared_cases",
     "count_left_out",
     "find_distribution",
+    "find_group",
+    "find_variable",
     "grader_distribution",
     "has_probs",
     "join_blocks",

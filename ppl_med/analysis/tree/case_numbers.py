@@ -8,7 +8,6 @@
 All but the variance are in the unit of the observation. For maps of numbers see `numbers`.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,9 +16,10 @@ import xarray as xr
 
 from ppl_med.analysis.tree.blocks import Part, join_blocks, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.groups import find_group
+from ppl_med.analysis.tree.numbers import DRAWS, find_site
 from ppl_med.axes import SAMPLES
 
-DRAWS = "posterior_predictive"
 _PARAMETERS = ("loc", "scale", "variance", "quantile")
 
 
@@ -157,42 +157,22 @@ class CaseNumbers:
         return draws.quantile(levels, SAMPLES).transpose("case", "quantile")
 
 
-def open_case_numbers(
-    tree: object, site: str | None = None, outcome: str | None = None
-) -> CaseNumbers:
+def open_case_numbers(tree: object, site: str | None = None) -> CaseNumbers:
     """Find the numbers of a tree, without reading them.
 
     Args:
         tree: The tree of `predict`, with observations or not.
-        site: Name of the observed numbers; by default the only variable of observed_data or
-            posterior_predictive.
-        outcome: Old name of ``site``.
+        site: Name of the observed numbers; None takes the only one, as `find_site` says.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
         ValueError: None or several, and ``site`` does not choose.
     """
-    if outcome is not None:
-        warnings.warn("outcome= is now site=", DeprecationWarning, stacklevel=3)
-        site = outcome
-    if not isinstance(tree, xr.DataTree):
-        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
-    groups = {
-        name: tree[name].to_dataset() if name in tree.children else xr.Dataset()
-        for name in ("observed_data", DRAWS, "posterior")
-    }
-    for name in ("observed_data", DRAWS) if site is None else ():
-        found = sorted(map(str, groups[name]))
-        if len(found) > 1:
-            raise ValueError(f"{name} holds {found}; choose one with site=.")
-        if found:
-            site = found[0]
-            break
-    if site is None:
-        raise ValueError("tree has no observed_data and no posterior_predictive; give site.")
+    name, observation, drawn = find_site(tree, site)
+    posterior = find_group(tree, "posterior")
     predicted = {
-        name: groups["posterior"][name] for name in _PARAMETERS if name in groups["posterior"]
+        parameter: posterior[parameter] for parameter in _PARAMETERS if parameter in posterior
     }
-    if site in groups[DRAWS]:
-        predicted[DRAWS] = groups[DRAWS][site]
-    return CaseNumbers(site, predicted, groups["observed_data"].get(site))
+    if drawn is not None:
+        predicted[DRAWS] = drawn
+    return CaseNumbers(name, predicted, observation)

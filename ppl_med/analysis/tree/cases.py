@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.tree.groups import find_group
 from ppl_med.axes import SAMPLES
 
 
@@ -135,7 +136,7 @@ def _column(tree: object, name: str, argument: str) -> xr.DataArray:
             f"{argument}={name!r} names a column of constant_data, which only a DataTree has; "
             "pass the tree, or the groups as a DataArray over case."
         )
-    group = tree["constant_data"].to_dataset() if "constant_data" in tree.children else {}
+    group = find_group(tree, "constant_data")
     if name not in group:
         raise ValueError(
             f"{argument}={name!r} is no column of constant_data; it has "

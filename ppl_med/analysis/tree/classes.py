@@ -19,6 +19,7 @@ from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.axes import SAMPLES
 
@@ -109,9 +110,7 @@ class Classes:
 
     def observation(self) -> xr.DataArray | None:
         """Return the observed label or mask as stored, if there is one."""
-        if not isinstance(self.tree, xr.DataTree) or "observed_data" not in self.tree.children:
-            return None
-        group = self.tree["observed_data"].to_dataset()
+        group = find_group(self.tree, "observed_data")
         return next((group[name] for name in OBSERVATIONS if name in group), None)
 
     def observed(self) -> xr.DataArray:
@@ -217,7 +216,7 @@ def open_classes(tree: Posterior) -> Classes:
         ValueError: ``probs`` is absent, lacks a dimension or is empty. Malformed values are found
             when they are read.
     """
-    probs = _find(tree)
+    probs = find_variable(tree, "posterior", "probs", "classification")
     required = (*SAMPLES, "case", "class")
     missing = [dim for dim in required if dim not in probs.dims]
     if missing:
@@ -238,11 +237,9 @@ def class_names(array: xr.DataArray) -> list[str]:
     return [str(index) for index in range(array.sizes["class"])]
 
 
-def has_probs(tree: Posterior) -> bool:
+def has_probs(tree: object) -> bool:
     """Whether a tree, or its posterior group, is of classes: whether it holds ``probs``."""
-    if isinstance(tree, xr.DataTree):
-        return "posterior" in tree.children and "probs" in tree["posterior"].to_dataset()
-    return isinstance(tree, xr.Dataset) and "probs" in tree
+    return "probs" in find_group(tree, "posterior")
 
 
 def check_simplex(values: np.ndarray, axis: int) -> None:
@@ -263,28 +260,6 @@ def check_simplex(values: np.ndarray, axis: int) -> None:
         f"probs must sum to one over class; the largest error is {error:.3g}. Pass probabilities, "
         "not logits, and one column per class also for two classes."
     )
-
-
-def _find(tree: Posterior) -> xr.DataArray:
-    if isinstance(tree, xr.DataArray):
-        return tree
-    if isinstance(tree, xr.DataTree):
-        if "posterior" not in tree.children:
-            raise ValueError(
-                f"tree has no posterior group, only {sorted(tree.children)}; "
-                "pass the DataTree that predict returned."
-            )
-        tree = tree["posterior"].to_dataset()
-    elif not isinstance(tree, xr.Dataset):
-        raise TypeError(
-            f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
-        )
-    if "probs" not in tree:
-        raise ValueError(
-            f"The posterior holds no probs, only {sorted(map(str, tree.data_vars))}; "
-            "this analysis needs a classification model."
-        )
-    return tree["probs"]
 
 
 def _read(array: xr.DataArray) -> xr.DataArray:

@@ -9,6 +9,7 @@ import xarray as xr
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
+from ppl_med.analysis.tree.groups import find_group
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
@@ -63,9 +64,7 @@ def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood 
         ValueError: The site is missing or ambiguous, a dimension is missing, or the observation is
             of other cases.
     """
-    if not isinstance(tree, xr.DataTree) or "log_likelihood" not in tree.children:
-        return None
-    group = tree["log_likelihood"].to_dataset()
+    group = find_group(tree, "log_likelihood")
     known_names = sorted(map(str, group))
     usual = [name for name in OBSERVATIONS if name in known_names][:1] or known_names
     if site not in (None, *known_names) or (site is None and len(usual) > 1):
@@ -78,12 +77,12 @@ def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood 
     if missing:
         raise ValueError(f"log_likelihood {name} lacks the dimension(s) {', '.join(missing)}.")
     array = array.transpose(*SAMPLES, "case", ...)
-    observed = tree["observed_data"].to_dataset() if "observed_data" in tree.children else {}
+    observed = find_group(tree, "observed_data")
     if name not in observed or "case" not in observed[name].dims:
         return LogLikelihood(array, None)
     check_cases(observed[name], array, f"observed {name}", "log_likelihood")
     value = observed[name]
-    if name not in OBSERVATIONS or ("posterior" in tree.children and not has_probs(tree)):
+    if name not in OBSERVATIONS or (find_group(tree, "posterior") and not has_probs(tree)):
         value = value.astype(np.float64)  # a number, of which -1 is one like others
     seen = known(value)
     return LogLikelihood(array, seen.any([dim for dim in seen.dims if dim not in array.dims]))

@@ -20,6 +20,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.tree.classes import Posterior, check_simplex
+from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.axes import SAMPLES
 
 ClassList: TypeAlias = Sequence[int | str] | None
@@ -218,35 +219,17 @@ def check_range(values: np.ndarray, low: int, num_classes: int | None, name: str
 
 
 def _find(tree: Posterior, samples: str) -> tuple[xr.DataArray, tuple[str, ...]]:
-    if isinstance(tree, xr.DataArray):
-        if samples == "draw" and "class" in tree.dims:
-            raise ValueError(
-                "samples='draw' needs drawn masks, and an array of probabilities was passed; pass "
-                "the tree with its posterior_predictive group, or samples='mode'."
-            )
-        return tree, _names(tree)
-    group, name = ("posterior", "probs") if samples == "mode" else ("posterior_predictive", "mask")
-    if isinstance(tree, xr.DataTree):
-        if group not in tree.children:
-            raise ValueError(
-                f"tree has no {group} group, only {sorted(tree.children)}; samples={samples!r} "
-                f"reads {group}/{name}."
-            )
-        found = tree[group].to_dataset()
-        # A drawn mask has no class axis; its classes are those of the probabilities.
-        other = tree["posterior"].to_dataset() if "posterior" in tree.children else found
-    elif isinstance(tree, xr.Dataset):
-        found = other = tree
-    else:
-        raise TypeError(
-            f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
-        )
-    if name not in found:
+    if samples == "mode":
+        array = find_variable(tree, "posterior", "probs", "segmentation")
+        return array, _names(array)
+    array = find_variable(tree, "posterior_predictive", "mask", "segmentation")
+    if "class" in array.dims:
         raise ValueError(
-            f"The {group} group holds no {name}, only {sorted(map(str, found.data_vars))}; this "
-            "analysis needs a segmentation model."
+            "samples='draw' needs drawn masks, and an array of probabilities was passed; pass "
+            "the tree with its posterior_predictive group, or samples='mode'."
         )
-    return found[name], _names(other["probs"] if "probs" in other else found[name])
+    # A drawn mask has no class axis; its classes are those of the probabilities.
+    return array, _names(find_group(tree, "posterior").get("probs", array))
 
 
 def _names(array: xr.DataArray) -> tuple[str, ...]:

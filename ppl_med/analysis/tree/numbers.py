@@ -17,9 +17,11 @@ import xarray as xr
 from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.classes import OBSERVATIONS
+from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
+from ppl_med.analysis.tree.groups import find_group
 from ppl_med.axes import SAMPLES
 
+DRAWS = "posterior_predictive"
 _LOCATIONS, _SPREADS = ("loc", "mean"), ("scale", "variance")
 
 
@@ -118,19 +120,14 @@ def open_numbers(tree: xr.DataTree, site: str | None = None) -> Numbers:
         TypeError, ValueError: The site is missing, ambiguous or holds classes; dimensions or cases
             differ.
     """
-    if not isinstance(tree, xr.DataTree):
-        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
-    groups = {}
-    for name in ("observed_data", "posterior_predictive"):
-        if name not in tree.children:
-            raise ValueError(f"tree has no {name}; call predict on batches with observations.")
-        groups[name] = tree[name].to_dataset()
-    shared = sorted(set(map(str, groups["observed_data"])) & set(groups["posterior_predictive"]))
-    if (site is None and len(shared) != 1) or (site is not None and site not in shared):
-        raise ValueError(f"site is {site!r}; observed and predicted are {shared}: name one.")
-    name = site or shared[0]
-    value, drawn = (groups[group][name] for group in ("observed_data", "posterior_predictive"))
-    classes = name in OBSERVATIONS and "posterior" in tree.children and "probs" in tree["posterior"]
+    name, value, drawn = find_site(tree, site)
+    for group, array in (("observed_data", value), (DRAWS, drawn)):
+        if array is None:
+            raise ValueError(
+                f"tree has no {group}/{name}; call predict on batches with observations."
+            )
+    assert value is not None and drawn is not None
+    classes = name in OBSERVATIONS and has_probs(tree)
     if classes or value.dtype.kind not in "fiu":
         raise TypeError(f"{name} holds classes or {value.dtype}; this is for numbers.")
     if set(drawn.dims) != {*SAMPLES, *value.dims} or "case" not in value.dims:
@@ -138,18 +135,44 @@ def open_numbers(tree: xr.DataTree, site: str | None = None) -> Numbers:
     check_cases(value, drawn, f"observed {name}")
     value = value.transpose("case", ...)
     drawn = drawn.transpose(*SAMPLES, *value.dims)
-    posterior = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
-    return Numbers(value, drawn, _distribution(posterior, drawn))
+    return Numbers(value, drawn, _distribution(find_group(tree, "posterior"), drawn))
+
+
+def find_site(
+    tree: object, site: str | None = None
+) -> tuple[str, xr.DataArray | None, xr.DataArray | None]:
+    """Find the observed site of a tree: its name, what was observed, and what was drawn.
+
+    Args:
+        tree: The tree of `predict`.
+        site: Name of the site; None takes the only one: of those both observed and drawn, else of
+            those observed, else of those drawn.
+
+    Raises:
+        TypeError: ``tree`` is no DataTree.
+        ValueError: None or several, and ``site`` does not choose.
+    """
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
+    observed, drawn = (find_group(tree, name) for name in ("observed_data", DRAWS))
+    both = sorted(map(str, set(observed) & set(drawn)))
+    found = both or sorted(map(str, observed)) or sorted(map(str, drawn))
+    if not found and site is None:
+        raise ValueError("tree has no observed_data and no posterior_predictive; give site.")
+    if site is None and len(found) > 1:
+        raise ValueError(f"tree holds numbers of {found}; choose one with site=.")
+    name = found[0] if site is None else site
+    if found and name not in {*observed, *drawn}:
+        raise ValueError(f"site is {site!r}; observed and predicted are {found}: name one.")
+    return name, observed.get(name), drawn.get(name)
 
 
 def find_distribution(tree: object) -> xr.Dataset | None:
     """Return the posterior group of a model of numbers, not yet read; None of anything else."""
-    if isinstance(tree, xr.DataTree) and "posterior" in tree.children:
-        tree = tree["posterior"].to_dataset()
-    if not isinstance(tree, xr.Dataset) or "probs" in tree:
-        return None
-    names = set(map(str, tree))
-    return tree if set(_LOCATIONS) & names and set(_SPREADS) & names else None
+    group = find_group(tree, "posterior")
+    names = set(map(str, group))
+    complete = set(_LOCATIONS) & names and set(_SPREADS) & names
+    return group if complete and "probs" not in names else None
 
 
 def _distribution(posterior: xr.Dataset, drawn: xr.DataArray) -> xr.Dataset:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med.analysis.tree import find_group
 from ppl_med.plots import theme
 from ppl_med.plots.inputs import case_positions, require_dims
 from ppl_med.plots.palette import SAMPLE, class_colors, class_legend, overlaid, painted
@@ -95,13 +96,13 @@ def latent_draws(
     Raises:
         ValueError: The tree has no such code, a dimension is missing or unknown.
     """
-    found = tree["posterior"].data_vars if "posterior" in tree.children else {}
+    found = find_group(tree, "posterior")
     if site not in found or set(found[site].dims) != {"chain", "draw", "case", "latent"}:
         raise ValueError(
             f"tree has no posterior/{site} with dimensions (chain, draw, case, latent); it holds "
             f"{sorted(map(str, found))}"
         )
-    code = tree[f"posterior/{site}"].transpose("case", "chain", "draw", "latent")
+    code = found[site].transpose("case", "chain", "draw", "latent")
     if not all(0 <= k < code.sizes["latent"] for k in latent):
         raise ValueError(f"latent is {latent}; the code has {code.sizes['latent']} dimensions")
     values = require_dims(values, "values", ("case", "chain", "draw"))

@@ -1,0 +1,48 @@
+"""Groups of a tree: the one place of the analyses that looks into them."""
+
+import xarray as xr
+
+
+def find_group(tree: object, name: str) -> xr.Dataset:
+    """Return a group of a tree, not yet read; an empty Dataset where there is none.
+
+    Args:
+        tree: The tree of `predict`, or a Dataset, which stands for a posterior group.
+        name: Such as "observed_data".
+    """
+    if isinstance(tree, xr.DataTree) and name in tree.children:
+        return tree[name].to_dataset()
+    return tree if isinstance(tree, xr.Dataset) and name == "posterior" else xr.Dataset()
+
+
+def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArray:
+    """Return a variable of a group, not yet read. An array stands for itself.
+
+    Args:
+        tree: The tree of `predict`, the group as a Dataset, or the variable as a DataArray.
+        group: Name of the group.
+        name: Name of the variable.
+        model: What predicts it, for the error, such as "classification".
+
+    Raises:
+        TypeError: ``tree`` is none of the three.
+        ValueError: The group or the variable is absent.
+    """
+    if isinstance(tree, xr.DataArray):
+        return tree
+    if not isinstance(tree, xr.DataTree | xr.Dataset):
+        raise TypeError(
+            f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
+        )
+    if isinstance(tree, xr.DataTree) and group not in tree.children:
+        raise ValueError(
+            f"tree has no {group} group, only {sorted(tree.children)}; pass the DataTree that "
+            "predict returned."
+        )
+    found = tree if isinstance(tree, xr.Dataset) else find_group(tree, group)
+    if name not in found:
+        raise ValueError(
+            f"The {group} group holds no {name}, only {sorted(map(str, found.data_vars))}; this "
+            f"analysis needs a {model} model."
+        )
+    return found[name]
