@@ -1,23 +1,24 @@
 """What ``fit`` and ``predict`` need of batches: a length, a size, an order that can be resumed."""
 
-from collections.abc import Iterator, Mapping, Sized
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-)
+from torch.utils.data import DataLoader
 
 from ppl_med.checks import choice, positive, whole
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
+from ppl_med.inference.epoch_visits import (
+    EpochCount,
+    Visits,
+    WatchedBatches,
+    expected_total,
+    visits_of_loader,
+)
 from ppl_med.programs import protocol
 from ppl_med.programs.sites import argument_names
 
@@ -26,27 +27,84 @@ SEED_STRIDE = 1_000_003
 
 @dataclass
 class Loader:
-    """Batches with a known number of them in an epoch, and a known number of cases."""
+    """Batches with a known number of them in an epoch, and a known number of cases.
+
+    ``visits`` says how often an epoch visits the cases.
+    """
 
     batches: Any
     num_batches: int
     num_cases: int
+    visits: Visits = field(default_factory=Visits)
 
-    def open(self, epoch: int, start: int, seed: int) -> Iterator[dict[str, Any]]:
+    def __post_init__(self) -> None:
+        """Watch the positions of the cases where their weights need them."""
+        self._source = self.batches
+        watched = self.visits.by_case is not None or not self.visits.known
+        if watched and isinstance(self.batches, DataLoader):
+            self._source = WatchedBatches(self.batches)
+        self._told = False
+
+    def open(
+        self, epoch: int, start: int, seed: int
+    ) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
         """An epoch's batches from ``start`` on, in an order that depends on seed and epoch.
+
+        Each comes with the factor by which its cases weigh more than in a batch drawn at random:
+        one number, or one a case, so that over an epoch every case weighs the same.
 
         Loaders without ``iterate(epoch, start)`` (a torch DataLoader) take their order from
         torch's global generator or from their own; their first batches are loaded here and
         dropped.
         """
         if hasattr(self.batches, "iterate"):
-            return iter(self.batches.iterate(epoch + SEED_STRIDE * seed, start))
-        if hasattr(self.batches, "set_epoch"):
-            self.batches.set_epoch(epoch)
-        iterator = iter(self.batches)
+            found = iter(self.batches.iterate(epoch + SEED_STRIDE * seed, start))
+            return self._weighed(found, None if start else self._count())
+        for owner in _owners(self.batches):
+            if hasattr(owner, "set_epoch"):
+                owner.set_epoch(epoch)
+        iterator, count = iter(self._source), self._count()
         for _ in range(start):
-            next(iterator, None)
-        return iterator
+            if (batch := next(iterator, None)) is not None:
+                count.add(num_cases_in(batch), self._positions())
+        return self._weighed(iterator, count)
+
+    def _count(self) -> EpochCount:
+        return EpochCount(self.visits, self.num_batches)
+
+    def _positions(self) -> list[int]:
+        """Of the cases of the batch that was just taken; none where nobody watches."""
+        return self._source.positions.popleft() if isinstance(self._source, WatchedBatches) else []
+
+    def _weighed(
+        self, batches: Iterator[dict[str, Any]], count: EpochCount | None
+    ) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
+        for batch in batches:
+            size, positions = num_cases_in(batch), self._positions()
+            if count is not None:
+                count.add(size, positions)
+            yield batch, self._factor(size, positions)
+        fault = None if self._told or count is None else count.fault()
+        if fault is not None:
+            self._told = True
+            warnings.warn(fault, stacklevel=2)
+
+    def _factor(self, size: int, positions: list[int]) -> float | Tensor:
+        if self.visits.by_case is None:
+            return self.num_batches * size / (self.visits.total or self.num_batches * size)
+        if len(positions) != size:
+            raise ValueError(
+                f"a batch has {size} cases, but the sampler drew {len(positions)}; where cases are "
+                "drawn by weights, a batch must hold those and no others"
+            )
+        visits = self.visits.by_case[positions] * (self.visits.num_cases or 0)
+        return (self.num_batches * size / visits).float()
+
+    def see(self, first: Mapping[str, Any]) -> None:
+        """Take the size of the first batch for that of most, where nobody says what an epoch is."""
+        if self.visits.total is None:
+            size, cases = num_cases_in(first), self.visits.num_cases or self.num_cases
+            self.visits.total = expected_total(size, self.num_batches, cases)
 
     @property
     def draws_its_order(self) -> bool:
@@ -68,11 +126,16 @@ class Loader:
 
 def loader_generators(batches: Any) -> list[torch.Generator]:
     """A loader's own generators, such as of ``DataLoader(generator=...)``, each once."""
-    sampler = getattr(batches, "sampler", None)
-    inner = getattr(getattr(batches, "batch_sampler", None), "sampler", None)
-    found = [getattr(owner, "generator", None) for owner in (batches, sampler, inner)]
+    found = [getattr(owner, "generator", None) for owner in _owners(batches)]
     own = {id(g): g for g in found if isinstance(g, torch.Generator)}
     return list(own.values())
+
+
+def _owners(batches: Any) -> list[Any]:
+    """What an epoch's order may hang on: batches and their samplers, each once."""
+    batched = getattr(batches, "batch_sampler", None)
+    found = (batches, getattr(batches, "sampler", None), batched, getattr(batched, "sampler", None))
+    return list({id(one): one for one in found if one is not None}.values())
 
 
 def check_iterable(batches: Any, name: str = "batches") -> int:
@@ -109,38 +172,27 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
         ValueError: If they are empty, or the size is unknown or makes no sense.
     """
     length = check_iterable(batches)
-    given = num_cases is not None
-    size = whole("num_cases", num_cases) if given else getattr(batches, "num_cases", None)
-    if size is None and isinstance(batches, DataLoader):
-        size = _size_of_loader(batches)
-    elif size is None and hasattr(getattr(batches, "dataset", None), "__len__"):
-        size = len(batches.dataset)
-    if size is None and isinstance(batches, list | tuple):
-        size = sum(num_cases_in(batch) for batch in batches)
+    loaded = isinstance(batches, DataLoader)
+    visits = visits_of_loader(batches) if loaded else Visits()
+    size = visits.num_cases if loaded else getattr(batches, "num_cases", None)
+    if isinstance(batches, list | tuple):
+        size = visits.total = sum(num_cases_in(batch) for batch in batches)
+    dataset: Any = getattr(batches, "dataset", None)
+    supposed = size if size is not None or not hasattr(dataset, "__len__") else len(dataset)
+    if not loaded:
+        size = supposed
+    visits.num_cases = supposed
+    if num_cases is not None:
+        size = whole("num_cases", num_cases)
     if size is None:
         raise ValueError(
             "num_cases cannot be read off batches; pass num_cases=<size of the data set>: "
             "it scales the likelihood against the KL"
         )
-    return Loader(batches, length, int(size))
-
-
-def _size_of_loader(loader: DataLoader) -> int | None:
-    """Cases that a DataLoader visits in the long run, or None where its sampler does not say.
-
-    Subsets are drawn by a sampler as well as by a ``Subset``; the size of the data set that they
-    are drawn from is then not the one that scales the likelihood.
-    """
-    if isinstance(loader.dataset, IterableDataset):
-        return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
-    sampler: Any = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    if type(sampler) is BatchSampler:
-        batched, sampler = sampler, sampler.sampler
-        if batched.drop_last and type(sampler) is SequentialSampler:
-            return len(batched) * batched.batch_size  # the same cases are left out every time
-    if type(sampler) in (RandomSampler, SequentialSampler):
-        return len(sampler.data_source)
-    return len(sampler.indices) if type(sampler) is SubsetRandomSampler else None
+    own = getattr(batches, "cases_per_epoch", None)
+    if own is not None:
+        visits.total = whole("cases_per_epoch of batches", own)
+    return Loader(batches, length, int(size), visits)
 
 
 def num_cases_in(batch: Any) -> int:

@@ -2,9 +2,10 @@
 
     loss = (NLL + kl_weight * KL) / num_cases       in nats per case, kl_weight 1 by default
 
-One draw of the latents a step; closed-form KL where one is registered. Nothing in a step waits for
-the device: losses are read when the progress bar is redrawn, at the end of an epoch and before a
-checkpoint.
+One draw of the latents a step; closed-form KL where one is registered. Over an epoch every case
+weighs the same, whatever the order and the sizes of the batches, so that the mean of an epoch's
+steps is the ELBO of all cases (``epoch_visits``). Nothing in a step waits for the device: losses
+are read when the progress bar is redrawn, at the end of an epoch and before a checkpoint.
 """
 
 import warnings
@@ -57,8 +58,11 @@ def fit(
         guide: A guide with the same signature, an ``Ensemble``, or a stock AutoGuide of Pyro.
         batches: Re-iterable with a length, of dicts whose keys are the model's arguments:
             ``data.Batches``, a torch ``DataLoader`` or a list. Other keys (``id``) are ignored.
-            Random numbers of a ``DataLoader`` come from the seed; with ``persistent_workers`` its
-            workers keep generators of their own, which no checkpoint holds.
+            Weights of a ``WeightedRandomSampler`` are divided out again: they decide how often a
+            case is seen, not how much it counts. Batches of your own state ``cases_per_epoch``
+            where it is neither ``num_cases`` nor a number of full batches. Random numbers of a
+            ``DataLoader`` come from the seed; with ``persistent_workers`` its workers keep
+            generators of their own, which no checkpoint holds.
         num_cases: Size of the data set; read off ``batches`` where that is possible.
         epochs: Passes over the data.
         learning_rate: Of the default optimizer, Adam.
@@ -82,7 +86,8 @@ def fit(
 
     Returns:
         Dataset over ``step`` with ``elbo``, ``nll``, ``kl`` (nats per case) and ``kl_weight``,
-        coordinate ``epoch``; ``validation_nll`` over ``validation_epoch`` where asked. An ensemble
+        coordinate ``epoch``, whose mean over an epoch is that of all cases (a small last batch
+        adds little to it); ``validation_nll`` over ``validation_epoch`` where asked. An ensemble
         adds the dim ``chain``.
 
     Raises:
@@ -94,8 +99,9 @@ def fit(
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
 
     Warns:
-        UserWarning: On a collapsed latent (KL below 0.05 nats per case) and on a KL above 1000
-            nats per case.
+        UserWarning: On a collapsed latent (KL below 0.05 nats per case), on a KL above 1000 nats
+            per case, on cases that a sampler of unknown weights visits several times in an epoch,
+            and on an epoch of another length than it seemed.
     """
     check_arguments(
         epochs=epochs,

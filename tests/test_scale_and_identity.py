@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -89,6 +90,9 @@ class Odd(Sampler):
         ({"sampler": SequentialSampler(range(5))}, 5),
         ({"sampler": SubsetRandomSampler(range(7))}, 7),
         ({"sampler": RandomSampler(range(CASES), num_samples=4)}, CASES),
+        ({"sampler": WeightedRandomSampler([0.1] * CASES, 8)}, CASES),
+        ({"sampler": WeightedRandomSampler([0.1, 0.0, 0.2], 8)}, 2),  # the rest is never drawn
+        ({"sampler": DistributedSampler(Images(), 3, 0)}, CASES),
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(9)), 3, False)}, 9),
     ],
 )
@@ -101,7 +105,6 @@ def test_a_sampler_says_how_many_cases_there_are(options: Loaders, size: int) ->
     "options",
     [
         {"sampler": Odd()},
-        {"sampler": WeightedRandomSampler([0.1] * CASES, 8)},
         {"batch_sampler": [[0, 1], [2, 3]]},
     ],
 )

@@ -122,20 +122,20 @@ class ImportanceWeighted(nn.Module):
         log_weight: Tensor | float = 0.0
         nll: Terms = {}
         kl: Terms = {}
-        scale = 1.0
+        scale: Any = 1.0
         for name, site in sites.items():
             if not site["is_observed"] and name not in proposed:
                 continue  # drawn from the prior: prior and proposal cancel
             term = self._log_prob(site)
             if site["is_observed"]:
                 scale = site["scale"]
-                nll[name] = -scale * term.sum() / self.particles
+                nll[name] = -(scale * term).sum() / self.particles
             else:
                 term = term - self._log_prob(proposed[name])
-                kl[name] = -site["scale"] * term.sum() / self.particles
+                kl[name] = -(site["scale"] * term).sum() / self.particles
             log_weight = log_weight + term
         assert isinstance(log_weight, Tensor)
-        bound = scale * (log_weight.logsumexp(0) - math.log(self.particles)).sum()
+        bound = (scale * (log_weight.logsumexp(0) - math.log(self.particles))).sum()
         return Loss(-bound, nll, kl, {"bound": bound})
 
     def _log_prob(self, site: Mapping[str, Any]) -> Tensor:

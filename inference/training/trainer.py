@@ -23,6 +23,7 @@ from ppl_med.inference.training.loss_log import LossLog
 from ppl_med.inference.training.run_state import identity, not_finite, restore, run_state
 from ppl_med.inference.training.schedules import Schedule, rate_factor, weight_at
 from ppl_med.programs import rng
+from ppl_med.programs.case_scale import CaseScale
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import free_parameters, set_mode
 from ppl_med.programs.sites import Program, select_arguments, to_device
@@ -90,6 +91,7 @@ class Trainer:
         identity(self)  # calls the schedules
         first = first_batch(self.loader.batches)
         self.spec.check(first, self.loader.num_cases)
+        self.loader.see(first)
         check_one_grader(first)
         for member, (model, guide) in enumerate(self.pairs):
             rng.seed_all(self.seed + member)
@@ -149,8 +151,8 @@ class Trainer:
         while self.epoch < self.epochs:
             set_mode(pair, True)
             self.losses.start_epoch()
-            for batch in self._batches():
-                self._step(*pair, optimizer, rates, batch)
+            for batch, factor in self._batches():
+                self._step(*pair, optimizer, rates, batch, factor)
                 self.batch += 1
                 bar.update()
                 self._show(bar)
@@ -158,8 +160,8 @@ class Trainer:
             self._finish_epoch(*pair)
             self._show(bar)
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """The epoch's batches from the present position on.
+    def _batches(self) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
+        """The epoch's batches from the present position on, and what their cases weigh.
 
         A loader that draws its order from a generator repeats it on resuming: the generators are
         set to the epoch's start while it does, and then to where they stood.
@@ -177,17 +179,17 @@ class Trainer:
         iterator = self.loader.open(self.epoch, self.batch, self.seed + self.member)
         if now is not None:
             rng.set_state(now, self.device)
-        while (batch := self._next(iterator)) is not None:
-            yield batch
+        while (found := self._next(iterator)) is not None:
+            yield found
 
-    def _next(self, iterator: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+    def _next(self, iterator: Iterator[Any]) -> tuple[dict[str, Any], float | Tensor] | None:
         """The next batch, checked; where it is bad, what was learned so far is saved."""
         before = None if self.checkpoint is None else rng.get_state(self.device)
         try:
-            batch = next(iterator, None)
-            if batch is not None:
-                self.spec.check(batch, self.loader.num_cases)
-            return batch
+            found = next(iterator, None)
+            if found is not None:
+                self.spec.check(found[0], self.loader.num_cases)
+            return found
         except Exception as error:
             if before is not None:
                 rng.set_state(before, self.device)
@@ -203,6 +205,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         rates: list[float],
         batch: dict[str, Any],
+        factor: float | Tensor,
     ) -> None:
         index = self.epoch * self.loader.num_batches + self.batch
         done = index / (self.epochs * self.loader.num_batches)
@@ -210,8 +213,11 @@ class Trainer:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * rate_factor(self.schedule, done)
         values = to_device(select_arguments(model, batch), self.device)
+        if isinstance(factor, Tensor):
+            factor = factor.to(self.device, non_blocking=True)
         enabled = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        with autocast, CaseScale(factor):
             objective = self.objectives[self.member]
             loss = objective(model, guide, values, self.loader.num_cases, weight)
         optimizer.zero_grad(set_to_none=True)

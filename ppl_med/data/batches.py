@@ -75,6 +75,7 @@ class Batches(Epochs):
 
     Attributes:
         num_cases: Cases in the arrays, whatever ``drop_last`` says.
+        cases_per_epoch: Cases in the batches of an epoch.
         ids: Their ids, in the order of the arrays.
         epoch: The epoch that iteration will use, from 0.
 
@@ -123,6 +124,11 @@ class Batches(Epochs):
     def ids(self) -> list[str] | list[int]:
         """Ids of all cases, in the order of the arrays."""
         return self._columns["id"].tolist()
+
+    @property
+    def cases_per_epoch(self) -> int:
+        """Cases in the batches of an epoch, without those that ``drop_last`` leaves out."""
+        return len(self) * self.batch_size if self.drop_last else self.num_cases
 
     def __len__(self) -> int:
         """Batches per epoch."""

@@ -26,7 +26,7 @@ class FreshBatches(Epochs):
         settings: Further arguments of ``Batches``, such as ``loc``, ``scale`` or ``transform``.
 
     Attributes:
-        num_cases: Cases per epoch.
+        num_cases: Cases per epoch, also as ``cases_per_epoch``.
         epoch: The epoch that iteration will use.
 
     Raises:
@@ -48,7 +48,7 @@ class FreshBatches(Epochs):
         whole("num_batches", num_batches)
         whole("seed", seed, 0)
         self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
-        self.num_cases = batch_size * num_batches
+        self.num_cases = self.cases_per_epoch = batch_size * num_batches
         self._generate, self._keep, self._settings = generate, keep, settings
         self._batch(0, 0)
 
