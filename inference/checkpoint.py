@@ -25,7 +25,7 @@ from ppl_med.programs.parameters import (
     remember_store_names,
 )
 from ppl_med.programs.sites import Program, full_name, select_arguments, to_device
-from ppl_med.storage.atomic import remove_leftovers, replacing
+from ppl_med.storage.atomic import replacing
 from ppl_med.weights import Prior
 
 FORMAT = 1
@@ -118,7 +118,6 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
-    remove_leftovers(path)
 
 
 def read(path: str | Path) -> dict[str, Any]:

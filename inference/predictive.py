@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +117,10 @@ def predict(
             network of one image with random weights (``RandomWeights``); on a store to resume that
             was made with other arguments, other parameters or other cases.
         FileExistsError: If ``store`` exists.
-        OSError: If ``store`` cannot be written; what a Zarr store holds so far can be resumed.
+        BlockingIOError: If another process or thread writes to ``store``.
+        OSError: If ``store`` cannot be written, which is tried before any work; what a Zarr store
+            holds so far can be resumed, and a tree that fits into no ``*.nc`` any more is written
+            to the folder of temporary files, or returned with a warning.
 
     Warns:
         UserWarning: On entries of a batch that ``constant_data`` cannot hold.
@@ -130,7 +134,7 @@ def predict(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = members_of(model, guide)
     own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
-    with torch_restored(), sliding(windowed):
+    with torch_restored(), sliding(windowed), ExitStack() as held:
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, draws, seed)
         _check_used(windowed, model)
@@ -139,7 +143,8 @@ def predict(
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
         if windowed is not None:
             attrs["window"] = str(windowed)
-        sink = open_sink(store, attrs, resume=resume, from_prior=guide is None)
+        opened = open_sink(store, attrs, resume=resume, from_prior=guide is None)
+        sink = held.enter_context(opened)  # nobody else writes to the store until it is whole
         if sink.complete:
             tree = sink.open()
             done: Any = tree[f"{run.builder.group}/case"]
@@ -159,7 +164,7 @@ def predict(
             prior.builder.scratch = sink.scratch
             for chunk in prior.chunks(None, []):
                 sink.append_prior(chunk)
-    return sink.finish(wall_time=time.time() - started)
+        return sink.finish(wall_time=time.time() - started)
 
 
 def _check_used(windowed: SlidingWindow | None, model: Program) -> None:

@@ -10,6 +10,7 @@ are read when the progress bar is redrawn, at the end of an epoch and before a c
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from ppl_med.inference.training.schedules import Schedule
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.programs import rng
 from ppl_med.programs.sites import Program
+from ppl_med.storage.locks import locked
 
 
 def fit(
@@ -95,6 +97,7 @@ def fit(
         ValueError: On arguments or batches that do not fit, before any training; on a bad batch
             later, with what was learned so far in the checkpoint.
         FileExistsError: If ``checkpoint`` exists and ``resume`` is False.
+        BlockingIOError: If another process or thread trains into ``checkpoint``.
         OSError: If ``checkpoint`` cannot be written; an earlier one is intact.
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
 
@@ -129,7 +132,11 @@ def fit(
         validation=validation,
         progress=progress,
     )
-    with rng.restored(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with ExitStack() as held, rng.restored(), pyro.validation_enabled(False):
+        held.enter_context(warnings.catch_warnings())
+        if trainer.checkpoint is not None:
+            trainer.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(trainer.checkpoint, "checkpoint"))
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
         trainer.prepare(resume=resume)

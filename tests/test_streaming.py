@@ -192,8 +192,8 @@ def test_arguments_about_the_store(tmp_path: Path) -> None:
 def test_a_stale_note_of_progress_does_no_harm(tmp_path: Path) -> None:
     note = tmp_path / "run.zarr.partial.json"
     note.write_text("{}")
-    sinks.open_sink(tmp_path / "run.zarr", {}, resume=False)
-    assert not note.exists()
+    with sinks.open_sink(tmp_path / "run.zarr", {}, resume=False):
+        assert not note.exists()
     assert_same(run(), run(store=tmp_path / "run.zarr"))
     assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
 

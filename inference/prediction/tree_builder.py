@@ -1,6 +1,7 @@
 """Filling the arrays of a result, one (chain, draw, batch) at a time."""
 
 import math
+import numbers
 import os
 import tempfile
 import warnings
@@ -242,7 +243,27 @@ def case_ids(
         if own is not None and len(own) != size:
             raise ValueError(f"id has {len(own)} entries in a batch of {size} cases")
         ids += list(range(position, position + size)) if own is None else _plain(own)
+    _check_ids(start, ids)
     return ids
+
+
+def _check_ids(start: int, ids: Sequence[Any]) -> None:
+    """Raise unless ids are texts or numbers, all of one kind, so that any file can hold them."""
+    kinds = [
+        "text"
+        if isinstance(one, str)
+        else "number"
+        if isinstance(one, numbers.Real) and not isinstance(one, bool) and one == one
+        else ""
+        for one in ids
+    ]
+    wrong = [at for at, kind in enumerate(kinds) if kind != kinds[0] or not kind]
+    if wrong:
+        raise ValueError(
+            f"id must be a text or a number of every case, all of one kind, got {ids[wrong[0]]!r} "
+            f"and the like for {len(wrong)} of {len(ids)} cases, first at position "
+            f"{start + wrong[0]}; name every case"
+        )
 
 
 def _plain(values: Any) -> list[Any]:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ppl_med.storage.locks import locked
+
+WAIT = 30.0  # seconds for which a write waits until another process has written the same path
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What HDF5, zarr and torch say in a RuntimeError that has no number.
 _SAYS_FULL = (f"errno = {errno.ENOSPC},", "No space left", "enforce fail")
@@ -25,7 +28,8 @@ def replacing(
 ) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of ``path`` once the block is over.
 
-    An error in the block, a full disk and a kill leave the earlier file or folder as it was.
+    An error in the block, a full disk and a kill leave the earlier file or folder as it was. What
+    killed writes of it left behind is removed. Two processes write one after the other.
 
     Args:
         path: Where the file or folder goes.
@@ -37,23 +41,29 @@ def replacing(
         A path beside ``path`` where nothing is yet; the block makes a file or a folder there.
 
     Raises:
+        BlockingIOError: Another process has been writing the path for ``WAIT`` seconds.
         OSError: It cannot be written, or the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        yield partial
-        if partial.is_file():
-            with partial.open("r+b") as file:
-                os.fsync(file.fileno())
-        _move_into_place(partial, path)
+        with locked(path, what, wait=WAIT):
+            try:
+                yield partial
+                if partial.is_file():
+                    with partial.open("r+b") as file:
+                        os.fsync(file.fileno())
+                _move_into_place(partial, path)
+                remove_leftovers(path)
+            finally:
+                _clear(partial)
+    except BlockingIOError:
+        raise
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_full(error):
             raise
         advice = f"an earlier {what} is intact; {advice}"
         raise not_written(f"{what} {path}", path, error, advice, needed) from error
-    finally:
-        _clear(partial)
 
 
 def write_text(path: str | os.PathLike[str], text: str, what: str = "file") -> None:
@@ -67,10 +77,24 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "file") -> N
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left of a file that only one process writes at a time."""
+    """Remove what killed processes left of a file or folder; call it while it is ``locked``."""
     path = Path(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        left.unlink(missing_ok=True)
+        _remove(left)
+    if path.exists():  # else it is the earlier result, moved aside when the process was killed
+        _remove(set_aside(path))
+
+
+def check_writable(path: str | os.PathLike[str], what: str = "file") -> None:
+    """Raise an OSError where a file or folder could not be written, before the work for it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise not_written(f"{what} {path}", path, error, "choose another path") from error
 
 
 def not_written(

@@ -15,9 +15,17 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.storage.atomic import replacing, set_aside
+from ppl_med.storage.seals import (
+    SEAL,
+    check_netcdf,
+    check_store,
+    chunk_codecs,
+    is_store,
+    seal_store,
+    sealed,
+)
 
 _SUFFIXES = (".nc", ".zarr")
-_COMPLETE = "ppl_med_complete"  # root attribute of a zarr store that holds every chunk
 
 
 def save(tree: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -33,11 +41,18 @@ def save(tree: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     Raises:
         TypeError: ``tree`` is no DataTree or Dataset, or an attribute cannot be stored.
         ValueError: Unknown suffix, or a DataTree without groups (save it as a Dataset).
+        FileExistsError: The path is a folder with other things than a Zarr store in it.
         OSError: The disk is full or the folder cannot be written; an earlier result at ``path``
             is intact and the temporary file is gone.
     """
     path = _target(path)
-    _check_tree(tree)
+    check_storable(tree)
+    if path.suffix == ".zarr" and path.is_dir() and any(path.iterdir()) and not is_store(path):
+        raise FileExistsError(
+            errno.EEXIST,
+            "a folder that is no Zarr store is never replaced; choose another path",
+            str(path),
+        )
     write = _write_netcdf if path.suffix == ".nc" else _write_zarr
     with replacing(path, "result", needed=tree.nbytes) as partial:
         write(tree, partial)
@@ -65,8 +80,7 @@ def load(path: str | os.PathLike[str]) -> xr.DataTree | xr.Dataset:
     engine = "h5netcdf" if path.suffix == ".nc" else "zarr"
     options: dict[str, Any] = {} if engine == "h5netcdf" else {"consolidated": False}
     try:
-        if engine == "zarr":
-            _check_chunks(path)
+        (check_store if engine == "zarr" else check_netcdf)(path)
         with xr.open_datatree(path, engine=engine, **options) as opened:
             tree = opened.load()
     except (MemoryError, PermissionError):
@@ -110,7 +124,8 @@ def _target(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _check_tree(tree: xr.DataTree | xr.Dataset) -> None:
+def check_storable(tree: xr.DataTree | xr.Dataset) -> None:
+    """Raise a TypeError or ValueError where a result holds what no file can hold."""
     if not isinstance(tree, xr.DataTree | xr.Dataset):
         raise TypeError(f"tree must be a DataTree or Dataset, not {type(tree).__name__}.")
     if isinstance(tree, xr.DataTree) and not tree.children:
@@ -146,17 +161,20 @@ def _write_netcdf(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
     # Through memory: HDF5 crashes the whole process when its own write meets a full disk.
     content = tree.to_netcdf(engine="h5netcdf")
     with partial.open("xb") as file:
-        file.write(content)
+        for part in sealed(content):
+            file.write(part)
 
 
 def _write_zarr(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
     import zarr
 
     stored = {name: variable_text(node) for name, node in _nodes(tree).items()}
-    stored["/"] = stored["/"].assign_attrs({_COMPLETE: 1})
+    codecs = {name: chunk_codecs(node.variables) for name, node in stored.items()}
     with warnings.catch_warnings(), zarr.config.set({"array.write_empty_chunks": True}):
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        xr.DataTree.from_dict(stored).to_zarr(partial, mode="w", consolidated=False)
+        tree = xr.DataTree.from_dict(stored)
+        tree.to_zarr(partial, mode="w", consolidated=False, encoding=codecs)
+    seal_store(partial)
 
 
 def variable_text(data: xr.Dataset) -> xr.Dataset:
@@ -182,18 +200,5 @@ def _plain(data: xr.Dataset) -> xr.Dataset:
         if kept is not values:
             changed[name] = (variable.dims, kept, variable.attrs)
     data = data.assign(changed).drop_encoding()
-    data.attrs.pop(_COMPLETE, None)
+    data.attrs.pop(SEAL, None)
     return data
-
-
-def _check_chunks(path: Path) -> None:
-    """Raise if a store that was saved complete lacks chunks: zarr would read them as fill."""
-    import zarr
-
-    root = zarr.open_group(path, mode="r")
-    if _COMPLETE not in root.attrs:
-        return
-    for name, array in root.members(max_depth=None):
-        if isinstance(array, zarr.Array) and array.nchunks_initialized < array.nchunks:
-            missing = array.nchunks - array.nchunks_initialized
-            raise ValueError(f"{name} lacks {missing} of {array.nchunks} chunks")

@@ -1,0 +1,57 @@
+"""Whether results of more cases can follow those of the first ones in one result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+def check_continues(first: Mapping[str, xr.Dataset], more: Mapping[str, xr.Dataset]) -> None:
+    """Raise a ValueError where groups of more cases do not fit those of the first ones.
+
+    There must be the same groups, and in each the same variables over cases, of the same dims,
+    sizes and kind of numbers; coordinates of the other dims must be equal. An append to a Zarr
+    store compares none of these (github.com/pydata/xarray/issues/11101).
+    """
+    for group in sorted(first.keys() ^ more.keys()):
+        raise ValueError(f"{group} is there for some cases only; {_FIX}")
+    for group, dataset in more.items():
+        _check_group(group, first[group], dataset)
+
+
+_FIX = "pass the same batches as before, or predict these cases into another store"
+
+
+def _check_group(group: str, first: xr.Dataset, more: xr.Dataset) -> None:
+    for name in sorted(map(str, _by_case(first) ^ _by_case(more))):
+        raise ValueError(f"{name} of {group} is there for some cases only; {_FIX}")
+    for name in _by_case(more):
+        found, expected = (_form(dataset.variables[name]) for dataset in (more, first))
+        if found != expected:
+            raise ValueError(
+                f"{name} of {group} is {found}, of the cases before {expected}; {_FIX}"
+            )
+    for name, coordinate in more.coords.items():
+        if "case" in coordinate.dims:
+            continue
+        if name not in first.coords or not _plain(first[name]).equals(_plain(coordinate)):
+            raise ValueError(
+                f"coordinate {name} of {group} differs from that of the cases before; {_FIX}"
+            )
+
+
+def _by_case(dataset: xr.Dataset) -> set[Any]:
+    return {name for name, variable in dataset.variables.items() if "case" in variable.dims}
+
+
+def _form(variable: xr.Variable) -> str:
+    """Kind of numbers and dims with sizes, but for the case."""
+    kind = "text" if variable.dtype.kind in "UTO" else str(variable.dtype)
+    sizes = [d if d == "case" else f"{d}={n}" for d, n in variable.sizes.items()]
+    return f"{kind} ({', '.join(map(str, sizes))})"
+
+
+def _plain(array: xr.DataArray) -> xr.Variable:
+    """The values without the type in which text is stored."""
+    return xr.Variable(array.dims, np.array(array.values.tolist()))
