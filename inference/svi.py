@@ -10,7 +10,7 @@ are read when the progress bar is redrawn, at the end of an epoch and before a c
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +135,8 @@ def fit(
     with ExitStack() as held, rng.restored(), pyro.validation_enabled(False):
         held.enter_context(warnings.catch_warnings())
         if trainer.checkpoint is not None:
-            trainer.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # which is told by what writes the checkpoint
+                trainer.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(trainer.checkpoint, "checkpoint"))
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")

@@ -63,6 +63,12 @@ def interrupted(path: Path, batches: int = 3) -> None:
         run(stopped(batches), store=path)
 
 
+def assert_probs(path: Path, expected: xr.DataTree) -> None:
+    loaded = storage.load(path)
+    assert isinstance(loaded, xr.DataTree)
+    xr.testing.assert_equal(array(loaded, "posterior/probs"), array(expected, "posterior/probs"))
+
+
 # ------------------------------------------------------------------------------------ damage
 
 
@@ -104,10 +110,10 @@ def test_every_chunk_carries_a_checksum(tmp_path: Path) -> None:
         arrays = [one for _, one in root.members(max_depth=None) if isinstance(one, zarr.Array)]
         assert arrays
         for one in arrays:
-            assert "crc32c" in [codec.to_dict()["name"] for codec in one.compressors]
+            assert "Crc32cCodec" in [type(codec).__name__ for codec in one.compressors]
     chunk = next(tmp_path.glob("run.zarr/posterior/probs/c/*/*/*/*"))
     content = bytearray(chunk.read_bytes())
-    for place in range(0, len(content), 7):
+    for place in (0, len(content) // 2, len(content) - 1):
         content[place] ^= 1
         chunk.write_bytes(content)
         with pytest.raises(ValueError, match="damaged"):
@@ -138,12 +144,13 @@ def test_a_netcdf_file_says_that_it_was_changed(tmp_path: Path) -> None:
     path = storage.save(tree, tmp_path / "run.nc")
     content = bytearray(path.read_bytes())
     rng = np.random.default_rng(0)
-    for place in rng.integers(0, len(content) - 30, 60):
-        content[place] ^= 1 << rng.integers(8)
+    for place in rng.integers(0, len(content) - 30, 200):
+        content[place] ^= 1
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"run\.nc.*its checksum is wrong"):
             storage.load(path)
-        content = bytearray(storage.save(tree, path).read_bytes())
+        content[place] ^= 1
+    path.write_bytes(content)
     with xr.open_datatree(path, engine="h5netcdf") as other:  # as any other program reads it
         xr.testing.assert_identical(other["posterior"].dataset.load(), tree["posterior"].dataset)
     added = xr.Dataset({"more": ("case", np.arange(6.0))})
@@ -177,9 +184,7 @@ def test_what_follows_in_a_store_must_fit(change: Any, message: str, tmp_path: P
     with pytest.raises(ValueError, match=message):
         run(batches_with(change), store=path, resume=True)
     run(store=path, resume=True)
-    xr.testing.assert_equal(
-        array(storage.load(path), "posterior/probs"), array(run(), "posterior/probs")
-    )
+    assert_probs(path, run())
 
 
 def test_coordinates_of_later_cases_are_compared(tmp_path: Path, monkeypatch: Any) -> None:
@@ -208,9 +213,7 @@ def test_another_batch_size_loses_nothing_when_killed(tmp_path: Path, monkeypatc
             run(store=path, resume=True, batch_size=12)  # chunks of 24 cases, the second one cut
     assert json.loads((tmp_path / "run.zarr.partial.json").read_text())["cases_done"] == 24
     run(store=path, resume=True, batch_size=12)
-    xr.testing.assert_equal(
-        array(storage.load(path), "posterior/probs"), array(whole, "posterior/probs")
-    )
+    assert_probs(path, whole)
     assert os.listdir(tmp_path) == ["run.zarr"]
 
 

@@ -32,12 +32,12 @@ def _check_group(group: str, first: xr.Dataset, more: xr.Dataset) -> None:
             raise ValueError(
                 f"{name} of {group} is {found}, of the cases before {expected}; {_FIX}"
             )
-    for name, coordinate in more.coords.items():
+    for key, coordinate in more.coords.items():
         if "case" in coordinate.dims:
             continue
-        if name not in first.coords or not _plain(first[name]).equals(_plain(coordinate)):
+        if key not in first.coords or not _plain(first[key]).equals(_plain(coordinate)):
             raise ValueError(
-                f"coordinate {name} of {group} differs from that of the cases before; {_FIX}"
+                f"coordinate {key} of {group} differs from that of the cases before; {_FIX}"
             )
 
 

@@ -81,7 +81,8 @@ class ZarrSink:
         self.cases_done = state["cases_done"]
         with self._reading(self.partial):
             self._cut(self.cases_done)
-            check_chunks(self.partial)
+            if state["every_chunk"]:  # else an earlier version left out chunks of one value
+                check_chunks(self.partial)
 
     def _state(self) -> dict[str, Any]:
         """What an interrupted run noted last."""
@@ -89,7 +90,12 @@ class ZarrSink:
             return {"cases_done": 0}
         try:
             state = json.loads(self.progress.read_text(encoding="utf-8"))
-            return {"cases_done": int(state["cases_done"]), "attrs": dict(state["attrs"])}
+            attrs, every_chunk = dict(state["attrs"]), bool(state.get("every_chunk"))
+            return {
+                "cases_done": int(state["cases_done"]),
+                "attrs": attrs,
+                "every_chunk": every_chunk,
+            }
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{self.progress} is damaged, so nobody knows how far the interrupted run came; "
@@ -169,7 +175,8 @@ class ZarrSink:
 
     def _note(self, cases_done: int) -> None:
         self.cases_done = cases_done
-        write_text(self.progress, json.dumps({"cases_done": cases_done, "attrs": self.attrs}))
+        state = {"cases_done": cases_done, "attrs": self.attrs, "every_chunk": True}
+        write_text(self.progress, json.dumps(state))
 
     def start_prior(self) -> None:
         """Remove prior draws of an interrupted run; they are drawn anew."""

@@ -125,7 +125,7 @@ def _lock(file: int) -> None:
     import msvcrt
 
     os.lseek(file, _BYTE, os.SEEK_SET)
-    msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    vars(msvcrt)["locking"](file, vars(msvcrt)["LK_NBLCK"], 1)
     os.lseek(file, 0, os.SEEK_SET)
 
 
