@@ -59,6 +59,7 @@ class ZarrSink:
         self.partial = path.with_name(f"{path.name}.partial")
         self.progress = path.with_name(f"{path.name}.partial.json")
         self.cases_done = 0
+        self._every_chunk = True  # an earlier version left out chunks of one value
         self._first: dict[str, xr.Dataset] = {}  # one case of every group
         self.complete = path.exists()
         if self.complete:
@@ -81,7 +82,8 @@ class ZarrSink:
         self.cases_done = state["cases_done"]
         with self._reading(self.partial):
             self._cut(self.cases_done)
-            if state["every_chunk"]:  # else an earlier version left out chunks of one value
+            self._every_chunk = state["every_chunk"]
+            if self._every_chunk:
                 check_chunks(self.partial)
 
     def _state(self) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class ZarrSink:
 
     def _note(self, cases_done: int) -> None:
         self.cases_done = cases_done
-        state = {"cases_done": cases_done, "attrs": self.attrs, "every_chunk": True}
+        state = {"cases_done": cases_done, "attrs": self.attrs, "every_chunk": self._every_chunk}
         write_text(self.progress, json.dumps(state))
 
     def start_prior(self) -> None:
@@ -271,7 +273,8 @@ class ZarrSink:
         attrs = {**self.attrs, "wall_time_seconds": round(wall_time, 3)}
         with self._writing():
             zarr.open_group(self.partial, mode="a").attrs.update(attrs)
-            seal_store(self.partial)
+            if self._every_chunk:
+                seal_store(self.partial)
             os.replace(self.partial, self.path)
             self.progress.unlink(missing_ok=True)
             remove_leftovers(self.progress)
