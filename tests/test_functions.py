@@ -1,15 +1,20 @@
 """``functions``: each posterior draw as a plain network, the same one that ``predict`` uses."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from posterior_trees import array
 from torch import Tensor, nn
 
-from ppl_med.explain.attribution import attribute
+from ppl_med.explain.attribution import attribute, attribute_uncertainty
+from ppl_med.explain.attribution.score import class_logits
+from ppl_med.explain.confounding import swap_test
 from ppl_med.inference import (
     BernoulliDropout,
     ConditionalNormal,
@@ -19,7 +24,8 @@ from ppl_med.inference import (
     functions,
     predict,
 )
-from ppl_med.models import BayesianClassifier, LatentClassifier
+from ppl_med.likelihoods import OF_CASES, OF_PIXELS, class_likelihood
+from ppl_med.models import BayesianClassifier, BayesianSegmenter, LatentClassifier
 from ppl_med.networks import GaussianEncoder
 
 CLASSES = ["a", "b", "c"]
@@ -145,3 +151,76 @@ def test_bad_arguments_are_named() -> None:
         functions(model, guide, draws=0)
     with pytest.raises(IndexError):
         functions(model, guide, draws=2)[2]
+
+
+# --- one definition of the probability: what predict stores is what explanations differentiate
+
+
+def of_likelihood(name: str, event: tuple[str, ...]) -> Pair:
+    probe = class_likelihood(name, CLASSES if name != "bernoulli" else CLASSES[:2], event, "label")
+    if event:
+        segmenter = BayesianSegmenter(
+            nn.Conv2d(1, probe.num_outputs, 3, padding=1), probe.classes, likelihood=name
+        )
+        return segmenter, MeanFieldNormal(segmenter, init_scale=0.3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, probe.num_outputs))
+    model = BayesianClassifier(net, probe.classes, likelihood=name)
+    return model, MeanFieldNormal(model, init_scale=0.3)
+
+
+OF_LIKELIHOODS: dict[str, Callable[[], Pair]] = {
+    **{name: partial(of_likelihood, name, ()) for name in OF_CASES},
+    **{f"{name}-mask": partial(of_likelihood, name, ("row", "col")) for name in OF_PIXELS},
+}
+
+
+def own_program(output: str) -> Callable[..., Any]:
+    """A user's classifier whose labels are tempered, and what it returns: no likelihood says it."""
+
+    def model(image: Tensor, label: Any = None, *, num_cases: Any = None) -> Any:
+        slope = pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        means = image.flatten(1).mean(1)
+        logits = 3 * means[:, None] * slope
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            law: Any = dist.Categorical(logits=logits / 2)
+            if output == "of a Bernoulli":
+                law = dist.Bernoulli(logits=logits[:, 0])
+            pyro.sample("label", law, obs=label)
+        return {"logits": logits, "nothing": None, "of a Bernoulli": logits}[output]
+
+    return model
+
+
+@pytest.mark.parametrize("make", OF_LIKELIHOODS.values(), ids=OF_LIKELIHOODS)
+def test_functions_give_the_probability_of_predict(make: Callable[[], Pair]) -> None:
+    model, guide = make()
+    check_probability(model, guide, images(3))
+
+
+@pytest.mark.parametrize("output", ["logits", "nothing", "of a Bernoulli"])
+def test_own_programs_are_explained_by_their_site(output: str) -> None:
+    def guide(image: Tensor, label: Any = None, *, num_cases: Any = None) -> None:
+        pyro.sample("slope", dist.Normal(torch.ones(2), 0.5).to_event(1))
+
+    check_probability(own_program(output), guide, images(3))
+
+
+def check_probability(model: Any, guide: Any, image: Tensor) -> None:
+    """Functions against ``predict``, and the swap test and the entropy of attributions with them."""
+    tree = predict(model, guide, [{"image": image}], draws=3, seed=5, progress=False)
+    probs = array(tree, "posterior/probs")
+    made = functions(model, guide, draws=3, seed=5)
+    for function in made:
+        found = class_logits(function(image)).softmax(1).detach()
+        expected = probs.sel(chain=function.chain, draw=function.draw)
+        np.testing.assert_allclose(found, expected.values, atol=1e-5)
+    if probs.ndim > 4:
+        return
+    swap = swap_test(made, image, lambda x: x + 0.3, 1)
+    np.testing.assert_allclose(swap["before"], probs.isel({"class": 1}), atol=1e-5)
+    mean = probs.mean(("chain", "draw"))
+    entropy = attribute_uncertainty(made, image, "entropy", steps=64, tolerance=0.2)["quantity"]
+    np.testing.assert_allclose(entropy, -(mean * np.log(mean)).sum("class"), atol=1e-5)
+    target = probs.sizes["class"]
+    with pytest.raises(ValueError, match=f"classes 0 to {target - 1}"):
+        attribute(made, image, target, method="saliency")

@@ -9,9 +9,10 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from torch import Tensor, nn
 
+from ppl_med.analysis import uncertainty
 from ppl_med.data import Batches
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, fit, predict
 from ppl_med.likelihoods import Gaussian, LaplaceNoise, LogitNormal, Quantiles, StudentT
@@ -256,12 +257,44 @@ def test_noise_turns_27_to_73_into_30_to_70() -> None:
     np.testing.assert_allclose(without, [[0.269, 0.731]], atol=5e-4)
     expected = exact_probs(mean, variance)
     np.testing.assert_allclose(expected, [[0.30, 0.70]], atol=0.01)
-    likelihood = LogitNormal(("a", "b"), samples=200_000).eval()
-    output = torch.cat([mean, variance.log()], 1)
-    with pyro.plate("case", 1):
-        trace = poutine.trace(likelihood).get_trace(output, None)
-    fn: Any = trace.nodes["label"]["fn"]
-    np.testing.assert_allclose(fn.probs, expected, atol=6 * 0.5 / math.sqrt(200_000))
+    likelihood = LogitNormal(("a", "b")).eval()
+    fn = likelihood.distribution(torch.cat([mean, variance.log()], 1))
+    np.testing.assert_allclose(fn.probs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("event", "scale", "tolerance"), [((), 1.0, 1e-4), ((), 30.0, 1 / 1024), (("row",), 3.0, 1e-3)]
+)
+def test_prediction_integrates_two_noisy_logits(event: Any, scale: float, tolerance: float) -> None:
+    """Against the trapezoidal rule, also where the noise hides the logits."""
+    mean = 3 * torch.randn(40, 2, *[1] * len(event), dtype=torch.float64)
+    spread = scale * (0.5 + torch.rand_like(mean))
+    output = torch.cat([mean, 2 * spread.log()], 1)
+    likelihood = LogitNormal(("a", "b"), event=event).eval()
+    found = likelihood.distribution(output).probs.reshape(40, 2)[:, 1]
+    nodes = np.linspace(-9, 9, 20_001)
+    of_noise = np.exp(-(nodes**2) / 2)
+    between = (mean[:, 1] - mean[:, 0]).reshape(40, 1).numpy()
+    both = spread.square().sum(1).sqrt().reshape(40, 1).numpy()
+    expected = special.expit(between + both * nodes) @ of_noise / of_noise.sum()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def test_prediction_integrates_several_noisy_logits() -> None:
+    """Within eight standard errors of a simulation plus the stated error of the points."""
+    output = torch.randn(30, 6, dtype=torch.float64)
+    found = LogitNormal(("a", "b", "c")).eval().prediction(output).exp()
+    noise = torch.randn(20_000, 1, 3, dtype=torch.float64)
+    simulated = (output[:, :3] + (0.5 * output[:, 3:]).exp() * noise).softmax(-1)
+    error = 8 * simulated.std(0) / math.sqrt(20_000) + 4e-3
+    assert ((found - simulated.mean(0)).abs() < error).all()
+
+
+def test_a_fixed_network_with_noisy_logits_has_no_epistemic_part() -> None:
+    model = BayesianClassifier(constant(4), ("a", "b"), likelihood="logit_normal")
+    tree = predict(model, PointEstimate(model), [{"image": torch.zeros(3, 1, 1, 1)}], draws=4, progress=False)
+    parts = uncertainty.variance(tree)
+    assert (parts["epistemic"] == 0).all() and (parts["aleatoric"] > 0.1).all()
 
 
 def test_the_likelihood_is_the_mean_over_noise_samples() -> None:

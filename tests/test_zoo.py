@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.poutine as poutine
 import pytest
@@ -25,6 +26,7 @@ from torch.distributions import constraints, transform_to
 from ppl_med import inference, models
 from ppl_med.data import Batches
 from ppl_med.explain import AttributionConstrained, NoPositiveAttribution, RightReasons
+from ppl_med.explain.attribution.score import class_logits
 from ppl_med.inference import (
     BernoulliDropout,
     BestHead,
@@ -37,6 +39,7 @@ from ppl_med.inference import (
     MeanFieldNormal,
     PointEstimate,
     fit,
+    functions,
     guides,
     load,
     predict,
@@ -490,6 +493,7 @@ SEVERAL: dict[str, Callable[[], Pair]] = {
     "ensemble-of-normals": partial(ensemble, MeanFieldNormal),
 }
 PAIRS = PROGRAMS | SEVERAL
+NO_FUNCTION_OF_AN_IMAGE = {"site-temperature"}  # it needs the site too
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 every_pair = pytest.mark.parametrize("name", PAIRS)
 
@@ -672,6 +676,12 @@ def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Pat
     if "probs" in found.stored:
         assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
     assert posterior.coords["case"].to_numpy().tolist() == data(name)["id"]
+    if "probs" in found.stored and name not in NO_FUNCTION_OF_AN_IMAGE:
+        first = data(name)["image"][:1]
+        for function in functions(model, guide, draws=3, seed=4):
+            logits = class_logits(function(first)).detach()
+            expected = posterior["probs"].sel(chain=function.chain, draw=function.draw)
+            np.testing.assert_allclose(logits.softmax(1), expected[:1], atol=1e-5)
     save(tmp_path / "trained.pt", model, guide)
     torch.manual_seed(1)
     others = PAIRS[name]()

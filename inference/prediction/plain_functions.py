@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -11,8 +12,12 @@ from ppl_med.checks import whole
 from ppl_med.inference.batches import check_seed
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.likelihoods import site_logits
+from ppl_med.programs import protocol
 from ppl_med.programs.parameters import move, set_mode
 from ppl_med.programs.sites import Program, argument_names
+
+SAME = 1e-4  # of two probabilities
 
 
 class _Member:
@@ -22,6 +27,7 @@ class _Member:
         self.pair, self.seed, self.chain = (model, guide), seed, chain
         self.argument = argument_names(model)[0]
         self.sampler: PosteriorSampler | None = None
+        self.reads_site = False
         self.device: torch.device | None = None
 
     def prepare(self, image: Tensor) -> PosteriorSampler:
@@ -34,6 +40,34 @@ class _Member:
                 self.sampler = PosteriorSampler(*self.pair, example, self.seed, self.chain)
             self.device = image.device
         return self.sampler
+
+
+    def prediction(self, trace: poutine.Trace, *, first: bool) -> Any:
+        """What explanations differentiate; of classes, logits of what ``predict`` stores.
+
+        They are those that the likelihood reads off the program's output; or those of the observed
+        site itself, if the program returns something else, as is seen on ``first`` images.
+        """
+        nodes: dict[str, Any] = dict(trace.nodes)
+        output = nodes["_RETURN"]["value"]
+        sites = [site_logits(nodes[n]["fn"]) for n in self.sampler.observed if n in nodes]  # type: ignore[union-attr]
+        of_site = sites[0] if len(sites) == 1 else None
+        if isinstance(output, Tensor) and not self.reads_site:
+            found = protocol.prediction(self.pair[0], output)
+            self.reads_site = first and of_site is not None and not _same_probs(found, of_site)
+            if not self.reads_site:
+                return found
+        return output if of_site is None else of_site
+
+
+def _same_probs(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two logits (case, class, ...) are of the same probabilities."""
+    if logits.shape != expected.shape:
+        return False
+    one, other = (x.detach().double() for x in (logits, expected))
+    single = one.shape[1] == 1
+    one, other = (x.sigmoid() if single else x.softmax(1) for x in (one, other))
+    return torch.allclose(one, other, rtol=0.0, atol=SAME)
 
 
 class Function:
@@ -50,19 +84,23 @@ class Function:
         self._values: dict[str, Tensor] = {}
 
     def __call__(self, image: Tensor) -> Tensor:
-        """What the program returns for images (case, channel, row, col), such as logits of classes.
+        """What the program predicts for images (case, channel, row, col).
+
+        Of classes, logits (case, class, ...) whose softmax is the probability that ``predict``
+        gives, or one column of log-odds; else what the program returns.
 
         Raises:
-            TypeError: If the program returns no tensor.
+            TypeError: If the program returns no tensor and has not one site of classes.
         """
         sampler = self._member.prepare(image)
-        if sampler is not self._sampler:
+        first = sampler is not self._sampler
+        if first:
             self._sampler, self._values = sampler, sampler.draw(self.draw)
         inputs = {self._member.argument: image}
         # One noise for all rows: the same image gives the same output wherever it stands.
         cases = np.zeros(len(image), dtype=int)
         trace = sampler.run(self._values, self.draw, inputs, cases)
-        output = trace.nodes["_RETURN"]["value"]
+        output = self._member.prediction(trace, first=first)
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"the model returned {type(output).__name__}; let it return the network's output "

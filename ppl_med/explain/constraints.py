@@ -191,7 +191,7 @@ class AttributionConstrained(nn.Module):
                     f"the model returned {got}; constraints need logits (case, class) of one draw, "
                     "so train a classifier with objective=Elbo()"
                 )
-            logits = class_logits(output)
+            logits = class_logits(protocol.prediction(self.model, output))
             losses = [c.loss(logits, leaf, label, irrelevant) for c in self.constraints]
         with poutine.block(hide=["case"]):  # the program has stated this plate itself
             plate = pyro.plate("case", num_cases or len(image), subsample=image)

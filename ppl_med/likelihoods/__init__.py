@@ -26,6 +26,7 @@ from ppl_med.likelihoods.stored import (
     class_probs,
     in_double,
     log_prob_in_double,
+    site_logits,
     stored_parameters,
 )
 from ppl_med.moved import renamed
@@ -58,6 +59,7 @@ __all__ = [
     "in_double",
     "log_prob_in_double",
     "observe",
+    "site_logits",
     "stored_parameters",
 ]
 

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ppl_med.checks import different_names
 from ppl_med.likelihoods.interface import Likelihood
-from ppl_med.likelihoods.stored import IntegerBernoulli
+from ppl_med.likelihoods.stored import IntegerBernoulli, site_logits
 
 
 class PartialCategorical(dist.Categorical):
@@ -47,6 +47,14 @@ class ClassLikelihood(Likelihood):
     def coords(self) -> dict[str, list[Any]]:
         """The class names."""
         return {"class": list(self.classes)}
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """As in ``Likelihood``: the network's own logits where they are those of the site."""
+        if type(self).distribution in (Categorical.distribution, Bernoulli.distribution):
+            return output
+        logits = site_logits(self.distribution(output))
+        assert logits is not None
+        return logits
 
     def class_last(self, output: Tensor) -> Tensor:
         """The output with its classes on the last axis, dims (..., *event, class)."""

@@ -45,6 +45,14 @@ class Likelihood(nn.Module, ABC):
             output: Dims (..., case, output, *event); float32 in training, else float64.
         """
 
+    def prediction(self, output: Tensor) -> Tensor:
+        """What explanations differentiate, dims (case, ..., *event): numbers as the network's.
+
+        Of classes, logits whose softmax over the second axis is the probability that ``predict``
+        stores; one column is the log-odds of the second class.
+        """
+        return output
+
     @property
     def coords(self) -> dict[str, list[Any]]:
         """Coordinates of the axes that stored parameters have of their own."""

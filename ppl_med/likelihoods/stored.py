@@ -82,6 +82,19 @@ def class_probs(fn: known.Categorical) -> Tensor:
     return fn.probs
 
 
+def site_logits(fn: Distribution) -> Tensor | None:
+    """Logits of a site of classes, dims (case, class, *event); None of another site.
+
+    Their softmax over the classes is what ``predict`` stores; of a Bernoulli they are one column,
+    the log-odds of the second class.
+    """
+    while isinstance(fn, known.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, known.Categorical):
+        return fn.logits.movedim(-1, 1)
+    return fn.logits.unsqueeze(1) if isinstance(fn, known.Bernoulli) else None
+
+
 @singledispatch
 def stored_parameters(fn: Distribution, names: Sequence[str]) -> Parameters:
     """What ``predict`` keeps of an observed site's distribution.

@@ -9,6 +9,7 @@ Attribute            Of                  Meaning
 ``coords``           model               Coordinates of axes, such as the class names.
 ``in_channels``      model               Image channels that the model takes.
 ``likelihood``       model               Object with ``site`` and ``partial``, perhaps.
+``prediction``       likelihood          From the model's output to what is explained.
 ``training_inputs``  model               Arguments that only factors read, in training.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
 ``training_loss``    part of a model     What is trained in the place of a log-density.
@@ -23,7 +24,7 @@ the distribution of such a site gives a plain draw by ``shared_draw()``.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_med.programs.parameters import parts_of
 
@@ -75,6 +76,12 @@ def in_channels(model: Any) -> int | None:
 def likelihood(model: Any) -> Any:
     """The likelihood; None where the model names none."""
     return getattr(model, "likelihood", None)
+
+
+def prediction(model: Any, output: Tensor) -> Tensor:
+    """What explanations differentiate; the output itself where the likelihood does not say."""
+    own = getattr(likelihood(model), "prediction", None)
+    return output if own is None else own(output)
 
 
 def partial_site(model: Any) -> str | None:
