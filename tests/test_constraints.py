@@ -29,6 +29,7 @@ from ppl_med.inference import (
     functions,
     predict,
 )
+from ppl_med.likelihoods import OF_CASES, class_likelihood, stored_parameters
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
 from ppl_med.testing import check_guide, check_program
@@ -107,6 +108,30 @@ def test_factors_of_mini_batches_are_those_of_all_cases_on_average(kind: str) ->
         for at in (0, 2, 4)
     ]
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=1e-4)
+
+
+class Recorded:
+    """A loss of nothing that notes the probabilities it is given."""
+
+    name, needs_mask = "recorded", False
+
+    def loss(self, logits: Tensor, image: Tensor, label: Tensor, irrelevant: Any) -> Tensor:
+        self.probs = logits.softmax(1).detach()
+        return 0 * logits.sum(1)
+
+
+@pytest.mark.parametrize("name", OF_CASES)
+def test_constraints_are_on_the_probability_of_predict(name: str) -> None:
+    outputs = class_likelihood(name, CLASSES, (), "label").num_outputs
+    model = BayesianClassifier(linear(outputs), CLASSES, likelihood=name)
+    recorded, values = Recorded(), batch()
+    weights = torch.randn(outputs * SIZE * SIZE)
+    factor(AttributionConstrained(model, [recorded]), weights, values)
+    with pyro.condition(data={"weights": weights}):
+        trace = poutine.trace(model.eval()).get_trace(values["image"])
+    node: Any = trace.nodes["label"]
+    stored = stored_parameters(node["fn"], ["case"])["probs"][1].detach()
+    torch.testing.assert_close(recorded.probs.double(), stored.double(), rtol=0, atol=1e-5)
 
 
 def test_constraints_add() -> None:

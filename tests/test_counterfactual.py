@@ -135,8 +135,13 @@ def test_flip_probability_counts_draws_and_judges_may_be_others() -> None:
     biases = (-9.0, -9.0, 0.0, 9.0)
     judges = [logistic(weight, bias) for bias in biases]
     result = minimal_perturbation([logistic(weight)], x, 1, margin=1.0, judges=judges)
-    assert (result.flip_probability == 0.5).all(), "log-odds are 1 + bias"
-    np.testing.assert_allclose(result.flip_probability_se, np.sqrt(0.5 * 0.5 / 4))
+    # Log-odds are 1 + bias; the last judge said the target already, so it does not flip.
+    assert not result.flipped[0, [0, 1, 3]].any() and result.flipped[0, 2].all()
+    assert result.already[0, 3].all() and not result.already[0, :3].any()
+    np.testing.assert_allclose(result.flip_probability, 1 / 3)
+    np.testing.assert_allclose(result.flip_probability_se, np.sqrt(1 / 3 * 2 / 3 / 3))
+    sure = minimal_perturbation([logistic(weight)], x, 1, margin=1.0, judges=judges[3:])
+    assert sure.flip_probability.isnull().all(), "none can flip"
     assert result.flipped.dims == ("chain", "draw", "case") and result.flipped.sizes["draw"] == 4
     expected = [[1 / (1 + np.exp(-1 - bias))] * len(x) for bias in biases]
     np.testing.assert_allclose(result.probability[0], expected, rtol=2e-3)

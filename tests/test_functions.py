@@ -206,7 +206,7 @@ def test_own_programs_are_explained_by_their_site(output: str) -> None:
 
 
 def check_probability(model: Any, guide: Any, image: Tensor) -> None:
-    """Functions against ``predict``, and the swap test and the entropy of attributions with them."""
+    """Functions, the swap test and the entropy that is attributed, against ``predict``."""
     tree = predict(model, guide, [{"image": image}], draws=3, seed=5, progress=False)
     probs = array(tree, "posterior/probs")
     made = functions(model, guide, draws=3, seed=5)

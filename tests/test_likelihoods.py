@@ -292,7 +292,9 @@ def test_prediction_integrates_several_noisy_logits() -> None:
 
 def test_a_fixed_network_with_noisy_logits_has_no_epistemic_part() -> None:
     model = BayesianClassifier(constant(4), ("a", "b"), likelihood="logit_normal")
-    tree = predict(model, PointEstimate(model), [{"image": torch.zeros(3, 1, 1, 1)}], draws=4, progress=False)
+    tree = predict(
+        model, PointEstimate(model), [{"image": torch.zeros(3, 1, 1, 1)}], draws=4, progress=False
+    )
     parts = uncertainty.variance(tree)
     assert (parts["epistemic"] == 0).all() and (parts["aleatoric"] > 0.1).all()
 

@@ -80,7 +80,8 @@ def figures_of(
     result: xr.Dataset, naive: xr.DataArray, realism: dict[int, np.ndarray]
 ) -> xr.Dataset:
     """One row: means over cases with standard errors, of flips an interval over draws."""
-    flips = result["flipped"].mean("case").values.ravel()
+    flips = result["flipped"].where(~result["already"]).mean("case").values.ravel()
+    flips = flips[np.isfinite(flips)]  # of the draws in which a case could flip
     low, high = np.quantile(flips, [0.05, 0.95], method="weibull")
     target, own = result["target"].values, result["realism"].values
     rank = [float((realism[k] < value).mean()) for k, value in zip(target, own, strict=True)]

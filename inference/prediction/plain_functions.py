@@ -41,7 +41,6 @@ class _Member:
             self.device = image.device
         return self.sampler
 
-
     def prediction(self, trace: poutine.Trace, *, first: bool) -> Any:
         """What explanations differentiate; of classes, logits of what ``predict`` stores.
 

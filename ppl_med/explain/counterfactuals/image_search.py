@@ -49,10 +49,12 @@ def minimal_perturbation(
         case: Ids of the cases; 0, 1, ... by default.
 
     Returns:
-        ``image``, ``counterfactual`` and ``change`` (case, channel, [depth,] row, col); ``flipped``
-        and ``probability`` (chain, draw, case) of the judges. With dims (case): ``present``,
-        ``target``, ``reached``, ``flip_probability`` with ``flip_probability_se`` (the binomial
-        one, 0 where all draws agree), ``log_odds``, ``l1``, ``l2``, ``linf``, ``sparsity``,
+        ``image``, ``counterfactual`` and ``change`` (case, channel, [depth,] row, col). With dims
+        (chain, draw, case) of the judges: ``flipped``, ``already`` (said the target before) and
+        ``probability``. With dims (case): ``present``, ``target``, ``reached``,
+        ``flip_probability``, of the draws that did not say the target already, NaN where all did,
+        with ``flip_probability_se`` (the binomial one), ``log_odds``, ``l1``, ``l2``, ``linf``,
+        ``sparsity``,
         ``high_frequency_share`` (white noise has ``attrs["white_noise_share"]``), and ``realism``
         and ``realism_of_image``, each with ``_se``, where a VAE is given.
 

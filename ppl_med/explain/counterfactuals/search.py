@@ -82,10 +82,14 @@ class Search:
         """Name the images and take every measure."""
         found = found.detach()
         log_probs = self.judge.log_probs(found)
-        flipped = as_numpy(log_probs.argmax(2) == self.target)
+        before = self.judge.log_probs(self.image).argmax(2) == self.target
+        already, flipped = map(as_numpy, (before, ~before & (log_probs.argmax(2) == self.target)))
         at = self.target.view(1, -1, 1).expand(len(log_probs), -1, 1)
         probability = as_numpy(log_probs.gather(2, at)[:, :, 0].exp())
-        share = flipped.mean(0)
+        others = (~already).sum(0).astype(float)  # draws that can flip
+        with np.errstate(invalid="ignore"):  # none can
+            share = flipped.sum(0) / others
+            error = np.sqrt(share * (1 - share) / others)
         dims, draws = map_dims(self.image), (*SAMPLES, "case")
         index, change = self.judge_index, found - self.image
         variables: dict[str, Any] = {
@@ -93,6 +97,7 @@ class Search:
             "counterfactual": (dims, as_numpy(found)),
             "change": (dims, as_numpy(change)),
             "flipped": (draws, flipped[index.values]),
+            "already": (draws, already[index.values]),
             "probability": (draws, probability[index.values]),
         }
         figures = {
@@ -100,7 +105,7 @@ class Search:
             "target": as_numpy(self.target),
             "reached": as_numpy(reached),
             "flip_probability": share,
-            "flip_probability_se": np.sqrt(share * (1 - share) / len(flipped)),
+            "flip_probability_se": error,
             "log_odds": as_numpy(self.judge.log_odds(found)),
             **distances(change, self.image),
             **self._realism(found),
