@@ -349,6 +349,11 @@ ANALYSES: dict[str, Analysis] = {
     "conformal.predict_sets/classes": Analysis(
         lambda tree: prediction_sets(tree, within="class"), LABELS, unknown=("covered",)
     ),
+    "conformal.fill_empty_sets": Analysis(
+        lambda tree: conformal.fill_empty_sets(prediction_sets(tree), tree),
+        LABELS,
+        unknown=("covered",),
+    ),
     "conformal.calibrate_intervals": Analysis(
         lambda tree: conformal.calibrate_intervals(tree, 0.2, method="absolute"), NUMBERS
     ),

@@ -77,6 +77,7 @@ def make_attribution(num_cases: int = 2, channels: int = 1, keep_draws: bool = F
         {
             "mean": draws.mean(over),
             "sd": draws.std(over, ddof=1),
+            "mcse": draws.std(over, ddof=1) / 8**0.5,
             "probability_positive": (draws > 0).mean(over),
         }
     )
@@ -366,13 +367,15 @@ def test_attribution_draws_the_maps() -> None:
         assert [len(ax.collections) for ax in axes] == [1, 1, 1, 0]  # the outline
 
 
-def test_attribution_hides_the_sign_of_zero() -> None:
+def test_attribution_hides_signs_that_are_not_clear() -> None:
     dataset = make_attribution()
-    for name in ("mean", "sd", "probability_positive"):
+    for name in ("mean", "sd", "mcse", "probability_positive"):
         dataset[name][:, :, :3] = 0.0
     figure = attribution(make_images(2), dataset)
     shown = np.ma.getmaskarray(pixels(figure.axes[3]))
-    assert shown[:3].all() and not shown[3:].any() and "grey: exactly 0" in texts(figure)
+    clear = np.abs(dataset["mean"][0, 0]) > 2 * dataset["mcse"][0, 0]
+    np.testing.assert_array_equal(shown, ~clear.values)
+    assert shown[:3].all() and clear[3:].any() and "grey: not clear of 0" in texts(figure)
 
 
 def test_attribution_sums_channels_only_with_draws() -> None:

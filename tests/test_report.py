@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from ppl_med.analysis import scoring
+import ppl_med
+from ppl_med.analysis import conformal, scoring
+from ppl_med.plots import theme
+from ppl_med.plots.case_cards import cases as cases_figure
+from ppl_med.plots.pictures import in_own_units
 from ppl_med.plots.report import Section, paragraph, picture, table, write_report
 from ppl_med.plots.report.summary import score_table
 from ppl_med.plots.report.writer import _positions
@@ -107,7 +112,12 @@ def make_everything() -> dict[str, Any]:
             attrs={"alpha": 0.1},
         ),
         "attribution": xr.Dataset(
-            {"mean": maps, "sd": abs(maps), "probability_positive": 0.5 + 0 * maps}
+            {
+                "mean": maps,
+                "sd": abs(maps),
+                "mcse": abs(maps) / 4,
+                "probability_positive": 0.5 + 0 * maps,
+            }
         ),
         "mask": np.ones((NUM_CASES, 10, 10)).cumsum(1) > 5,
         "reliability": scoring.reliability(tree),
@@ -348,3 +358,85 @@ def test_report_replaces_an_earlier_one_with_ordinary_permissions(tmp_path: Path
     write_report(path, title="Later", tree=make_tree())
     assert "Later" in Page(path).text
     assert path.stat().st_mode == usual.stat().st_mode
+
+
+def names_in(figure: Figure) -> str:
+    """Every text of a figure."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_smoke_reports_are_stamped(tmp_path: Path) -> None:
+    for smoke in (False, True):
+        page = Page(write_report(tmp_path / "r.html", title="T", tree=make_tree(), smoke=smoke))
+        assert ("Smoke run." in page.text) is smoke
+
+
+def test_empty_sets_hold_the_most_probable_class_unless_asked(tmp_path: Path) -> None:
+    tree = make_tree()
+    member = tree["posterior"]["probs"].mean(("chain", "draw")) > 0.45
+    member[{"case": slice(3)}] = False
+    observed = tree["observed_data"]["label"].values
+    covered = np.take_along_axis(member.values, observed[:, None], 1)[:, 0]
+    sets = xr.Dataset(
+        {"prediction_set": member, "covered": ("case", covered), "coverage": covered.mean()}
+    )
+    filled = conformal.fill_empty_sets(sets, tree)
+    assert filled.attrs["filled"] == 3
+    assert (filled["prediction_set"].sum("class") >= 1).all()
+    best = tree["posterior"]["probs"].mean(("chain", "draw")).argmax("class").values
+    assert float(filled["coverage"]) == (covered.sum() + (best == observed)[:3].sum()) / NUM_CASES
+    for asked in (False, True):
+        path = write_report(
+            tmp_path / "r.html", title="T", tree=tree, prediction_sets=sets, empty_sets=asked
+        )
+        text = " ".join(Page(path).text)
+        assert ("3 sets are empty" in text) is asked
+        assert ("no class" in Page(path).text) is asked
+        assert ("In 3 cases no class is likely enough" in text) is not asked
+
+
+def test_one_network_tells_no_epistemic_part(tmp_path: Path) -> None:
+    tree = make_tree()
+    pooled = tree["posterior"]["probs"].mean(("chain", "draw")).expand_dims(chain=1, draw=1)
+    tree["posterior"] = xr.DataTree(pooled.to_dataset(name="probs"))
+    images = make_everything()["images"]
+    text = " ".join(Page(write_report(tmp_path / "r.html", title="T", tree=tree)).text)
+    assert "is no sign of certainty" in text
+    shown = names_in(cases_figure(images, tree))
+    assert "epistemic part unknown" in shown and "epistemic 0" not in shown
+
+
+def test_names_that_no_font_draws_stand_below_the_picture() -> None:
+    figure = Figure()
+    figure.text(0, 0, "case \U0001331c\U0001331d 7")  # hieroglyphs
+    figure.text(0, 0.5, "ordinary, with \u00b1 and \u00e9")
+    html = picture(figure, "alt")
+    assert "[1] stands for \U0001331c\U0001331d." in html
+    assert "case [1] 7" in names_in(figure) and "\u00b1" in names_in(figure)
+
+
+def test_normalised_images_are_shown_in_their_own_units() -> None:
+    image = np.random.default_rng(0).uniform(size=(2, 3, 4, 4))
+    loc, scale = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    normal = (image - np.reshape(loc, (3, 1, 1))) / np.reshape(scale, (3, 1, 1))
+    np.testing.assert_allclose(in_own_units(normal, loc, scale), image)
+    with pytest.raises(ValueError, match="loc must be one number, or 3"):
+        in_own_units(normal, [0.5, 0.5], 1.0)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        in_own_units(normal, 0.0, 0.0)
+
+
+def test_provenance_says_when_by_what_and_after_how_long(tmp_path: Path) -> None:
+    everything = make_everything()
+    path = write_report(
+        tmp_path / "r.html", title="T", tree=everything["tree"], history=everything["history"]
+    )
+    text = " ".join(Page(path).text)
+    assert f"by ppl_med {ppl_med.__version__}" in text and "3 epochs, 30 steps" in text
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+
+
+def test_long_names_keep_both_ends() -> None:
+    names = [f"Parasitized/cell_images_of_patient_{number:04d}.png" for number in range(20)]
+    shown = [theme.plain(name, 18) for name in names]
+    assert len(set(shown)) == 20 and all(len(one) <= 18 for one in shown)

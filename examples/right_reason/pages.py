@@ -75,7 +75,9 @@ def source_sections(study: Source, result: xr.Dataset) -> list[Section]:
     moments = xr.Dataset(
         {
             "mean": maps.mean(("chain", "draw")),
-            "sd": maps.std(("chain", "draw")),
+            "sd": maps.std(("chain", "draw"), ddof=1),
+            "mcse": maps.std(("chain", "draw"), ddof=1)
+            / np.sqrt(maps.sizes["chain"] * maps.sizes["draw"]),
             "probability_positive": (maps > 0).mean(("chain", "draw")),
         }
     )

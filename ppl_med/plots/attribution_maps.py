@@ -17,7 +17,8 @@ from ppl_med.plots.inputs import require_dims, require_variables
 from ppl_med.plots.pictures import color_bar, picture_grid, require_images, show_picture
 
 _DIMS = ("case", "channel", "row", "col")
-_NEEDED = ("mean", "sd", "probability_positive")
+_NEEDED = ("mean", "sd", "mcse", "probability_positive")
+_ERRORS = 2  # Monte Carlo standard errors that a mean must exceed for its sign to be shown
 _MOST_ROWS = 40
 _UNDEFINED = "#d5d9de"
 _CONTOUR = "#F0E442"
@@ -31,14 +32,14 @@ def attribution(
     One row per case. With several channels, the channels are summed when the Dataset keeps its
     draws (``attribution``); without draws the sd of a sum is unknown, and each channel gets a row.
     Colour scales are shared by all rows: the mean is centred at 0 and cut at its 99.5th percentile.
-    Where the attribution is exactly 0 in every draw (a pixel equal to the baseline) its sign is
-    undefined and P(attribution > 0) is grey.
+    P(attribution > 0) is grey where the mean is within two Monte Carlo standard errors of 0 (and
+    where it is exactly 0, as in a pixel equal to the baseline): its sign there is not known.
 
     Args:
         images: (case, channel, row, col), 1 or 3 channels, in the order of the Dataset's cases.
         attribution_dataset: As ``ppl_med.explain.attribution.attribute`` returns it: ``mean``,
-            ``sd`` (both in the network output's unit), ``probability_positive`` (probability), each
-            (case, channel, row, col).
+            ``sd``, ``mcse`` (in the network output's unit), ``probability_positive`` (probability),
+            each (case, channel, row, col).
         mask: True region (case, row, col), drawn as an outline where it is above 0.5.
 
     Returns:
@@ -68,12 +69,13 @@ def attribution(
 
 @dataclass
 class _Maps:
-    """Rows to draw: name, index of the case, and the three maps, each (map, row, col)."""
+    """Rows to draw: name, index of the case, and the maps, each (map, row, col)."""
 
     names: list[str]
     cases: list[int]
     mean: NDArray[np.float64]
     sd: NDArray[np.float64]
+    error: NDArray[np.float64]
     positive: NDArray[np.float64]
     summed: bool
     unit: str
@@ -88,7 +90,7 @@ def _maps(dataset: xr.Dataset) -> _Maps:
         num = draws.sizes["chain"] * draws.sizes["draw"]
         spread = draws.std(SAMPLES, ddof=1) if num > 1 else draws.mean(SAMPLES) * np.nan
         positive = (draws > 0).mean(SAMPLES) if num > 1 else spread
-        arrays = [draws.mean(SAMPLES), spread, positive]
+        arrays = [draws.mean(SAMPLES), spread, spread / np.sqrt(num), positive]
         arrays = [array.expand_dims("channel").transpose(*_DIMS) for array in arrays]
     unit = theme.unit_of(dataset["mean"], "output unit", 26)
     split = several and "attribution" not in dataset
@@ -98,7 +100,7 @@ def _maps(dataset: xr.Dataset) -> _Maps:
     names = [f"Case {case}{channel}" for case in ids for channel in channels]
     cases = [index for index in range(len(ids)) for _ in channels]
     rows = [_rows(array) for array in arrays]
-    return _Maps(names, cases, rows[0], rows[1], rows[2], several and not split, unit)
+    return _Maps(names, cases, *rows, several and not split, unit)
 
 
 def _rows(array: xr.DataArray) -> NDArray[np.float64]:
@@ -123,7 +125,7 @@ def _draw(pictures: NDArray[np.float64], maps: _Maps, region: NDArray[np.float64
     size = (4 * side + 0.9, num * side * aspect + 1.35)
     figure, axes = picture_grid(num, 4, *size, bar=0.05 / aspect, hspace=0)
     scale, top = _scale(np.abs(maps.mean)), _scale(maps.sd)
-    nowhere = (maps.mean == 0) & ~(maps.sd > 0)
+    nowhere = ~(np.abs(maps.mean) > _ERRORS * np.nan_to_num(maps.error))
     positive = np.ma.masked_where(nowhere | np.isnan(maps.positive), maps.positive)
     for row, index in enumerate(maps.cases):
         first, *others = axes[row]
@@ -170,7 +172,7 @@ def _titles(axes: NDArray[np.object_], summed: bool, zeros: bool, single: bool) 
         "Image",
         "Mean over draws" + ("\n(channels summed)" if summed else ""),
         "Spread over draws" + (undefined or "\n(epistemic)"),
-        "P(attribution > 0)" + (undefined or ("\n(grey: exactly 0)" if zeros else "")),
+        "P(attribution > 0)" + (undefined or ("\n(grey: not clear of 0)" if zeros else "")),
     )
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9.5, color=theme.INK, pad=5)

@@ -10,6 +10,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
 from ppl_med.analysis.tree import Posterior, class_names
 from ppl_med.analysis.uncertainty import entropy, variance
@@ -34,7 +35,9 @@ def cases(
 
     Each card has the picture, the observed label, every class's mean probability (dot) with its
     credible interval over draws (bar), of 90 % where there are 19 draws or more, the uncertainty
-    split into aleatoric and epistemic on one scale for all cards, and the prediction set. With more
+    split into aleatoric and epistemic on one scale for all cards, and the prediction set. Where all
+    draws are one network (a single draw, or a recalibrated mixture) the split is unknown and only
+    the total is shown. With more
     than 5 classes a card shows the 5 most probable and the observed one.
 
     Args:
@@ -71,14 +74,16 @@ def cases(
         wspace=0.06, hspace=0.22,
     )  # fmt: skip
     widest = max(float(sum(p[i] for p in parts)) for c in columns for i in c) or 1.0
+    split = not monte_carlo.all_equal(probs)
     for column, indices in enumerate(columns):
         for row, index in enumerate(indices):
             card = _Card(figure, grid[row, column], probs.isel(case=int(index)), label, int(index))
             card.picture(pictures[index])
             card.classes()
-            card.uncertainty([float(p[index]) for p in parts], widest, unit)
+            card.uncertainty([float(p[index]) for p in parts], widest, unit, split)
             card.caption(None if sets is None else sets[index])
-    _headings(figure, columns, probs.sizes["chain"] * probs.sizes["draw"], by, label is not None)
+    _headings(figure, columns, probs.sizes["chain"] * probs.sizes["draw"], by, label is not None,
+              split)  # fmt: skip
     return figure
 
 
@@ -115,7 +120,12 @@ def _uncertainty(
 
 
 def _headings(
-    figure: Figure, columns: Sequence[NDArray[np.intp]], num_draws: int, by: str, has_label: bool
+    figure: Figure,
+    columns: Sequence[NDArray[np.intp]],
+    num_draws: int,
+    by: str,
+    has_label: bool,
+    split: bool,
 ) -> None:
     height = figure.get_figheight()
     measure = "total variance" if by == "total" else "mutual information"
@@ -130,6 +140,8 @@ def _headings(
     names = (f"aleatoric: {kinds[0]}", f"epistemic: {kinds[1]}")
     drop = 0.26 if len(columns) > 1 else 0.58
     colors = (theme.ALEATORIC, theme.EPISTEMIC)
+    if not split:
+        names, colors = (f"total: {kinds[0]}",), (theme.MUTED,)
     handles = [Patch(color=c, label=name) for c, name in zip(colors, names, strict=True)]
     theme.legend(figure, "upper right", handles=handles, bbox_to_anchor=(0.99, 1 - drop / height),
                  ncols=2, fontsize=8.5, handlelength=1.1)  # fmt: skip
@@ -195,12 +207,15 @@ class _Card:
             theme.write(ax, 1.06, line, f"{self.mean[k]:.2f}", 8.2, weight=bold, va="center")
         self.bars.set(xlim=(-0.06 if few else -0.6, 1.24), ylim=(max(len(shown), 2) - 0.6, -0.75))
 
-    def uncertainty(self, parts: Sequence[float], widest: float, unit: str) -> None:
+    def uncertainty(self, parts: Sequence[float], widest: float, unit: str, split: bool) -> None:
         left = 0.0
-        for value, color in zip(parts, (theme.ALEATORIC, theme.EPISTEMIC), strict=True):
+        colors = (theme.ALEATORIC, theme.EPISTEMIC) if split else (theme.MUTED,) * 2
+        for value, color in zip(parts, colors, strict=True):
             self.split.barh(0, value, left=left, height=0.55, color=color)
             left += value
         text = f"aleatoric {_short(parts[0])} · epistemic {_short(parts[1])} {unit}"
+        if not split:
+            text = f"total {_short(sum(parts))} {unit} (one network: epistemic part unknown)"
         theme.write(self.split, 0, 0.42, text, 7.8)
         self.split.set(xlim=(-0.06 * widest, 1.24 * widest), ylim=(1.0, -0.35))
 
@@ -213,7 +228,9 @@ class _Card:
         theme.write(self.title, 0, 0.98, text, 8.8, weight="bold")
         if members is not None:
             chosen = [theme.plain(self.names[k], 20) for k in np.flatnonzero(members)]
-            text = f"Prediction set: {{{', '.join(chosen) or 'empty'}}}"
+            text = f"Prediction set: {{{', '.join(chosen)}}}"
+            if not chosen:
+                text = "Prediction set: empty, no class is likely enough"
             text = text if len(text) <= 68 else text[:66].rstrip() + "…}"
             theme.write(self.title, 0, 0.42, text, 8.2)
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_med.checks import reject
 from ppl_med.plots.theme import BAND, INK, MUTED, new_figure, plain
 
 
@@ -48,6 +49,29 @@ def require_images(
     low, high = np.quantile(array, [0.005, 0.995], axis=(1, 2, 3), keepdims=True)
     scaled = np.clip((array - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
     return np.moveaxis(scaled, 1, -1)
+
+
+def in_own_units(images: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> NDArray[np.float64]:
+    """Undo a normalisation per channel, so that colours are those of the picture.
+
+    Args:
+        images: (case, channel, row, col).
+        loc: What was taken off, one number or one per channel.
+        scale: What it was divided by.
+
+    Raises:
+        ValueError: As many numbers as there are channels are needed; ``scale`` is not positive.
+    """
+    array = np.asarray(images, np.float64)
+    values = {name: np.asarray(value, np.float64).ravel()
+              for name, value in (("loc", loc), ("scale", scale))}  # fmt: skip
+    for name, value in values.items():
+        if array.ndim == 4 and len(value) not in (1, array.shape[1]):
+            reject(name, f"one number, or {array.shape[1]}, one per channel", value.tolist())
+    if not (values["scale"] > 0).all():
+        reject("scale", "positive", values["scale"].tolist())
+    shift, factor = (values[name].reshape(-1, 1, 1) for name in ("loc", "scale"))
+    return array * factor + shift
 
 
 def show_picture(ax: Axes, picture: NDArray[np.float64]) -> None:

@@ -166,11 +166,13 @@ def plain(value: Hashable, width: int | None = None) -> str:
 
     Args:
         value: A case id, class name or title.
-        width: Most characters to show; longer text ends in an ellipsis. None shows all.
+        width: Most characters to show; of longer text the middle is left out, since names of
+            cases often begin alike. None shows all.
     """
     text = str(value)
     if width is not None and len(text) > width:
-        text = text[: width - 1].rstrip() + "…"
+        end = width // 2
+        text = f"{text[: width - 1 - end].rstrip()}…{text[-end:].lstrip()}"
     return text.replace("$", r"\$")
 
 

@@ -3,6 +3,7 @@
 calibrate, predict_sets                       classes: LAC, APS, RAPS, SAPS; Mondrian; weighted
 calibrate_intervals, predict_intervals        observed numbers: absolute, normalised, CQR; the same
 calibrate_masks, predict_masks                segmentation: bounded false-negative rate
+fill_empty_sets                               the most probable class in the place of no class
 density_ratio                                 weights for a covariate shift
 leave_one_out_sets, leave_one_out_intervals   jackknife+ from training cases, by PSIS
 bayes_sets, bayes_intervals                   conformal Bayes from training cases
@@ -23,6 +24,7 @@ from ppl_med.analysis.conformal.covariate_shift import density_ratio
 from ppl_med.analysis.conformal.group_coverage import coverage, set_sizes
 from ppl_med.analysis.conformal.leave_one_out import leave_one_out_intervals, leave_one_out_sets
 from ppl_med.analysis.conformal.nonconformity import Score
+from ppl_med.analysis.conformal.nonempty import fill_empty_sets
 from ppl_med.analysis.conformal.order_statistics import coverage_band, coverage_rank
 from ppl_med.analysis.conformal.regression import calibrate_intervals, predict_intervals
 from ppl_med.analysis.conformal.risk_control import calibrate_masks, predict_masks
@@ -38,6 +40,7 @@ __all__ = [
     "coverage_band",
     "coverage_rank",
     "density_ratio",
+    "fill_empty_sets",
     "leave_one_out_intervals",
     "leave_one_out_sets",
     "predict_intervals",

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from ppl_med.plots.glyphs import draw_all_text
 from ppl_med.plots.theme import ALEATORIC, EPISTEMIC
 
 _DPI = 180
@@ -41,7 +42,8 @@ def render(sections: Sequence[Section], **values: Any) -> str:
     Args:
         sections: In reading order.
         values: ``title`` and ``lead``, plain text; ``notes``, paragraphs of plain text; ``cards``,
-            each (name, value, standard error or "", unit); ``masks``, whether a draw is a mask.
+            each (name, value, standard error or "", unit); ``masks``, whether a draw is a mask;
+            ``smoke``, whether the figures mean nothing.
     """
     page = _TEMPLATES.get_template("report.html")
     return page.render(sections=sections, aleatoric=ALEATORIC, epistemic=EPISTEMIC, **values)
@@ -66,12 +68,13 @@ def picture(figure: Figure, alt: str, *, wide: bool = False) -> str:
         wide: Keep it wider on a small screen, where it scrolls sideways.
 
     Returns:
-        HTML.
+        HTML. Names that no installed font can draw are numbered in the picture and stand below it.
     """
+    names = draw_all_text(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return part("picture", data, alt, f"{100 * figure.get_figwidth():.0f}", wide)
+    return part("picture", data, alt, f"{100 * figure.get_figwidth():.0f}", wide, names)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import numpy as np
 import xarray as xr
 
+from ppl_med import __version__
 from ppl_med.analysis.tree import class_names
 from ppl_med.plots.report.page import part, table
 
@@ -106,24 +108,49 @@ def set_summary(sets: xr.Dataset) -> str:
             text += f" (made for {100 * (1 - float(sets.attrs['alpha'])):.3g} %)"
         if "coverage_lower" in sets and "coverage_upper" in sets:
             low, high = float(sets["coverage_lower"]), float(sets["coverage_upper"])
+            most = f"and {100 * high:.1f} %" if high < 1 else "and 100 %"
             text += (
-                f"; between {100 * low:.1f} and {100 * high:.1f} % was expected "
-                "(99 % band for exchangeable cases)"
+                f"; between {100 * low:.1f} {most} was expected (99 % band for exchangeable cases)"
             )
         text += "."
+    filled, empty = int(sets.attrs.get("filled", 0)), int((size == 0).sum())
+    if filled:
+        text += (
+            f" In {filled} cases no class is likely enough for a set at this level; they hold the "
+            "most probable class all the same, which can only raise the coverage. These are the "
+            "cases the model can least decide."
+        )
+    if empty:
+        text += (
+            f" {empty} sets are empty: no class is likely enough at this level. That is no "
+            "certainty; these are the cases the model can least decide."
+        )
     bars = []
     for value, count in zip(*np.unique(size, return_counts=True), strict=True):
         name = {0: "no class", 1: "1 class"}.get(int(value), f"{int(value)} classes")
         share = count / len(size)
         bars.append((name, share, f"{count} cases, {100 * share:.0f} %"))
-    return part("sets", text, bars)
+    return part("sets", text.strip(), bars)
 
 
-def provenance(tree: xr.DataTree) -> str:
-    """Return where the posterior came from as an HTML table: its size and every root attribute."""
+def provenance(tree: xr.DataTree, history: xr.Dataset | None = None) -> str:
+    """Return where the posterior came from as an HTML table.
+
+    It has the date and the version of this report, how long was trained and on how much, the size
+    of the tree, and every root attribute.
+
+    Args:
+        tree: The tree of the report.
+        history: Of its training, where it is known.
+
+    Returns:
+        HTML.
+    """
     sizes = _sizes(tree)
     rows = [("posterior draws", f"{sizes['draw']} in each of {sizes['chain']} chain(s)")]
     rows += [("cases", str(sizes["case"]))]
+    rows += [("report written", f"{_now()} by ppl_med {__version__}")]
+    rows += _training(history)
     for name, value in tree.attrs.items():
         parsed = _parsed(value)
         if isinstance(parsed, Mapping):
@@ -131,6 +158,22 @@ def provenance(tree: xr.DataTree) -> str:
         else:
             rows.append((_words(name), str(value)))
     return table((), rows, kind="provenance")
+
+
+def _training(history: xr.Dataset | None) -> list[tuple[str, str]]:
+    """How long was trained, and on what, as far as the history says."""
+    if history is None or not history.sizes.get("step"):
+        return [("training", "not given: pass history=, which fit returned")]
+    text = f"{history.sizes['step']} steps"
+    if "epoch" in history.coords or "epoch" in history:
+        text = f"{int(history['epoch'].max()) + 1} epochs, {text}"
+    rows = [("training", text)]
+    rows += [(f"training: {_words(name)}", str(value)) for name, value in history.attrs.items()]
+    return rows
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def lead(tree: xr.DataTree) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_med.analysis.tree import has_probs
+from ppl_med.analysis.conformal import fill_empty_sets
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.tree import has_probs, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import reject
 from ppl_med.plots.attribution_maps import attribution as attribution_figure
@@ -17,6 +19,7 @@ from ppl_med.plots.calibration import expected_calibration_error
 from ppl_med.plots.calibration import reliability as reliability_figure
 from ppl_med.plots.case_cards import cases as cases_figure
 from ppl_med.plots.inputs import require_variables
+from ppl_med.plots.pictures import in_own_units
 from ppl_med.plots.report.page import Section, paragraph, picture, render
 from ppl_med.plots.report.summary import lead, provenance, score_cards, score_table, set_summary
 from ppl_med.plots.training_curves import elbo as elbo_figure
@@ -24,6 +27,7 @@ from ppl_med.plots.uncertainty_kinds import data_size as data_size_figure
 from ppl_med.plots.uncertainty_kinds import uncertainty as uncertainty_figure
 from ppl_med.storage.atomic import write_text
 
+_SETS = "ppl_med.analysis.conformal.predict_sets"
 _OWN = {
     "uncertainty": (
         "All cases",
@@ -39,8 +43,8 @@ _OWN = {
     "sets": (
         "Prediction sets",
         "A prediction set is a short list of classes made to contain the true one at a "
-        "chosen rate, so one class is a clear answer, several mean that the model cannot decide, "
-        "and an empty list means that no class is likely enough.",
+        "chosen rate, so one class is a clear answer, and several mean that the model cannot "
+        "decide.",
     ),
     "reliability": (
         "Can the confidence be trusted?",
@@ -88,6 +92,10 @@ def write_report(
     data_size: xr.Dataset | None = None,
     sections: Sequence[Section] = (),
     notes: Iterable[str] = (),
+    loc: ArrayLike = 0.0,
+    scale: ArrayLike = 1.0,
+    empty_sets: bool = False,
+    smoke: bool = False,
 ) -> Path:
     """Write one self-contained HTML file; parts whose input is None are left out.
 
@@ -111,6 +119,12 @@ def write_report(
         sections: Further parts in HTML, put before the training curves; make their bodies with
             ``paragraph``, ``picture`` and ``table`` of ``ppl_med.plots.report``, which escape text.
         notes: Paragraphs of plain text, shown first.
+        loc: Mean per channel that was taken off ``images``, as for ``Batches``; one number for all.
+        scale: Standard deviation per channel that ``images`` were divided by. Images normalised per
+            channel have their colours wrong without the two.
+        empty_sets: Show prediction sets that are empty as they are. By default they hold the most
+            probable class, and the page says how many did not before.
+        smoke: Stamp the page as one of a trial run whose figures mean nothing.
 
     Returns:
         The path written, absolute.
@@ -123,6 +137,11 @@ def write_report(
     target = _check(path, title, tree, notes)
     _check_sections(sections)
     classifies = _dims_of_probs(tree) == {*SAMPLES, "case", "class"}
+    if images is not None:
+        images = in_own_units(images, loc, scale)
+    if prediction_sets is not None and not empty_sets:
+        require_variables(prediction_sets, "prediction_sets", ("prediction_set",), _SETS)
+        prediction_sets = fill_empty_sets(prediction_sets, tree)
     before = {
         "uncertainty": _uncertainty(tree) if classifies else None,
         "cases": _cases(tree, images, prediction_sets) if classifies else None,
@@ -134,7 +153,7 @@ def write_report(
     after = {
         "training": _training(history),
         "scores": None if scores is None else score_table(scores),
-        "provenance": provenance(tree),
+        "provenance": provenance(tree, history),
     }
     text = render(
         [*_sections(before), *sections, *_sections(after)],
@@ -143,6 +162,7 @@ def write_report(
         notes=list(notes),
         cards=[] if scores is None else score_cards(scores),
         masks="row" in _dims_of_probs(tree),
+        smoke=smoke,
     )
     write_text(target, text, "report")
     return target
@@ -190,6 +210,12 @@ def _dims_of_probs(tree: xr.DataTree) -> set[str]:
 
 
 def _uncertainty(tree: xr.DataTree) -> str:
+    if monte_carlo.all_equal(open_classes(tree).read()):
+        return paragraph(
+            "Not shown: all draws of this tree are one network, which cannot tell what it does not "
+            "know. That its epistemic variance is 0 is no sign of certainty. For the two parts "
+            "report the tree before it was recalibrated, or a posterior of several draws."
+        )
     alt = "Scatter plot of aleatoric against epistemic variance, one mark per case."
     return picture(uncertainty_figure(tree), alt)
 
@@ -208,8 +234,7 @@ def _cases(tree: xr.DataTree, images: ArrayLike | None, sets: xr.Dataset | None)
 def _sets(sets: xr.Dataset | None) -> str | None:
     if sets is None:
         return None
-    source = "ppl_med.analysis.conformal.predict_sets"
-    require_variables(sets, "prediction_sets", ("prediction_set",), source)
+    require_variables(sets, "prediction_sets", ("prediction_set",), _SETS)
     return set_summary(sets)
 
 
