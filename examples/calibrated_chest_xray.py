@@ -193,6 +193,7 @@ def show(study: Study, result: xr.Dataset, gaps: xr.Dataset, chosen: dict[str, s
     write_report(
         study.folder / "report.html",
         title=study.pictures.title,
+        smoke=study.options.smoke,
         tree=after,
         images=study.images,
         reliability=reliability,

@@ -191,6 +191,7 @@ def main(options: Options) -> None:
     write_report(
         options.out / "report.html",
         title="What would have to differ for another class?",
+        smoke=options.smoke,
         tree=tree,
         scores=scoring.score(tree),
         sections=[part for _, _, part, _ in found.values()],

@@ -297,6 +297,7 @@ def show(
     write_report(
         folder / "report.html",
         title="Lung nodules: do samples disagree as radiologists do?",
+        smoke=options.smoke,
         tree=first.tree,
         sections=sections,
         notes=(

@@ -69,6 +69,8 @@ class Options:
     epochs: int = 40
     """Epochs with all the data; a fraction f gets epochs / sqrt(f). Mean-field trains on from there
     for 0.75 epochs / f, which is the same number of steps at every fraction."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
@@ -148,7 +150,7 @@ class Study:
             program,
             batches,
             device=self.options.device,
-            precision="bfloat16",
+            precision=self.options.precision,
             seed=seed,
             checkpoint=folder / "checkpoint.pt",
             resume=self.options.resume,
@@ -265,6 +267,7 @@ def show(study: Study, result: xr.Dataset) -> None:
     write_report(
         study.folder / "report.html",
         title="Malaria cells: a Bayesian AlexNet",
+        smoke=study.options.smoke,
         tree=tree,
         history=storage.load(folder / "history.nc"),
         images=study.images,

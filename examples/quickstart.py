@@ -140,6 +140,7 @@ def main(options: Options) -> None:
     write_report(
         folder / "report.html",
         title="Parasites in blood-smear cells: a Bayesian CNN",
+        smoke=options.smoke,
         tree=tree,
         history=history,
         images=cells[2]["image"],

@@ -145,6 +145,7 @@ def main(options: Options) -> None:
     write_report(
         folder / "report.html",
         title="Right for the right reason?",
+        smoke=options.smoke,
         tree=tree,
         images=images,
         sections=[*([first] if found else []), *sections],

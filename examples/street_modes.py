@@ -231,6 +231,7 @@ def show(
     write_report(
         folder / "report.html",
         title="Street scenes: 32 right answers, each with its probability",
+        smoke=options.smoke,
         tree=first.tree,
         sections=sections,
         notes=(

@@ -59,6 +59,7 @@ def show(study: Study, result: xr.Dataset) -> None:
     write_report(
         study.folder / "report.html",
         title="Depth: what is noise, and what does the network not know?",
+        smoke=study.options.smoke,
         tree=trees[best]["none"],
         history=storage.load(first / "history.nc"),
         data_size=sizes,

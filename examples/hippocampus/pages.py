@@ -130,6 +130,7 @@ def show(
     write_report(
         folder / "report.html",
         title="How large is the hippocampus, and how sure is that?",
+        smoke=options.smoke,
         tree=tree,
         history=history,
         sections=sections,

@@ -77,6 +77,7 @@ def show(study: Study, result: xr.Dataset) -> None:
     write_report(
         study.folder / "report.html",
         title="Street scenes: four variants of one net",
+        smoke=study.options.smoke,
         tree=tree,
         history=read(study.path(best, "history.nc")),
         sections=sections,
