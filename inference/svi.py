@@ -22,6 +22,7 @@ from ppl_med.inference.batches import as_loader, batch_spec, check_arguments
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.history import join_histories
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
+from ppl_med.inference.training.precision import warn_if_slow
 from ppl_med.inference.training.schedules import Schedule
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.programs import rng
@@ -102,6 +103,7 @@ def fit(
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
 
     Warns:
+        RuntimeWarning: On bfloat16 where the machine only imitates it.
         UserWarning: On a collapsed latent (KL below 0.05 nats per case), on a KL above 1000 nats
             per case, on cases that a sampler of unknown weights visits several times in an epoch,
             and on an epoch of another length than it seemed.
@@ -132,6 +134,7 @@ def fit(
         validation=validation,
         progress=progress,
     )
+    warn_if_slow(trainer.precision, trainer.device)
     with ExitStack() as held, rng.restored(), pyro.validation_enabled(False):
         held.enter_context(warnings.catch_warnings())
         if trainer.checkpoint is not None:

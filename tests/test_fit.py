@@ -33,6 +33,7 @@ from ppl_med.inference import (
     predict,
     warm_up,
 )
+from ppl_med.inference.training import precision as precision_of_machine
 from ppl_med.inference.training import trainer
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
@@ -538,6 +539,13 @@ def test_training_raises_the_elbo(guide: Callable[[Any], nn.Module], precision: 
         assert value.dtype in (torch.float32, torch.int64)
     tree = predict(model, guide(model), data, draws=2, progress=False, device="cpu")
     assert tree["posterior/probs"].dtype == np.float64
+
+
+def test_imitated_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_of_machine, "has_bfloat16", lambda device: False)
+    model = BayesianClassifier(network(), CLASSES)
+    with pytest.warns(RuntimeWarning, match="12 times slower"):
+        train(model, PointEstimate(model), precision="bfloat16", epochs=1)
 
 
 def test_bfloat16_is_used_and_likelihoods_are_not_rounded() -> None:

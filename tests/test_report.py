@@ -373,9 +373,9 @@ def test_smoke_reports_are_stamped(tmp_path: Path) -> None:
 
 def test_empty_sets_hold_the_most_probable_class_unless_asked(tmp_path: Path) -> None:
     tree = make_tree()
-    member = tree["posterior"]["probs"].mean(("chain", "draw")) > 0.45
+    member: Any = tree["posterior"]["probs"].mean(("chain", "draw")) > 0.45
     member[{"case": slice(3)}] = False
-    observed = tree["observed_data"]["label"].values
+    observed = np.asarray(tree["observed_data/label"])
     covered = np.take_along_axis(member.values, observed[:, None], 1)[:, 0]
     sets = xr.Dataset(
         {"prediction_set": member, "covered": ("case", covered), "coverage": covered.mean()}

@@ -99,8 +99,8 @@ def _maps(dataset: xr.Dataset) -> _Maps:
         channels = [f"\nchannel {theme.plain(c, 16)}" for c in dataset["channel"].values.tolist()]
     names = [f"Case {case}{channel}" for case in ids for channel in channels]
     cases = [index for index in range(len(ids)) for _ in channels]
-    rows = [_rows(array) for array in arrays]
-    return _Maps(names, cases, *rows, several and not split, unit)
+    mean, sd, error, share = map(_rows, arrays)
+    return _Maps(names, cases, mean, sd, error, share, several and not split, unit)
 
 
 def _rows(array: xr.DataArray) -> NDArray[np.float64]:

@@ -140,9 +140,9 @@ def _headings(
     names = (f"aleatoric: {kinds[0]}", f"epistemic: {kinds[1]}")
     drop = 0.26 if len(columns) > 1 else 0.58
     colors = (theme.ALEATORIC, theme.EPISTEMIC)
-    if not split:
-        names, colors = (f"total: {kinds[0]}",), (theme.MUTED,)
     handles = [Patch(color=c, label=name) for c, name in zip(colors, names, strict=True)]
+    if not split:
+        handles = [Patch(color=theme.MUTED, label="total variance" if by == "total" else "entropy")]
     theme.legend(figure, "upper right", handles=handles, bbox_to_anchor=(0.99, 1 - drop / height),
                  ncols=2, fontsize=8.5, handlelength=1.1)  # fmt: skip
     titles = ("LEAST CERTAIN", "MOST CERTAIN") if len(columns) > 1 else ("THE CASE",)
