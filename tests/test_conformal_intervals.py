@@ -87,6 +87,22 @@ def by_hand(parts: dict[str, np.ndarray], method: str) -> list[np.ndarray]:
     return [mean, mean, unit, unit]
 
 
+@pytest.mark.parametrize("parameters", ["loc scale variance", "mean variance"])
+def test_normalised_divides_by_the_standard_deviation(parameters: str) -> None:
+    """Of Laplace noise the variance is twice the squared scale; a count has no scale at all."""
+    rng = np.random.default_rng(0)
+    tree, parts = study(rng, 60, "c")
+    names = parameters.split()
+    values = {"loc": parts["loc"], "scale": np.broadcast_to(parts["scale"], parts["loc"].shape)}
+    values |= {"mean": values["loc"], "variance": 2 * values["scale"] ** 2}
+    group = {name: (("chain", "draw", "case"), values[name][None]) for name in names}
+    tree["posterior"] = xr.DataTree(xr.Dataset(group, {"case": tree["posterior/loc"]["case"]}))
+    learnt = conformal.calibrate_intervals(tree, 0.1, method="normalised")
+    sd = (parts["loc"].var(0) + 2 * parts["scale"] ** 2) ** 0.5
+    score = np.sort(np.abs(parts["outcome"] - parts["loc"].mean(0)) / sd)
+    assert float(learnt["threshold"]) == pytest.approx(score[int(learnt["k"]) - 1], rel=1e-12)
+
+
 @pytest.mark.parametrize("method", ["absolute", "normalised", "epistemic", "cqr", "cqr_epistemic"])
 def test_intervals_cover_from_end_to_end(method: str) -> None:
     """40 studies with a wrong model: total count against the Beta-binomial law, z at 1e-6."""

@@ -1,15 +1,21 @@
 """Scores of numbers against scoringrules, closed forms, exact laws; the truth scores best."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from number_trees import number_tree
 from posterior_trees import array, classification_tree
 from scipy import stats
+from torch import nn
 
 from ppl_med.analysis import scoring
+from ppl_med.inference import MeanFieldNormal, PointEstimate, predict
+from ppl_med.likelihoods import LaplaceNoise
+from ppl_med.models import BayesianRegressor
 
 Z = stats.norm.isf(1e-6 / 2)
 
@@ -249,3 +255,20 @@ def test_misuse_is_refused() -> None:
     other["observed_data"] = tree["observed_data"].dataset.isel(case=slice(None, None, -1))
     with pytest.raises(ValueError, match="same cases in the same order"):
         scoring.crps(other)
+
+
+def test_elpd_of_numbers_is_the_log_of_the_mean_density() -> None:
+    """Of a Laplace likelihood as SciPy has it, from ``predict`` to the score."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model = BayesianRegressor(net, LaplaceNoise())
+    batch = {"image": torch.randn(5, 1, 2, 2), "value": torch.randn(5)}
+    settings: dict[str, Any] = {"draws": 6, "progress": False}
+    tree = predict(model, MeanFieldNormal(model, init_scale=0.3), [batch], **settings)
+    posterior: Any = tree["posterior"]
+    density = stats.laplace.pdf(batch["value"], posterior["loc"], posterior["scale"])
+    found = scoring.elpd_heldout(tree)
+    np.testing.assert_allclose(found["elpd"], np.log(density.mean((0, 1))), rtol=1e-6)
+    without = predict(model, PointEstimate(model), [{"image": batch["image"]}], **settings)
+    with pytest.raises(ValueError, match="hold observations"):
+        scoring.elpd_heldout(without)

@@ -26,6 +26,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.conformal import shift, thresholds
 from ppl_med.analysis.conformal.hits import where_known
+from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree import (
     DRAWS,
     CaseNumbers,
@@ -161,21 +162,23 @@ def _propose(numbers: CaseNumbers, method: str, alpha: float) -> Proposal:
 
 
 def _mean_proposal(numbers: CaseNumbers, method: str, alpha: float) -> Proposal:
-    loc = numbers.read("loc", f"method={method!r}")
+    place = "mean" if "mean" in numbers.predicted and "loc" not in numbers.predicted else "loc"
+    loc = numbers.read(place, f"method={method!r}")
     center = _bare(loc.mean(SAMPLES))
     if method == "absolute":
         unit = xr.ones_like(center)
     elif method == "epistemic":
         unit = _spread(loc)
-    elif "scale" in numbers.predicted:
-        square = (numbers.read("scale") ** 2).mean(SAMPLES) + loc.var(SAMPLES)
-        unit = _positive(_bare(square**0.5), "scale")
+    elif spreads := [name for name in ("variance", "scale") if name in numbers.predicted]:
+        group = xr.Dataset({place: loc, spreads[0]: numbers.read(spreads[0])})
+        total = variance_figures(group)[0]["total"][0]
+        unit = _positive(_bare(total**0.5), spreads[0])
     elif DRAWS in numbers.predicted:
         unit = _spread(numbers.read(DRAWS))
     else:
         raise ValueError(
-            "method='normalised' needs posterior/scale or posterior_predictive/"
-            f"{numbers.site}, and the tree has neither."
+            "method='normalised' needs posterior/variance, posterior/scale or posterior_predictive/"
+            f"{numbers.site}, and the tree has none."
         )
     return Proposal(center, center, unit, unit)
 

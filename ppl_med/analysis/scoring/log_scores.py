@@ -36,7 +36,10 @@ def elpd_heldout(tree: Posterior, site: str | None = None, *, mcse: bool = True)
     """
     likelihood = open_log_likelihood(tree, site)
     if likelihood is None:
-        raise ValueError("tree has no log_likelihood; call predict on batches that hold labels.")
+        raise ValueError(
+            "tree has no log_likelihood; call predict on batches that hold observations, and "
+            "pass the tree it returns."
+        )
     kind = tree.attrs.get("log_likelihood_of")
     if kind == "training":
         raise ValueError(

@@ -1,6 +1,7 @@
 """Predicted and observed numbers, one per case, of trees that may lack some of them.
 
-    loc, scale, variance  (chain, draw, case)          posterior, of the distribution under a draw
+    loc or mean           (chain, draw, case)          posterior, of the distribution under a draw
+    scale, variance       (chain, draw, case)          posterior, of the distribution under a draw
     quantile              (chain, draw, case, level)   posterior, of models that predict quantiles
     <site>                (chain, draw, case)          posterior_predictive
     <site>                (case)                       observed_data, NaN where not observed
@@ -20,7 +21,7 @@ from ppl_med.analysis.tree.groups import find_group
 from ppl_med.analysis.tree.numbers import DRAWS, find_site
 from ppl_med.axes import SAMPLES
 
-_PARAMETERS = ("loc", "scale", "variance", "quantile")
+_PARAMETERS = ("loc", "mean", "scale", "variance", "quantile")
 
 
 @dataclass(frozen=True)
