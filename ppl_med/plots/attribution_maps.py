@@ -19,6 +19,7 @@ from ppl_med.plots.pictures import color_bar, picture_grid, require_images, show
 _DIMS = ("case", "channel", "row", "col")
 _NEEDED = ("mean", "sd", "mcse", "probability_positive")
 _ERRORS = 2  # Monte Carlo standard errors that a mean must exceed for its sign to be shown
+_WEAK = 0.05  # share of the colour scale below which a mean counts as nothing
 _MOST_ROWS = 40
 _UNDEFINED = "#d5d9de"
 _CONTOUR = "#F0E442"
@@ -33,7 +34,9 @@ def attribution(
     draws (``attribution``); without draws the sd of a sum is unknown, and each channel gets a row.
     Colour scales are shared by all rows: the mean is centred at 0 and cut at its 99.5th percentile.
     P(attribution > 0) is grey where the mean is within two Monte Carlo standard errors of 0 (and
-    where it is exactly 0, as in a pixel equal to the baseline): its sign there is not known.
+    where it is exactly 0, as in a pixel equal to the baseline): its sign there is not known. It is
+    grey too where the mean is below a twentieth of the colour scale: signs of what is next to
+    nothing would fill the panel with noise.
 
     Args:
         images: (case, channel, row, col), 1 or 3 channels, in the order of the Dataset's cases.
@@ -125,7 +128,8 @@ def _draw(pictures: NDArray[np.float64], maps: _Maps, region: NDArray[np.float64
     size = (4 * side + 0.9, num * side * aspect + 1.35)
     figure, axes = picture_grid(num, 4, *size, bar=0.05 / aspect, hspace=0)
     scale, top = _scale(np.abs(maps.mean)), _scale(maps.sd)
-    nowhere = ~(np.abs(maps.mean) > _ERRORS * np.nan_to_num(maps.error))
+    least = np.maximum(_ERRORS * np.nan_to_num(maps.error), _WEAK * scale)
+    nowhere = ~(np.abs(maps.mean) > least)
     positive = np.ma.masked_where(nowhere | np.isnan(maps.positive), maps.positive)
     for row, index in enumerate(maps.cases):
         first, *others = axes[row]
@@ -172,7 +176,7 @@ def _titles(axes: NDArray[np.object_], summed: bool, zeros: bool, single: bool) 
         "Image",
         "Mean over draws" + ("\n(channels summed)" if summed else ""),
         "Spread over draws" + (undefined or "\n(epistemic)"),
-        "P(attribution > 0)" + (undefined or ("\n(grey: not clear of 0)" if zeros else "")),
+        "P(attribution > 0)" + (undefined or ("\n(grey: weak or unclear)" if zeros else "")),
     )
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9.5, color=theme.INK, pad=5)
