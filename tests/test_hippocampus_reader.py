@@ -1,10 +1,11 @@
 """The hippocampus reader: on volumes written here by nibabel, and on the real ones."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
-from reader_folders import save_volume, write_hippocampus
+from reader_folders import AFFINE, save_volume, write_hippocampus
 
 from ppl_med.data import Batches, load_hippocampus
 
@@ -105,8 +106,8 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     expect("do not lie on one grid")
     save_volume(image, np.where(classes == 1, np.nan, grey).astype(np.float32))
     expect("NaN or infinite voxels")
-    save_volume(image, grey[..., None])
-    expect(r"shape \(6, 8, 5, 1\); expected three axes")
+    save_volume(image, np.stack([grey, grey], -1))
+    expect(r"shape \(6, 8, 5, 2\); expected three axes")
     save_volume(image, grey, unit="meter")
     expect("is in meter; expected mm")
     image.write_bytes(b"no volume")
@@ -119,6 +120,88 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     expect("outside its folder")
     (tmp_path / "val.txt").write_text("\n")
     expect(r"1 name\(s\) a line")
+
+
+def test_a_last_axis_of_one_is_no_axis(tmp_path: Path) -> None:
+    """What programs that save a 3D volume as a time series of one leave behind."""
+    truth = write_hippocampus(tmp_path)
+    plain = load_hippocampus(tmp_path, size=(8, 9, 8))["train"]
+    grey, label = truth["hippocampus_train0"]
+    save_volume(tmp_path / "imagesTr/hippocampus_train0.nii.gz", grey[..., None])
+    save_volume(tmp_path / "labelsTr/hippocampus_train0.nii.gz", label[..., None, None])
+    for name, values in load_hippocampus(tmp_path, size=(8, 9, 8))["train"].items():
+        np.testing.assert_array_equal(values, plain[name])
+
+
+TURN = np.deg2rad(10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "same"),
+    [
+        (
+            {(0, 0): 0.75},
+            r"spacing differs by 0\.25 mm, \(0\.5, 1\.0, 2\.0\) and \(0\.75,",
+            "direction",
+        ),
+        (
+            {(1, 3): 3.0},
+            r"origin differs by 3 mm, \(0\.0, 0\.0, 0\.0\) and \(0\.0, 3\.0",
+            "spacing",
+        ),
+        (
+            {
+                (1, 1): np.cos(TURN),
+                (1, 2): -2 * np.sin(TURN),
+                (2, 1): np.sin(TURN),
+                (2, 2): 2 * np.cos(TURN),
+            },
+            r"direction differs by 10 degrees",
+            "origin",
+        ),
+    ],
+)
+def test_the_error_says_how_two_grids_differ(
+    change: dict[tuple[int, int], float], message: str, same: str, tmp_path: Path
+) -> None:
+    truth = write_hippocampus(tmp_path)
+    affine = AFFINE.copy()
+    for place, value in change.items():
+        affine[place] = value
+    label = truth["hippocampus_train1"][1]
+    save_volume(tmp_path / "labelsTr/hippocampus_train1.nii.gz", label, affine)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_hippocampus(tmp_path, size=(8, 9, 8))
+    assert same not in str(caught.value) and "hippocampus_train1" in str(caught.value)
+
+
+def test_one_flipped_bit_in_a_volume_is_an_error(tmp_path: Path) -> None:
+    """A reader that stops after the last voxel never comes to the checksum."""
+    write_hippocampus(tmp_path)
+    rng = np.random.default_rng(0)
+    for part in ("imagesTr", "labelsTr"):
+        path = tmp_path / part / "hippocampus_val1.nii.gz"
+        content = bytearray(path.read_bytes())
+        for place in rng.integers(18, len(content), 40):  # before that stands the file's name
+            bit = 1 << rng.integers(8)
+            content[place] ^= bit
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"hippocampus_val1.*no NIfTI file"):
+                load_hippocampus(tmp_path, size=(8, 9, 8))
+            content[place] ^= bit
+        path.write_bytes(content)
+    load_hippocampus(tmp_path, size=(8, 9, 8))
+
+
+def test_a_header_that_tells_of_more_than_the_file_holds(tmp_path: Path) -> None:
+    write_hippocampus(tmp_path)
+    path = tmp_path / "imagesTr/hippocampus_val1.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    for sizes, message in (((30000, 30000, 3000), "more than it can hold"), ((1, 1, 1), "")):
+        content[42:48] = np.array(sizes, "<i2").tobytes()
+        path.write_bytes(gzip.compress(bytes(content) + bytes(2**22 * (sizes == (1, 1, 1)))))
+        with pytest.raises(ValueError, match=message or "more than the .* voxels of its header"):
+            load_hippocampus(tmp_path, size=(8, 9, 8))
 
 
 def test_the_real_volumes(data_folder: Path) -> None:

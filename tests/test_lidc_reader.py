@@ -3,6 +3,7 @@
 import codecs
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,72 @@ def test_what_is_no_pickle_of_crops_is_named(tmp_path):
             convert_lidc_pickle(path, tmp_path / "data.npz")
     np.savez(tmp_path / "other.npz", images=np.zeros(2))
     with pytest.raises(ValueError, match=r"lacks.*convert_lidc_pickle"):
+        load_lidc_crops(tmp_path / "other.npz")
+
+
+BOMBS = {
+    "tuples of twice a tuple, hashed": b"}" + b"K\x00" + b"2\x86" * 40 + b"K\x00s.",
+    "tuples out of the memory": b"\x80\x04}K\x00\x94"
+    + b"".join(b"h%c\x86\x94" % k + b"h%c" % k for k in range(1, 30))
+    + b"s.",
+    "the place 2^30 of the memory": b"\x80\x02Nr\xff\xff\xff\x3f.",
+    "a text of 2^40 bytes": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.",
+    "a bytearray of 2^34 bytes": b"\x80\x05\x96" + (2**34).to_bytes(8, "little") + b"abc.",
+    "a frame of 2^40 bytes": b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"N.",
+    "a tuple in a tuple, ten thousand deep": b"\x80\x04}N" + b"\x85" * 10**4 + b"Ns.",
+    "a list in a list, ten thousand deep": b"\x80\x04" + b"]" * 10**4 + b"a" * (10**4 - 1) + b".",
+    "a list in itself": b"\x80\x04]\x94h\x00a.",
+    "the same list twice": b"\x80\x04]\x94h\x00\x86.",
+    "a list that was filled before": b"\x80\x04]Na\x94h\x00\x86.",
+    "a set": b"\x80\x04\x8f.",
+    "more than is there": b"\x80\x04\x86.",
+    "a mark for a thing": b"\x80\x04(\x85.",
+    "no mark": b"\x80\x04NNt.",
+    "nothing in the memory": b"\x80\x04h\x07.",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_a_pickle_that_asks_for_the_moon_is_refused_at_once(content, tmp_path):
+    path = tmp_path / "data.pickle"
+    path.write_bytes(content)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"data\.pickle is no pickle of arrays alone"):
+        convert_lidc_pickle(path, tmp_path / "data.npz")
+    assert time.process_time() - start < 5
+    assert os.listdir(tmp_path) == ["data.pickle"]
+
+
+def test_one_array_in_thousands_of_places_is_refused(tmp_path):
+    given, mask = crops(1), np.zeros((128, 128), np.uint8)
+    given["LIDC-0_slice"]["masks"] = [mask] * 2000
+    (tmp_path / "data.pickle").write_bytes(pickle.dumps(given))
+    with pytest.raises(ValueError, match=r"crop 'LIDC-0_slice'.*one array in thousands of places"):
+        convert_lidc_pickle(tmp_path / "data.pickle", tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((5, 64, 64), np.float32)}, r"images is float32 \(5, 64, 64\)"),
+        ({"images": np.full((5, 128, 128), np.nan, np.float32)}, "other values than 0..1"),
+        ({"images": np.full((5, 128, 128), 255, np.uint8)}, "other values than 0..1"),
+        ({"images": np.zeros((0, 128, 128), np.float32)}, "0..1, or none"),
+        ({"masks": np.zeros((4, 4, 128, 128), np.uint8)}, r"masks has shape \(4,"),
+        ({"masks": np.full((5, 4, 128, 128), 2, np.uint8)}, "other values than 0 and 1"),
+        ({"masks": np.full((5, 4, 128, 128), 0.5)}, "other values than 0 and 1"),
+        ({"series_uid": np.array(["a"] * 4)}, "series_uid must hold one text for every image"),
+        ({"series_uid": np.array(["a"] * 4 + [""])}, "series_uid must hold one text"),
+        ({"name": np.arange(5)}, "name must hold one text for every image"),
+        ({"name": np.array(["a"] * 5)}, "two crops have one name"),
+    ],
+)
+def test_crops_of_another_form_are_named(changes, message, tmp_path):
+    (tmp_path / "data.pickle").write_bytes(pickle.dumps(crops()))
+    convert_lidc_pickle(tmp_path / "data.pickle", tmp_path / "data.npz")
+    with np.load(tmp_path / "data.npz") as file:
+        np.savez(tmp_path / "other.npz", **({name: file[name] for name in file.files} | changes))
+    with pytest.raises(ValueError, match=rf"other\.npz: .*{message}.*convert_lidc_pickle"):
         load_lidc_crops(tmp_path / "other.npz")
 
 

@@ -34,6 +34,7 @@ from ppl_med.data.splits import check_splits
 
 KINDS = {"RBC": "num_rbc", "WBC": "num_wbc", "Platelets": "num_platelets"}
 _LISTS = "ImageSets/Main"
+_MOST_BYTES = 2**20  # of a file of boxes, which is parsed in memory a hundred times its size
 
 
 def load_bccd_counts(
@@ -89,6 +90,10 @@ def _read(place: Path, path: Path, size: tuple[int, int], target: str) -> dict[s
 def _counts(path: Path) -> dict[str, int]:
     """Number of boxes of each kind."""
     with naming_file(path, "XML file"):
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(
+                f"it is larger than the {_MOST_BYTES} bytes of any one picture's boxes"
+            )
         names = [one.findtext("name") for one in ElementTree.parse(path).iter("object")]
     unknown = set(names) - set(KINDS)
     if unknown:

@@ -1,5 +1,6 @@
 """Where the files of a data set lie, the lists that divide them among splits, and damaged files."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -70,11 +71,26 @@ def check_files(paths: Sequence[Path], *, needed_by: Path) -> None:
 
 
 @contextmanager
-def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into an error that names the file."""
+def naming_file(path: Path, kind: str, fix: str = "download or write it again") -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into an error that names file and fix."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, MemoryError):
+    except (FileNotFoundError, PermissionError, ModuleNotFoundError):
         raise
+    except MemoryError as error:
+        raise MemoryError(
+            f"{path} needs more memory than there is, as a damaged {kind} may: {fix}, or use a "
+            "machine with more"
+        ) from error
     except Exception as error:  # a damaged file may raise anything
-        raise ValueError(f"{path} is no {kind} that can be read: {error}") from error
+        raise ValueError(f"{path} is no {kind} that can be read: {error}; {fix}") from error
+
+
+def check_memory(size: int) -> None:
+    """Raise a MemoryError where an array of so many bytes cannot fit, before it is made."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # unknown on this system
+        return
+    if size > there:
+        raise MemoryError(f"{size / 1e9:.1f} GB are needed, of {there / 1e9:.1f} GB")

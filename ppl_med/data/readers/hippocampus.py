@@ -15,7 +15,6 @@ Simpson et al., arXiv:1902.09063.
 
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +24,11 @@ from ppl_med.checks import choice
 from ppl_med.data.readers.folders import (
     check_files,
     find_place,
-    naming_file,
     read_list,
     split_files,
 )
 from ppl_med.data.readers.image_files import centred, check_nothing_cut, check_size
+from ppl_med.data.readers.nifti_files import check_one_grid, read_volume
 from ppl_med.data.splits import check_splits
 
 CLASS_NAMES = ("background", "anterior", "posterior")
@@ -74,19 +73,13 @@ def load_hippocampus(
     choice("outside", outside, ("background", "ignore"))
     needed = ("train.txt", "val.txt", "imagesTr", "labelsTr")
     place = find_place(folder, "hippocampus", needed, module=__name__)
-    try:
-        import nibabel
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'reading NIfTI files needs nibabel: pip install "ppl-med[data]"'
-        ) from error
     lists = split_files(place, "{}.txt")
     names = {split: read_list(path) for split, path in lists.items()}
     for split, path in lists.items():
         paths = [place / part / one for one in names[split] for part in ("imagesTr", "labelsTr")]
         check_files(paths, needed_by=path)
     check_splits({split: {"id": values} for split, values in names.items()})
-    cases = {split: [_read(nibabel, place, name) for name in names[split]] for split in lists}
+    cases = {split: [_read(place, name) for name in names[split]] for split in lists}
     masks = [case["mask"] for split in lists for case in cases[split]]
     check_nothing_cut(masks, [name for split in lists for name in names[split]], size)
     return {
@@ -94,17 +87,13 @@ def load_hippocampus(
     }
 
 
-def _read(nibabel: ModuleType, place: Path, name: str) -> dict[str, NDArray[Any]]:
+def _read(place: Path, name: str) -> dict[str, NDArray[Any]]:
     """One volume and its mask as they are, on the axes of ``load_hippocampus``."""
     (image, grey), (label, mask) = (
-        _volume(nibabel, place / part / name, kind)
+        read_volume(place / part / name, kind)
         for part, kind in (("imagesTr", np.float32), ("labelsTr", None))
     )
-    if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=1e-3):
-        raise ValueError(
-            f"{name}: image {image.shape} and label {label.shape} do not lie on one grid; "
-            "resample the label to the image"
-        )
+    check_one_grid(name, image, label)
     if not np.isfinite(grey).all() or grey.min() == grey.max():
         raise ValueError(f"{place / 'imagesTr' / name} has NaN or infinite voxels, or one level")
     if not np.isin(np.unique(mask), range(len(CLASS_NAMES))).all():
@@ -117,19 +106,6 @@ def _read(nibabel: ModuleType, place: Path, name: str) -> dict[str, NDArray[Any]
         "spacing": np.linalg.norm(image.affine[:3, :3], axis=0)[::-1],
         "voxel_volume": np.abs(np.linalg.det(image.affine[:3, :3])),
     }
-
-
-def _volume(nibabel: ModuleType, path: Path, kind: type | None) -> tuple[Any, NDArray[Any]]:
-    """A volume's grid and its values."""
-    with naming_file(path, "NIfTI file"):
-        volume = nibabel.as_closest_canonical(nibabel.load(path))
-        values = np.asarray(volume.dataobj, kind)
-    if volume.ndim != 3:
-        raise ValueError(f"{path} has shape {volume.shape}; expected three axes")
-    unit = volume.header.get_xyzt_units()[0]
-    if unit not in ("mm", "unknown"):
-        raise ValueError(f"{path} is in {unit}; expected mm, or volumes would be wrong")
-    return volume, values
 
 
 def _stacked(

@@ -1,5 +1,6 @@
 """Pictures and masks from image files, and how they are brought to one size."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_med.data.readers.folders import naming_file
+
+MAX_PIXELS = 10**8  # of a picture; a small file may hold many more
 
 
 def check_size(size: Any, axes: tuple[str, ...]) -> None:
@@ -22,11 +25,24 @@ def read_rgb(
     size: tuple[int, int] | None = None,
     how: Literal["linear", "area"] = "linear",
 ) -> NDArray[np.uint8]:
-    """A picture, dims (channel=3, row, col), red, green, blue; ``how`` as in ``resized``."""
-    from PIL import Image
+    """A picture, dims (channel=3, row, col), red, green, blue; ``how`` as in ``resized``.
 
-    with naming_file(path, "picture"), Image.open(path) as file:
-        image = np.asarray(file.convert("RGB"))
+    Grey levels of 16 bits are scaled to 8 by their type: 65535 becomes 255. A turn that the
+    camera noted (EXIF) is made, as every viewer makes it.
+    """
+    picture = _read(path)
+    if picture.mode.startswith("I;16"):
+        levels = np.asarray(picture).astype(np.float32) / 257
+        image = np.repeat(np.rint(levels).astype(np.uint8)[..., None], 3, axis=2)
+    elif picture.mode in ("I", "F"):
+        raise ValueError(
+            f"{path} has mode {picture.mode}, 32 bits, whose range nobody knows; save it with 8 "
+            "or 16 bits"
+        )
+    else:
+        with naming_file(path, "picture"):
+            seen = picture.convert("RGBA") if "transparency" in picture.info else picture
+            image = np.asarray(seen.convert("RGB"))
     return resized(image.transpose(2, 0, 1), size, how)
 
 
@@ -35,17 +51,38 @@ def read_classes(
 ) -> NDArray[np.int8]:
     """An 8-bit image of class ids, 0..num_classes-1, as a mask with dims (row, col).
 
-    At another size, each pixel is taken at the middle of the new one.
+    It is turned as ``read_rgb`` turns a picture. At another size, each pixel is taken at the middle
+    of the new one.
     """
-    from PIL import Image
-
-    with naming_file(path, "picture"), Image.open(path) as file:
-        mode, mask = file.mode, np.asarray(file)
-    if mode not in ("L", "P"):
-        raise ValueError(f"{path} has mode {mode}; expected 8-bit class numbers")
+    picture = _read(path)
+    if picture.mode not in ("L", "P"):
+        raise ValueError(f"{path} has mode {picture.mode}; expected 8-bit class numbers")
+    mask = np.asarray(picture)
     if mask.max() >= num_classes:
         raise ValueError(f"{path} holds {mask.max()}; expected 0..{num_classes - 1}")
     return nearest(mask, size).astype(np.int8)
+
+
+def _read(path: Path) -> Any:
+    """A picture as Pillow has it, decoded and turned upright.
+
+    Checksums are compared where the format has them (PNG). JPEG has none: a damaged file that can
+    still be decoded is read as a picture that looks damaged.
+    """
+    from PIL import Image, ImageOps
+
+    with naming_file(path, "picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is our own
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {file.width} x {file.height} pixels, and {MAX_PIXELS:.0e} are the most"
+                )
+            if file.format == "PNG":
+                file.verify()  # which closes it
+        with Image.open(path) as file:
+            file.load()
+            return ImageOps.exif_transpose(file)
 
 
 def resized(

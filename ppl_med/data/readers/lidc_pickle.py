@@ -7,7 +7,7 @@ they were given, every other name is refused, and arrays are built from the note
 """
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from ppl_med.data.readers.array_files import read_npz
 from ppl_med.data.readers.folders import naming_file
+from ppl_med.data.readers.pickle_contents import check_pickle
 from ppl_med.storage.atomic import replacing
 
 SIDE = 128
 _NAMES = ("images", "masks", "series_uid", "name")
+_FIX = "write it with convert_lidc_pickle"
+_MOST_COPIES = 20  # bytes of the arrays for one byte of the file: some share empty masks
 _KINDS = "biufSU"  # of dtypes: numbers and strings, no objects
 
 
@@ -42,11 +45,11 @@ def _noting(kind: str) -> Callable[..., _Noted]:
     return note
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+def _latin1(text: Any, encoding: Any) -> _Noted:
     """``codecs.encode`` for the one encoding in which old pickles keep bytes."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"refused to encode by {encoding!r}")
-    return text.encode("latin1")
+    if not isinstance(text, str) or not isinstance(encoding, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("refused to encode by other things than latin1")
+    return _Noted("encoded", text)
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -91,7 +94,7 @@ def convert_lidc_pickle(source: str | PathLike[str], target: str | PathLike[str]
     crops = _read(Path(source))
     if not isinstance(crops, dict) or not crops:
         raise ValueError(f"{source} holds no dict of crops; expected {{name: {{'image', ...}}}}")
-    rows = [_crop(source, name, crop) for name, crop in crops.items()]
+    rows = list(_rows(Path(source), crops))
     names, images, masks, series = zip(*rows, strict=True)
     shapes = {one.shape for one in masks}
     if len(shapes) > 1:
@@ -123,10 +126,31 @@ def load_lidc_crops(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: The file is not as described.
     """
-    arrays = read_npz(path, _NAMES, "write it with convert_lidc_pickle")
+    arrays = read_npz(path, _NAMES, _FIX)
+    images, masks = arrays["images"], arrays["masks"]
+    if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE) or images.dtype.kind not in "uf":
+        raise ValueError(
+            f"{path}: images is {images.dtype} {images.shape}; expected numbers (case, {SIDE}, "
+            f"{SIDE}): {_FIX}"
+        )
+    if len(images) == 0 or not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"{path}: images holds other values than 0..1, or none: {_FIX}")
+    if masks.ndim != 4 or (len(masks), *masks.shape[2:]) != images.shape or not masks.shape[1]:
+        raise ValueError(
+            f"{path}: masks has shape {masks.shape}; expected (case={len(images)}, grader, {SIDE}, "
+            f"{SIDE}): {_FIX}"
+        )
+    if masks.dtype.kind not in "biu" or not ((masks == 0) | (masks == 1)).all():
+        raise ValueError(f"{path}: masks holds other values than 0 and 1: {_FIX}")
+    for name in _NAMES[2:]:
+        texts = arrays[name]
+        if texts.shape != (len(images),) or texts.dtype.kind != "U" or (texts == "").any():
+            raise ValueError(f"{path}: {name} must hold one text for every image: {_FIX}")
+    if len(np.unique(arrays["name"])) < len(images):
+        raise ValueError(f"{path}: two crops have one name: {_FIX}")
     return {
-        "image": arrays["images"].astype(np.float32)[:, None],
-        "mask": arrays["masks"].astype(np.int8),
+        "image": images.astype(np.float32)[:, None],
+        "mask": masks.astype(np.int8),
         "patient": arrays["series_uid"],
         "id": arrays["name"],
     }
@@ -135,13 +159,25 @@ def load_lidc_crops(path: str | PathLike[str]) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     """The content of a pickle, arrays still as notes."""
     with naming_file(path, "pickle of arrays alone"), path.open("rb") as file:
+        check_pickle(path)
         return _Reader(file, encoding="latin1").load()
 
 
+def _rows(
+    source: Path, crops: Mapping[Any, Any]
+) -> Iterator[tuple[str, NDArray, NDArray[np.uint8], str]]:
+    """Every crop; a ValueError where they are many times as large as their file."""
+    left = _MOST_COPIES * source.stat().st_size + 2**24
+    for name, crop in crops.items():
+        row = _crop(source, name, crop, left)
+        left -= row[1].nbytes + row[2].nbytes
+        yield row
+
+
 def _crop(
-    source: str | PathLike[str], name: Any, crop: Any
+    source: Path, name: Any, crop: Any, left: int
 ) -> tuple[str, NDArray, NDArray[np.uint8], str]:
-    """Name, image, masks and series of one crop."""
+    """Name, image, masks and series of one crop, for which so many bytes are left."""
     where = f"{source}, crop {name!r}"
     if not isinstance(name, str) or not isinstance(crop, Mapping):
         raise ValueError(f"{where}: expected a dict under a name")
@@ -151,9 +187,13 @@ def _crop(
     image = _array(where, crop["image"])
     found = crop["masks"]
     listed = found if isinstance(found, list | tuple) else list(_array(where, found))
+    if SIDE * SIDE * (1 + len(listed)) > left:
+        raise ValueError(f"{where}: the file tells of one array in thousands of places")
     masks = [_array(where, one) for one in listed]
     series = crop["series_uid"]
     series = _array(where, series).item() if isinstance(series, _Noted) else series
+    if not isinstance(series, str | bytes):
+        raise ValueError(f"{where}: series_uid is a {type(series).__name__}; expected a text")
     if not masks or any(one.shape != (SIDE, SIDE) for one in (image, *masks)):
         raise ValueError(
             f"{where} has an image of shape {image.shape} and masks of shapes "
@@ -167,7 +207,8 @@ def _crop(
     if not ((stacked == 0) | (stacked == 1)).all():
         raise ValueError(f"{where} has masks of other values than 0 and 1")
     small = image.astype(np.float32) if image.itemsize > 4 else image
-    return name, small, stacked.astype(np.uint8), str(series)
+    text = series.decode() if isinstance(series, bytes) else series
+    return name, small, stacked.astype(np.uint8), text
 
 
 def _array(where: str, note: Any) -> NDArray:
@@ -176,7 +217,7 @@ def _array(where: str, note: Any) -> NDArray:
         return note
     try:
         return _built(note)
-    except (TypeError, ValueError, IndexError) as error:
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{where} holds no plain array where one belongs: {error}") from error
 
 
@@ -198,6 +239,8 @@ def _built(note: Any) -> NDArray:
 
 
 def _bytes(content: Any) -> bytes:
+    if isinstance(content, _Noted) and content.kind == "encoded":
+        content = content.arguments[0]
     if isinstance(content, str):  # a Python 2 string, read as latin1
         return content.encode("latin1")
     if not isinstance(content, bytes | bytearray):
@@ -207,7 +250,10 @@ def _bytes(content: Any) -> bytes:
 
 def _dtype(note: Any) -> np.dtype:
     """A dtype of numbers or strings: dtype(code, ...), then a state (version, order, ...)."""
-    code, order = str(note.arguments[0]), str(note.state[1]) if note.state else "="
+    code, order = note.arguments[0], note.state[1] if note.state else "="
+    code, order = (one.decode() if isinstance(one, bytes) else one for one in (code, order))
+    if not isinstance(code, str) or not isinstance(order, str) or len(code) > 9:
+        raise TypeError("its dtype is no short text")
     if code[:1] not in _KINDS or not code[1:].isdigit() or order not in "<>|=":
         raise ValueError(f"refused dtype {code!r} {order!r}: only numbers and strings are read")
     return np.dtype(f">{code}" if order == ">" else code)

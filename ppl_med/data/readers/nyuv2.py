@@ -27,6 +27,7 @@ from ppl_med.data.readers.depth_maps import check_max_depth, measured
 from ppl_med.data.readers.folders import find_place, naming_file
 from ppl_med.data.readers.image_files import check_size, resized
 from ppl_med.data.splits import check_splits
+from ppl_med.storage.seals import check_hdf5
 
 _FILE = "nyu_depth_v2_labeled.mat"
 _SPLITS = {"train": "trainNdxs", "test": "testNdxs"}
@@ -97,6 +98,7 @@ def _read(
             "with the option -v7.3"
         )
     with naming_file(path, "HDF5 file"):
+        check_hdf5(path, values=False)  # it may hang or crash on a damaged file
         file = h5py.File(path, "r")
     with file:
         missing = [key for key in ("images", name) if key not in file]
