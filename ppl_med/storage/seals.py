@@ -33,7 +33,7 @@ def look(_, one):
             one[...]
         elif one.chunks is not None:
             one.id.get_num_chunks()
-with h5py.File(sys.argv[1], "r") as file:
+with h5py.File(sys.argv[1], "r", locking=False) as file:
     dict(file.attrs)
     file.visititems(look)
 """

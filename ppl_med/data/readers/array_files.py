@@ -48,8 +48,12 @@ def _size(file: zipfile.ZipFile, name: str) -> int:
         if version not in readers:
             raise ValueError(f"{name} has version {version}; expected (1, 0) or (2, 0)")
         shape, _, dtype = readers[version](member)
+        if dtype.hasobject:
+            raise ValueError(
+                f"{name} holds Python objects, which are not read (allow_pickle=False)"
+            )
         size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or min(shape, default=0) < 0 or member.tell() + size != place.file_size:
+        if min(shape, default=0) < 0 or member.tell() + size != place.file_size:
             raise ValueError(
                 f"{name} is said to be {dtype} {shape}, but holds {place.file_size} bytes"
             )
