@@ -13,6 +13,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_med.inference.data_digest import bytes_of
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.likelihoods import Likelihood
 from ppl_med.likelihoods.interface import settings_of
@@ -70,8 +71,7 @@ def digest(pairs: Sequence[tuple[Program, Program | None]]) -> str:
     for model, guide in pairs:
         for name, tensor in named_tensors(program_state(model, guide)):
             found.update(name.encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            found.update(flat.view(torch.uint8).numpy().data)
+            found.update(bytes_of(tensor))
     return found.hexdigest()
 
 

@@ -29,13 +29,15 @@ from ppl_med.inference.batches import (
     num_cases_in,
 )
 from ppl_med.inference.checkpoint import digest, settings
+from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
 from ppl_med.inference.training.dry_run import not_running
+from ppl_med.inference.training.interrupts import stopped_prediction, telling_interrupts
 from ppl_med.programs import protocol
-from ppl_med.programs.isolation import private_store
+from ppl_med.programs.isolation import alone, private_store, torch_defaults
 from ppl_med.programs.parameters import move, set_mode
 from ppl_med.programs.rng import torch_restored
 from ppl_med.programs.sites import (
@@ -52,6 +54,8 @@ from ppl_med.weights.sliding_window import Blend, SlidingWindow, sliding
 CHUNK_CASES, CHUNK_NUMBERS = 512, 2**26
 
 
+@alone()
+@torch_defaults()
 def predict(
     model: Program,
     guide: Program | None,
@@ -135,12 +139,15 @@ def predict(
     pairs = members_of(model, guide)
     own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
     with torch_restored(), sliding(windowed), ExitStack() as held:
+        held.enter_context(telling_interrupts(stopped_prediction(store)))
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, draws, seed)
         _check_used(windowed, model)
         attrs = _attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
+        if store is not None and Path(store).suffix == ".zarr":
+            attrs[DATA] = data_digest(batches, run.spec.arguments)
         if windowed is not None:
             attrs["window"] = str(windowed)
         opened = open_sink(store, attrs, resume=resume, from_prior=guide is None)
@@ -224,9 +231,16 @@ class _Run:
 
     def chunks(self, bar: Any, ids_done: Sequence[Any]) -> Iterator[Chunk]:
         """Results of ``CHUNK_CASES`` cases or ``CHUNK_NUMBERS`` numbers, past ``ids_done``."""
+        known: dict[Any, int] = {}
         for start, group in self._groups():
             arguments = [select_arguments(self.model, batch) for batch in group]
             ids = case_ids(start, group, arguments)
+            for position, name in enumerate(ids, start):
+                if known.setdefault(name, position) != position:
+                    raise ValueError(
+                        f"id {name!r} appears 2 times, at positions {known[name]} and {position}; "
+                        "every case needs an id of its own, and is predicted once"
+                    )
             if start + len(ids) <= len(ids_done):
                 if list(map(str, ids)) != list(map(str, ids_done[start : start + len(ids)])):
                     raise ValueError(

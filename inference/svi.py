@@ -18,18 +18,23 @@ import pyro
 import torch
 import xarray as xr
 
+from ppl_med.checks import finite, reject
 from ppl_med.inference.batches import as_loader, batch_spec, check_arguments
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.history import join_histories
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
+from ppl_med.inference.training.optimizers import check_factory
 from ppl_med.inference.training.precision import warn_if_slow
 from ppl_med.inference.training.schedules import Schedule
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.programs import rng
+from ppl_med.programs.isolation import alone, torch_defaults
 from ppl_med.programs.sites import Program
 from ppl_med.storage.locks import locked
 
 
+@alone()
+@torch_defaults()
 def fit(
     model: Program,
     guide: Program,
@@ -54,7 +59,8 @@ def fit(
     """Train a guide (and what a model has of deterministic parameters) in place.
 
     The two, and networks in the closure of a plain function, are in training mode meanwhile and are
-    left in evaluation mode. Random number generators of the process are left as they were.
+    left in evaluation mode. Random number generators of the process are left as they were. Pyro's
+    handlers belong to the process, so a call in another thread waits until this one is done.
 
     Args:
         model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
@@ -100,13 +106,16 @@ def fit(
         FileExistsError: If ``checkpoint`` exists and ``resume`` is False.
         BlockingIOError: If another process or thread trains into ``checkpoint``.
         OSError: If ``checkpoint`` cannot be written; an earlier one is intact.
+        KeyboardInterrupt: On Ctrl-C, once the step is done and saved; it says how to go on, and
+            ends a script without a traceback. A second Ctrl-C stops at once.
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
 
     Warns:
         RuntimeWarning: On bfloat16 where the machine only imitates it.
         UserWarning: On a collapsed latent (KL below 0.05 nats per case), on a KL above 1000 nats
             per case, on cases that a sampler of unknown weights visits several times in an epoch,
-            and on an epoch of another length than it seemed.
+            on an epoch of another length than it seemed, and on a guide that is trained again with
+            the same seed, which repeats order and draws.
     """
     check_arguments(
         epochs=epochs,
@@ -115,6 +124,13 @@ def fit(
         schedule=schedule,
         seed=seed,
     )
+    check_factory(optimizer)
+    finite("checkpoint_every", checkpoint_every, least=0)
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs a checkpoint to resume from; pass checkpoint=<path>")
+    if not (objective is None or isinstance(objective, Elbo | ImportanceWeighted | Geco)):
+        kinds = "Elbo(), ImportanceWeighted(...) or Geco(...)"
+        reject("objective", kinds, objective, "from ppl_med.inference")
     pairs = members_of(model, guide)
     trainer = Trainer(
         pairs=pairs,

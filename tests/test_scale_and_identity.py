@@ -306,7 +306,6 @@ class _Bare:
 def test_rates_of_numpy_are_read_back(tmp_path: Path) -> None:
     """Such as one of np.logspace: a checkpoint is read without NumPy's types."""
     model, batches = classifier(), Batches(arrays(), batch_size=10)
-    guide = MeanFieldNormal(model)
 
     def sgd(parameters: Any) -> Any:
         return torch.optim.SGD(parameters, lr=np.float64(1e-3))
@@ -314,6 +313,7 @@ def test_rates_of_numpy_are_read_back(tmp_path: Path) -> None:
     for name, given in (("adam", {"learning_rate": np.float64(1e-3)}), ("sgd", {"optimizer": sgd})):
         options: dict[str, Any] = {"epochs": 1, "progress": False, **given}
         options["checkpoint"] = tmp_path / f"{name}.pt"
+        guide = MeanFieldNormal(model)
         first = fit(model, guide, batches, **options)
         again = fit(model, guide, batches, resume=True, **options)
         xr.testing.assert_identical(again, first)

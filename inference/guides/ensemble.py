@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ppl_med.checks import choice, whole
+from ppl_med.inference.guides.pairs import check_pair
 
 
 class Ensemble(nn.Module):
@@ -84,5 +85,14 @@ def _reset(model: nn.Module) -> None:
 
 
 def members_of(model: Any, guide: Any) -> list[tuple[Any, Any]]:
-    """The pairs to train or to draw from: an ensemble's members, or the one pair there is."""
-    return guide.members if isinstance(guide, Ensemble) else [(model, guide)]
+    """The pairs to train or to draw from: an ensemble's members, or the one pair there is.
+
+    Raises:
+        ValueError: If model and guide are exchanged, or were not built for each other.
+    """
+    if isinstance(model, Ensemble):
+        raise ValueError("model is an Ensemble, a guide; the model comes first: (model, guide)")
+    pairs = guide.members if isinstance(guide, Ensemble) else [(model, guide)]
+    for pair in pairs:
+        check_pair(*pair)
+    return pairs

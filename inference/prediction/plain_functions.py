@@ -14,6 +14,7 @@ from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import site_logits
 from ppl_med.programs import protocol
+from ppl_med.programs.isolation import alone
 from ppl_med.programs.parameters import move, set_mode
 from ppl_med.programs.sites import Program, argument_names
 
@@ -82,6 +83,7 @@ class Function:
         self._sampler: PosteriorSampler | None = None
         self._values: dict[str, Tensor] = {}
 
+    @alone()
     def __call__(self, image: Tensor) -> Tensor:
         """What the program predicts for images (case, channel, row, col).
 

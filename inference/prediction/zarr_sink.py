@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_med.inference.data_digest import DATA, same_data
 from ppl_med.inference.prediction import tree_builder
 from ppl_med.inference.prediction.continuation import check_continues
 from ppl_med.inference.prediction.tree_builder import Chunk
@@ -126,7 +127,9 @@ class ZarrSink:
 
     def _check_attrs(self, path: Path, found: dict[Any, Any]) -> None:
         names = (*self.attrs, "window")  # which is there only where one was given
-        differing = [name for name in names if found.get(name) != self.attrs.get(name)]
+        differing = [n for n in names if n != DATA and found.get(n) != self.attrs.get(n)]
+        if not same_data(found.get(DATA), self.attrs.get(DATA)):
+            differing.append(DATA)
         if differing:
             name = differing[0]
             raise ValueError(

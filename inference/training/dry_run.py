@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.batches import BatchSpec, check_iterable, first_batch
 from ppl_med.inference.training.heldout import heldout_nll
+from ppl_med.inference.training.reached_weights import check_reached
 from ppl_med.programs.elbo import elbo_terms
 from ppl_med.programs.parameters import StoreNames, move, remember_store_names, set_mode, trainable
 from ppl_med.programs.sites import (
@@ -50,9 +51,8 @@ class DryRun:
         """Run a pair once without learning; lazily made parameters come to be.
 
         Raises:
-            ValueError: If the two do not run on the batch, do not fit each other, observe nothing
-                or
-                have nothing to train.
+            ValueError: If the two do not run on the batch, do not fit each other, observe nothing,
+                have nothing to train, or have random weights that the likelihood does not reach.
         """
         for program, role in ((model, "model"), (guide, "guide")):
             if not takes_num_cases(program):
@@ -70,8 +70,8 @@ class DryRun:
             with torch.no_grad(), pyro.validation_enabled(True), names:
                 sites = sample_sites(poutine.trace(model).get_trace(**options))
                 _check_observed(model, sites, batch_size(values), num_cases)
-                with torch.enable_grad():  # whether a proposal learns shows only here
-                    elbo_terms(model, guide, **options)
+                # Whether a proposal learns shows only with gradients.
+                check_reached(model, guide, lambda: elbo_terms(model, guide, **options))
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, values) from error
         remember_store_names((model, guide), names.names)
@@ -80,6 +80,11 @@ class DryRun:
         if not parameters:
             raise ValueError(
                 "neither the model nor the guide has a parameter to train; check requires_grad"
+            )
+        if any(parameter.is_inference() for parameter in parameters):
+            raise ValueError(
+                "the model or the guide was made under torch.inference_mode, so that its "
+                "parameters take no gradient; make it outside"
             )
         local = {n for n, site in sites.items() if is_local(site) and not site["is_observed"]}
         return cls(parameters, frozenset(local))

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ppl_med.inference import checkpoint as files
+from ppl_med.inference.data_digest import DATA, same_data
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.schedules import rate_factor, weight_at
 from ppl_med.programs import rng
@@ -45,6 +46,7 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
         "schedule": [round(rate_factor(trainer.schedule, x), 12) for x in CHECKED],
         "validation": trainer.validation is not None,
         "settings of the model": files.settings(trainer.pairs[0][0]),
+        DATA: trainer.data,
     }
 
 
@@ -57,7 +59,13 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
             "with load, and give fit another path"
         )
     files.check_members(path, content, trainer.pairs)
-    for name, value in (identity(trainer)).items():
+    own = identity(trainer)
+    if not same_data(content["identity"].get(DATA), own.pop(DATA)):
+        raise ValueError(
+            f"batches hold other data than those that the checkpoint {path} was made with, though "
+            "as many; resume with the same data, or give another checkpoint"
+        )
+    for name, value in own.items():
         if content["identity"].get(name) != value:
             raise ValueError(
                 f"{name} is {value} but the checkpoint {path} was made with "
@@ -79,8 +87,8 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
         setattr(trainer, name, content["position"][name])
     trainer.epoch_start = content["epoch_start"]
     rng.set_state(content["generators"], trainer.device)
-    own = trainer.loader.generators()
-    for generator, state in zip(own, content["loader_generators"], strict=False):
+    generators = trainer.loader.generators()
+    for generator, state in zip(generators, content["loader_generators"], strict=False):
         generator.set_state(state)
 
 

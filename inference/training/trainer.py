@@ -4,22 +4,25 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader, check_one_grader, first_batch
+from ppl_med.inference.data_digest import data_digest
 from ppl_med.inference.training.dry_run import DryRun, check_validation, check_writable
+from ppl_med.inference.training.earlier_runs import warn_of_repeats
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
+from ppl_med.inference.training.interrupts import Interrupts, told_interrupt
 from ppl_med.inference.training.loss_log import LossLog
+from ppl_med.inference.training.optimizers import Factory, make_optimizer
 from ppl_med.inference.training.run_state import identity, not_finite, restore, run_state
 from ppl_med.inference.training.schedules import Schedule, rate_factor, weight_at
 from ppl_med.programs import rng
@@ -51,7 +54,7 @@ class Trainer:
     spec: BatchSpec
     epochs: int
     learning_rate: float
-    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None
+    optimizer: Factory | None
     schedule: str | Schedule
     kl_weight: float | Schedule
     objective: torch.nn.Module
@@ -72,7 +75,9 @@ class Trainer:
         self.dry_runs: list[DryRun] = []
         self.objectives = [copy.deepcopy(self.objective).to(self.device) for _ in self.pairs]
         self.optimizers: list[torch.optim.Optimizer] = []
+        self.data: str | None = None
         self.losses = LossLog()
+        self.interrupts = Interrupts()
         self.epoch_start: dict[str, Any] | None = None
         self.saved_at = time.monotonic()
         self.never_finite: set[tuple[int, str]] = set()
@@ -93,6 +98,8 @@ class Trainer:
         self.spec.check(first, self.loader.num_cases)
         self.loader.see(first)
         check_one_grader(first)
+        if self.checkpoint is not None:
+            self.data = data_digest(self.loader.batches, self.spec.arguments)
         for member, (model, guide) in enumerate(self.pairs):
             rng.seed_all(self.seed + member)
             with private_store():
@@ -105,19 +112,16 @@ class Trainer:
                         "these parameters nn.Parameter or PyroParam of the module"
                     )
             self.dry_runs.append(found)
-            self.optimizers.append(self._optimizer(found.parameters))
+            self.optimizers.append(
+                make_optimizer(self.optimizer, self.learning_rate, found.parameters, (model, guide))
+            )
         rng.seed_all(self.seed)
         self.never_finite = not_finite(self.pairs)
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             restore(self, files.read(self.checkpoint))
-
-    def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        if self.optimizer is not None:
-            own = self.optimizer(parameters)  # type: ignore[arg-type]
-            for group in own.param_groups:  # numbers of NumPy are not read back from a checkpoint
-                group.update({n: v.item() for n, v in group.items() if isinstance(v, np.generic)})
-            return own
-        return torch.optim.Adam(parameters, lr=self.learning_rate, fused=True)
+        if (self.member, self.epoch, self.batch) == (0, 0, 0):
+            guides = (guide for _, guide in self.pairs)
+            warn_of_repeats(guides, self.seed, self.loader.num_cases, self.loader.num_batches)
 
     # ---------------------------------------------------------------- the loop
 
@@ -127,14 +131,17 @@ class Trainer:
             return self.histories
         steps = self.epochs * self.loader.num_batches
         done = (self.member * self.epochs + self.epoch) * self.loader.num_batches
-        with tqdm(
-            total=steps * len(self.pairs),
-            initial=done + self.batch,
-            desc="fit",
-            unit="step",
-            disable=not self.progress,
-            mininterval=REFRESH_SECONDS,
-        ) as bar:
+        with (
+            Interrupts() as self.interrupts,
+            tqdm(
+                total=steps * len(self.pairs),
+                initial=done + self.batch,
+                desc="fit",
+                unit="step",
+                disable=not self.progress,
+                mininterval=REFRESH_SECONDS,
+            ) as bar,
+        ):
             while self.member < len(self.pairs):
                 with private_store():
                     self._train_member(bar)
@@ -157,8 +164,10 @@ class Trainer:
                 bar.update()
                 self._show(bar)
                 self._save()
+                self._stop_where_asked()
             self._finish_epoch(*pair)
             self._show(bar)
+            self._stop_where_asked()
 
     def _batches(self) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
         """The epoch's batches from the present position on, and what their cases weigh.
@@ -191,6 +200,10 @@ class Trainer:
                 self.spec.check(found[0], self.loader.num_cases)
             return found
         except Exception as error:
+            if self.interrupts.asked:  # workers of a loader get Ctrl-C as well, and end
+                if before is not None:
+                    rng.set_state(before, self.device)
+                self._stop_where_asked()
             if before is not None:
                 rng.set_state(before, self.device)
                 with contextlib.suppress(OSError, FloatingPointError):
@@ -296,6 +309,23 @@ class Trainer:
                 f"{lost[0][1]} stopped being finite before step {step}. {self._kept()} Lower "
                 "learning_rate, or look for extreme values in the batches"
             )
+
+    def _stop_where_asked(self) -> None:
+        """After Ctrl-C: save, and end with how to go on."""
+        if not self.interrupts.asked:
+            return
+        steps = sum(len(history.nll) for history in self.histories) + len(self.losses)
+        done = f"fit was interrupted after {steps} steps"
+        if self.checkpoint is None:
+            raise told_interrupt(
+                f"{done}. Model and guide hold what was learned so far, but no checkpoint was "
+                "asked for: pass checkpoint=<path> to be able to go on after an interruption."
+            )
+        self._save(force=True)
+        raise told_interrupt(
+            f"{done}; the training so far is in the checkpoint {self.checkpoint}. To go on, make "
+            "the same call with resume=True."
+        )
 
     def _save(self, *, force: bool = False) -> None:
         path = self.checkpoint

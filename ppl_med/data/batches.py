@@ -77,6 +77,8 @@ class Batches(Epochs):
         num_cases: Cases in the arrays, whatever ``drop_last`` says.
         cases_per_epoch: Cases in the batches of an epoch.
         ids: Their ids, in the order of the arrays.
+        loc: Subtracted from the image, dims (channel or 1, 1, 1).
+        scale: The image is divided by it; likewise.
         epoch: The epoch that iteration will use, from 0.
 
     Raises:
@@ -112,8 +114,8 @@ class Batches(Epochs):
         for name in arrays.keys() - {"image", "label", "mask", "id"}:
             self._columns[name] = as_metadata(name, arrays[name], self.num_cases)
         whole("batch_size", batch_size, most=self.num_cases if drop_last else None)
-        self._loc, self._scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
-        if not (self._scale > 0).all():
+        self.loc, self.scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
+        if not (self.scale > 0).all():
             raise ValueError(f"scale must be positive, got {scale}")
         whole("seed", seed, 0)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
@@ -124,6 +126,11 @@ class Batches(Epochs):
     def ids(self) -> list[str] | list[int]:
         """Ids of all cases, in the order of the arrays."""
         return self._columns["id"].tolist()
+
+    @property
+    def arrays(self) -> dict[str, Tensor | np.ndarray]:
+        """All arrays as they are held: uint8 images are not standardised yet."""
+        return {"image": self._image, **self._columns}
 
     @property
     def cases_per_epoch(self) -> int:
@@ -159,7 +166,7 @@ class Batches(Epochs):
             for name, values in self._columns.items()
         }
         own = {name: getattr(self, name) for name in _SETTINGS}
-        own |= {"loc": self._loc.flatten(), "scale": self._scale.flatten()}
+        own |= {"loc": self.loc.flatten(), "scale": self.scale.flatten()}
         return Batches({"image": self._image[index], **columns}, **(own | settings))
 
     def first(self, num_cases: int, **settings: Any) -> "Batches":
@@ -170,7 +177,7 @@ class Batches(Epochs):
         image = self._image[index]
         if image.dtype == torch.uint8:
             image = image.float().div_(255)
-        image = image.float().sub(self._loc).div_(self._scale)
+        image = image.float().sub(self.loc).div_(self.scale)
         if self.augment is not None:
             augmented = self.augment(image, self._generator(_AUGMENT, epoch, batch))
             if augmented.shape != image.shape:

@@ -10,8 +10,9 @@ first one's parameters and train them on. Programs therefore run in a ``private_
 holds the free parameters (of ``pyro.param``) only; modules bring their own.
 """
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -24,6 +25,38 @@ from ppl_med.programs.parameters import modules_of, named_modules_of, set_mode
 from ppl_med.programs.rng import torch_restored
 from ppl_med.programs.sites import Program
 
+_process = threading.RLock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Run the block while no other thread runs one; Pyro's handlers are those before, afterwards.
+
+    Handlers and parameter store are one for the whole process: programs of two threads would see
+    each other's. A thread may enter again while it is inside.
+    """
+    with _process:
+        stack = pyro.poutine.runtime._PYRO_STACK
+        before = list(stack)
+        try:
+            yield
+        finally:
+            stack[:] = before
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Run the block with gradients, and in the precision it asks for itself.
+
+    A caller's ``no_grad``, ``inference_mode`` and ``autocast`` stay outside.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
 
 @contextmanager
 def preserved_state(*programs: Callable[..., Any]) -> Iterator[dict[nn.Module, str]]:
@@ -35,34 +68,37 @@ def preserved_state(*programs: Callable[..., Any]) -> Iterator[dict[nn.Module, s
         Name of every module that ran so far, with its program's parts in it from the start; it
         grows as functions call networks of their closure.
     """
-    names: dict[nn.Module, str] = {}
-    saved: list[_Saved] = []
+    with alone():
+        names: dict[nn.Module, str] = {}
+        saved: list[_Saved] = []
 
-    def remember(module: nn.Module, name: str) -> None:
-        if module not in names:
-            names[module] = name
-            saved.append(_Saved(module))
+        def remember(module: nn.Module, name: str) -> None:
+            if module not in names:
+                names[module] = name
+                saved.append(_Saved(module))
 
-    for program in programs:
-        for reached, owner in named_modules_of(program).items():
-            for name, module in owner.named_modules():
-                remember(module, ".".join(filter(None, (reached, name))) or type(module).__name__)
-    handle = register_module_forward_pre_hook(
-        lambda module, _: remember(module, type(module).__name__)
-    )
-    generators = get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    store = pyro.get_param_store()
-    try:
-        with store.scope(store.get_state()):
-            yield names
-    finally:
-        handle.remove()
-        set_rng_state(generators)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        for state in reversed(saved):
-            state.restore()
+        for program in programs:
+            for reached, owner in named_modules_of(program).items():
+                for name, module in owner.named_modules():
+                    remember(
+                        module, ".".join(filter(None, (reached, name))) or type(module).__name__
+                    )
+        handle = register_module_forward_pre_hook(
+            lambda module, _: remember(module, type(module).__name__)
+        )
+        generators = get_rng_state()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        store = pyro.get_param_store()
+        try:
+            with store.scope(store.get_state()):
+                yield names
+        finally:
+            handle.remove()
+            set_rng_state(generators)
+            if cuda is not None:
+                torch.cuda.set_rng_state_all(cuda)
+            for state in reversed(saved):
+                state.restore()
 
 
 @contextmanager
@@ -71,23 +107,24 @@ def private_store() -> Iterator[None]:
 
     Afterwards the store has all it had before, and what the block added or replaced.
     """
-    store = pyro.get_param_store()
-    before = store.get_state()
-    params = {n: v for n, v in before["params"].items() if not isinstance(v, nn.Parameter)}
-    constraints = {name: before["constraints"][name] for name in params}
-    store.clear()
-    store.set_state({"params": params, "constraints": constraints})
-    try:
-        yield
-    finally:
-        after = store.get_state()
+    with alone():
+        store = pyro.get_param_store()
+        before = store.get_state()
+        params = {n: v for n, v in before["params"].items() if not isinstance(v, nn.Parameter)}
+        constraints = {name: before["constraints"][name] for name in params}
         store.clear()
-        store.set_state(
-            {
-                "params": {**before["params"], **after["params"]},
-                "constraints": {**before["constraints"], **after["constraints"]},
-            }
-        )
+        store.set_state({"params": params, "constraints": constraints})
+        try:
+            yield
+        finally:
+            after = store.get_state()
+            store.clear()
+            store.set_state(
+                {
+                    "params": {**before["params"], **after["params"]},
+                    "constraints": {**before["constraints"], **after["constraints"]},
+                }
+            )
 
 
 @contextmanager
@@ -96,14 +133,17 @@ def undisturbed(*programs: Program | None) -> Iterator[None]:
 
     Parameters that programs make when they first run stay.
     """
-    modules = {part: part.training for module in modules_of(*programs) for part in module.modules()}
-    try:
-        set_mode(programs, False)
-        with torch_restored(), torch.no_grad(), private_store():
-            yield
-    finally:
-        for module, mode in modules.items():
-            module.training = mode
+    with alone():
+        modules = {
+            part: part.training for module in modules_of(*programs) for part in module.modules()
+        }
+        try:
+            set_mode(programs, False)
+            with torch_restored(), torch.no_grad(), private_store():
+                yield
+        finally:
+            for module, mode in modules.items():
+                module.training = mode
 
 
 class _Saved:

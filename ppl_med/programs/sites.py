@@ -53,11 +53,16 @@ def select_arguments(program: Program, batch: Batch) -> dict[str, Any]:
 
 
 def to_device(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors of a dict on the device; anything else as it is."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
+    """Tensors of a dict on the device; anything else as it is.
+
+    Those that were made in torch's inference mode are copied, for they take part in no gradient.
+    """
+    found = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            moved = value.to(device, non_blocking=True)
+            found[name] = moved.clone() if moved.is_inference() else moved
+    return found
 
 
 def batch_size(values: Mapping[str, Any]) -> int:

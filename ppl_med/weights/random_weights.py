@@ -20,6 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ppl_med.checks import choice
 from ppl_med.weights.checkpointing_guard import noting_gradients, refuse_checkpointing
+from ppl_med.weights.drawn_weights import note_weights
 from ppl_med.weights.estimators import LazyWeights
 from ppl_med.weights.layout import Layout, Where
 from ppl_med.weights.priors import FanInNormal, Prior
@@ -129,6 +130,7 @@ class RandomWeights(nn.Module):
         return output
 
     def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
+        note_weights(weights)
         with noting_gradients():
             return functional_call(self.net, weights, inputs, options, tie_weights=self._tied)
 
