@@ -13,8 +13,10 @@ Input: ``image`` (case, channel, row, col), float, standardised, of a fixed size
 The image is what a data set always has, so it has no site that could be drawn: its density stands
 at the site of the label. Where labels are given, that is log p(label) + log p(image | z, label), so
 the ELBO is that of image and label together, in nats with the intensities' unit in it; where they
-are not, it is p(label | image, z) by Bayes' rule, under a code from the prior. Codes of an image
-come from the guide, ``ConditionalNormal(model.posterior_net())``.
+are not, it is p(label | image, z) by Bayes' rule, under a code from the prior. That is not
+p(label | image), for which see ``ppl_med.explain.counterfactuals.class_probabilities``: `predict`
+marks it and analyses refuse it. Codes of an image come from the guide,
+``ConditionalNormal(model.posterior_net())``.
 
 The code is independent of the class, so what images of all classes share (place, size, brightness)
 needs to be told once: ``decode(z, other)`` changes the class, and mostly that alone. The likelihood
@@ -79,6 +81,7 @@ class ConditionalVAE(nn.Module):
     """
 
     log_class_probs: Tensor
+    told_by_image = ("z",)
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Conditional VAE: densities against a Gaussian oracle, bounds, and codes that keep their case."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,21 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ppl_med import storage
+from ppl_med.analysis import scoring, uncertainty
 from ppl_med.data import Batches
 from ppl_med.explain import latent_counterfactual, minimal_perturbation
+from ppl_med.explain.counterfactuals import class_probabilities
 from ppl_med.explain.counterfactuals.realism import log_density
-from ppl_med.inference import ConditionalNormal, ImportanceWeighted, fit, predict
-from ppl_med.models import ConditionalVAE
+from ppl_med.inference import (
+    ConditionalNormal,
+    ImportanceWeighted,
+    MeanFieldNormal,
+    fit,
+    predict,
+)
+from ppl_med.models import BayesianClassifier, ConditionalVAE, LatentClassifier
+from ppl_med.networks import GaussianEncoder
 from ppl_med.testing import assert_mean
 
 CLASSES = ("dark", "bright")
@@ -157,3 +168,67 @@ def test_the_bound_rises_with_particles_and_is_the_objectives(trained: Any) -> N
 def test_settings_that_make_no_sense_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def by_quadrature(model: ConditionalVAE, image: Tensor) -> np.ndarray:
+    """p(class | image) (case, class), by a sum over a grid of codes."""
+    axis = torch.linspace(-6, 6, 161)
+    codes = torch.cartesian_prod(axis, axis)
+    prior = -0.5 * codes.square().sum(1).double()
+    with torch.no_grad():
+        scale = model.log_scale.exp().double()
+        evidence = []
+        for k in range(len(CLASSES)):
+            mean = model.decode(codes, torch.full((len(codes),), k)).double().flatten(1)
+            errors = torch.cdist(image.double().flatten(1), mean).square() / scale.square()
+            evidence.append((prior - 0.5 * errors).logsumexp(1) + model.log_class_probs[k])
+    return torch.stack(evidence, 1).softmax(1).numpy()
+
+
+def test_the_class_given_the_image_is_bayes_rule_over_all_codes() -> None:
+    """Where images tell little of code and class; eight standard errors."""
+    torch.manual_seed(0)
+    model, guide = vae(class_probs=(1, 2))
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(1.5)
+        model.log_scale.fill_(0.0)
+        codes, label = torch.randn(12, 2), torch.arange(12) % 2
+        image = model.eval().decode(codes, label) + 0.7 * torch.randn(12, 1, SIZE, SIZE)
+    expected = by_quadrature(model, image)
+    assert np.ptp(expected[:, 1]) > 0.3 and ((expected > 0.1) & (expected < 0.9)).any()
+    probs, error = class_probabilities(model, guide, image, particles=4096)
+    assert error.max() < 0.03
+    assert ((probs - torch.from_numpy(expected)).abs() < 1e-3 + 8 * error).all()
+
+
+def test_the_class_given_the_image_is_that_of_the_images(trained: Any) -> None:
+    data = squares(200)
+    model, guide = trained
+    found, _ = class_probabilities(model, guide, data["image"])
+    assert (found.argmax(1) == data["label"]).double().mean() > 0.97
+
+
+def test_what_is_given_a_code_of_the_prior_is_not_scored(trained: Any, tmp_path: Path) -> None:
+    data = {n: squares(8)[n] for n in ("image", "label")}
+    model, guide = trained
+    tree = predict(model, guide, [data], draws=3, progress=False, store=tmp_path / "tree.nc")
+    for tried in (tree, storage.load(tmp_path / "tree.nc"), tree["posterior/probs"]):
+        with pytest.raises(ValueError, match="given z, drawn from the prior"):
+            uncertainty.variance(tried)
+    for refused in (scoring.score, scoring.elpd_heldout):
+        with pytest.raises(ValueError, match="class_probabilities"):
+            refused(tree)
+
+
+def test_uncertainty_names_what_differs_between_draws() -> None:
+    model = LatentClassifier(1, CLASSES, width=3)
+    guide = ConditionalNormal(GaussianEncoder(1, 2, 3, num_classes=2))
+    coded = predict(model, guide, [{"image": torch.randn(3, 1, 6, 6)}], draws=4, progress=False)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))
+    plain = BayesianClassifier(net, CLASSES)
+    settings: dict[str, Any] = {"draws": 4, "progress": False}
+    tree = predict(plain, MeanFieldNormal(plain), [{"image": torch.randn(3, 1, 6, 6)}], **settings)
+    for figure in (uncertainty.variance, uncertainty.entropy, uncertainty.summary):
+        assert figure(coded).attrs["epistemic_of"] == "of each case z"
+        assert figure(tree).attrs["epistemic_of"] == "weights"

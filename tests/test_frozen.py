@@ -162,4 +162,8 @@ def test_an_old_store_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         resumed = predicted(pair, batches=batches, store=tmp_path / "half.zarr", resume=True)
-    check(resumed, predicted(pair, batches=batches), TRAINED)
+    expected = predicted(pair, batches=batches)
+    for dataset in expected.values():
+        for variable in dataset.data_vars.values():
+            variable.attrs.pop("draws_of", None)  # what the earlier version did not say
+    check(resumed, expected, TRAINED)

@@ -42,6 +42,7 @@ class Chunk:
     ids: list[Any]
     arrays: dict[Key, np.ndarray] = field(default_factory=dict)
     dims: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    attrs: dict[Key, dict[str, str]] = field(default_factory=dict)
     coords: dict[str, Any] = field(default_factory=dict)
     scratch: Path | None = None
 
@@ -60,10 +61,11 @@ class Chunk:
         """One Dataset a group."""
         groups: dict[str, dict[str, Any]] = {}
         for (group, name), values in self.arrays.items():
-            groups.setdefault(group, {})[name] = (self.dims[group, name], values)
+            attrs = self.attrs.get((group, name), {})
+            groups.setdefault(group, {})[name] = (self.dims[group, name], values, attrs)
         result = {}
         for group, variables in groups.items():
-            used = {dim for dims, _ in variables.values() for dim in dims}
+            used = {dim for dims, *_ in variables.values() for dim in dims}
             coords = {n: (n, np.asarray(v)) for n, v in self.coords.items() if n in used}
             result[group] = xr.Dataset(variables, coords=coords)
         return result
@@ -93,6 +95,11 @@ class TreeBuilder:
         self.scratch: Path | None = None
         self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
         self.given = [name for name in self.observed if name in inputs]
+        local = f"of each case {', '.join(self.local)}" if self.local else ""
+        self.attrs = {"draws_of": "; ".join(filter(None, [", ".join(self.globals), local]))}
+        unseen = protocol.told_by_image(model) & set(self.local)
+        if unseen and not sampler.guide_has_local:
+            self.attrs["given"] = ", ".join(sorted(unseen))
         self.coords = protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
@@ -168,17 +175,18 @@ class TreeBuilder:
             for parameter, (dims, value) in stored_parameters(fn, names).items():
                 if len(names) > len(node["fn"].batch_shape):  # maps are large; 7 digits do
                     value = value.float()
-                self._put(chunk, (self.group, prefix + parameter), dims, value, where)
+                self._put(chunk, (self.group, prefix + parameter), dims, value, where, self.attrs)
             value = node["value"]
             drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
-            self._put(chunk, (f"{self.group}_predictive", name), names, drawn, where)
+            key = f"{self.group}_predictive", name
+            self._put(chunk, key, names, drawn, where, self.attrs)
             if name in observations and self.group == "posterior":
                 log_prob = log_prob_in_double(fn, observations[name])
                 if self.by_graders and name == "mask":
                     absent = (observations[name] < 0).flatten(2).all(2)
                     log_prob = torch.where(absent, torch.nan, log_prob)
                 dims = self._observation_dims(name)[: log_prob.dim()]
-                self._put(chunk, ("log_likelihood", name), dims, log_prob, where)
+                self._put(chunk, ("log_likelihood", name), dims, log_prob, where, self.attrs)
         for name in self.local:
             local: Any = trace.nodes[name]
             if local["infer"].get("stored", True):
@@ -191,7 +199,13 @@ class TreeBuilder:
         return [*graders, *self.observed[name]]
 
     def _put(
-        self, chunk: Chunk, key: Key, dims: list[str], value: Tensor, where: tuple[int, int, int]
+        self,
+        chunk: Chunk,
+        key: Key,
+        dims: list[str],
+        value: Tensor,
+        where: tuple[int, int, int],
+        attrs: Mapping[str, str] | None = None,
     ) -> None:
         chain, draw, offset = where
         ordered, axis = _case_first(dims)
@@ -200,6 +214,7 @@ class TreeBuilder:
             shape = (self.chains, self.draws, chunk.num_cases, *values.shape[1:])
             chunk.make(key, shape, values.dtype)
             chunk.dims[key] = ("chain", "draw", *ordered)
+            chunk.attrs[key] = dict(attrs or {})
         chunk.arrays[key][chain, draw, offset : offset + len(values)] = values
 
     def record_globals(

@@ -10,6 +10,9 @@ Both identities hold exactly for any number of draws. Every figure carries its M
 error over draws, ``<name>_mcse``: see `ppl_med.analysis.statistics.monte_carlo`. The influence of
 draw s is given beside each figure below; where it vanishes for all draws (H at a uniform p) the
 error is of second order and the one reported is not smaller than it on average.
+The epistemic part is that of all that differs between draws: the weights, and in a model with a
+latent code or noise of each case that too, as another observer or another outline of the same case
+is. The two are not told apart; ``attrs["epistemic_of"]`` of the result names them.
 The plug-in mutual information of S draws is too small by a share of about 1/S; that bias is
 not part of the standard error.
 
@@ -127,14 +130,16 @@ def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     """
     figures = {}
     spread = {}
-    means, equal = _means(_open(tree, mcse))
+    probs = _open(tree, mcse)
+    means, equal = _means(probs)
     for name, (figure, influence) in means.items():
         for suffix, over in (("", ["class"]), ("_per_class", [])):
             per_case = figure.mean(over)
             unit = "probability^2, class mean" if over else "probability^2"
             figures[name + suffix] = (per_case.mean("case"), influence.mean(over), unit)
             spread[f"{name}{suffix}_se"] = _case_error(per_case)
-    result = _describe(_dataset(figures, mcse), influence, mcse, equal).assign(spread)
+    draws = influence.assign_attrs(probs.array.attrs)
+    result = _describe(_dataset(figures, mcse), draws, mcse, equal).assign(spread)
     result.attrs["reduction"] = "mean over cases; without _per_class also mean over classes"
     return result
 
@@ -233,6 +238,8 @@ def _describe(result: xr.Dataset, draws: xr.DataArray, mcse: bool, equal: bool) 
     result.attrs["num_chains"] = draws.sizes["chain"]
     result.attrs["num_draws"] = draws.sizes["draw"]
     result.attrs["mcse"] = monte_carlo.CAVEAT if mcse else "not computed"
+    if "draws_of" in draws.attrs:
+        result.attrs["epistemic_of"] = draws.attrs["draws_of"]
     if equal:
         result.attrs["note"] = _POINT
     return result

@@ -11,6 +11,7 @@ Attribute            Of                  Meaning
 ``likelihood``       model               Object with ``site`` and ``partial``, perhaps.
 ``prediction``       likelihood          From the model's output to what is explained.
 ``training_inputs``  model               Arguments that only factors read, in training.
+``told_by_image``    model               Local latents that generate the image.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
 ``training_loss``    part of a model     What is trained in the place of a log-density.
 ``settings``         part of a model     What a resumed run must share.
@@ -93,6 +94,11 @@ def partial_site(model: Any) -> str | None:
 def training_inputs(model: Any) -> Sequence[str]:
     """Arguments that condition no site; none where the model names none."""
     return getattr(model, "training_inputs", ())
+
+
+def told_by_image(model: Any) -> frozenset[str]:
+    """Local latents that generate the image: drawn from the prior, they are none of its codes."""
+    return frozenset(getattr(model, "told_by_image", ()))
 
 
 def training_losses(model: Any) -> list[str]:

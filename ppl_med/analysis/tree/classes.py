@@ -19,7 +19,7 @@ from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.groups import find_group, find_variable
+from ppl_med.analysis.tree.groups import check_predictive, find_group, find_variable
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.axes import SAMPLES
 
@@ -213,10 +213,11 @@ def open_classes(tree: Posterior) -> Classes:
 
     Raises:
         TypeError: ``tree`` is none of the three.
-        ValueError: ``probs`` is absent, lacks a dimension or is empty. Malformed values are found
-            when they are read.
+        ValueError: ``probs`` is absent, lacks a dimension or is empty, or is no predictive
+            distribution. Malformed values are found when they are read.
     """
     probs = find_variable(tree, "posterior", "probs", "classification")
+    check_predictive(probs, "posterior/probs")
     required = (*SAMPLES, "case", "class")
     missing = [dim for dim in required if dim not in probs.dims]
     if missing:

@@ -15,6 +15,22 @@ def find_group(tree: object, name: str) -> xr.Dataset:
     return tree if isinstance(tree, xr.Dataset) and name == "posterior" else xr.Dataset()
 
 
+def check_predictive(array: xr.DataArray, name: str) -> None:
+    """Raise where `predict` has marked a variable as conditional on what the image tells of.
+
+    Raises:
+        ValueError: The attribute ``given`` names latents.
+    """
+    given = array.attrs.get("given")
+    if given:
+        raise ValueError(
+            f"{name} is given {given}, drawn from the prior and not for the image, so its mean "
+            "over draws is no prediction of the case. Use "
+            "ppl_med.explain.counterfactuals.class_probabilities(model, guide, image), or a "
+            "classifier."
+        )
+
+
 def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArray:
     """Return a variable of a group, not yet read. An array stands for itself.
 

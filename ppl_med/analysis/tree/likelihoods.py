@@ -9,7 +9,7 @@ import xarray as xr
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
-from ppl_med.analysis.tree.groups import find_group
+from ppl_med.analysis.tree.groups import check_predictive, find_group
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
@@ -73,6 +73,7 @@ def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood 
         return None
     name = site or usual[0]
     array = group[name]
+    check_predictive(array, f"log_likelihood/{name}")
     missing = [dim for dim in (*SAMPLES, "case") if dim not in array.dims]
     if missing:
         raise ValueError(f"log_likelihood {name} lacks the dimension(s) {', '.join(missing)}.")

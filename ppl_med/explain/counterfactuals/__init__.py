@@ -20,5 +20,11 @@ recourse", 2019, and Antorán et al., "Getting a CLUE", ICLR 2021 (search in the
 
 from ppl_med.explain.counterfactuals.image_search import minimal_perturbation, sparse_additive
 from ppl_med.explain.counterfactuals.latent_search import latent_counterfactual
+from ppl_med.explain.counterfactuals.realism import class_probabilities
 
-__all__ = ["latent_counterfactual", "minimal_perturbation", "sparse_additive"]
+__all__ = [
+    "class_probabilities",
+    "latent_counterfactual",
+    "minimal_perturbation",
+    "sparse_additive",
+]

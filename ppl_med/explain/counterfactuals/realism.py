@@ -16,6 +16,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_med.programs import protocol
 from ppl_med.programs.isolation import preserved_state
 from ppl_med.programs.sites import is_local, sample_sites
 
@@ -65,6 +66,38 @@ def log_density(
     bound = log_weights.logsumexp(1) - math.log(particles)
     relative = (log_weights - bound[:, None]).exp()
     return bound, relative.std(1, correction=0) / math.sqrt(particles)
+
+
+def class_probabilities(
+    model: Any, guide: Any, image: Tensor, *, particles: int = 64, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The probability of every class given the image, p(class | image), by Bayes' rule.
+
+    What `predict` stores of such a model is given a code from the prior. Here the bounds of
+    `log_density` stand for log p(image, class); arguments are those of it.
+
+    Returns:
+        Probabilities and their Monte Carlo standard errors (by the delta method), dims (case,
+        class), float64. The errors do not see what q(z | image, class) misses, as of images unlike
+        those of the training: a bound is then too low, and the class too improbable.
+
+    Raises:
+        ValueError: As `log_density`, or the model does not name its classes (``coords``).
+    """
+    classes = protocol.coords(model).get("class")
+    if not classes:
+        raise ValueError("model must name its classes in coords['class'], as ConditionalVAE does")
+    labels = [torch.full((len(image),), k, device=image.device) for k in range(len(classes))]
+    found = [
+        log_density(model, guide, image, label, particles=particles, seed=seed + k)
+        for k, label in enumerate(labels)
+    ]
+    bounds, errors = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+    probs = bounds.softmax(1)
+    shares = (probs * errors).square()
+    spread = shares.sum(1, keepdim=True)
+    variance = probs.square() * (spread + (1 - 2 * probs) * errors.square())
+    return probs, variance.clamp(min=0).sqrt()
 
 
 def _log_weights(model: Any, guide: Any, image: Tensor, label: Tensor) -> Tensor:
