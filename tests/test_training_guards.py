@@ -1,7 +1,6 @@
 """What ``fit`` and ``predict`` refuse or finish before work is lost or done for nothing."""
 
 import copy
-import math
 import os
 import signal
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 import jaxtyping
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -30,6 +28,7 @@ from ppl_med.inference import (
     predict,
 )
 from ppl_med.models import BayesianClassifier
+from ppl_med.programs.isolation import alone
 
 CLASSES = ["no", "yes"]
 
@@ -376,20 +375,10 @@ def test_threads_take_their_turn() -> None:
 
 
 def test_a_handler_that_was_not_left_is_taken_away() -> None:
-    """As by an exception in another thread, or one that came while a handler was being left."""
-
-    def model(image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None) -> None:
-        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-        pyro.poutine.scale(scale=2.0).__enter__()
-        with pyro.plate("case", num_cases or len(image), subsample=image):
-            logits = slope * image.sum((1, 2, 3))
-            pyro.sample("label", dist.Bernoulli(logits=logits), obs=label)
-        raise RuntimeError("too late")
-
-    def guide(image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None) -> None:
-        pyro.sample("slope", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
-
-    with pytest.raises(ValueError, match="too late"):
-        train(model, guide)
+    """As where an exception came while it was being left; handlers of the caller stay."""
+    with pyro.poutine.scale(scale=2.0) as own:
+        with pytest.raises(RuntimeError), alone():
+            pyro.poutine.mask(mask=False).__enter__()
+            raise RuntimeError
+        assert pyro.poutine.runtime._PYRO_STACK == [own]
     assert pyro.poutine.runtime._PYRO_STACK == []
-    assert math.isfinite(float(train(*(fine := classifier(), PointEstimate(fine)))["nll"][-1]))
