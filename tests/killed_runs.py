@@ -262,11 +262,11 @@ def draw(kind: str, store: Path, moment: Moment | None, write: int | None = None
     )
 
 
-def run_apart(target: Callable[..., None], *args: Any) -> int:
+def run_apart(target: Callable[..., None], *args: Any, limit: float = 120) -> int:
     """Run a function in a process of its own and return its exit code: -9 where it was killed."""
     process = SERVER.Process(target=target, args=args)
     process.start()
-    process.join(120)
+    process.join(limit)
     code = process.exitcode
     if code is None:
         process.kill()
