@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppl_med.checks import choice, positive, whole
+from ppl_med.checks import choice, positive, reject, whole
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.epoch_visits import (
@@ -290,6 +290,20 @@ def check_arguments(
     if not callable(schedule):
         choice("schedule", schedule, ("constant", "cosine"), fix="or pass a function")
     check_seed(seed)
+
+
+def choose_device(device: Any) -> torch.device:
+    """The device of that name; without one, a GPU where there is one.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        reject("device", "a device of torch, such as 'cpu' or 'cuda'", device)
 
 
 def check_seed(seed: int) -> int:

@@ -13,6 +13,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_med.checks import a_path, reject
 from ppl_med.inference.data_digest import bytes_of
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.likelihoods import Likelihood
@@ -111,7 +112,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: If it cannot be written (disk full, no permission); the earlier file is intact.
     """
-    path = Path(path)
+    path = a_path("path", path)
     needed = sum(tensor.nbytes for _, tensor in named_tensors(content))
     advice = "free some space or choose another path, then resume with resume=True"
     with replacing(path, "checkpoint", needed=needed, advice=advice) as partial:
@@ -127,7 +128,7 @@ def read(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If the file is damaged or was not written by ppl_med.
     """
-    path = Path(path)
+    path = a_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
@@ -226,6 +227,8 @@ def load(
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or of another model or guide.
     """
+    if example is not None and not (isinstance(example, Mapping) and example):
+        reject("example", "a batch, such as {'image': Tensor}", example)
     content = read(path)
     pairs = members_of(model, guide)
     if example is not None:

@@ -23,6 +23,7 @@ from ppl_med.inference.batches import (
     batch_spec,
     check_iterable,
     check_seed,
+    choose_device,
     first_batch,
     first_grader,
     loader_generators,
@@ -135,7 +136,7 @@ def predict(
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
     num_batches = check_iterable(batches)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = choose_device(device)
     pairs = members_of(model, guide)
     own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
     with torch_restored(), sliding(windowed), ExitStack() as held:

@@ -18,8 +18,8 @@ import pyro
 import torch
 import xarray as xr
 
-from ppl_med.checks import finite, reject
-from ppl_med.inference.batches import as_loader, batch_spec, check_arguments
+from ppl_med.checks import a_path, finite, reject
+from ppl_med.inference.batches import as_loader, batch_spec, check_arguments, choose_device
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.history import join_histories
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
@@ -143,9 +143,9 @@ def fit(
         kl_weight=kl_weight,
         objective=objective if objective is not None else Elbo(),
         precision=precision,
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        device=choose_device(device),
         seed=int(seed),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=None if checkpoint is None else a_path("checkpoint", checkpoint),
         checkpoint_every=checkpoint_every,
         validation=validation,
         progress=progress,

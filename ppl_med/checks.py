@@ -7,7 +7,9 @@ of one number count as numbers; bool does not.
 
 import math
 import numbers
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Choice = TypeVar("Choice")
@@ -134,6 +136,17 @@ def different_names(name: str, values: Any, least: int = 1, fix: str = "") -> tu
         count = {1: "one or more", 2: "two or more"}.get(least, f"{least} or more")
         reject(name, f"{count} different names", values, fix)
     return tuple(values)
+
+
+def a_path(name: str, value: Any, fix: str = "") -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        ValueError: If it is none, or an empty text.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        reject(name, "the path of a file or folder", value, fix)
+    return Path(value)
 
 
 def _range(least: float | None, most: float | None) -> str:

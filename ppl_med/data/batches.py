@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_med.checks import whole
+from ppl_med.checks import reject, whole
 from ppl_med.data.arrays import as_ids, as_image, as_label, as_mask, as_metadata
 from ppl_med.data.random_streams import random_stream
 
@@ -101,6 +101,8 @@ class Batches(Epochs):
         scale: PerChannel = 1.0,
     ) -> None:
         """Check the arrays and settings; see the class."""
+        if not isinstance(arrays, Mapping):
+            reject("arrays", "a dict of arrays, such as {'image': array}", arrays)
         if "image" not in arrays:
             raise ValueError(f'arrays has no "image"; its keys are {sorted(arrays)}')
         self._image = as_image(arrays["image"])
@@ -216,7 +218,10 @@ class Batches(Epochs):
 
     def _per_channel(self, name: str, value: PerChannel) -> Tensor:
         """Shape ``loc`` or ``scale`` as (channel or 1, 1, 1) so that it broadcasts."""
-        vector = np.asarray(value, np.float32).reshape(-1)
+        try:
+            vector = np.asarray(value, np.float32).reshape(-1)
+        except (TypeError, ValueError):
+            reject(name, "one finite number, or one for each channel", value)
         channels = self._image.shape[1]
         if len(vector) not in (1, channels) or not np.isfinite(vector).all():
             raise ValueError(

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 
 import xarray as xr
 
+from ppl_med.checks import reject
+
 
 def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = None) -> xr.DataTree:
     """Join the trees of independently trained nets into that of a deep ensemble.
@@ -20,8 +22,11 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
     Raises:
         ValueError: There are no trees, or the cases of two differ.
     """
-    if not trees:
-        raise ValueError("trees must be one or more, got none")
+    is_list = isinstance(trees, Sequence) and all(isinstance(one, xr.DataTree) for one in trees)
+    if not is_list or not trees:
+        reject("trees", "one or more trees of predict", trees)
+    if groups is not None and (not isinstance(groups, Collection) or isinstance(groups, str)):
+        reject("groups", "names of groups, such as ('posterior',)", groups)
     joined = {}
     for name, node in trees[0].children.items():
         parts = [tree[name].to_dataset() for tree in trees]

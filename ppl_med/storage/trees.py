@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_med.checks import a_path
 from ppl_med.storage.atomic import replacing, set_aside
 from ppl_med.storage.seals import (
     SEAL,
@@ -118,7 +119,7 @@ def to_inference_data(tree: xr.DataTree) -> Any:
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
+    path = a_path("path", path)
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"path must end in .nc or .zarr, not {path.name!r}.")
     return path

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
+from ppl_med.checks import a_path
+
 SPLITS = ("train", "val", "test")
 
 
@@ -16,7 +18,7 @@ def find_place(
 
     ``module`` is the one whose docstring describes the layout, for the message.
     """
-    root = Path(folder)
+    root = a_path("folder", folder)
     if not root.is_dir():
         raise FileNotFoundError(f"folder {str(root)!r} is not there")
     for place in (root, root / name):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import is_whole
 from ppl_med.data.readers.folders import naming_file
 
 MAX_PIXELS = 10**8  # of a picture; a small file may hold many more
@@ -15,7 +16,8 @@ MAX_PIXELS = 10**8  # of a picture; a small file may hold many more
 
 def check_size(size: Any, axes: tuple[str, ...]) -> None:
     """Raise unless a size names one positive number for each of the axes."""
-    if np.shape(size) != (len(axes),) or min(size) < 1:
+    right = np.ndim(size) == 1 and len(size) == len(axes)
+    if not right or not all(is_whole(one) and one >= 1 for one in size):
         shown = tuple(size) if np.ndim(size) else size
         raise ValueError(f"size must be ({', '.join(axes)}), all at least 1, got {shown}")
 

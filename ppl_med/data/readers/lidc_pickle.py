@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import a_path
 from ppl_med.data.readers.array_files import read_npz
 from ppl_med.data.readers.folders import naming_file
 from ppl_med.data.readers.pickle_contents import check_pickle
@@ -91,7 +92,8 @@ def convert_lidc_pickle(source: str | PathLike[str], target: str | PathLike[str]
         ValueError: The file names anything but arrays, which is how a pickle runs code, or does not
             hold crops as described above; nothing is written.
     """
-    crops = _read(Path(source))
+    a_path("target", target)
+    crops = _read(a_path("source", source))
     if not isinstance(crops, dict) or not crops:
         raise ValueError(f"{source} holds no dict of crops; expected {{name: {{'image', ...}}}}")
     rows = list(_rows(Path(source), crops))
@@ -126,7 +128,7 @@ def load_lidc_crops(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: The file is not as described.
     """
-    arrays = read_npz(path, _NAMES, _FIX)
+    arrays = read_npz(a_path("path", path), _NAMES, _FIX)
     images, masks = arrays["images"], arrays["masks"]
     if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE) or images.dtype.kind not in "uf":
         raise ValueError(

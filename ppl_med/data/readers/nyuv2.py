@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import a_path
 from ppl_med.data.readers.array_files import read_mat
 from ppl_med.data.readers.depth_maps import check_max_depth, measured
 from ppl_med.data.readers.folders import find_place, naming_file
@@ -64,6 +65,8 @@ def load_nyuv2(
             share a case.
     """
     check_max_depth(max_depth)
+    if split_file is not None:
+        a_path("split_file", split_file)
     if size is not None:
         check_size(size, ("rows", "cols"))
     place = find_place(folder, "nyuv2", (_FILE,), module=__name__)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.checks import choice
+from ppl_med.checks import a_path, choice
 from ppl_med.data.readers.folders import check_files, find_place, split_files
 from ppl_med.data.readers.image_files import (
     centred,
@@ -71,6 +71,7 @@ def load_wbc_seg(
     place = find_place(folder, "wbc_seg", needed, module=__name__)
     folders = {split: path.parent for split, path in split_files(place, "{}/images").items()}
     if second_site is not None:
+        a_path("second_site", second_site)
         found = find_place(second_site, SITES[1], ("images", "masks"), module=__name__)
         folders["second_site"] = found
     splits = {
