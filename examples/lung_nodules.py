@@ -13,15 +13,16 @@ Finished models are kept with --resume, so a study can be stopped and models add
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 import xarray as xr
+from ambiguous_masks import baselines
 from ambiguous_masks.pages import ged_section, tables, training_section
-from ambiguous_masks.programs import ModelOptions, build
+from ambiguous_masks.programs import ModelOptions, Name, build
 from ambiguous_masks.training import (
     LATENT_PLANE,
     Run,
@@ -52,6 +53,7 @@ from ppl_med.storage import check_same, open_run
 SAMPLES = (1, 4, 8, 16)
 MISSED, HALVES = (0.05, 0.1, 0.2), 40  # shares that may be missed; divisions of the patients
 SHOWN, VALIDATION = 5, 64  # cases in the pictures, and in the validation curve
+Copied = Literal["random_masks", "nearest_masks"]
 PUBLISHED = {
     "dropout_unet": (1.17, 0.61, 0.52, 0.47),
     "ensemble": (0.69, 0.53, 0.50, 0.49),
@@ -78,6 +80,10 @@ class Options(ModelOptions):
     """Patients to compare on. Choose settings on val; use test once, at the end."""
     size: Literal[64, 128] = 64
     """Rows and columns; 64 are averages over blocks of 2 x 2 pixels."""
+    model: tuple[Name | Copied, ...] = ("random_masks", "nearest_masks", "prob_unet")
+    """Which models to run; random_masks and nearest_masks copy masks of training patients."""
+    repeat: int = 1
+    """How often every model is trained, with the seeds from --seed on."""
 
 
 class Nodules:
@@ -94,6 +100,7 @@ class Nodules:
         }
         if options.split not in keep:
             raise FileNotFoundError(f"--split {options.split}: the folder has {sorted(keep)}")
+        self.arrays, self.observed = keep["train"], _observed(keep[options.split])
         self.train = Batches(
             keep["train"], shuffle=True, drop_last=True, transform=motion, **settings
         )
@@ -105,12 +112,19 @@ class Nodules:
             self.train, self.test = self.train.first(16), self.test.first(12)
             self.curve, self.images = self.curve.first(4), self.images[:12]
             self.patients = self.patients[:12]
+            self.observed = self.observed.isel(case=slice(12))
 
     @property
     def shown(self) -> list[Any]:
         """Ids of the cases in the pictures: evenly spaced, not chosen."""
         ids = self.test.ids
         return [ids[k] for k in np.linspace(0, len(ids) - 1, SHOWN).astype(int)]
+
+
+def _observed(arrays: dict[str, np.ndarray]) -> xr.Dataset:
+    """Graders' masks as the observed group of a tree."""
+    mask = ("case", "grader", "row", "col"), arrays["mask"]
+    return xr.Dataset({"mask": mask}, coords={"case": arrays["id"]})
 
 
 def score(masks: xr.DataArray, graders: xr.DataArray) -> xr.Dataset:
@@ -181,18 +195,30 @@ def rows(result: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     """Head and cells of the table."""
     counts = result["num_samples"].values.tolist()
     head = ["model", *(f"GED² of {n}" for n in counts), *COLUMNS.values()]
+    last = counts[-1]
+    several = "seed" in result.dims
+    if several:
+        head.append(f"GED² of {last} by seed")
     lines = []
     for model in result["model"].values:
         part = result.sel(model=model)
+        own = part["ged"].sel(num_samples=last) if several else None
+        part = part.mean("seed") if several else part
         by_number = [cell(part.sel(num_samples=n), "ged") for n in counts]
         lines.append([str(model), *by_number, *(cell(part, name) for name in COLUMNS)])
-    floor = [f"{value:.3f}" for value in result["floor"].max("model").values]
-    lines.append(["a perfect model", *floor, "0", *[""] * (len(COLUMNS) - 1)])
+        if own is not None:
+            each = ", ".join(f"{value:.3f}" for value in own.values if np.isfinite(value))
+            lines[-1].append(each)
+    worst = result["floor"].max([dim for dim in result["floor"].dims if dim != "num_samples"])
+    floor = [f"{value:.3f}" for value in worst.values]
+    lines.append(["a perfect model", *floor, "0", *[""] * (len(COLUMNS) - 1 + several)])
     return head, lines
 
 
 def pictures(options: Options, nodules: Nodules, name: str, one: Run) -> list[Section]:
     """Parts of the report about one model."""
+    if one.history is None:  # of a baseline there is nothing to look at but its figures
+        return []
     # The nodule lies near the middle of its crop; its half, in pixels, is shown.
     side = nodules.images.shape[-1]
     middle = slice(side // 4, side - side // 4)
@@ -267,7 +293,8 @@ def show(
     left_out: dict[str, xr.Dataset],
 ) -> None:
     """Write the report; its provenance is that of the first model."""
-    first = next(iter(runs.values()))
+    first = next((one for one in runs.values() if one.history is not None), None)
+    first = first or next(iter(runs.values()))
     cut = result.sizes["num_samples"] + 2  # the columns of GED² and the others
     sections = [
         Section(
@@ -275,11 +302,14 @@ def show(
             "Against the graders",
             paragraph(
                 "GED² by number of samples: lower is better, and no model can beat the last line "
-                "on average; HM-IoU, D_max and Dice_max: higher is better; ± one standard error."
+                "on average, while copied masks cost nothing. HM-IoU, D_max and Dice_max: higher "
+                "is better; ± one standard error over patients."
             )
             + tables(*rows(result), [slice(1, cut), slice(cut, None)]),
         ),
-        ged_section(result, PUBLISHED, SOURCE),
+        ged_section(
+            result.mean("seed") if "seed" in result.dims else result, PUBLISHED, SOURCE
+        ),
         Section(
             "missed",
             "Masks that miss no more than was asked",
@@ -311,6 +341,33 @@ def show(
     )
 
 
+def train_or_copy(name: str, options: Options, folder: Path, nodules: Nodules) -> Run:
+    """Train a model, or copy masks of training patients."""
+    if name in baselines.NAMES:
+        copied = baselines.copied_masks(
+            name,
+            nodules.arrays,
+            nodules.images,
+            nodules.observed,
+            list(CLASS_NAMES),
+            options.draws,
+            options.seed,
+        )
+        return Run(None, copied, None)
+    own = folder / (name if not options.repeat > 1 else f"{name}-seed{options.seed}")
+    program = build(name, options, 1, list(CLASS_NAMES), (options.size, options.size))
+    return run(
+        name,
+        program,
+        options,
+        own,
+        train=nodules.train,
+        test=nodules.test,
+        part=options.split,
+        validation=nodules.curve,
+    )
+
+
 def main(options: Options) -> None:
     """Run the study, print and save its table, write the report."""
     folder = open_run(options.out, resume=options.resume)
@@ -319,22 +376,20 @@ def main(options: Options) -> None:
     check_same(options, folder, free=("data", "split", "model"))
     nodules = Nodules(options)
     whole_epochs(options, nodules.train)
-    runs, found, left_out = {}, [], {}
+    runs: dict[str, Run] = {}
+    found, left_out = [], {}
     for name in options.model:
-        program = build(name, options, 1, list(CLASS_NAMES), (options.size, options.size))
-        runs[name] = run(
-            name,
-            program,
-            options,
-            folder / name,
-            train=nodules.train,
-            test=nodules.test,
-            part=options.split,
-            validation=nodules.curve,
-        )
-        tree = runs[name].tree
-        scores = over_cases(score(sampled_masks(tree), tree["observed_data/mask"].load()))
+        by_seed = []
+        for seed in range(options.seed, options.seed + options.repeat):
+            one = train_or_copy(name, replace(options, seed=seed), folder, nodules)
+            runs.setdefault(name, one)
+            graders = one.tree["observed_data/mask"].load()
+            scores = score(sampled_masks(one.tree), graders)
+            by_seed.append(over_cases(scores, nodules.patients).expand_dims(seed=[seed]))
+        scores = xr.concat(by_seed, "seed")
+        scores = scores if options.repeat > 1 else scores.isel(seed=0, drop=True)
         found.append(scores.expand_dims(model=[name]))
+        tree = runs[name].tree
         result = xr.concat(found, "model", join="outer")
         storage.save(result, folder / "table.nc")
         storage.write_text(folder / "table.md", storage.markdown_table(*rows(result)) + "\n")

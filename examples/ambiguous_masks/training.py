@@ -11,6 +11,7 @@ import xarray as xr
 
 from ambiguous_masks.programs import ModelOptions, Program
 from ppl_med import storage
+from ppl_med.analysis.statistics import case_means
 from ppl_med.inference import cooldown, fit, predict
 
 WEIGHT_DECAY = 1e-5
@@ -26,9 +27,9 @@ def whole_epochs(options: ModelOptions, train: Any) -> None:
 class Run(NamedTuple):
     """A trained model and what it predicted."""
 
-    model: Any
+    model: Any  # None of copied masks, which have no history either
     tree: xr.DataTree
-    history: xr.Dataset
+    history: xr.Dataset | None
 
 
 def run(
@@ -132,10 +133,10 @@ def decode_plane(model: Any, image: torch.Tensor) -> xr.DataArray:
     return xr.DataArray(masks, coords=axes, dims=("second", "first", "row", "col"))
 
 
-def over_cases(scores: xr.Dataset) -> xr.Dataset:
-    """Mean and standard error over cases, ``<name>`` and ``<name>_se``."""
-    error = scores.std("case", ddof=1) / np.sqrt(scores.notnull().sum("case"))
-    return scores.mean("case").merge(error.rename({n: f"{n}_se" for n in scores.data_vars}))
+def over_cases(scores: xr.Dataset, groups: np.ndarray | None = None) -> xr.Dataset:
+    """Mean and standard error, ``<name>`` and ``<name>_se``, over cases or groups of them."""
+    error = xr.Dataset({f"{n}_se": case_means.over_cases(scores[n], groups) for n in scores})
+    return scores.mean("case").merge(error)
 
 
 def ged_of_subsets(energy: xr.Dataset, num_samples: list[int]) -> xr.DataArray:

@@ -14,9 +14,29 @@ def case_means(array: xr.DataArray) -> xr.DataArray:
     return array.mean([dim for dim in array.dims if dim not in ("case", "level", *SAMPLES)])
 
 
-def over_cases(per_case: xr.DataArray) -> xr.DataArray:
-    """Return the standard error of the mean over cases; NaN for a single one."""
+def over_cases(per_case: xr.DataArray, groups: np.ndarray | None = None) -> xr.DataArray:
+    """Return the standard error of the mean over cases; NaN for a single one.
+
+    Args:
+        per_case: A figure of every case (case, ...), NaN left out.
+        groups: What cases have in common (case), such as the patient: the error is then that of
+            a mean over groups drawn at random, whose cases may be alike (cluster-robust, Liang and
+            Zeger 1986, with G / (G - 1) for G groups). None takes cases as independent.
+    """
     count = per_case.count("case")
+    if groups is not None:
+        names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+        known = per_case.notnull()
+        residual = (per_case - per_case.mean("case")).where(known, 0).transpose("case", ...)
+        total = np.zeros((len(names), *residual.shape[1:]))
+        np.add.at(total, index, residual.values)
+        seen = np.zeros(total.shape)
+        np.add.at(seen, index, known.transpose("case", ...).values)
+        number = (seen > 0).sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            square = (total**2).sum(0) * np.where(number > 1, number / (number - 1), np.nan)
+        template = residual.isel(case=0, drop=True)
+        return template.copy(data=np.sqrt(square)) / count
     return per_case.std("case", ddof=1) / count**0.5 if int(count.min()) > 1 else count * np.nan
 
 
