@@ -23,28 +23,37 @@ import tyro
 import xarray as xr
 from hippocampus.pages import HEAD, rows, show, tabulate
 from hippocampus.programs import SIZE, Options, build, draws_of
-from hippocampus.volumes import dice, measure, widened
+from hippocampus.volumes import constant, dice, measure, outlined_volumes, regressed, widened
 
 from ppl_med import storage
 from ppl_med.data import Batches, load_hippocampus
+from ppl_med.data.readers.hippocampus import CLASS_NAMES
 from ppl_med.inference import fit, predict
 from ppl_med.storage import check_same, open_run
 
 
-def study(options: Options, trees: dict[str, xr.DataTree]) -> dict[str, dict[str, xr.Dataset]]:
+def study(
+    options: Options, trees: dict[str, xr.DataTree], outlined: xr.DataArray
+) -> dict[str, dict[str, xr.Dataset]]:
     """Intervals by the name of their cases and by kind.
 
-    Conformal intervals are learnt on val, and on half of it where the other half is to be judged.
+    Conformal intervals and the regression are learnt on val, and on half of it where the other half
+    is to be judged; the constant one on the outlines of the training cases.
     """
     found = {split: measure(tree, options.seed) for split, tree in trees.items()}
     val = found["val"]["coherent"]
+    for by_kind in found.values():
+        by_kind["constant"] = constant(outlined, by_kind["coherent"])
     if options.split == "test":
-        found["test"]["conformal"] = widened(val, found["test"]["coherent"], options.guide)
-        return found
-    half = {"case": slice(0, None, 2)}, {"case": slice(1, None, 2)}
-    judged = {kind: sizes.isel(half[1]) for kind, sizes in found["val"].items()}
-    judged["conformal"] = widened(val.isel(half[0]), judged["coherent"], options.guide)
-    return found | {"half of val": judged}
+        known, judged = val, found["test"]
+    else:
+        half = {"case": slice(0, None, 2)}, {"case": slice(1, None, 2)}
+        known = val.isel(half[0])
+        judged = {kind: sizes.isel(half[1]) for kind, sizes in found["val"].items()}
+        found["half of val"] = judged
+    judged["conformal"] = widened(known, judged["coherent"], options.guide)
+    judged["regression"] = regressed(known, judged["coherent"])
+    return found
 
 
 def main(options: Options) -> None:
@@ -78,7 +87,10 @@ def main(options: Options) -> None:
         )
         for split in dict.fromkeys(("val", options.split))
     }  # fmt: skip
-    found = study(options, trees)
+    outlined = outlined_volumes(
+        splits["train"]["mask"], splits["train"]["spacing"], CLASS_NAMES[1:]
+    )
+    found = study(options, trees, outlined)
     result = tabulate(found, {split: dice(tree) for split, tree in trees.items()})
     storage.save(result, folder / "table.nc")
     text = storage.markdown_table(list(HEAD), rows(result))

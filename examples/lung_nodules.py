@@ -307,9 +307,7 @@ def show(
             )
             + tables(*rows(result), [slice(1, cut), slice(cut, None)]),
         ),
-        ged_section(
-            result.mean("seed") if "seed" in result.dims else result, PUBLISHED, SOURCE
-        ),
+        ged_section(result.mean("seed") if "seed" in result.dims else result, PUBLISHED, SOURCE),
         Section(
             "missed",
             "Masks that miss no more than was asked",

@@ -15,11 +15,13 @@ from ppl_med.plots.report import Section, paragraph, picture, table, write_repor
 SHOWN = 4  # cases in the pictures
 KINDS = (
     "Coherent: one weight draw for all voxels. Voxelwise: the same draws, as if every voxel had "
-    "weights of its own. Conformal: coherent, widened by cases that were not trained on."
+    "weights of its own. Conformal: coherent, widened by cases that were not trained on. Constant: "
+    "quantiles of the training volumes, the image is not looked at. Regression: of the outlined on "
+    "the predicted volume, over cases that were not trained on."
 )
 HEAD = (
     "cases", "structure", "interval", "n", "covered %", "95 % interval %", "width, mm³",
-    "width / volume %", "Dice",
+    "width / volume %", "interval score, mm³", "Dice",
 )  # fmt: skip
 
 
@@ -35,6 +37,7 @@ def rows(result: xr.Dataset) -> list[list[str]]:
             str(one["cases"].item()), str(one["structure"].item()), str(one["kind"].item()),
             str(int(one["num_cases"])), percent[0], f"{percent[1]} to {percent[2]}",
             f"{float(one['width']):.0f}", percent[3],
+            f"{float(one['score']):.0f} ± {float(one['score_se']):.0f}",
             f"{float(one['dice']):.3f}".replace("nan", ""),
         ])  # fmt: skip
     return lines
