@@ -19,6 +19,7 @@ from ppl_med import analysis
 from ppl_med.analysis import (
     aggregation,
     calibration,
+    case_groups,
     conformal,
     scoring,
     segmentation,
@@ -197,6 +198,13 @@ def prediction_sets(tree: xr.DataTree, **options: Any) -> xr.Dataset:
     return predicted(conformal.predict_sets(learnt, tree, shift_alarm=0))
 
 
+def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
+    """Accuracy over groups of cases; its errors are drawn, and not compared."""
+    ids = tree["posterior/probs"]["case"]
+    groups = xr.DataArray([f"p{str(one)[1:]}" for one in ids.values], {"case": ids.values}, "case")
+    return case_groups.bootstrap(scoring.score, tree, groups, resamples=20)[["accuracy", "nll"]]
+
+
 def prediction_intervals(tree: xr.DataTree) -> xr.Dataset:
     """Intervals by a threshold learnt on other cases."""
     learnt = conformal.calibrate_intervals(number_tree(30, "other"), 0.2, method="absolute")
@@ -349,6 +357,7 @@ ANALYSES: dict[str, Analysis] = {
     "conformal.predict_sets/classes": Analysis(
         lambda tree: prediction_sets(tree, within="class"), LABELS, unknown=("covered",)
     ),
+    "case_groups.bootstrap": Analysis(resampled_accuracy, LABELS),
     "conformal.fill_empty_sets": Analysis(
         lambda tree: conformal.fill_empty_sets(prediction_sets(tree), tree),
         LABELS,

@@ -1,8 +1,10 @@
 """Standard errors of a mean whose cases come in groups, such as the films of one patient."""
 
 import numpy as np
+import pytest
 import xarray as xr
 
+from ppl_med.analysis import case_groups, scoring
 from ppl_med.analysis.statistics.case_means import over_cases
 
 
@@ -41,3 +43,55 @@ def test_the_error_is_that_of_repeated_studies() -> None:
     assert abs(z) < 4.5
     naive = np.mean([float(over_cases(values)) ** 2 for values, _ in studies])
     assert naive < 0.5 * truth
+
+
+def patients(number: int, films: int, rng: np.random.Generator) -> xr.DataTree:
+    """Films of which all of a patient are right or all are wrong."""
+    right = np.repeat(rng.random(number) < 0.7, films)
+    cases = {"case": [f"c{index}" for index in range(len(right))]}
+    probs = np.where(right, 0.9, 0.1)
+    return xr.DataTree.from_dict(
+        {
+            "/posterior": xr.Dataset(
+                {
+                    "probs": (
+                        ("chain", "draw", "case", "class"),
+                        np.stack([probs, 1 - probs], 1)[None, None],
+                    )
+                },
+                coords=cases,
+            ),
+            "/observed_data": xr.Dataset({"label": ("case", np.zeros(len(right), int))}, cases),
+            "/constant_data": xr.Dataset(
+                {"patient": ("case", np.repeat([f"p{i}" for i in range(number)], films))}, cases
+            ),
+        }
+    )
+
+
+def test_bootstrap_has_the_error_over_patients() -> None:
+    """Accuracy: sd over patients / sqrt(patients); the error over films is a third of it."""
+    tree = patients(50, 9, np.random.default_rng(3))
+    found = case_groups.bootstrap(scoring.score, tree, "patient", resamples=400)
+    share = float(found["accuracy"])
+    expected = np.sqrt(share * (1 - share) / 50)
+    # The sd of 400 resamples is known to 1 / sqrt(800) of itself; 4.5 of these.
+    assert abs(float(found["accuracy_se"]) / expected - 1) < 4.5 / np.sqrt(800)
+    assert float(scoring.score(tree)["accuracy_se"]) < 0.4 * expected
+    assert found["accuracy_lower"] < share < found["accuracy_upper"]
+    assert found.attrs["num_groups"] == 50
+    again = case_groups.bootstrap(scoring.score, tree, "patient", resamples=20, seed=7)
+    np.testing.assert_array_equal(
+        again["nll_se"],
+        case_groups.bootstrap(scoring.score, tree, "patient", resamples=20, seed=7)["nll_se"],
+    )
+
+
+def test_too_few_patients_and_unknown_columns_are_refused() -> None:
+    tree = patients(4, 3, np.random.default_rng(4))
+    with pytest.raises(ValueError, match="group has 4 different values"):
+        case_groups.bootstrap(scoring.score, tree, "patient")
+    with pytest.raises(ValueError, match="group='site' is no column"):
+        case_groups.bootstrap(scoring.score, tree, "site")
+    with pytest.raises(ValueError, match="resamples must be"):
+        case_groups.bootstrap(scoring.score, tree, "patient", resamples=1)
