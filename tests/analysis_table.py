@@ -200,8 +200,8 @@ def prediction_sets(tree: xr.DataTree, **options: Any) -> xr.Dataset:
 
 def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
     """Accuracy over groups of cases; its errors are drawn, and not compared."""
-    ids = tree["posterior/probs"]["case"]
-    groups = xr.DataArray([f"p{str(one)[1:]}" for one in ids.values], {"case": ids.values}, "case")
+    ids = np.asarray(tree["posterior/probs"]["case"])
+    groups = xr.DataArray([f"p{str(one)[1:]}" for one in ids], {"case": ids}, "case")
     return case_groups.bootstrap(scoring.score, tree, groups, resamples=20)[["accuracy", "nll"]]
 
 
