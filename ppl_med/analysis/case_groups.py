@@ -68,8 +68,8 @@ def bootstrap(
     names, index = np.unique(groups, return_inverse=True)
     if len(names) < _FEWEST:
         raise ValueError(
-            f"group has {len(names)} different values in {len(groups)} cases; an error over groups needs {_FEWEST} or "
-            "more, and is worth something from 20 on."
+            f"group has {len(names)} different values in {len(groups)} cases; an error over groups "
+            f"needs {_FEWEST} or more, and is worth something from 20 on."
         )
     members = [np.flatnonzero(index == number) for number in range(len(names))]
     rng = np.random.default_rng(seed)

@@ -93,9 +93,10 @@ def randomness(program: Program, call: Call, replay: Trace) -> list[str]:
     for training in (True, False):
         set_mode([program], training)
         with torch.no_grad():
-            first, second = (
-                stated_sites(run(program, call, replay=replay, seed=s)) for s in (1, 2)
-            )
+            once = run(program, call, replay=replay, seed=1)
+            # A latent that only training has, such as noise of logits, is not in ``replay``.
+            again = run(program, call, replay=once, seed=2)
+        first, second = stated_sites(once), stated_sites(again)
         changed = [name for name in first if not _same_distribution(first[name], second.get(name))]
         if changed and not found:
             mode = "training" if training else "evaluation"
