@@ -561,7 +561,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     with refused(IsADirectoryError, "is a folder; give the path of a file", model, guide):
         train(model, guide, [batch()], checkpoint=tmp_path)
     (tmp_path / "file").touch()
-    with refused(OSError, "checkpoint .* cannot be written.*another path", model, guide):
+    with refused(OSError, "checkpoint .* could not be written.*another path", model, guide):
         train(model, guide, [batch()], checkpoint=tmp_path / "file" / "run.pt")
 
 

@@ -1,10 +1,7 @@
 """What ``fit`` finds out before the first step: does everything run, and what is there to train?"""
 
-import os
 import re
-import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -141,18 +138,3 @@ def check_validation(
         heldout_nll(model, guide, [first], device, 1, 0)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"validation: {error}") from error
-
-
-def check_writable(path: Path) -> None:
-    """Raise an OSError where a checkpoint cannot be written, such as to the path of a folder."""
-    if path.is_dir():
-        raise IsADirectoryError(f"checkpoint {path} is a folder; give the path of a file in it")
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            error.errno, f"checkpoint {path} cannot be written: {error.strerror}; give another path"
-        ) from error

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader, check_one_grader, first_batch
 from ppl_med.inference.data_digest import data_digest
-from ppl_med.inference.training.dry_run import DryRun, check_validation, check_writable
+from ppl_med.inference.training.dry_run import DryRun, check_validation
 from ppl_med.inference.training.earlier_runs import warn_of_repeats
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
@@ -30,6 +30,7 @@ from ppl_med.programs.case_scale import CaseScale
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import free_parameters, set_mode
 from ppl_med.programs.sites import Program, select_arguments, to_device
+from ppl_med.storage.atomic import check_writable
 
 LARGE_KL, COLLAPSED_KL = 1e3, 0.05
 REFRESH_SECONDS, MAX_PENDING = 0.5, 1000
@@ -92,7 +93,11 @@ class Trainer:
                     f"checkpoint {self.checkpoint} exists; pass resume=True to resume it, or "
                     "another path"
                 )
-            check_writable(self.checkpoint)
+            if self.checkpoint.is_dir():
+                raise IsADirectoryError(
+                    f"checkpoint {self.checkpoint} is a folder; give the path of a file in it"
+                )
+            check_writable(self.checkpoint, "checkpoint")
         identity(self)  # calls the schedules
         first = first_batch(self.loader.batches)
         self.spec.check(first, self.loader.num_cases)
