@@ -171,16 +171,26 @@ def attribution_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     return xr.DataTree.from_dict({"/maps": maps})
 
 
+def with_copies(group: xr.Dataset, copies: int) -> xr.Dataset:
+    """Every draw as often as that."""
+    if "draw" not in group.dims:
+        return group
+    return group.isel(draw=np.repeat(np.arange(group.sizes["draw"]), copies))
+
+
 def training(build: Callable[[int, str], xr.DataTree], tree: xr.DataTree) -> xr.DataTree:
     """Training cases, as many chains and draws of them as the tree has."""
+    copies = tree.attrs.get("copies", 1)
     chains, draws = (tree["posterior"].sizes[dim] for dim in SAMPLES)
+    draws //= copies
 
     def same_draws(group: xr.Dataset) -> xr.Dataset:
         if "draw" not in group.dims:
             return group
         flat = group.stack(all=SAMPLES, create_index=False)
         parts = [flat.isel(all=slice(draws * c, draws * (c + 1))) for c in range(chains)]
-        return xr.concat(parts, "chain").rename(all="draw").transpose(*SAMPLES, ...)
+        joined = xr.concat(parts, "chain").rename(all="draw").transpose(*SAMPLES, ...)
+        return with_copies(joined, copies)
 
     result = build(15, "other").map_over_datasets(same_draws)
     result.attrs["log_likelihood_of"] = "training"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from analysis_table import (
     Analysis,
     Kind,
     Result,
+    with_copies,
 )
 
 from ppl_med.axes import SAMPLES
@@ -141,6 +143,18 @@ def test_chains_are_pooled(name: str) -> None:
     found, expected = (strip(run(row, each)) for each in (pooled, tree))
     assert found.data_vars
     xr.testing.assert_allclose(found, expected)
+
+
+@ROWS
+def test_copies_of_draws_change_nothing(name: str) -> None:
+    """An ensemble of point estimates has as many functions as members, however often drawn."""
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    copied = tree.map_over_datasets(partial(with_copies, copies=4))
+    copied.attrs = tree.attrs | {"copies": 4}
+    found, expected = (run(row, each).drop_dims("draw", errors="ignore") for each in (copied, tree))
+    xr.testing.assert_allclose(found, expected)
+    assert found.attrs.get("attained_level") == expected.attrs.get("attained_level")
 
 
 def as_one_chain(group: xr.Dataset) -> xr.Dataset:

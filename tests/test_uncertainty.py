@@ -32,7 +32,7 @@ def test_variance_is_the_diagonal_of_the_two_covariances() -> None:
     result = uncertainty.variance(probs)
     for index, draws in enumerate(flat):
         aleatoric = np.mean([np.diag(p) - np.outer(p, p) for p in draws], axis=0)
-        epistemic = np.cov(draws.T, bias=True)
+        epistemic = np.cov(draws.T)
         np.testing.assert_allclose(result["aleatoric"][index], np.diag(aleatoric), atol=1e-14)
         np.testing.assert_allclose(result["epistemic"][index], np.diag(epistemic), atol=1e-14)
 

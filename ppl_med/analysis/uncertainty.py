@@ -3,12 +3,14 @@
 With p_s the class probabilities of draw s and p their mean over draws (and chains):
 
     entropy    H(p)              =  mean H(p_s)          +  mutual information     nats
-    variance   p (1 - p)         =  mean p_s (1 - p_s)   +  mean (p_s - p)^2       per class
+    variance   total             =  mean p_s (1 - p_s)   +  variance of p_s        per class
                predictive/total     expected/aleatoric      epistemic
 
-Both identities hold exactly for any number of draws. Every figure carries its Monte Carlo standard
-error over draws, ``<name>_mcse``: see `ppl_med.analysis.statistics.monte_carlo`. The influence of
-draw s is given beside each figure below; where it vanishes for all draws (H at a uniform p) the
+Both identities hold exactly for any number of draws. The variance over n functions has the divisor
+n - 1: it is unbiased, and the total exceeds p (1 - p) by 1/n of the epistemic part. Every figure
+carries its Monte Carlo standard error over draws, ``<name>_mcse``: see
+`ppl_med.analysis.statistics.monte_carlo`. The influence of draw s is given beside each figure
+below; where it vanishes for all draws (H at a uniform p) the
 error is of second order and the one reported is not smaller than it on average.
 The epistemic part is that of all that differs between draws: the weights, and in a model with a
 latent code or noise of each case that too, as another observer or another outline of the same case
@@ -93,7 +95,7 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
     Returns:
         Dataset over (case, class, ...): ``aleatoric``, ``epistemic`` and their sum ``total``,
-        squared probabilities in 0..1/4, and ``<name>_mcse`` for each. For numbers over
+        squared probabilities, and ``<name>_mcse`` for each. For numbers over
         (case, ...), in the unit of the value, squared.
 
     Raises:
@@ -106,7 +108,9 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     group = find_distribution(tree)
     if group is not None:
         if mcse:
-            monte_carlo.require_draws(group)
+            drawn = find_distribution(tree, copies=True)
+            assert drawn is not None
+            monte_carlo.require_draws(drawn)
         return _join(_number_parts(group), mcse)
     probs = _open(tree, mcse)
     return _join(((block, _variance_figures(part), part) for block, part in probs.blocks()), mcse)
@@ -172,13 +176,12 @@ def _means(
 
 
 def _variance_figures(probs: xr.DataArray) -> Figures:
-    mean = monte_carlo.mean(probs)
-    aleatoric, epistemic = probs * (1 - probs), (probs - mean) ** 2
+    aleatoric, epistemic = probs * (1 - probs), monte_carlo.variance_influence(probs)
     unit = "probability^2"
     return {
         "aleatoric": (aleatoric.mean(SAMPLES), aleatoric, unit),
         "epistemic": (epistemic.mean(SAMPLES), epistemic, unit),
-        "total": (mean * (1 - mean), (1 - 2 * mean) * probs, unit),
+        "total": ((aleatoric + epistemic).mean(SAMPLES), aleatoric + epistemic, unit),
     }
 
 
@@ -192,10 +195,9 @@ def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, xr.DataAr
 
 
 def _open(tree: Posterior, mcse: bool) -> Classes:
-    probs = open_classes(tree)
     if mcse:
-        monte_carlo.require_draws(probs.array)
-    return probs
+        monte_carlo.require_draws(open_classes(tree, copies=True).array)
+    return open_classes(tree)
 
 
 def _log(mean: xr.DataArray) -> xr.DataArray:

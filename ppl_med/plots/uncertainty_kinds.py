@@ -30,8 +30,8 @@ _MARKS: dict[str, tuple[str, dict[str, Any]]] = {
 def uncertainty(tree: Posterior) -> Figure:
     """Draw aleatoric against epistemic variance, one mark per case, wrong predictions crossed.
 
-    The variances are those of the class indicator, summed over classes; their sum is at most
-    1 - 1 / K for K classes.
+    The variances are those of the class indicator, summed over classes; with many draws their sum
+    is at most 1 - 1 / K for K classes.
 
     Args:
         tree: The tree of ``predict``, or its ``probs`` (chain, draw, case, class).

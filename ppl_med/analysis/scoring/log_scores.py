@@ -51,6 +51,10 @@ def elpd_heldout(tree: Posterior, site: str | None = None, *, mcse: bool = True)
             f"tree.attrs['log_likelihood_of'] is {kind!r}; set it to 'held-out' if no case of "
             "this tree was used in training."
         )
+    if mcse:
+        drawn = open_log_likelihood(tree, site, copies=True)
+        assert drawn is not None
+        monte_carlo.require_draws(drawn.array)
     parts, total = [], xr.DataArray(0.0)
     for block in likelihood.blocks():
         part, influence = _elpd(likelihood.read(block), mcse)

@@ -64,6 +64,7 @@ def open_comparison(
     empty: float | None = None,
     *,
     averaged: bool = False,
+    copies: bool = False,
 ) -> Comparison:
     """Find samples, annotations and classes, and check them, without reading the samples.
 
@@ -74,6 +75,7 @@ def open_comparison(
         classes: Indices or names; None for all but class 0.
         empty: Overlap of a class that both masks lack; None where overlaps are not used.
         averaged: Whether the mean over samples is compared, so that ``samples`` may be "probs".
+        copies: Keep draws that are copies of others, where each has a weight of its own.
 
     Raises:
         TypeError, ValueError: Samples, annotations, classes or ``empty`` are missing or malformed.
@@ -83,7 +85,10 @@ def open_comparison(
         checks.choice("samples", samples, ("probs", "mode", "draw"))
     if empty is not None:
         attrs["empty"] = overlap.check_empty(empty)
-    draws = open_probabilities(tree) if samples == "probs" else open_draws(tree, samples or "mode")
+    if samples == "probs":
+        draws = open_probabilities(tree)
+    else:
+        draws = open_draws(tree, samples or "mode", copies=copies)
     if samples is not None:
         attrs |= {"samples": samples, "num_samples": draws.num_samples}
     numbers = class_indices(classes, draws)

@@ -84,7 +84,8 @@ def ged(
     Raises:
         TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
     """
-    pair = open_comparison(tree, annotations, samples, classes, empty)
+    weighted = sample_weights is not None
+    pair = open_comparison(tree, annotations, samples, classes, empty, copies=weighted)
     grader_p = grader_distribution(grader_weights, pair.graded)
     sample_p = sample_distribution(sample_weights, pair.draws)
     rows, num_graders = [], []
@@ -124,7 +125,7 @@ def diversity(
         TypeError, ValueError: Samples, classes or weights are missing or malformed.
     """
     overlap.check_empty(empty)
-    draws = open_draws(tree, samples)
+    draws = open_draws(tree, samples, copies=sample_weights is not None)
     numbers = class_indices(classes, draws)
     weights = sample_distribution(sample_weights, draws)
     rows = []

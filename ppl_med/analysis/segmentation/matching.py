@@ -61,7 +61,8 @@ def hungarian(
         TypeError, ValueError: Samples, annotations, classes or weights are missing or malformed.
     """
     checks.choice("overlap", overlap, overlaps.PER_CLASS)
-    pair = open_comparison(tree, annotations, samples, classes, empty)
+    weighted = sample_weights is not None
+    pair = open_comparison(tree, annotations, samples, classes, empty, copies=weighted)
     grader_p = grader_distribution(grader_weights, pair.graded)
     sample_p = sample_distribution(sample_weights, pair.draws)
     values = np.full(pair.draws.num_cases, np.nan)

@@ -5,7 +5,7 @@ With p_s(x) the class probabilities of draw s at pixel x and p(x) their mean ove
     predictive_entropy   H(p)                      nats
     expected_entropy     mean_s H(p_s)             nats
     mutual_information   difference of the two     nats, >= 0
-    variance             sum over classes of mean_s (p_s - p)^2, probability^2
+    variance             sum over classes of the variance of p_s, divisor n - 1, probability^2
 
 A pixel's figure says nothing of its neighbours: draws that move a whole border and draws that
 flicker pixel by pixel have the same maps. Coherence shows in the samples, e.g. in
@@ -82,7 +82,7 @@ def block_maps(draws: Draws, block: slice) -> dict[str, np.ndarray]:
     assert first is not None
     number = draws.num_samples
     mean = first + total / number
-    spread = (square / number - (total / number) ** 2).clip(min=0).sum(1)
+    spread = (square - total**2 / number).clip(min=0).sum(1) / max(number - 1, 1)
     predictive, expected = -xlogy(mean, mean).sum(1), expected / number
     return {
         "predictive_entropy": predictive,

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_med import checks
 from ppl_med.analysis.tree.attributions import SPACE, select_maps
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.axes import SAMPLES
 
 Part = Literal["signed", "positive", "absolute"]
@@ -26,7 +27,7 @@ def as_maps(maps: xr.DataArray | xr.Dataset) -> xr.DataArray:
         )
     maps = maps.expand_dims([dim for dim in SAMPLES if dim not in maps.dims])
     order = (*SAMPLES, "case", "channel", *SPACE)
-    return maps.transpose(*[dim for dim in order if dim in maps.dims])
+    return drop_copies(maps.transpose(*[dim for dim in order if dim in maps.dims]))
 
 
 def as_label(label: ArrayLike | None, num_cases: int) -> tuple[NDArray, NDArray[np.int64]]:

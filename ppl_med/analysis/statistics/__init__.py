@@ -1,6 +1,7 @@
 """Statistics that several analyses share: arrays in, arrays out; they know no tree.
 
 monte_carlo      standard errors of figures from posterior draws
+copies           how many functions the draws are
 case_means       means over cases and their standard errors
 draw_ranks       intervals between draws, and levels of quantiles
 binning          bins of equal width, exact binomial intervals

@@ -32,13 +32,10 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
         influence: Influence of every draw (chain, draw, ...), in the unit of the figure.
 
     Returns:
-        Standard error (...), in the same unit; NaN where the influence is.
+        Standard error (...), in the same unit; NaN where the influence is, 0 of one function.
 
-    Raises:
-        ValueError: Fewer than two draws in all.
     """
     chains, draws = influence.sizes["chain"], influence.sizes["draw"]
-    require_draws(influence)
     # Equal draws must give exactly zero, so the first draw is taken off before averaging.
     first = influence.isel(chain=0, draw=0, drop=True)
     shifted = influence - first
@@ -56,6 +53,16 @@ def mean(array: xr.DataArray) -> xr.DataArray:
     """Return the mean over chain and draw; exact when all draws are equal."""
     first = array.isel(chain=0, draw=0, drop=True)
     return first + (array - first).mean(SAMPLES)
+
+
+def variance_influence(array: xr.DataArray) -> xr.DataArray:
+    """Return what every draw adds to the variance between draws; its mean over them is that.
+
+    The variance is unbiased for the distribution behind n independent functions: its divisor is
+    n - 1. Of one function it is 0.
+    """
+    number = array.sizes["chain"] * array.sizes["draw"]
+    return (array - mean(array)) ** 2 * (number / max(number - 1, 1))
 
 
 def require_draws(array: xr.DataArray | xr.Dataset) -> None:

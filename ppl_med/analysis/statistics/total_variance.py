@@ -5,6 +5,8 @@ With m_s and v_s the mean and variance of the value under draw s:
     total  =  mean of v_s  +  variance of m_s over draws
               aleatoric       epistemic
 
+The variance over n draws has the divisor n - 1, so that neither it nor the total grows with n.
+
 Source: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer
 vision?", NeurIPS 2017, eq. 9. With one noise scale for all inputs and dropout, the total is Gal's
 inverse precision plus the sample variance of the passes (2016, eq. 3.16).
@@ -46,7 +48,7 @@ def moments(group: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 def variance_figures(group: xr.Dataset) -> tuple[Figures, xr.DataArray]:
     """Aleatoric, epistemic and total variance with their influences, and the means they are of."""
     mean, aleatoric = moments(group)
-    epistemic = (mean - monte_carlo.mean(mean)) ** 2
+    epistemic = monte_carlo.variance_influence(mean)
     unit = "unit of the value, squared"
     figures = {
         name: (influence.mean(SAMPLES), influence, unit)

@@ -8,6 +8,7 @@ graders        masks of several graders                         ``open_annotatio
 groups         groups and variables of the tree                 ``find_group``
 likelihoods    log-likelihood of the observation                ``open_log_likelihood``
 attributions   maps of attribution                              ``select_maps``
+copies         draws that are copies of each other, dropped     ``drop_copies``
 cases          ids, groups, weights; the same cases everywhere
 blocks         parts that fit in memory: trees may be larger than it
 left_out       what was not observed, and how it is reported
@@ -38,6 +39,7 @@ from ppl_med.analysis.tree.cases import (
     other_samples,
 )
 from ppl_med.analysis.tree.classes import Classes, Posterior, class_names, has_probs, open_classes
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.graders import (
     Case,
     Weights,
@@ -85,6 +87,7 @@ __all__ = [
     "class_names",
     "compared_cases",
     "count_left_out",
+    "drop_copies",
     "find_distribution",
     "find_group",
     "find_variable",

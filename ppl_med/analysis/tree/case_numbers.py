@@ -17,6 +17,7 @@ import xarray as xr
 
 from ppl_med.analysis.tree.blocks import Part, join_blocks, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.groups import find_group
 from ppl_med.analysis.tree.numbers import DRAWS, find_site
 from ppl_med.axes import SAMPLES
@@ -171,9 +172,8 @@ def open_case_numbers(tree: object, site: str | None = None) -> CaseNumbers:
     """
     name, observation, drawn = find_site(tree, site)
     posterior = find_group(tree, "posterior")
-    predicted = {
-        parameter: posterior[parameter] for parameter in _PARAMETERS if parameter in posterior
-    }
+    names = [parameter for parameter in _PARAMETERS if parameter in posterior]
+    predicted = {str(n): array for n, array in drop_copies(posterior[names]).items()}
     if drawn is not None:
-        predicted[DRAWS] = drawn
+        predicted[DRAWS] = drop_copies(drawn)
     return CaseNumbers(name, predicted, observation)

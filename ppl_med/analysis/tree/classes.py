@@ -19,6 +19,7 @@ from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.groups import check_predictive, find_group, find_variable
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.axes import SAMPLES
@@ -205,11 +206,12 @@ class Classes:
         return label.values[rows], rows, count_left_out(label)
 
 
-def open_classes(tree: Posterior) -> Classes:
+def open_classes(tree: Posterior, *, copies: bool = False) -> Classes:
     """Find the class probabilities and observed classes of a tree, without reading them.
 
     Args:
         tree: The tree of `predict`, its posterior group as a Dataset, or ``probs`` itself.
+        copies: Keep draws that are copies of others.
 
     Raises:
         TypeError: ``tree`` is none of the three.
@@ -228,7 +230,8 @@ def open_classes(tree: Posterior) -> Classes:
     empty = [str(dim) for dim, size in probs.sizes.items() if size == 0]
     if empty:
         raise ValueError(f"probs is empty along {', '.join(empty)}; predict at least one.")
-    return Classes(probs.transpose(*required, ...), tree)
+    probs = probs.transpose(*required, ...)
+    return Classes(probs if copies else drop_copies(probs), tree)
 
 
 def class_names(array: xr.DataArray) -> list[str]:

@@ -9,6 +9,7 @@ import xarray as xr
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.groups import check_predictive, find_group
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
@@ -50,12 +51,15 @@ class LogLikelihood:
         return array if self.seen is None or seen.all() else array.where(seen)
 
 
-def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood | None:
+def open_log_likelihood(
+    tree: object, site: str | None = None, *, copies: bool = False
+) -> LogLikelihood | None:
     """Find the log-likelihood of a tree, without reading it.
 
     Args:
         tree: A tree; anything else carries no log-likelihood.
         site: Name of the observed site; None takes label or mask, or the only one.
+        copies: Keep draws that are copies of others.
 
     Returns:
         The log-likelihood, or None where the tree has none.
@@ -78,6 +82,7 @@ def open_log_likelihood(tree: object, site: str | None = None) -> LogLikelihood 
     if missing:
         raise ValueError(f"log_likelihood {name} lacks the dimension(s) {', '.join(missing)}.")
     array = array.transpose(*SAMPLES, "case", ...)
+    array = array if copies else drop_copies(array)
     observed = find_group(tree, "observed_data")
     if name not in observed or "case" not in observed[name].dims:
         return LogLikelihood(array, None)

@@ -20,6 +20,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.tree.classes import Posterior, check_simplex
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.axes import SAMPLES
 
@@ -122,13 +123,14 @@ class Draws:
                 yield values.reshape(*values.shape[: -len(self.space)], self.num_pixels)
 
 
-def open_draws(tree: Posterior, samples: str = "mode") -> Draws:
+def open_draws(tree: Posterior, samples: str = "mode", *, copies: bool = False) -> Draws:
     """Find the sampled masks of a tree and check their dimensions, without reading them.
 
     Args:
         tree: The tree of `predict`; ``probs`` (chain, draw, case, class, row, col); or masks
             (chain, draw, case, row, col), which are taken as they stand.
         samples: "mode" or "draw", as above.
+        copies: Keep draws that are copies of others, where each has a weight of its own.
 
     Returns:
         The draws, with chain, draw, case (and class) leading.
@@ -159,6 +161,7 @@ def open_draws(tree: Posterior, samples: str = "mode") -> Draws:
         raise TypeError(f"Masks must hold integers (class indices), not {array.dtype}.")
     if not has_class and array.dtype.kind == "b":
         array, classes = array.astype(np.uint8), classes or ("0", "1")
+    array = array if copies else drop_copies(array)
     return Draws(array, len(classes) if classes else None, classes)
 
 

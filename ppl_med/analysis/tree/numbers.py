@@ -18,6 +18,7 @@ from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
+from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.groups import find_group
 from ppl_med.axes import SAMPLES
 
@@ -135,7 +136,8 @@ def open_numbers(tree: xr.DataTree, site: str | None = None) -> Numbers:
     check_cases(value, drawn, f"observed {name}")
     value = value.transpose("case", ...)
     drawn = drawn.transpose(*SAMPLES, *value.dims)
-    return Numbers(value, drawn, _distribution(find_group(tree, "posterior"), drawn))
+    posterior = _distribution(find_group(tree, "posterior"), drawn)
+    return Numbers(value, drop_copies(drawn), drop_copies(posterior))
 
 
 def find_site(
@@ -167,12 +169,18 @@ def find_site(
     return name, observed.get(name), drawn.get(name)
 
 
-def find_distribution(tree: object) -> xr.Dataset | None:
-    """Return the posterior group of a model of numbers, not yet read; None of anything else."""
+def find_distribution(tree: object, *, copies: bool = False) -> xr.Dataset | None:
+    """Return the posterior group of a model of numbers, not yet read; None of anything else.
+
+    Args:
+        tree: Anything.
+        copies: Keep draws that are copies of others.
+    """
     group = find_group(tree, "posterior")
     names = set(map(str, group))
-    complete = set(_LOCATIONS) & names and set(_SPREADS) & names
-    return group if complete and "probs" not in names else None
+    if "probs" in names or not (set(_LOCATIONS) & names and set(_SPREADS) & names):
+        return None
+    return group if copies else drop_copies(group)
 
 
 def _distribution(posterior: xr.Dataset, drawn: xr.DataArray) -> xr.Dataset:

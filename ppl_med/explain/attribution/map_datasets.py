@@ -1,7 +1,9 @@
 """Datasets of attribution maps: moments over draws, figures of quality, completeness and units.
 
-Mean and sum of squared deviations are updated one draw at a time without cancellation, so memory is
-that of a few maps, however many draws there are.
+Mean and sum of squared deviations of every chain are updated one draw at a time without
+cancellation, so memory is that of a few maps a chain, however many draws there are. Draws that are
+copies of each other count once, and chains are random effects of the error of the mean: see
+`ppl_med.analysis.statistics.monte_carlo`, which says the same of draws that are all in memory.
 
 Reference: Welford, "Note on a method for calculating corrected sums of squares and products",
 Technometrics 4 (1962).
@@ -16,6 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppl_med.analysis.statistics.copies import num_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.explain.attribution.method import Maps, Method
 
@@ -37,38 +40,60 @@ LONG_NAMES = {
 class DrawMoments:
     """Mean, standard deviation and sign probabilities of maps that arrive one draw at a time."""
 
-    def __init__(self, shape: tuple[int, ...], num_draws: int, keep_draws: bool = False) -> None:
-        self.count = 0
-        self.mean, self.squares = np.zeros(shape), np.zeros(shape)
+    def __init__(
+        self, shape: tuple[int, ...], index: xr.DataArray, keep_draws: bool = False
+    ) -> None:
+        """Start without a draw; ``index`` is the place of each among the updates (chain, draw)."""
+        self.index = index.transpose(*SAMPLES)
+        self.count, self.names = 0, np.empty(index.size, np.int64)
+        self.chain = np.argsort(self.index.values.ravel()) // self.index.shape[1]
+        self.means = np.zeros((self.index.shape[0], *shape))
+        self.seen, self.within = np.zeros(len(self.means), int), np.zeros(shape)
         self.positive, self.negative = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.draws = np.empty((num_draws, *shape), np.float32) if keep_draws else None
+        self.draws = np.empty((index.size, *shape), np.float32) if keep_draws else None
 
     def update(self, value: np.ndarray) -> None:
         """Fold in one draw's map."""
         if self.draws is not None:
             self.draws[self.count] = value
+        chain = self.chain[self.count]
+        self.names[self.count] = hash(value.tobytes())
         self.count += 1
-        difference = value - self.mean
-        self.mean += difference / self.count
-        self.squares += difference * (value - self.mean)
+        self.seen[chain] += 1
+        difference = value - self.means[chain]
+        self.means[chain] += difference / self.seen[chain]
+        self.within += difference * (value - self.means[chain])
         self.positive += value > 0
         self.negative += value < 0
 
-    def dataset(self, dims: tuple[str, ...], index: xr.DataArray) -> xr.Dataset:
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean over the draws so far, of chains with equally many."""
+        return np.asarray(self.means.mean(0))
+
+    def dataset(self, dims: tuple[str, ...]) -> xr.Dataset:
         """The moments with the dims of a map, and kept draws (chain, draw, *dims).
 
-        ``sd`` has S - 1 in the denominator; with a single draw all but the mean are NaN. ``index``
-        is the position of each draw among the updates, (chain, draw).
+        ``sd`` has n - 1 in the denominator, where n functions differ or stand in several chains;
+        with a single one all but the mean are NaN.
         """
-        sd = np.sqrt(self.squares / max(self.count - 1, 1))
+        index = self.index
+        chains, draws = index.shape
+        draws //= num_copies(self.names[index.values])
+        number = chains * draws
+        within = self.within * (draws / index.shape[1])
+        between = draws * ((self.means - self.mean) ** 2).sum(0)
+        square = within / max(chains * (draws - 1), 1)
+        if chains > 1:
+            square = np.maximum(square, between / (chains - 1))
         spread = {
-            "sd": sd,
-            "mcse": sd / np.sqrt(self.count),
+            "sd": np.sqrt((within + between) / max(number - 1, 1)),
+            "mcse": np.sqrt(square / number),
             "probability_positive": self.positive / self.count,
             "probability_negative": self.negative / self.count,
         }
-        attrs: dict[str, Any] = {"probability_mcse_max": 0.5 / np.sqrt(self.count)}
-        if self.count < 2:
+        attrs: dict[str, Any] = {"probability_mcse_max": 0.5 / np.sqrt(number)}
+        if number < 2:
             spread = {name: np.full_like(self.mean, np.nan) for name in spread}
             what = "sd, mcse and sign probabilities need two or more posterior draws"
             attrs = {"note": f"one function: {what}"}

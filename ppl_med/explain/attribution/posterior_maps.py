@@ -97,11 +97,12 @@ def attribute(
     Returns:
         With dims (case, channel, [depth,] row, col): ``mean`` and ``sd`` over draws (in the
         output's unit; saliency per unit of intensity), ``mcse``, the Monte Carlo standard error of
-        the mean for independent draws, ``probability_positive`` and ``probability_negative``, the
-        shares of draws above and below 0. Where the attribution is exactly 0 (a pixel equal to the
-        baseline) both are 0; their standard error is at most ``attrs["probability_mcse_max"]``.
-        With one function all but ``mean`` are NaN and ``attrs["note"]`` says why. Class activation
-        maps have one channel.
+        the mean with chains as random effects, ``probability_positive`` and
+        ``probability_negative``, the shares of draws above and below 0. Functions that are copies
+        of others in their chain (members of an ensemble, drawn again) do not count as draws. Where
+        the attribution is exactly 0 (a pixel equal to the baseline) both are 0; their standard
+        error is at most ``attrs["probability_mcse_max"]``. With one function all but ``mean`` are
+        NaN and ``attrs["note"]`` says why. Class activation maps have one channel.
 
         With dims (chain, draw, case), for methods that should be complete: ``completeness_delta`` =
         Σ attribution - total, in the output's unit, and ``completeness_delta_relative``, over
@@ -151,14 +152,14 @@ def attribute(
         maps = [chosen.maps(group, part) for part in parts]
         values = torch.cat([part.values for part in maps], 1).detach().double().cpu().numpy()
         if moments is None:
-            moments = DrawMoments(tuple(values.shape[1:]), len(functions), keep_draws)
+            moments = DrawMoments(tuple(values.shape[1:]), index, keep_draws)
         found.append(figures_of(maps))
         for value in values:
             moments.update(value)
         bar.update(group.num_draws)
     bar.close()
     assert moments is not None
-    result = moments.dataset(map_dims(image), index)
+    result = moments.dataset(map_dims(image))
     dims = (*SAMPLES, "case")
     for name in found[0]:
         result[name] = dims, np.concatenate([part[name] for part in found])[index.values]

@@ -74,8 +74,9 @@ def attribute_uncertainty(  # noqa: D417
 
     Returns:
         With dims (case, channel, [depth,] row, col): ``mean``, the attribution; ``sd`` and the
-        sign probabilities of the draws' contributions to it, and ``mcse`` = sd / sqrt(S), the Monte
-        Carlo standard error with the mixture held fixed, a lower bound with few draws.
+        sign probabilities of the draws' contributions to it, and ``mcse``, the Monte
+        Carlo standard error with chains as random effects and the mixture held fixed, a lower
+        bound with few draws.
         With dims (case): ``quantity`` at the image, and of integrated gradients
         ``completeness_delta`` = Σ attribution - (quantity at image - at baseline), in nats,
         with ``completeness_delta_relative``. With ``keep_draws``: ``attribution`` (chain, draw,
@@ -107,8 +108,8 @@ def attribute_uncertainty(  # noqa: D417
     results = []
     parts = chosen.tasks(image, baseline, batch_size)
     for part in tqdm(parts, disable=not progress, desc="attribute", unit="part"):
-        moments, figures = _part(functions, part, chosen, quantity, weights, keep_draws)
-        result = moments.dataset(map_dims(image), index)
+        moments, figures = _part(functions, index, part, chosen, quantity, weights, keep_draws)
+        result = moments.dataset(map_dims(image))
         results.append(result.assign({name: ("case", v) for name, v in figures.items()}))
     result = xr.concat(results, "case", data_vars="minimal", combine_attrs="override")
     result["quantity"].attrs.update(units="nats", long_name=quantity.replace("_", " "))
@@ -120,6 +121,7 @@ def attribute_uncertainty(  # noqa: D417
 
 def _part(
     functions: Sequence[Function],
+    index: xr.DataArray,
     task: Task,
     method: Method,
     quantity: Quantity,
@@ -130,7 +132,7 @@ def _part(
     mixture = _Mixture(functions)
     method.maps(mixture, task)
     mixture.value(task.image, task.rows)
-    moments = DrawMoments(tuple(task.image.shape), len(functions), keep_draws)
+    moments = DrawMoments(tuple(task.image.shape), index, keep_draws)
     figures: dict[str, Any] = {}
     for function in functions:
         draw = _Contribution(function, quantity, region, mixture.log_means)

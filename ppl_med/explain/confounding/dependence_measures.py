@@ -22,6 +22,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 
+from ppl_med.analysis.tree import drop_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import inside, whole
 from ppl_med.explain.confounding.draw_intervals import over_draws
@@ -102,7 +103,7 @@ def _checked(
         raise ValueError(f"feature has dims {feature.dims}; at most one may stand beside {_FRONT}")
     for dim in ("draw", "chain"):
         feature = feature if dim in feature.dims else feature.expand_dims({dim: [0]})
-    feature = feature.transpose(*_FRONT, *rest)
+    feature = drop_copies(feature.transpose(*_FRONT, *rest))
     chosen = np.ones(feature.sizes["case"], bool) if controls is None else np.asarray(controls)
     cause = np.asarray(confounder)
     for name, array in (("confounder", cause), ("controls", chosen)):

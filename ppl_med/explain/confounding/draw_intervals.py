@@ -15,6 +15,8 @@ from ppl_med.axes import SAMPLES
 def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.DataArray]:
     """``expected_<name>``, the mean over draws, and its ``_lower`` and ``_upper``.
 
+    Draws that are copies of each other must be dropped before: `ppl_med.analysis.tree.drop_copies`.
+
     Fewer than 2 / (1 - level) - 1 draws do not reach the level: the ends have the attribute
     ``attained_level``. With one draw they are NaN. Draws of NaN do not count; where all of them are
     NaN, so is what they say together.

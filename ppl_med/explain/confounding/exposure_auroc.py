@@ -29,7 +29,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ppl_med.analysis.tree import check_cases
+from ppl_med.analysis.tree import check_cases, drop_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside
 from ppl_med.explain.confounding.draw_intervals import over_draws
@@ -110,7 +110,7 @@ def _shares(
         raise ValueError(f"{argument} is empty; give maps by the name of their method")
     found: list[xr.DataArray] = []
     for name, given in maps.items():
-        values = as_maps(given)
+        values = drop_copies(as_maps(given))
         found_mass = mass_inside(abs(values) if sign == "absolute" else values, region)
         share = found_mass["mass_share"]
         for dim in ("draw", "chain"):

@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ppl_med.analysis.tree import check_cases
+from ppl_med.analysis.tree import check_cases, drop_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside, whole
 from ppl_med.explain.attribution.score import Score, class_logits
@@ -148,7 +148,10 @@ def swap_effects(
     result["effect"] = result["after"] - result["before"]
     result["effect"].attrs["long_name"] = "change of the class by the swap"
     result["mean_effect"] = result["effect"].mean("case")
-    result.update(over_draws("effect", result["mean_effect"], level))
+    functions = drop_copies(result[["before", "after"]])
+    each = (functions["after"] - functions["before"]).mean("case")
+    each.attrs = result["mean_effect"].attrs
+    result.update(over_draws("effect", each, level))
     by_case = result["effect"].mean(SAMPLES).values
     result["expected_effect_se"] = ((), _grouped_error(by_case, groups))
     result["probability_positive"] = (result["mean_effect"] > 0).mean()

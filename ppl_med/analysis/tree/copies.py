@@ -1,0 +1,88 @@
+"""Draws that are copies of each other, dropped: here it is decided how many functions there are.
+
+Analyses that count draws (standard errors, ranks, unbiased divisors) count functions. So what they
+read holds every function of a chain once; see `ppl_med.analysis.statistics.copies`.
+"""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.statistics.copies import num_copies
+from ppl_med.analysis.tree.blocks import Block, Part, split_blocks
+from ppl_med.axes import SAMPLES
+
+
+def drop_copies(given: Part) -> Part:
+    """Keep the first of the draws of each chain that are equal in every entry.
+
+    Figures of the mixture stay what they are. Draws are kept unless every function stands in its
+    chain equally often; masks and labels that are equal in all draws of all chains are kept too,
+    for a distribution may be that sure. Of draws that differ, only the first case is read.
+
+    Args:
+        given: What was predicted (chain, draw, ...). The variables of a Dataset belong together:
+            draws are copies where all of them are equal.
+
+    Returns:
+        The same with fewer draws, numbered 0, 1, ... where they have coordinates.
+    """
+    if given.sizes.get("draw", 1) < 2 or "chain" not in given.dims:
+        return given
+    arrays = list(given.data_vars.values()) if isinstance(given, xr.Dataset) else [given]
+    kind = np.zeros((given.sizes["chain"], given.sizes["draw"]), np.int64)
+    for array in arrays:
+        if not {*SAMPLES} <= set(array.dims):
+            continue
+        array = array.transpose(*SAMPLES, *(d for d in ("case",) if d in array.dims), ...)
+        for block in _blocks(array):
+            kind = _refined(kind, array.isel(block).values)
+            if _is_alone(kind):
+                return given
+    copies = num_copies(kind)
+    if copies == 1 or (not kind.any() and all(array.dtype.kind in "biu" for array in arrays)):
+        return given
+    first = [np.sort(np.unique(chain, return_index=True)[1]) for chain in kind]
+    kept = _chosen(given.drop_vars(SAMPLES, errors="ignore"), np.array(first))
+    if "chain" in given.coords:
+        kept = kept.assign_coords(chain=given["chain"].variable)
+    if "draw" in given.coords:
+        kept = kept.assign_coords(draw=np.arange(len(first[0])))
+    return kept.transpose(*given.dims)
+
+
+def _chosen(given: Part, place: np.ndarray) -> Part:
+    """Some draws (chain, draw): a view, where they are evenly spaced, so that none is copied."""
+    start, steps = int(place[0, 0]), set(np.diff(place, axis=1).ravel().tolist()) or {1}
+    if len(steps) == 1 and (place[:, 0] == start).all():
+        step = int(steps.pop())
+        return given.isel(draw=slice(start, start + step * place.shape[1], step))
+    rows = xr.DataArray(np.arange(len(place)), dims="chain")
+    return given.isel(chain=rows, draw=xr.DataArray(place, dims=SAMPLES))
+
+
+def _blocks(array: xr.DataArray) -> Iterator[Block]:
+    """Yield the first case, then all of them."""
+    if "case" not in array.dims:
+        yield {}
+        return
+    yield {"case": slice(0, 1)}
+    sizes = {str(dim): array.sizes[dim] for dim in array.dims[2:]}
+    yield from split_blocks(sizes, array.shape[0] * array.shape[1])
+
+
+def _refined(kind: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Tell draws apart that differ in these values (chain, draw, ...)."""
+    result = np.empty_like(kind)
+    names: dict[tuple[int, bytes], int] = {}  # one for all chains, so that these can be compared
+    for place in np.ndindex(*kind.shape):
+        digest = blake2b(np.ascontiguousarray(values[place]).data, digest_size=16).digest()
+        result[place] = names.setdefault((int(kind[place]), digest), len(names))
+    return result
+
+
+def _is_alone(kind: np.ndarray) -> bool:
+    """Whether some draw equals no other, so that not all are copies."""
+    return any((np.unique(chain, return_counts=True)[1] == 1).any() for chain in kind)
