@@ -160,7 +160,7 @@ def brute_dispersion(variance: np.ndarray, square: np.ndarray, bins: int) -> tup
 def test_dispersion_is_the_sum_over_sorted_parts() -> None:
     tree = planted(cases=500)
     loc, scale = (array(tree, f"posterior/{name}").values[0] for name in ("loc", "scale"))
-    variance = (scale**2).mean(0) + loc.var(0)
+    variance = (scale**2).mean(0) + loc.var(0, ddof=1)
     square = (observed(tree) - loc.mean(0)) ** 2
     found = calibration.dispersion(tree, bins=5)
     ence, uce = brute_dispersion(variance, square, 5)

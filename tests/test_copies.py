@@ -1,6 +1,6 @@
 """Draws that are copies of each other: what counts is how many functions there are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_of_draws_that_differ_only_the_first_case_is_read() -> None:
 def test_intervals_of_four_members_hold_a_fifth_as_often_as_they_say() -> None:
     """Between the outermost of four: 3 in 5."""
     rng = np.random.default_rng(1)
-    sizes = rng.integers(5, 60, (MEMBERS, 1000)) + rng.random((MEMBERS, 1000)) * 0
+    sizes = rng.integers(5, 60, (MEMBERS, 1000))
     members = xr.DataArray(masks(sizes, 1), dims=("chain", "draw", "case", "row", "col"))
     found = segmentation.sizes(members, classes=[1])
     assert found.attrs["attained_level"] == pytest.approx(0.6)
@@ -115,7 +115,7 @@ def test_the_variance_between_five_members_is_that_of_their_distribution() -> No
     assert_mean(found["total"][:, 0].values, np.array(1 / 4))
 
 
-def ensemble(copies: int) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+def ensemble(copies: int) -> Sequence[Callable[[torch.Tensor], torch.Tensor]]:
     """Linear functions of members that differ, each drawn several times."""
     weights = torch.randn(MEMBERS, 2, 9, generator=torch.Generator().manual_seed(0)).double()
     functions = []
@@ -132,9 +132,9 @@ def ensemble(copies: int) -> list[Callable[[torch.Tensor], torch.Tensor]]:
 
 def test_the_error_of_an_attribution_is_that_of_its_members() -> None:
     image = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1)).double()
-    options = {"method": "saliency", "keep_draws": True}
     found, once = (
-        attribution.attribute(ensemble(copies), image, 1, **options) for copies in (COPIES, 1)
+        attribution.attribute(ensemble(copies), image, 1, method="saliency", keep_draws=True)
+        for copies in (COPIES, 1)
     )
     members = found["attribution"].mean("draw").std("chain", ddof=1)
     np.testing.assert_allclose(found["mcse"], members / MEMBERS**0.5, rtol=1e-6)

@@ -254,6 +254,6 @@ def _check_estimator(estimator: str, numbers: Numbers) -> None:
     choice("estimator", estimator, _ESTIMATORS)
     if estimator == "fair" and numbers.num_draws < 2:
         raise ValueError(
-            "The fair estimator needs two draws and the tree holds one; predict more draws, or "
-            "pass estimator='empirical'."
+            "The fair estimator needs two draws that differ and the tree holds one; predict more "
+            "draws, or pass estimator='empirical'."
         )
