@@ -261,3 +261,24 @@ def test_refuses(change: dict, message: str) -> None:
 def test_a_number_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="numbers 0 to 1"):
         attribute([linear(torch.ones(2, 2, 8, 8).double())], images(), 2, output="value")
+
+
+def test_var_grad_is_the_unbiased_variance_of_the_slopes() -> None:
+    """A net of which every noisy copy has one of two slopes: the divisor is samples - 1."""
+    image = torch.zeros(1, 1, 1, 2)
+    image[..., 1] = 1.0
+    slopes: list[torch.Tensor] = []
+
+    def function(points: torch.Tensor) -> torch.Tensor:
+        square = points.flatten(1)[:, :1] ** 2
+        return torch.cat([torch.zeros_like(square), square], 1)
+
+    samples = 3
+    found = attribute(
+        [function], image, 1, method="var_grad", output="logit", samples=samples, noise_scale=1.0
+    )
+    noise = [torch.Generator().manual_seed(0)]
+    for _ in range(samples):
+        slopes.append(2 * torch.randn(image.shape[1:], generator=noise[0])[0, 0, 0])
+    expected = float(torch.stack(slopes).double().var(unbiased=True))
+    assert float(found["mean"][0, 0, 0, 0]) == pytest.approx(expected, rel=1e-5)

@@ -82,7 +82,7 @@ def by_hand(parts: dict[str, np.ndarray], method: str) -> list[np.ndarray]:
     if method.startswith("cqr"):
         sd = ends.std(0, ddof=1) if method == "cqr_epistemic" else np.ones(ends.shape[1:])
         return [*ends.mean(0).T, *sd.T]
-    total = (loc.var(0) + parts["scale"] ** 2) ** 0.5
+    total = (loc.var(0, ddof=1) + parts["scale"] ** 2) ** 0.5
     unit = {"absolute": one, "normalised": total, "epistemic": loc.std(0, ddof=1)}[method]
     return [mean, mean, unit, unit]
 
@@ -98,7 +98,7 @@ def test_normalised_divides_by_the_standard_deviation(parameters: str) -> None:
     group = {name: (("chain", "draw", "case"), values[name][None]) for name in names}
     tree["posterior"] = xr.DataTree(xr.Dataset(group, {"case": tree["posterior/loc"]["case"]}))
     learnt = conformal.calibrate_intervals(tree, 0.1, method="normalised")
-    sd = (parts["loc"].var(0) + 2 * parts["scale"] ** 2) ** 0.5
+    sd = (parts["loc"].var(0, ddof=1) + 2 * parts["scale"] ** 2) ** 0.5
     score = np.sort(np.abs(parts["outcome"] - parts["loc"].mean(0)) / sd)
     assert float(learnt["threshold"]) == pytest.approx(score[int(learnt["k"]) - 1], rel=1e-12)
 

@@ -182,7 +182,7 @@ def test_arguments_that_make_no_sense_are_named(make: Any, message: str) -> None
 
 
 def test_gecos_multiplier_follows_the_moving_average() -> None:
-    objective, guide = Geco(target=1.0, rate=0.1, momentum=0.5, start=2.0), Posterior()
+    objective, guide = Geco(target=1.0, rate=0.1, momentum=0.8, start=2.0), Posterior()
     torch.manual_seed(0)
     average, multiplier = None, 2.0
     for _ in range(5):
@@ -191,7 +191,7 @@ def test_gecos_multiplier_follows_the_moving_average() -> None:
         assert loss.value.item() == pytest.approx(multiplier * nll + kl, rel=1e-5)
         assert loss.extra["multiplier"].item() == pytest.approx(multiplier * NUM_CASES, rel=1e-5)
         excess = nll / NUM_CASES - 1.0
-        average = excess if average is None else 0.5 * average + 0.5 * excess
+        average = excess if average is None else 0.8 * average + 0.2 * excess
         multiplier *= math.exp(0.1 * average)
     assert objective.multiplier.item() == pytest.approx(multiplier, rel=1e-5)
 

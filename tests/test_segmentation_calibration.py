@@ -228,3 +228,17 @@ def test_malformed_presence_is_refused(rng: np.random.Generator) -> None:
         segmentation.presence_reliability(masks, chance, classes=[1], bins=0)
     with pytest.raises(ValueError, match="simulations must be"):
         segmentation.presence_reliability(masks, chance, classes=[1], simulations=0)
+
+
+def test_the_sandwich_error_of_a_line_has_the_divisor_of_its_degrees_of_freedom() -> None:
+    """HC1 of weighted least squares, written out: the sum of squares over n - 2, not n - 1."""
+    x, y = np.array([0.1, 0.3, 0.5, 0.9]), np.array([0.2, 0.1, 0.7, 0.8])
+    weight = 1 / (x * (1 - x))
+    root = np.sqrt(weight)[:, None] * np.stack([np.ones(4), x], 1)
+    solve = np.linalg.pinv(root)
+    beta = solve @ (np.sqrt(weight) * y)
+    residual = np.sqrt(weight) * (y - beta[0] - beta[1] * x)
+    expected = np.sqrt(np.diagonal(solve * residual**2 @ solve.T) * 4 / 2)
+    found = presence._least_squares(x, y, 1000)
+    np.testing.assert_allclose(found[0], beta)
+    np.testing.assert_allclose(found[1], expected)

@@ -358,3 +358,14 @@ def test_malformed_switches_are_refused(
         segmentation.flips(masks, regions_array(regions), {})
     with pytest.raises(ValueError, match="one unswitched class map"):
         segmentation.flips(masks, graded(regions[:, None]), {1: 6})
+
+
+def test_the_total_variation_of_a_perfect_sampler_is_its_mean_over_sets() -> None:
+    """Truths that differ from case to case: the samples of sure cases add no spread."""
+    rng = np.random.default_rng(7)
+    truth = np.repeat([[0.98, 0.02], [0.02, 0.98]], 50, 0)
+    counts = np.stack([rng.multinomial(8, p, 3000) for p in truth], 1).astype(float)  # (set, case)
+    share = counts.sum(1) / counts.sum((1, 2))[:, None]
+    expected = np.abs(share - truth.mean(0)).sum(1) / 2
+    claimed = float(frequencies.compare(counts[0], truth)["total_variation_perfect"])
+    assert abs(expected.mean() - claimed) < 0.02 * claimed + Z * stats.sem(expected)
