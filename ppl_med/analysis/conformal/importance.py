@@ -65,8 +65,8 @@ def leave_one_out_weights(
         raise ValueError("A training case has likelihood 0 under a draw; predict in float64.")
     if values.shape[1] < _FEWEST:
         raise ValueError(
-            f"The tree holds {values.shape[1]} draws that differ; leaving a case out takes {_FEWEST} "
-            "or more. Of a point estimate use split conformal."
+            f"The tree holds {values.shape[1]} draws that differ; leaving a case out takes "
+            f"{_FEWEST} or more. Of a point estimate use split conformal."
         )
     if (np.ptp(values, axis=1) == 0).any():
         raise ValueError(
