@@ -201,7 +201,8 @@ def _spread(draws: xr.DataArray) -> xr.DataArray:
     if draws.sizes["chain"] * draws.sizes["draw"] < 2:
         raise ValueError(
             "The sd over draws is the unit of this method and the tree holds one draw, or "
-            "copies of one, whose spread is 0; predict with more, or use method='absolute' or 'cqr'."
+            "copies of one, whose spread is 0; predict with more, or use method='absolute' "
+            "or 'cqr'."
         )
     shifted = draws - draws.isel(chain=0, draw=0)
     return _positive(_bare(shifted.std(SAMPLES, ddof=1)), str(draws.name))
