@@ -102,7 +102,7 @@ def work_through(name: str, inputs: int, folder: Path, first: int = 0) -> Counte
             log.unlink(missing_ok=True)
             arguments = (name, place / file, seeds, read, place, log)
             content = (place / file).read_bytes()
-            code = run_apart(campaign.read_damaged, *arguments, limit=600)
+            code = run_apart(campaign.read_damaged, *arguments, limit=7200)
             lines = log.read_text().splitlines() if log.exists() else []
             for line in lines:
                 seed, _, what = line.split("\t", 2)

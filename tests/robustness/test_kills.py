@@ -56,7 +56,10 @@ def killed_until_done(
             if done == kills or not kill(rng, longest, *arguments):
                 break
             done += 1
-        whole(*arguments)
+        else:
+            whole(*arguments)
+        if done == kills:
+            whole(*arguments)
         check(run)
         if done == kills:
             return run + 1
