@@ -36,12 +36,12 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ppl_med.checks import finite, whole
 from ppl_med.likelihoods import ClassLikelihood, class_likelihood
 from ppl_med.weights import Prior, RandomWeights, Where
 from ppl_med.weights.estimators import SharedWeightDraw
+from ppl_med.weights.tied_parameters import call_with
 
 SITE = "confounder_adversary"
 _SMALL = 1e-6  # of a variance, beside which a batch's counts as constant
@@ -150,7 +150,7 @@ class ConfounderFreeClassifier(nn.Module):
             name: _Reversed.apply(parameter)
             for name, parameter in self.adversary.named_parameters()
         }
-        output = functional_call(self.adversary, reversed_weights, (features,))[:, 0].float()
+        output = call_with(self.adversary, reversed_weights, (features,))[:, 0].float()
         chosen = (label == self.control).to(output)
         share = chosen / chosen.sum().clamp(min=1)
         left = output - (share * output).sum()

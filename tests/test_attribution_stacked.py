@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from attribution_nets import PooledNet, conv_net, images, segmenter
+from torch import nn
 
 from ppl_med.explain.attribution import attribute
 from ppl_med.inference import BernoulliDropout, Ensemble, MeanFieldNormal, functions
@@ -81,3 +82,16 @@ def test_refuses() -> None:
         attribute([PooledNet(), Half()], x, 0, draws_at_once=2)
     with pytest.raises((ValueError, TypeError), match="draws_at_once"):
         attribute([PooledNet()], x, 0, draws_at_once=0)
+
+
+def test_a_module_that_is_used_twice_keeps_its_parameters() -> None:
+    def net() -> nn.Module:
+        twice = nn.Linear(8, 8).double()
+        return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), twice, nn.Tanh(), twice)
+
+    nets, x = [net() for _ in range(2)], images()
+    before = [parameter for one in nets for parameter in one.parameters()]
+    one, all_ = (attribute(nets, x, 0, method="saliency", draws_at_once=size) for size in (None, 2))
+    np.testing.assert_allclose(one["mean"], all_["mean"], atol=1e-12)
+    after = [parameter for one in nets for parameter in one.parameters()]
+    assert all(new is old for new, old in zip(after, before, strict=True))

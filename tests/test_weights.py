@@ -2,8 +2,10 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -11,8 +13,8 @@ from monai.networks.layers.drop_path import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from ppl_med.inference import MeanFieldNormal
-from ppl_med.models import BayesianClassifier
+from ppl_med.inference import MeanFieldNormal, PointEstimate, fit, load, predict, save
+from ppl_med.models import BayesianClassifier, BayesianSegmenter
 from ppl_med.weights import FanInNormal, Layout, Normal, RandomWeights, Where, find_random_weights
 
 
@@ -239,6 +241,36 @@ def test_a_shared_parameter_is_one_parameter() -> None:
         output = model(inputs)
     weight = flat.view(4, 4)
     torch.testing.assert_close(output, inputs @ weight.T @ weight.T)
+
+
+def test_a_module_under_two_names_trains_and_keeps_its_parameters(tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+            self.all_modules = nn.Sequential(self.conv, nn.ReLU())
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.all_modules(image)
+
+    model = BayesianSegmenter(Block(), ["no", "yes"])
+    before = dict(model.named_parameters(remove_duplicate=False))
+    x = images()
+    batches = [{"image": x, "mask": (x[:, 0] > 0).long()}]
+    history = fit(model, PointEstimate(model), batches, epochs=1, progress=False)
+    assert np.isfinite(history["nll"]).all()
+    guide = MeanFieldNormal(model)
+    history = fit(model, guide, batches, epochs=60, learning_rate=0.1, progress=False)
+    assert float(history["nll"][-1]) < 0.5 * float(history["nll"][0])
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
+    tree = predict(model, guide, batches, draws=2, progress=False)
+    save(tmp_path / "run.pt", model, guide)
+    again = BayesianSegmenter(Block(), ["no", "yes"])
+    other = MeanFieldNormal(again)
+    load(tmp_path / "run.pt", again, other)
+    same = predict(again, other, batches, draws=2, progress=False)
+    assert np.array_equal(same["posterior"]["probs"], tree["posterior"]["probs"])
 
 
 def test_a_net_may_take_keywords_only() -> None:

@@ -110,7 +110,35 @@ def monai_lines(dims: int) -> dict[str, Line]:
     }
 
 
+class TwoNames(nn.Module):
+    """One convolution under two names, as in the blocks of nnU-Net, and one that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.all_modules = nn.Sequential(self.conv, nn.Tanh())
+        twice = nn.Conv2d(3, 3, 3, padding=1)
+        self.body = nn.Sequential(twice, nn.Tanh(), twice, nn.Tanh())
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.body(self.all_modules(image)))
+
+
 NETS: dict[str, Line] = {
+    "two-names": (TwoNames, (1, 8, 8), PIXEL),
+    "dynunet-2d": (
+        monai_net(
+            "DynUNet",
+            2,
+            kernel_size=(3, 3, 3),
+            strides=(1, 2, 2),
+            upsample_kernel_size=(2, 2),
+            filters=(4, 4, 4),
+        ),
+        (1, 8, 8),
+        PIXEL,
+    ),
     "dense": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2)),
         (1, 8, 8),
@@ -258,8 +286,11 @@ def test_at_its_own_weights_a_random_net_is_the_net(name: str) -> None:
     make, shape, event = ALL_NETS[name]
     net, image = make().eval(), torch.randn(2, *shape)
     model = Program(net, event).eval()
+    before = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad(), pyro.condition(data={"weights": model.network.initial()}):
         assert torch.equal(model.network(image), net(image))
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert [name for name in before | after if after.get(name) is not before.get(name)] == []
 
 
 def test_dropout_spares_the_channels_of_an_image_behind_a_class_token() -> None:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pyro
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -25,6 +24,7 @@ from ppl_med.weights.estimators import LazyWeights
 from ppl_med.weights.layout import Layout, Where
 from ppl_med.weights.priors import FanInNormal, Prior
 from ppl_med.weights.sliding_window import run_net
+from ppl_med.weights.tied_parameters import call_with, tied_names
 
 DROPOUT_RATES = (
     *("dropout", "attention_dropout", "dropout_rate", "dropout_prob"),
@@ -74,8 +74,7 @@ class RandomWeights(nn.Module):
         self.net = copy.deepcopy(net)
         self.prior = prior or FanInNormal()
         self.layout = Layout(self.net, where)
-        names = [len(list(net.named_parameters(remove_duplicate=once))) for once in (False, True)]
-        self._tied = names[0] > names[1]  # looking for ties at every pass costs more than a layer
+        self._ties = tied_names(self.net)
         self.site, self.batch_norm = site, batch_norm
         self.dropout_rates = _switch_off_dropout(self.net)
         chosen = set(self.layout.names)
@@ -132,7 +131,7 @@ class RandomWeights(nn.Module):
     def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
         note_weights(weights)
         with noting_gradients():
-            return functional_call(self.net, weights, inputs, options, tie_weights=self._tied)
+            return call_with(self.net, weights, inputs, options, self._ties)
 
 
 def _switch_off_dropout(net: nn.Module) -> dict[str, float]:

@@ -11,10 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from ppl_med.explain.attribution.network import on_every_module
 from ppl_med.explain.function_checks import Function
+from ppl_med.weights.tied_parameters import call_with, tied_names
 
 ScoreOf = Callable[[Tensor, Tensor], Tensor]
 State = dict[str, Tensor]
@@ -72,6 +73,7 @@ class StackedDraws:
         self.num_draws, self.score = len(functions), score
         found = [_network(function, example) for function in functions]
         self.network, first = found[0]
+        self.ties = tied_names(self.network)
         states = [state for _, state in found]
         shapes = [{name: value.shape for name, value in state.items()} for state in states]
         if any(shape != shapes[0] for shape in shapes):
@@ -85,7 +87,7 @@ class StackedDraws:
                     raise ValueError("the functions' networks differ in more than parameters")
 
     def _call(self, state: State, points: Tensor) -> Tensor:
-        return functional_call(self.network, state, (points.clone(),))
+        return call_with(self.network, state, (points.clone(),), ties=self.ties)
 
     def _outputs(self, points: Tensor) -> Tensor:
         return vmap(self._call, (0, None), randomness="error")(self.states, points)
