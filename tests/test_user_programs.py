@@ -1,6 +1,7 @@
 """Programs that users write, with stock guides, through fit, predict, functions, save and load."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,79 @@ def test_stock_guide_over_a_classifier(tmp_path: Path) -> None:
     other_guide(**batches[0])
     load(tmp_path / "trained.pt", other, other_guide)
     assert_same(tree, draw(other, other_guide, batches, draws=2))
+
+
+# ------------------------------------------------------------------------------------ broadcasting
+
+
+def line(column: bool, image: Tensor, y: Tensor | None = None, *, num_cases: Any = None) -> None:
+    """y ~ N(3 mean(image), 1/2); a column where a vector is meant, as of a layer of one unit."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    mean = slope * image.mean((2, 3) if column else (1, 2, 3))
+    with pyro.plate("case", num_cases or len(image), subsample=image):
+        pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def local_line(image: Tensor, y: Tensor | None = None, *, num_cases: Any = None) -> None:
+    """The latent of a case broadcasts, in the program and in a guide made from it."""
+    with pyro.plate("case", num_cases or len(image), subsample=image):
+        level = pyro.sample("level", dist.Normal(image.mean((2, 3)), 1.0))
+        pyro.sample("y", dist.Normal(level[0], 0.5), obs=y)
+
+
+def scored(model: Any, data: Batch, verb: str) -> Any:
+    quiet: dict[str, Any] = {"progress": False}
+    guide = AutoNormal(model)
+    if verb == "check":
+        return check_program(model, data)
+    if verb == "fit":
+        return fit(model, guide, [data], epochs=1, **quiet)
+    if verb == "predict without y":
+        data = {name: value for name, value in data.items() if name != "y"}
+    return predict(model, None, [data], draws=1, **quiet)
+
+
+@pytest.mark.parametrize("verb", ["fit", "check", "predict"])
+@pytest.mark.parametrize(
+    ("column", "wide"), [(False, True), (True, False)], ids=["column y", "column mean"]
+)
+def test_cases_are_not_scored_against_each_other(column: bool, wide: bool, verb: str) -> None:
+    data = batch() | ({"y": batch()["y"][:, None]} if wide else {})
+    error = AssertionError if verb == "check" else ValueError
+    with pytest.raises(error, match=r"'y' has \(24,\) entries.*so that \(24, 24\)"):
+        scored(functools.partial(line, column), data, verb)
+
+
+@pytest.mark.parametrize("verb", ["fit", "check", "predict", "predict without y"])
+def test_a_latent_that_broadcasts_is_refused(verb: str) -> None:
+    error = AssertionError if verb == "check" else ValueError
+    with pytest.raises(error, match=r"'level' has \(24,\) entries.*so that \(24, 24\)"):
+        scored(local_line, batch(), verb)
+
+
+def test_a_column_mean_is_refused_without_observations() -> None:
+    with pytest.raises(ValueError, match=r"'y' has \(24,\) entries.*so that \(24, 24\)"):
+        scored(functools.partial(line, True), batch(), "predict without y")
+
+
+def test_validation_that_broadcasts_is_refused() -> None:
+    model, data = functools.partial(line, False), batch()
+    with pytest.raises(ValueError, match=r"'y' has \(24,\) entries.*its value shape \(24, 1\)"):
+        fit(
+            model,
+            AutoNormal(model),
+            [data],
+            validation=[data | {"y": data["y"][:, None]}],
+            progress=False,
+        )
+
+
+def test_columns_that_fit_each_other_keep_the_slope() -> None:
+    model = functools.partial(line, False)
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randn(200, 1, 4, 4, generator=generator)
+    y = 3 * image.mean((1, 2, 3)) + 0.1 * torch.randn(200, generator=generator)
+    guide = AutoDelta(model)
+    fit(model, guide, [{"image": image, "y": y}], epochs=200, learning_rate=0.1, progress=False)
+    exact = float((image.mean((1, 2, 3)) @ y) / (image.mean((1, 2, 3)).square().sum() + 0.25 / 100))
+    assert float(guide.median()["slope"]) == pytest.approx(exact, abs=1e-2)

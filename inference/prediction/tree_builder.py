@@ -20,7 +20,7 @@ from ppl_med.inference.batches import has_graders
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
-from ppl_med.programs.sites import Program, batch_size, case_dim, site_dims
+from ppl_med.programs.sites import Program, batch_size, case_dim, check_densities, site_dims
 from ppl_med.weights import RandomWeights, find_random_weights
 
 SMALL_SITE = 1000
@@ -180,6 +180,8 @@ class TreeBuilder:
             drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
             key = f"{self.group}_predictive", name
             self._put(chunk, key, names, drawn, where, self.attrs)
+            front = int(self.by_graders and name == "mask" and name in observations)
+            check_densities({name: node}, observations, front)
             if name in observations and self.group == "posterior":
                 log_prob = log_prob_in_double(fn, observations[name])
                 if self.by_graders and name == "mask":
@@ -189,6 +191,7 @@ class TreeBuilder:
                 self._put(chunk, ("log_likelihood", name), dims, log_prob, where, self.attrs)
         for name in self.local:
             local: Any = trace.nodes[name]
+            check_densities({name: local})
             if local["infer"].get("stored", True):
                 value = local["value"]
                 self._put(chunk, (self.group, name), site_dims(trace, name), value, where)

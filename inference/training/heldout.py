@@ -15,6 +15,7 @@ from ppl_med.programs.sites import (
     Program,
     batch_size,
     case_dim,
+    check_densities,
     select_arguments,
     to_device,
     without_observations,
@@ -64,6 +65,7 @@ def _log_likelihood(
     by_site = []
     for name, value in observations.items():
         node: Any = trace.nodes[name]
+        check_densities({name: node}, observations)
         log_prob = log_prob_in_double(node["fn"], value).double().movedim(case_dim(node), 0)
         by_site.append(log_prob.reshape(len(positions), -1).sum(1))
     return torch.stack(by_site).sum(0)

@@ -21,7 +21,14 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ppl_med.programs.protocol import left_to_prior
-from ppl_med.programs.sites import Program, argument_names, is_local, sample_sites, scaled
+from ppl_med.programs.sites import (
+    Program,
+    argument_names,
+    check_densities,
+    is_local,
+    sample_sites,
+    scaled,
+)
 
 Terms = dict[str, Tensor]
 
@@ -76,7 +83,8 @@ def check_sites(
 
     Raises:
         ValueError: If a latent is neither proposed nor left to the prior on purpose, if the guide
-            proposes what the model does not have, or if the model observed nothing.
+            proposes what the model does not have, if the model observed nothing, or if a
+            log-density has another shape than its site's plates.
     """
     for name, site in sites.items():
         if name in argument_names(model) and not site["is_observed"]:
@@ -90,6 +98,8 @@ def check_sites(
             "the model observed nothing: pass the observation in the batch under the name of the "
             "observation site, such as batch['label']"
         )
+    check_densities(sites)
+    check_densities(proposed)
 
 
 def latent_faults(

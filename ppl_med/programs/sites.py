@@ -1,7 +1,7 @@
 """Reading a Pyro program: its arguments, and the sites of its traces."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyro.poutine as poutine
@@ -117,6 +117,64 @@ def case_dim(node: Mapping[str, Any]) -> int:
         f"site {node['name']!r} stands in no plate of cases; write it inside "
         "pyro.plate('case', num_cases or len(image), subsample=image)"
     )
+
+
+def density_faults(
+    sites: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Any] | None = None,
+    front: int = 0,
+) -> Iterator[str]:
+    """Sentences about sites whose log-density has another shape than their plates.
+
+    A mean (case,) and a value (case, 1) broadcast: every case would be scored against every other.
+    As in Pyro, leading axes of size 1 do no harm.
+
+    Args:
+        sites: Sample sites by name.
+        values: Values to score in the place of those drawn.
+        front: Axes that these values have in front of the plates, such as of graders.
+    """
+    for name, site in sites.items():
+        if (site["infer"] or {}).get("_deterministic"):
+            continue
+        fn, given = site["fn"], values is not None and name in values
+        value = values[name] if values is not None and given else site["value"]
+        frames = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
+        expected = [1] * max((-frame.dim for frame in frames), default=0)
+        for frame in frames:
+            expected[frame.dim] = frame.size
+        # The value of a site of weights may be no tensor: drawn where a layer uses it.
+        full = tuple(value.shape if isinstance(value, Tensor) else fn.shape())
+        outer = full[front if given else 0 : max(len(full) - len(fn.event_shape), 0)]
+        mask = site["mask"]
+        shapes = [tuple(fn.batch_shape), outer, tuple(getattr(mask, "shape", ()))]
+        try:
+            shape: tuple[int, ...] | None = tuple(torch.broadcast_shapes(*shapes))
+        except RuntimeError:
+            shape = None
+        if shape is None or _trimmed(shape) != _trimmed(expected):
+            yield (
+                f"site {name!r} has {tuple(expected)} entries by its plates, but its distribution "
+                f"has batch shape {tuple(fn.batch_shape)} and its value shape {full}, "
+                + ("which do not fit" if shape is None else f"so that {shape} would be scored")
+                + "; give both one entry per case, such as mean[:, 0] for a column, and declare "
+                "further axes by .to_event(...)"
+            )
+
+
+def check_densities(
+    sites: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Any] | None = None,
+    front: int = 0,
+) -> None:
+    """Raise a ValueError on the first of ``density_faults``."""
+    for fault in density_faults(sites, values, front):
+        raise ValueError(fault)
+
+
+def _trimmed(shape: Sequence[int]) -> tuple[int, ...]:
+    first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+    return tuple(shape[first:])
 
 
 def site_dims(trace: Any, site: str) -> list[str]:

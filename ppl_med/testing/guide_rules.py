@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_med.programs.elbo import is_fixed, latent_faults, terms_of, total
 from ppl_med.programs.parameters import set_mode
 from ppl_med.programs.protocol import left_to_prior
-from ppl_med.programs.sites import Program, Site, plates, stated_sites
+from ppl_med.programs.sites import Program, Site, density_faults, plates, stated_sites
 from ppl_med.testing import behaviour_rules as behaviour
 from ppl_med.testing.program_runs import Call, ProgramError, learnable, run
 
@@ -36,6 +36,7 @@ def guide_violations(
         return [f"{fault}: {error}"]
     mismatched = [
         *_latents(traces, left_to_prior(guide)),
+        *density_faults(stated_sites(traces["guide"], observed=False)),
         *_shapes_and_plates(traces, call.num_cases),
         *_support(traces),
         *_unreparametrised(guide, call, traces),

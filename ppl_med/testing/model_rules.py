@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from ppl_med.programs.parameters import set_mode
-from ppl_med.programs.sites import Program, factors, plates, stated_sites
+from ppl_med.programs.sites import Program, density_faults, factors, plates, stated_sites
 from ppl_med.testing import behaviour_rules as behaviour
 from ppl_med.testing.program_runs import (
     Call,
@@ -42,8 +42,10 @@ def program_violations(model: Program, call: Call, modules: behaviour.Modules) -
     except ProgramError as error:
         fault = error.__notes__[0]
         return [f"it fails {fault}: {error}", *_globals_in_plate(model, error.trace)]
+    shapes = {n: site for run in ("free", "alone") for n, site in stated_sites(traces[run]).items()}
     found = [
         *behaviour.late_parameters(model, before),
+        *density_faults(shapes),
         *_observation_names(traces, call),
         *_globals_in_plate(model, traces["alone"]),
         *_plate_membership(traces),
