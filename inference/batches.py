@@ -212,13 +212,15 @@ def num_cases_in(batch: Any) -> int:
 class BatchSpec:
     """What a model accepts: names of its arguments, classes and image channels, None if unknown.
 
-    ``partial`` is the argument that may hold NaN for what was not observed, if there is one.
+    ``partial`` is the argument that may hold NaN for what was not observed, if there is one;
+    ``class_map`` says that "mask" is known to be a map of classes.
     """
 
     arguments: frozenset[str]
     num_classes: int | None
     in_channels: int | None
     partial: str | None = None
+    class_map: bool = False
 
     def check(self, batch: Any, num_cases: int | None = None) -> None:
         """Raise if a batch does not fit; reads tensors that are on the CPU only.
@@ -235,6 +237,13 @@ class BatchSpec:
             )
         image = batch.get("image")
         on_device = isinstance(image, Tensor) and image.device.type != "cpu"
+        label = batch.get("label")
+        takes_map = "mask" in self.arguments and "label" not in self.arguments
+        if takes_map and isinstance(label, Tensor) and label.dim() > 2 and "mask" not in batch:
+            raise ValueError(
+                f"label holds a map, shape {tuple(label.shape)}, but this model observes mask: "
+                "pass it as batch['mask']"
+            )
         if "image" in self.arguments and not on_device:
             known = batch
             if self.num_classes is None:  # without classes, a label may be any number
@@ -247,10 +256,13 @@ class BatchSpec:
     def _check_mask(self, batch: Mapping[str, Any]) -> None:
         """Classes in range and the image's size; an argument of another kind is left alone."""
         mask = batch.get("mask") if "mask" in self.arguments else None
-        if isinstance(mask, Tensor) and not mask.is_floating_point() and self.num_classes:
+        if not isinstance(mask, Tensor) or not self.num_classes:
+            return
+        if self.class_map or not mask.is_floating_point():
             ids = batch.get("id")
             names = None if ids is None else list(ids)
-            check_masks(batch["image"], mask.cpu(), num_classes=self.num_classes, ids=names)
+            mask = mask.cpu().float() if mask.is_floating_point() else mask.cpu()
+            check_masks(batch["image"], mask, num_classes=self.num_classes, ids=names)
 
 
 def _check_argument(name: str, value: Any, size: int, *, may_be_nan: bool = False) -> None:
@@ -277,6 +289,7 @@ def batch_spec(model: Any) -> BatchSpec:
         len(classes) if classes else None,
         protocol.in_channels(model),
         protocol.partial_site(model),
+        getattr(protocol.likelihood(model), "site", None) == "mask",
     )
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy import stats
+from torch import nn
 
 from ppl_med.data import (
     Batches,
@@ -17,6 +19,8 @@ from ppl_med.data import (
     one_grader_per_case,
     random_grader,
 )
+from ppl_med.inference import PointEstimate, fit, predict
+from ppl_med.models import BayesianSegmenter
 
 FALSE_ALARM = 1e-6
 
@@ -73,7 +77,11 @@ def test_readers_who_did_not_mark_may_be_dropped():
         ({"mask": np.zeros((6, 4, 4), int)}, ValueError, "grader"),
         ({"mask": np.zeros((6, 3, 4, 5), int)}, ValueError, r"mask has shape .* of size \(4, 4\)"),
         ({"mask": np.zeros((5, 3, 4, 4), int)}, ValueError, "6 images but 5 masks"),
-        ({"mask": np.zeros((6, 3, 4, 4))}, TypeError, "float64"),
+        (
+            {"mask": np.full((6, 3, 4, 4), 0.5)},
+            TypeError,
+            "float64 and 288 of 288 entries are no whole",
+        ),
         ({"mask": np.full((6, 3, 4, 4), 255)}, ValueError, "255 in case 0 .id 10.*such as 255"),
         ({"mask": np.full((6, 3, 4, 4), -1)}, ValueError, "id 10.*nobody annotated"),
         ({"age": [1, 2]}, ValueError, "age has shape"),
@@ -162,7 +170,7 @@ def test_sizes_a_network_cannot_halve_are_padded_as_told():
     [
         (np.zeros((6, 4, 5), int), ValueError, "mask has shape"),
         (np.zeros((5, 4, 4), int), ValueError, "mask has 5 entries"),
-        (np.zeros((6, 4, 4)), TypeError, "mask has dtype"),
+        (np.full((6, 4, 4), 0.5), TypeError, "mask has dtype"),
         (np.full((6, 4, 4), -2), ValueError, "mask holds -2"),
         (np.full((6, 4, 4), 255, np.uint8), ValueError, "255, which is no class id"),
         (np.zeros((6, 1, 1, 4, 4), int), ValueError, "mask has shape"),
@@ -272,3 +280,87 @@ def test_lesions_pass_from_graders_to_batches():
     assert len(pairs["id"]) == 20 and pairs["mode_probability"].shape == (20, 4)
     batch = next(iter(Batches(pairs, transform=[RotateAndScale(), flips_and_turns_with_mask])))
     assert set(batch["mask"].unique().tolist()) <= {-1, 0, 1}
+
+
+def one_hot(mask):
+    return np.moveaxis(np.eye(2, dtype=mask.dtype)[mask], -1, 1)
+
+
+@pytest.mark.parametrize("space", [(6, 6), (3, 6, 6)], ids=["2d", "3d"])
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        (lambda mask: mask[:, None], r"of size 1.*use mask\[:, 0\]"),
+        (one_hot, r"one-hot.*use mask\.argmax\(1\)"),
+        (lambda mask: one_hot(mask)[:, ::-1], r"use mask\.argmax\(1\)"),
+        (lambda mask: one_hot(mask).astype(np.float32), r"use mask\.argmax\(1\)"),
+        (lambda mask: one_hot(mask).astype(bool), r"use mask\.argmax\(1\)"),
+    ],
+    ids=["channel", "one-hot", "reversed", "float", "bool"],
+)
+def test_an_axis_of_channels_or_classes_is_not_one_of_graders(space, change, fix):
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(4, 1, *space)).astype(np.float32)
+    classes = rng.integers(0, 2, (4, *space))
+    arrays = {"image": image, "mask": np.ascontiguousarray(change(classes))}
+    kinds = (Batches, one_grader_per_case, lambda both: check_masks(both["image"], both["mask"]))
+    for kind in kinds:
+        with pytest.raises(ValueError, match=fix):
+            kind(arrays)
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    if not tensors["mask"].is_floating_point():
+        with pytest.raises(ValueError, match=fix):
+            random_grader(tensors, torch.Generator())
+    model = BayesianSegmenter(
+        (nn.Conv2d if len(space) == 2 else nn.Conv3d)(1, 2, 1),
+        ["no", "yes"],
+        spatial_dims=len(space),
+    )
+    guide = PointEstimate(model)
+    with pytest.raises(ValueError, match=fix):
+        fit(model, guide, [tensors], progress=False)
+    with pytest.raises(ValueError, match=fix):
+        predict(model, guide, [tensors], draws=1, progress=False)
+
+
+def test_two_graders_who_mostly_disagree_are_graders():
+    mask = one_hot(np.random.default_rng(0).integers(0, 2, (3, 4, 4)))
+    mask[0, :, 0, 0] = 0  # in one pixel nobody saw anything
+    Batches({"image": np.zeros((3, 1, 4, 4), np.float32), "mask": mask})
+
+
+def test_a_map_of_classes_under_label_is_told_where_it_belongs():
+    image, classes = torch.zeros(3, 1, 4, 4), torch.zeros(3, 4, 4).long()
+    with pytest.raises(ValueError, match='a map of classes stands under "mask"'):
+        Batches({"image": image, "label": classes})
+    model = BayesianSegmenter(nn.Conv2d(1, 2, 1), ["no", "yes"])
+    for verb in (fit, predict):
+        with pytest.raises(ValueError, match=r"this model observes mask: pass it as batch\['mask'"):
+            verb(model, PointEstimate(model), [{"image": image, "label": classes}], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_whole_floats_are_classes_and_fractions_are_refused(dtype):
+    rng = np.random.default_rng(4)
+    image = rng.normal(size=(4, 1, 6, 6)).astype(np.float32)
+    mask = rng.integers(-1, 2, (4, 6, 6))
+    given = Batches({"image": image, "mask": mask.astype(dtype)})
+    batch = next(iter(given))
+    assert batch["mask"].dtype == torch.int64
+    assert np.array_equal(batch["mask"], mask)
+    model = BayesianSegmenter(nn.Conv2d(1, 2, 1), ["no", "yes"])
+    guide = PointEstimate(model)
+    loose = [{"image": torch.from_numpy(image), "mask": torch.from_numpy(mask.astype(dtype))}]
+    expected = predict(model, guide, given, draws=1, progress=False)
+    tree = predict(model, guide, loose, draws=1, progress=False)
+    xr.testing.assert_identical(tree["observed_data/mask"], expected["observed_data/mask"])
+    assert np.array_equal(tree["log_likelihood/mask"], expected["log_likelihood/mask"])
+    fit(model, guide, loose, progress=False)
+    for value in (0.5, 0.999, np.nan):
+        bad = mask.astype(dtype)
+        bad[2, 1, 3:5] = value
+        with pytest.raises(TypeError, match="2 of 144 entries are no whole numbers"):
+            Batches({"image": image, "mask": bad})
+        for verb in (fit, predict):
+            with pytest.raises(TypeError, match="2 of 144 entries are no whole numbers"):
+                verb(model, guide, [loose[0] | {"mask": torch.from_numpy(bad)}], progress=False)

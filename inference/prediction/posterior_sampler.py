@@ -89,6 +89,7 @@ class PosteriorSampler:
         sites = sample_sites(trace)
         arguments = set(argument_names(model))
         self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
+        self.discrete = {n for n in self.observed if sites[n]["fn"].support.is_discrete}
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
         self.local = [name for name in latents if is_local(sites[name])]
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
@@ -144,7 +145,8 @@ class PosteriorSampler:
         whether it does. Masks of several graders, (case, grader, ...), are turned into (grader,
         case, ...): each is scored under the draw of its case.
         """
-        given = {name: inputs[name] for name in self.observed if name in inputs}
+        given = {n: self._whole(n, inputs[n]) for n in self.observed if n in inputs}
+        inputs = {**inputs, **given}
         if has_graders(inputs) and "mask" in given:
             return {**given, "mask": given["mask"].movedim(1, 0)}
         if given and self._as_given is None:
@@ -158,6 +160,13 @@ class PosteriorSampler:
             taken = self._taken(some, cases[few.cpu().numpy()], given)
             self._as_given = all(_same(taken[name], some[name]) for name in given)
         return given if not given or self._as_given else self._taken(inputs, cases, given)
+
+    def _whole(self, name: str, value: Any) -> Any:
+        """Counts and classes that a loader gave as floats, as integers."""
+        if name not in self.discrete or not isinstance(value, Tensor):
+            return value
+        is_whole = value.is_floating_point() and bool((value == value.round()).all())
+        return value.long() if is_whole else value
 
     def _taken(self, inputs: Inputs, cases: NDArray[np.integer], names: Inputs) -> Globals:
         """Values of the observed sites in one run."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_med.data.masks import UNANNOTATED, check_image_shape, check_mask_shape
+from ppl_med.data.masks import UNANNOTATED, check_image_shape, check_mask_axes, whole_mask
 
 _CHUNK = 1024  # cases examined at a time, which bounds the memory of the check
 
@@ -58,19 +58,17 @@ def as_label(values: Any, num_cases: int) -> Tensor:
 
 
 def as_mask(values: Any, image_shape: Sequence[int]) -> Tensor:
-    """Masks as a CPU tensor of the dtype given: integers or booleans of the image's size.
+    """Masks as a CPU tensor: integers or booleans of the image's size, of the dtype given.
 
-    Ids below -1, and 255 in masks of uint8, are refused.
+    Floats that are whole numbers are cast. Ids below -1, and 255 in masks of uint8, are refused.
     """
     if getattr(np.asarray(values), "dtype", None) in (np.uint16, np.uint32, np.uint64):
         values = np.asarray(values).astype(np.int64)  # torch can do little with these
     mask = as_metadata("mask", values, image_shape[0])
     if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
-        raise TypeError(
-            f"mask has dtype {mask.dtype}; expected integers or booleans: convert with "
-            'mask.astype("int64") after checking that every value is whole'
-        )
-    check_mask_shape(mask.shape, image_shape)
+        floats = mask.float() if isinstance(mask, Tensor) and mask.dtype == torch.bfloat16 else mask
+        mask = torch.from_numpy(whole_mask(np.asarray(floats)))
+    check_mask_axes(mask, image_shape)
     if mask.dtype != torch.bool and mask.numel() and int(mask.min()) < UNANNOTATED:
         raise ValueError(
             f"mask holds {int(mask.min())}; class ids count from 0, and -1 marks pixels to ignore"
@@ -89,6 +87,7 @@ def check_label_shape(label: Tensor) -> None:
         raise ValueError(
             f"label has shape {tuple(label.shape)}; expected one integer per case, dims (case)"
             + (": use label[:, 0]" if label.ndim == 2 and label.shape[1] == 1 else "")
+            + (': a map of classes stands under "mask"' if label.ndim > 2 else "")
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.data.masks import UNANNOTATED, check_masks
+from ppl_med.data.masks import UNANNOTATED, check_mask_axes, check_masks, whole_mask
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -22,7 +22,7 @@ def one_grader_per_case(
     ``transform=random_grader``.
 
     Args:
-        arrays: "image" (case, channel, [depth,] row, col), "mask" integer (case, grader, [depth,]
+        arrays: "image" (case, channel, [depth,] row, col), "mask" whole (case, grader, [depth,]
             row, col), optionally "id" (case) and metadata, first axis case.
         drop_absent: Pairs whose "reader_present" (case, grader) is False fall away too: an empty
             mask of a reader who did not mark the lesion then counts as missing, not as an answer.
@@ -35,7 +35,7 @@ def one_grader_per_case(
         away. "reader_present", if given, is that of the pair.
 
     Raises:
-        TypeError: Masks are no integers.
+        TypeError: Masks hold no whole numbers.
         ValueError: There is no axis of graders, ``check_masks`` finds a fault, an image is left
             without annotation, ``drop_absent`` without "reader_present", or lengths that differ.
     """
@@ -45,7 +45,7 @@ def one_grader_per_case(
     given = arrays.get("id")
     ids = np.arange(len(arrays["image"])) if given is None else np.asarray(given)
     check_masks(arrays["image"], arrays["mask"], num_classes=num_classes, ids=ids.tolist())
-    image, mask = np.asarray(arrays["image"]), np.asarray(arrays["mask"])
+    image, mask = np.asarray(arrays["image"]), whole_mask(np.asarray(arrays["mask"]))
     if mask.ndim != image.ndim:
         raise ValueError(
             f"mask has shape {mask.shape}; expected (case, grader, ...) beside an image of shape "
@@ -88,7 +88,8 @@ def random_grader(batch: dict[str, Any], generator: "Generator") -> dict[str, An
         The batch with "mask" (case, [depth,] row, col), and "grader" int64 (case).
 
     Raises:
-        ValueError: There is no axis of graders, or nobody annotated an image.
+        ValueError: There is no axis of graders, but one of channels or classes or none, or nobody
+            annotated an image.
     """
     import torch
 
@@ -98,6 +99,7 @@ def random_grader(batch: dict[str, Any], generator: "Generator") -> dict[str, An
             "random_grader needs batches with a mask of dims (case, grader, ...), got "
             f"{'none' if mask is None else tuple(mask.shape)}"
         )
+    check_mask_axes(mask, image.shape)
     annotated = (mask != UNANNOTATED).flatten(2).any(-1)
     if not annotated.any(1).all():
         first = int((~annotated.any(1)).nonzero()[0])

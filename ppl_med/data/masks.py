@@ -26,15 +26,16 @@ def check_masks(
     Args:
         image: Dims (case, channel, row, col) or (case, channel, depth, row, col); or a list of
             images without the case axis.
-        mask: Integers, dims (case, row, col) or (case, grader, row, col), and likewise with depth;
-            or a list of masks without the case axis.
+        mask: Whole numbers, dims (case, row, col) or (case, grader, row, col), and likewise with
+            depth; or a list of masks without the case axis.
         num_classes: Class ids must lie in 0..num_classes-1, or be -1; None checks the lower end.
         ids: Names of the cases for the messages; positions if missing.
 
     Raises:
-        TypeError: Masks are no integers.
-        ValueError: Images of unequal sizes, a mask of another size than its image, class ids out of
-            range, an image that nobody annotated, or numbers of images and masks that differ.
+        TypeError: Masks are no numbers, or hold fractions.
+        ValueError: Images of unequal sizes, a mask of another size than its image, an axis of
+            channels or classes in the place of graders, class ids out of range, an image that
+            nobody annotated, or numbers of images and masks that differ.
     """
     image, mask = _stack("image", image, ids), _stack("mask", mask, ids)
     check_image_shape(image.shape)
@@ -42,12 +43,8 @@ def check_masks(
         raise ValueError(f"there are {len(image)} images but {len(mask)} masks; pair them up")
     if ids is not None and len(ids) != len(image):
         raise ValueError(f"ids has {len(ids)} entries but there are {len(image)} images")
-    check_mask_shape(mask.shape, image.shape)
-    if mask.dtype.kind not in "biu":
-        raise TypeError(
-            f"mask has dtype {mask.dtype}; expected integers, class ids from 0 and -1 where nobody "
-            'annotated: convert with mask.astype("int64") after checking that every value is whole'
-        )
+    mask = whole_mask(mask)
+    check_mask_axes(mask, image.shape)
     flat = mask.reshape(len(mask), -1)
     low, high = flat.min(1), flat.max(1)
     bad = low < UNANNOTATED
@@ -94,6 +91,62 @@ def check_mask_shape(mask_shape: Sequence[int], image_shape: Sequence[int]) -> N
             f"{axes}) or (case, grader, {axes}) of size {size}: resize masks by nearest neighbour, "
             "and drop an axis of channels by mask[:, 0]"
         )
+
+
+def whole_mask(mask: NDArray[Any]) -> NDArray[Any]:
+    """Class ids as integers or booleans; floats, as many loaders give, are cast if all are whole.
+
+    Raises:
+        TypeError: If they are no numbers, or any is a fraction or NaN.
+    """
+    if mask.dtype.kind in "biu":
+        return mask
+    fractions = 0
+    if mask.dtype.kind == "f":
+        whole_numbers = np.rint(mask)
+        fractions = int((whole_numbers != mask).sum())  # NaN differs from itself
+        if fractions == 0:
+            small = mask.size == 0 or np.abs(mask).max() < 2**15
+            return whole_numbers.astype(np.int16 if small else np.int64)
+    raise TypeError(
+        f"mask has dtype {mask.dtype}"
+        + (f" and {fractions} of {mask.size} entries are no whole numbers" if fractions else "")
+        + "; expected class ids from 0, and -1 where nobody annotated: threshold probabilities, "
+        "and resize masks by nearest neighbour"
+    )
+
+
+def check_mask_axes(mask: Any, image_shape: Sequence[int]) -> None:
+    """Raise unless a mask has its image's size, with graders on the second axis or without one.
+
+    As ``check_mask_shape``; and an axis of channels or of classes is no axis of graders.
+
+    Args:
+        mask: Integers or booleans, an array or a tensor, dims (case, [grader,] *space).
+        image_shape: Dims (case, channel, *space).
+    """
+    check_mask_shape(mask.shape, image_shape)
+    if len(mask.shape) < len(image_shape) or 0 in mask.shape:
+        return
+    shape = tuple(mask.shape)
+    if shape[1] == 1:
+        raise ValueError(
+            f"mask has shape {shape}: its second axis, of size 1, is an axis of channels and not "
+            "of graders; use mask[:, 0]"
+        )
+    if _is_one_hot(mask):
+        raise ValueError(
+            f"mask has shape {shape}, and in every pixel one of the {shape[1]} planes is 1 and the "
+            "others are 0: these are classes (one-hot), not graders; use mask.argmax(1)"
+        )
+
+
+def _is_one_hot(mask: Any) -> bool:
+    for case in mask:  # graders mostly agree somewhere in the first case, which ends it
+        planes = case != 0
+        if bool(((case != 1) & planes).any()) or not bool((planes.sum(0) == 1).all()):
+            return False
+    return True
 
 
 def check_divisible(size: Sequence[int], num_halvings: int) -> None:
