@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from ppl_med.checks import choice, positive, reject, whole
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
+from ppl_med.inference.case_order import check_stream
 from ppl_med.inference.epoch_visits import (
     EpochCount,
     Visits,
@@ -141,6 +142,7 @@ def _owners(batches: Any) -> list[Any]:
 def check_iterable(batches: Any, name: str = "batches") -> int:
     """Number of batches; a TypeError where they cannot be iterated again, a ValueError for none."""
     advice = "pass ppl_med.data.Batches, a torch DataLoader or a list of dicts"
+    check_stream(batches, name)
     if isinstance(batches, Mapping):
         raise TypeError(f"{name} is a dict, one batch; {advice}, such as [batch]")
     try:

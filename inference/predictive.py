@@ -29,6 +29,7 @@ from ppl_med.inference.batches import (
     loader_generators,
     num_cases_in,
 )
+from ppl_med.inference.case_order import check_order
 from ppl_med.inference.checkpoint import digest, settings
 from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
@@ -200,6 +201,7 @@ class _Run:
         first = first_batch(batches)
         self.spec = batch_spec(self.model)
         self.spec.check(first)
+        check_order(batches, first)
         for pair in pairs:
             move(pair, device)
             set_mode(pair, False)
@@ -213,6 +215,7 @@ class _Run:
                 PosteriorSampler(*pair, bare, seed, chain)
                 for pair, chain in zip(pairs, chains, strict=True)
             ]
+            self.samplers[0].check_function()
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, one) from error
         self.observed, self.given = set(self.samplers[0].observed), set(values)

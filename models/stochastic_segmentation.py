@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ppl_med.axes import SPACE, dims
 from ppl_med.checks import whole
-from ppl_med.likelihoods import Categorical
+from ppl_med.likelihoods import Categorical, check_tensor
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
 from ppl_med.weights.call_cache import cached_call
 
@@ -83,7 +83,9 @@ class StochasticSegmentationNetwork(nn.Module):
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
         """
-        output: Tensor = cached_call(self.network, image).float()
+        found = cached_call(self.network, image)
+        check_tensor(found)
+        output: Tensor = found.float()
         space, num_classes = image.shape[2:], len(self.likelihood.classes)
         expected = (len(image), (2 + self.rank) * num_classes, *space)
         if tuple(output.shape) != expected:

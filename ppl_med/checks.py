@@ -149,6 +149,41 @@ def a_path(name: str, value: Any, fix: str = "") -> Path:
     return Path(value)
 
 
+def present(name: str, values: Any) -> list[Any]:
+    """Names of cases or of groups, none of which is missing: None, NaN, NaT or an empty string.
+
+    Args:
+        name: The argument.
+        values: A list, an array or a tensor, one entry per case.
+
+    Returns:
+        The values as plain Python objects.
+
+    Raises:
+        ValueError: If any is missing; it says how many are, and where.
+    """
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    missing = [position for position, value in enumerate(listed) if _is_missing(value)]
+    if missing:
+        places = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"{name} is missing (None, NaN or empty) in {len(missing)} of {len(listed)} entries, "
+            f"at position(s) {places}; every case needs one: look it up, or drop the case"
+        )
+    return listed
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    try:
+        return bool(value != value)  # NaN
+    except (TypeError, ValueError):
+        return False
+
+
 def _range(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
         return f" from {least} to {most}"

@@ -53,3 +53,21 @@ def test_different_names():
     for bad in ("ab", ["a"], ["a", "a"], None):
         with pytest.raises(ValueError, match="classes must be two or more different names, got"):
             checks.different_names("classes", bad, 2)
+
+
+MISSING = [
+    np.array(["a", None, "b", float("nan"), ""], object),
+    ["a", None, "b", float("nan"), "  "],
+    np.array([1.0, np.nan, 2.0, np.nan, np.nan]),
+]
+
+
+@pytest.mark.parametrize("values", MISSING)
+def test_missing_names_are_counted_and_placed(values):
+    with pytest.raises(ValueError, match=r"site is missing .* in 3 of 5 .* position\(s\) 1, 3, 4;"):
+        checks.present("site", values)
+
+
+def test_names_that_are_there_come_back_as_they_are():
+    assert checks.present("site", np.array(["a", "None", "0"])) == ["a", "None", "0"]
+    assert checks.present("site", np.array([0, -1])) == [0, -1]

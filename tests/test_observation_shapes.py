@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from ppl_med.data import (
     Batches,
@@ -18,17 +28,27 @@ from ppl_med.data import (
 from ppl_med.data.readers.folders import read_list
 from ppl_med.data.readers.image_files import check_size, read_classes, read_rgb
 from ppl_med.data.splits import data_digest
-from ppl_med.inference import ConditionalNormal, ImportanceWeighted, fit
+from ppl_med.inference import (
+    ConditionalNormal,
+    FromPrior,
+    ImportanceWeighted,
+    MeanFieldNormal,
+    PointEstimate,
+    fit,
+    predict,
+)
 from ppl_med.likelihoods import FocalLoss, StudentT
 from ppl_med.models import (
+    BayesianClassifier,
     BayesianRegressor,
+    BayesianSegmenter,
     DenseRegressor,
     LatentClassifier,
     ProbabilisticUNet,
     StochasticSegmentationNetwork,
 )
 from ppl_med.models.site_temperature import SiteTemperature
-from ppl_med.networks import GaussianEncoder
+from ppl_med.networks import GaussianEncoder, SelectOutput
 
 IMAGE = torch.randn(6, 1, 8, 8)
 
@@ -198,3 +218,197 @@ def test_what_is_missing_or_ragged_is_told_or_made_up_for() -> None:
         Batches({"image": ragged})
     with pytest.raises(ValueError, match="share 1 id"):
         check_disjoint([torch.tensor(1), torch.tensor(2)], [torch.tensor(2)])
+
+
+# ------------------------------------------------------------------- order of the cases in predict
+
+
+class Images(Dataset):
+    """Case k is bright by k; with ids, if told."""
+
+    def __init__(self, ids: bool = False) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        one = {"image": torch.full((1, 2, 2), float(index))}
+        return one | ({"id": index} if self.ids else {})
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter([{"image": torch.zeros(1, 2, 2), "label": 0}] * 4)
+
+
+class CountedStream(Stream):
+    def __len__(self) -> int:
+        return 4
+
+
+def linear_classifier(net: nn.Module | None = None) -> BayesianClassifier:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    return BayesianClassifier(net or flat, ["no", "yes"])
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"shuffle": True},
+        {"sampler": WeightedRandomSampler([1.0] * 8, 8)},
+        {"sampler": SubsetRandomSampler([3, 1, 2])},
+        {"batch_sampler": BatchSampler(RandomSampler(Images()), 4, False)},
+    ],
+    ids=["shuffle", "weighted", "subset", "batch sampler"],
+)
+def test_a_shuffled_loader_without_ids_is_refused_in_predict(order: dict[str, Any]) -> None:
+    model = linear_classifier()
+    guide = PointEstimate(model)
+    with pytest.raises(ValueError, match=r"order of a \w*Sampler and have no 'id'.*shuffle=False"):
+        predict(model, guide, DataLoader(Images(), **order), draws=1, progress=False)
+
+
+def test_ids_tell_the_cases_of_a_shuffled_loader() -> None:
+    model = linear_classifier()
+    guide = PointEstimate(model)
+    in_order = predict(model, guide, DataLoader(Images(), 3), draws=1, progress=False)
+    loader = DataLoader(Images(ids=True), 3, shuffle=True)
+    shuffled = predict(model, guide, loader, draws=1, progress=False)
+    assert np.asarray(shuffled["posterior/case"]).tolist() != list(range(8))
+    by_id = shuffled["posterior/probs"].sortby("case")
+    np.testing.assert_allclose(by_id, in_order["posterior/probs"], rtol=1e-6)
+
+
+def test_streams_need_a_length() -> None:
+    model = linear_classifier()
+    guide = PointEstimate(model)
+    for verb in (fit, predict):
+        for given in (Stream(), DataLoader(Stream(), 2)):
+            with pytest.raises(
+                TypeError, match=r"Stream is an IterableDataset without a length.*__len__"
+            ):
+                verb(model, guide, given, progress=False)
+    counted = DataLoader(CountedStream(), 2)
+    fit(model, guide, counted, progress=False)
+    assert predict(model, guide, counted, draws=1, progress=False)["posterior"].sizes["case"] == 4
+
+
+# ------------------------------------------------------------------------ nets of several outputs
+
+
+class Several(nn.Module):
+    """A map of two classes, and another output, in the form asked for."""
+
+    def __init__(self, form: Any, volume: bool = False) -> None:
+        super().__init__()
+        self.form, self.conv = form, nn.Conv2d(1, 2, 1)
+        self.head = nn.Linear(64 * 2, 2)
+
+    def forward(self, image: torch.Tensor) -> Any:
+        found = self.conv(image)
+        return self.form(found, self.head(found.flatten(1)))
+
+
+FORMS: dict[str, tuple[Any, str, Any]] = {
+    "dict": (
+        lambda a, b: {"out": a, "aux": b},
+        r"dict with the keys \['out', 'aux'\].*'out'",
+        "out",
+    ),
+    "tuple": (lambda a, b: (a, b), r"tuple of 2 outputs.*SelectOutput\(net, 0\)", 0),
+    "list": (lambda a, b: [a, b], r"list of 2 outputs.*SelectOutput\(net, 0\)", 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nets_of_several_outputs_are_told_how_to_choose(form: str) -> None:
+    make, match, key = FORMS[form]
+    net, mask = Several(make), torch.zeros(6, 8, 8).long()
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (BayesianSegmenter(net, ["a", "b"]), {"mask": mask}),
+        (BayesianClassifier(net, ["a", "b"]), {"label": mask[:, 0, 0]}),
+        (BayesianRegressor(net), {"value": torch.zeros(6)}),
+        (DenseRegressor(net), {"depth": torch.zeros(6, 8, 8)}),
+        (StochasticSegmentationNetwork(1, ["a", "b"], net=net), {"mask": mask}),
+    ]
+    for model, observed in kinds:
+        guide = (
+            FromPrior("noise", "z")
+            if isinstance(model, StochasticSegmentationNetwork)
+            else PointEstimate(model)
+        )
+        with pytest.raises(ValueError, match=match):
+            fit(model, guide, [{"image": IMAGE, **observed}], progress=False)
+    model = BayesianSegmenter(SelectOutput(net, key), ["a", "b"])
+    guide = PointEstimate(model)
+    fit(model, guide, [{"image": IMAGE, "mask": mask}], progress=False)
+    tree = predict(model, guide, [{"image": IMAGE}], draws=1, progress=False)
+    expected = net.conv(IMAGE).detach()
+    assert tree["posterior/probs"].shape[2:] == expected.shape
+
+
+def test_the_chosen_output_is_that_of_the_net() -> None:
+    nested = SelectOutput(Several(lambda a, b: {"out": [a, b]}), "out", 1)
+    assert torch.equal(nested(IMAGE), nested.net(IMAGE)["out"][1])
+    with pytest.raises(ValueError, match=r"dict, which has no 'aux' but the keys \['out'\]"):
+        SelectOutput(nested.net, "aux")(IMAGE)
+    with pytest.raises(ValueError, match="keys must be"):
+        SelectOutput(nested.net)
+
+
+# --------------------------------------------------------------------- noise that no guide proposes
+
+
+class Always(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5)  # training=True is torch's default
+
+
+class InTraining(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+def noisy_net(noise: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), noise, nn.Linear(32, 2))
+
+
+@pytest.mark.parametrize("guide", [PointEstimate, MeanFieldNormal, None])
+def test_dropout_that_is_always_on_is_refused(guide: Any) -> None:
+    model = linear_classifier(noisy_net(Always()))
+    made = None if guide is None else guide(model)
+    match = r"distribution of 'label' differs from run to run.*F\.dropout\(x, 0\.5\)"
+    with pytest.raises(ValueError, match=match):
+        predict(model, made, [{"image": IMAGE}], draws=2, progress=False)
+    if made is not None:
+        with pytest.raises(ValueError, match=match):
+            fit(model, made, [{"image": IMAGE, "label": torch.zeros(6).long()}], progress=False)
+
+
+def test_programs_whose_latents_are_sites_are_functions() -> None:
+    """Noise in training alone, of a likelihood, of a code: all pass."""
+    model = linear_classifier(noisy_net(InTraining()))
+    predict(model, PointEstimate(model), [{"image": IMAGE}], draws=2, progress=False)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    noise = BayesianClassifier(wide, ["no", "yes"], likelihood="logit_normal")
+    predict(noise, PointEstimate(noise), [{"image": IMAGE}], draws=2, progress=False)
+    code = LatentClassifier(1, ["no", "yes"], width=2)
+    predict(code, None, [{"image": IMAGE}], draws=2, progress=False)
+
+
+# ------------------------------------------------------------- stock guides over latents per case
+
+
+def test_stock_guides_over_latents_of_cases_are_refused() -> None:
+    model = LatentClassifier(1, ["no", "yes"], width=2)
+    batches = [{"image": IMAGE, "label": torch.arange(6) % 2}]
+    match = r"AutoNormal proposes 'z', a latent of every case.*ConditionalNormal\(encoder, site='z'"
+    guide = AutoNormal(model)
+    with pytest.raises(ValueError, match=match):
+        fit(model, guide, batches, progress=False)
+    trained = AutoNormal(model)
+    trained(**batches[0])
+    for test in (batches, [{"image": IMAGE[:2]}]):
+        with pytest.raises(ValueError, match=match):
+            predict(model, trained, test, draws=1, progress=False)

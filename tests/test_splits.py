@@ -5,8 +5,22 @@ import os
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 
-from ppl_med.data import apply_split, load_split, save_split, split_patients
+from ppl_med.analysis import conformal
+from ppl_med.data import (
+    Batches,
+    apply_split,
+    check_disjoint,
+    load_split,
+    save_split,
+    split_patients,
+)
+from ppl_med.data.splits import check_splits
+from ppl_med.explain.function_checks import as_case
+from ppl_med.inference import PointEstimate, predict
+from ppl_med.models import BayesianClassifier
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
@@ -81,3 +95,65 @@ def test_splits_must_cover_and_not_overlap(tmp_path):
         apply_split(arrays, split)
     with pytest.raises(ValueError, match='no "patient"'):
         apply_split({"id": [1]}, split)
+
+
+def with_ids(ids):
+    rng = np.random.default_rng(0)
+    return {"image": rng.normal(size=(5, 1, 2, 2)).astype(np.float32), "id": ids}
+
+
+def predicted(ids):
+    model = BayesianClassifier(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), ["a", "b"]
+    )
+    batch = {"image": torch.randn(5, 1, 2, 2), "id": ids}
+    return predict(model, PointEstimate(model), [batch], draws=1, progress=False)
+
+
+def calibrated(ids):
+    tree = predicted(list("abcde"))
+    tree["observed_data"] = xr.DataTree(xr.Dataset({"label": ("case", [0, 1, 0, 1, 0])}))
+    named = tree.map_over_datasets(lambda one: one.assign_coords(case=ids) if one else one)
+    return conformal.calibrate(named, 0.5)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""], ids=["None", "NaN", "empty"])
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (lambda who: split_patients(who, {"a": 0.5, "b": 0.5}), "patient"),
+        (lambda who: split_patients(list(who), {"a": 0.5, "b": 0.5}), "patient"),
+        (lambda who: apply_split({"patient": who}, {"a": ["P1", "P2"], "b": ["P3"]}), "patient"),
+        (lambda who: save_split("no.json", {"a": ["P1", "P2", "P3"]}, {"patient": who}), "patient"),
+        (lambda who: check_disjoint(who, ["P9"]), "an id of calibration"),
+        (lambda who: check_splits({"a": {"id": ["P9"]}, "b": {"id": who}}), "an id of b"),
+        (lambda who: Batches(with_ids(who)), "id"),
+        (lambda who: predicted(list(who)), "id"),
+        (lambda who: as_case(list(who), torch.zeros(5, 1, 1, 1)), "case"),
+        (calibrated, "case"),
+    ],
+    ids=[
+        *[
+            "split",
+            "list",
+            "apply",
+            "save",
+            "disjoint",
+            "splits",
+            "Batches",
+            "predict",
+            "attribute",
+        ],
+        "conformal",
+    ],
+)
+def test_missing_ids_do_not_become_somebody(use, name, missing):
+    who = np.array(["P1", missing, "P2", "P3", missing], object)
+    with pytest.raises(ValueError, match=rf"{name} is missing .* in 2 of 5 .* position\(s\) 1, 4;"):
+        use(who)
+
+
+def test_patients_may_be_numbers_but_not_nan():
+    assert split_patients(np.array([7, 8]), {"a": 0.5, "b": 0.5}, seed=1).keys() == {"a", "b"}
+    with pytest.raises(ValueError, match=r"patient is missing .* in 1 of 3"):
+        split_patients(np.array([7.0, np.nan, 8.0]), {"a": 0.5, "b": 0.5})

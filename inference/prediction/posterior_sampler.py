@@ -3,7 +3,7 @@
 Draw s of chain c is one function: the same weights serve every case, patch and batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ppl_med.inference.batches import has_graders
+from ppl_med.inference.guides.stock import check_stock_guide
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
 from ppl_med.likelihoods import stored_parameters
 from ppl_med.programs.elbo import latent_faults
@@ -31,6 +33,8 @@ from ppl_med.programs.sites import (
 )
 
 TELLING_CASES = 8  # on which it is seen how a program reads its observations
+# Above this change between two equal runs, relative to the largest entry, a distribution is random.
+RANDOMNESS = 1e-4
 KEPT_NUMBERS = 256 * 1024**2  # numbers of drawn latents kept for the next batch: 1 GiB of float32
 
 Inputs = Mapping[str, Any]
@@ -85,7 +89,9 @@ class PosteriorSampler:
         with torch_restored(), torch.no_grad(), private_store():
             seed_torch(derive_seed(seed, chain))
             trace = _trace(model, example)
+            check_stock_guide(guide)
             proposed = {} if guide is None else sample_sites(_trace(guide, example))
+        check_stock_guide(guide)
         sites = sample_sites(trace)
         arguments = set(argument_names(model))
         self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
@@ -100,6 +106,28 @@ class PosteriorSampler:
             shared = {n: s for n, s in sites.items() if not is_local(s) or n in proposed}
             for fault in latent_faults(shared, proposed, frozenset()):
                 raise ValueError(fault)
+
+    def check_function(self) -> None:
+        """Raise where a draw is no function: random numbers are drawn outside of sample sites.
+
+        The example is run twice with the same latents and other generators; dropout that a network
+        calls itself, ``F.dropout(x, 0.5)``, shows in the distributions of the observed sites.
+        """
+        values, case = self.kept(0), np.zeros(1, dtype=int)
+        with torch.no_grad():
+            nodes: dict[str, Any] = dict(self.run(values, 0, self.example, case).nodes)
+            values = values | {name: nodes[name]["value"] for name in self.local}
+            again: dict[str, Any] = dict(self.run(values, 0, self.example, case, salt=1).nodes)
+        for name in self.observed:
+            pairs = zip(*(_tensors_of(one[name]["fn"]) for one in (nodes, again)), strict=False)
+            if not all(_close(here, there) for here, there in pairs):
+                raise ValueError(
+                    f"with the same weights, the distribution of {name!r} differs from run to run: "
+                    "the network draws random numbers that no guide proposes, such as "
+                    "F.dropout(x, 0.5), which is always on; write F.dropout(x, 0.5, self.training) "
+                    "or nn.Dropout, or take it out and put dropout into the guide "
+                    "(BernoulliDropout)"
+                )
 
     def draw(self, draw: int) -> Globals:
         """Global latents of one draw; the same for the same (seed, chain, draw)."""
@@ -123,14 +151,22 @@ class PosteriorSampler:
         return values
 
     def run(
-        self, values: Globals, draw: int, inputs: Inputs, cases: NDArray[np.integer]
+        self,
+        values: Globals,
+        draw: int,
+        inputs: Inputs,
+        cases: NDArray[np.integer],
+        salt: int | None = None,
     ) -> poutine.Trace:
-        """Trace the model on a batch without observations, with the latents that ``draw`` gave."""
+        """Trace the model on a batch without observations, with the latents that ``draw`` gave.
+
+        ``salt`` changes the seed of what cannot be drawn case by case, if given.
+        """
         keys = (self.seed, self.chain, draw)
         with torch_restored(), private_store():
             # For what cannot be drawn case by case: the same for the same batch at least.
-            seed_torch(derive_seed(*keys, int(cases[0])))
-            if self.guide_has_local:
+            seed_torch(derive_seed(*keys, int(cases[0]), *(() if salt is None else (salt,))))
+            if self.guide_has_local and not set(self.local) <= values.keys():
                 with _Substitute(values, keys, cases):
                     sites = sample_sites(_trace(self.guide, inputs))
                 values = values | {n: s["value"] for n, s in sites.items() if is_local(s)}
@@ -194,6 +230,24 @@ def _few_cases(given: Mapping[str, Tensor]) -> Tensor:
         steps = torch.linspace(0, len(distinct) - 1, min(TELLING_CASES, len(distinct)))
         found.append(distinct[steps.round().long().to(distinct.device)])
     return torch.cat(found).unique()
+
+
+def _tensors_of(fn: Any) -> Iterator[Tensor]:
+    """What a distribution is made of, and those inside it."""
+    for value in vars(fn).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Distribution):
+            yield from _tensors_of(value)
+
+
+def _close(here: Tensor, there: Tensor) -> bool:
+    if here.shape != there.shape:
+        return False
+    size = here.double().abs().nan_to_num(posinf=0).amax() if here.numel() else here.sum()
+    return torch.allclose(
+        here.double(), there.double(), rtol=0, atol=RANDOMNESS * float(size), equal_nan=True
+    )
 
 
 def _same(taken: Tensor, given: Tensor) -> bool:

@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppl_med.checks import present
 from ppl_med.inference.batches import has_graders
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
@@ -261,7 +262,7 @@ def case_ids(
         own, size, position = batch.get("id"), batch_size(values), start + len(ids)
         if own is not None and len(own) != size:
             raise ValueError(f"id has {len(own)} entries in a batch of {size} cases")
-        ids += list(range(position, position + size)) if own is None else _plain(own)
+        ids += list(range(position, position + size)) if own is None else present("id", own)
     return ids
 
 
@@ -282,10 +283,6 @@ def _check_ids(start: int, ids: Sequence[Any]) -> None:
             f"and the like for {len(wrong)} of {len(ids)} cases, first at position "
             f"{start + wrong[0]}; name every case"
         )
-
-
-def _plain(values: Any) -> list[Any]:
-    return values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
 
 
 def _columns(batch: Mapping[str, Any], taken: set[str], size: int) -> list[str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.batches import BatchSpec, check_iterable, first_batch
+from ppl_med.inference.guides.stock import check_stock_guide
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.reached_weights import check_reached
 from ppl_med.programs.elbo import elbo_terms
@@ -69,6 +71,10 @@ class DryRun:
                 _check_observed(model, sites, batch_size(values), num_cases)
                 # Whether a proposal learns shows only with gradients.
                 check_reached(model, guide, lambda: elbo_terms(model, guide, **options))
+                check_stock_guide(guide)
+                one = {n: v[:1] if isinstance(v, Tensor) else v for n, v in values.items()}
+                bare = {n: v for n, v in one.items() if n not in sites}
+                PosteriorSampler(model, guide, bare, 0, 0).check_function()
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, values) from error
         remember_store_names((model, guide), names.names)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_med.checks import present
 from ppl_med.data.masks import UNANNOTATED, check_image_shape, check_mask_axes, whole_mask
 
 _CHUNK = 1024  # cases examined at a time, which bounds the memory of the check
@@ -95,6 +96,8 @@ def as_ids(values: Any, num_cases: int) -> np.ndarray:
     """Return different ids as an array of str or int, dims (case); positions if there are none."""
     if values is None:
         return np.arange(num_cases)
+    if np.ndim(values) == 1:  # else the shape is what is wrong
+        present("id", values)
     ids = np.asarray(values)
     if ids.dtype == object and all(isinstance(one, str) for one in ids.flat):
         ids = ids.astype(str)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import present
 from ppl_med.storage.atomic import write_text
 
 _FORMAT = 1
@@ -38,13 +39,13 @@ def split_patients(
         For every split its patients, sorted. Numbers are the shares, rounded at the running sum.
 
     Raises:
-        ValueError: Shares that are not positive or do not sum to 1, or a split left without
-            patients.
+        ValueError: Shares that are not positive or do not sum to 1, a patient that is missing
+            (None, NaN or empty), or a split left without patients.
     """
     total = sum(shares.values())
     if not shares or min(shares.values()) <= 0 or abs(total - 1) > 1e-9:
         raise ValueError(f"shares is {dict(shares)}; expected positive numbers that sum to 1")
-    everyone = np.unique(np.asarray(patients).astype(str))
+    everyone = np.unique(_names(patients))
     order = np.random.default_rng(seed).permutation(everyone)
     ends = np.round(np.cumsum(list(shares.values())) / total * len(order)).astype(int)
     parts = np.split(order, ends[:-1])
@@ -130,7 +131,7 @@ def apply_split(
         ValueError: Splits share a patient, or patients of the data are in none.
     """
     _check_cover(split, arrays)
-    patient = np.asarray(arrays["patient"]).astype(str)
+    patient = _names(arrays["patient"])
     rows = {name: np.isin(patient, list(map(str, members))) for name, members in split.items()}
     return {
         name: {key: np.asarray(values)[kept] for key, values in arrays.items()}
@@ -154,9 +155,10 @@ def check_disjoint(
         names: What the two sets are called in the message.
 
     Raises:
-        ValueError: At least one id is in both; the message names up to five.
+        ValueError: At least one id is in both, of which the message names up to five; or one is
+            missing (None, NaN or empty).
     """
-    shared = sorted(_plain(ids_a) & _plain(ids_b), key=str)
+    shared = sorted(_plain(names[0], ids_a) & _plain(names[1], ids_b), key=str)
     if shared:
         examples = ", ".join(map(repr, shared[:5])) + (", ..." if len(shared) > 5 else "")
         raise ValueError(
@@ -209,12 +211,17 @@ def _check_cover(split: Mapping[str, Sequence[str]], arrays: Mapping[str, Any]) 
         raise ValueError(f'arrays has no "patient"; its keys are {sorted(arrays)}')
     check_splits({name: {"patient": members} for name, members in split.items()}, "patient")
     named = {str(who) for members in split.values() for who in members}
-    missing = sorted(set(np.asarray(arrays["patient"]).astype(str).tolist()) - named)
+    missing = sorted(set(_names(arrays["patient"]).tolist()) - named)
     if missing:
         raise ValueError(f"{len(missing)} patient(s) are in no split, first {missing[:5]}")
 
 
-def _plain(ids: Iterable[Hashable]) -> set[Hashable]:
+def _names(patients: Any) -> NDArray:
+    """Patients as text; nobody whose name is missing becomes a patient called "None" or "nan"."""
+    return np.asarray([str(one) for one in present("patient", patients)], dtype=str)
+
+
+def _plain(name: str, ids: Iterable[Hashable]) -> set[Hashable]:
     """Ids as Python values, so that ``np.str_``, tensors and str compare equal."""
-    listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    listed = present(f"an id of {name}", ids)
     return {one.item() if hasattr(one, "item") else one for one in listed}

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_med.axes import SAMPLES, SPACE
-from ppl_med.checks import is_whole
+from ppl_med.checks import is_whole, present
 
 Function = Callable[[Tensor], Tensor]
 # Above this change between two equal calls, relative to the largest output, a callable is random.
@@ -85,6 +85,7 @@ def as_target(target: int | Tensor, image: Tensor) -> Tensor:
 def as_case(case: Sequence[str] | Sequence[int] | None, image: Tensor) -> np.ndarray:
     """Return the ids of the cases; 0, 1, ... if None."""
     ids = np.arange(len(image)) if case is None else np.asarray(case)
+    present("case", ids if case is None else case)  # an array may turn NaN into text
     if ids.shape != (len(image),):
         raise ValueError(
             f"case must hold one id per image, got shape {ids.shape} for {len(image)} images"

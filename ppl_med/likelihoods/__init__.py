@@ -16,7 +16,7 @@ from ppl_med.likelihoods.class_loss import ClassLoss, LossLikelihood
 from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood, PartialCategorical
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, StudentT
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
-from ppl_med.likelihoods.interface import Likelihood, observe
+from ppl_med.likelihoods.interface import Likelihood, check_tensor, observe
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
 from ppl_med.likelihoods.ordinal import Ordinal
@@ -54,6 +54,7 @@ __all__ = [
     "Quantiles",
     "SpatialSmoothing",
     "StudentT",
+    "check_tensor",
     "class_likelihood",
     "class_probs",
     "in_double",

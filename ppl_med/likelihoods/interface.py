@@ -2,6 +2,7 @@
 
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,9 @@ class Likelihood(nn.Module, ABC):
                 f"and axes {self.event}; build it with event={event}, site={site!r}"
             )
 
-    def check_output(self, output: Tensor, image: Tensor) -> None:
+    def check_output(self, output: Any, image: Tensor) -> None:
         """Raise a ``ValueError`` unless an output has one value per case, or pixel of the image."""
+        check_tensor(output)
         expected = (len(image), self.num_outputs, *(image.shape[2:] if self.event else ()))
         if tuple(output.shape) != expected:
             raise ValueError(
@@ -90,6 +92,21 @@ class Likelihood(nn.Module, ABC):
                 f"{type(self).__name__} takes {self.num_outputs} output(s) per "
                 + ("pixel of the image" if self.event else "case")
             )
+
+
+def check_tensor(output: Any) -> None:
+    """Raise a ``ValueError`` where a network returned several outputs in the place of a tensor."""
+    if isinstance(output, Tensor):
+        return
+    found, key = type(output).__name__, "0"
+    if isinstance(output, Mapping):
+        found, key = f"{found} with the keys {[*output]}", repr(next(iter(output), "out"))
+    elif isinstance(output, tuple | list):
+        found = f"{found} of {len(output)} outputs"
+    raise ValueError(
+        f"net gave a {found}, and one tensor is needed; choose an output, such as "
+        f"SelectOutput(net, {key}) of ppl_med.networks, or switch the others off in the net"
+    )
 
 
 def precision(output: Tensor, *, training: bool) -> torch.dtype:

@@ -5,6 +5,7 @@ from ppl_med.networks.combine import Combine
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.fc_densenet import FCDenseNet
 from ppl_med.networks.hierarchical_unet import HierarchicalUNet
+from ppl_med.networks.select_output import SelectOutput
 from ppl_med.networks.unet import UNet
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "GaussianEncoder",
     "HierarchicalUNet",
     "LeNet",
+    "SelectOutput",
     "UNet",
 ]

@@ -5,6 +5,7 @@ import xarray as xr
 
 from ppl_med.analysis.tree.groups import find_group
 from ppl_med.axes import SAMPLES
+from ppl_med.checks import present
 
 
 def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str = "probs") -> None:
@@ -20,6 +21,8 @@ def check_cases(array: xr.DataArray, probs: xr.DataArray, name: str, other: str 
     if same and "case" in array.coords and "case" in probs.coords:
         same = bool(np.all(array["case"].values == probs["case"].values))
     if not same:
+        for one in (array, probs):
+            present("case", one["case"].values)
         raise ValueError(
             f"{name} and {other} do not hold the same cases in the same order; select the same "
             "cases in every group of the tree, and in every tree."
@@ -41,7 +44,7 @@ def case_ids(array: xr.DataArray, name: str = "probs") -> np.ndarray:
     """Return the ids of the cases.
 
     Raises:
-        ValueError: There are none, or one appears twice.
+        ValueError: There are none, one is missing (None, NaN or empty) or appears twice.
     """
     if "case" not in array.coords:
         raise ValueError(
@@ -49,6 +52,7 @@ def case_ids(array: xr.DataArray, name: str = "probs") -> np.ndarray:
             "the batches an 'id' per case, or assign_coords(case=...)."
         )
     ids = array["case"].values
+    present("case", ids)
     names, counts = np.unique(ids.astype(str), return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -103,13 +107,8 @@ def metadata_groups(
     if groups.dims != ("case",):
         raise ValueError(f"{argument} has dimensions {groups.dims}; expected ('case',).")
     check_cases(groups, array, argument)
-    values = groups.values
-    missing = [value is None or value != value or str(value) == "" for value in values.tolist()]
-    if any(missing):
-        raise ValueError(
-            f"{argument} is missing for {sum(missing)} case(s); drop them or give them a group."
-        )
-    return xr.DataArray(np.array([str(value) for value in values.tolist()]), dims="case")
+    names = [str(value) for value in present(argument, groups.values)]
+    return xr.DataArray(np.array(names), dims="case")
 
 
 def case_weights(weights: xr.DataArray, array: xr.DataArray) -> np.ndarray:
