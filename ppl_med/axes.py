@@ -1,5 +1,6 @@
 """Names of axes, written at the sample site and read by ``predict``."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ppl_med.moved import renamed
@@ -27,7 +28,12 @@ SPACE = {2: ("row", "col"), 3: ("depth", "row", "col")}
 """Names of the spatial axes of images and of volumes."""
 
 
-def dims(*names: str, stored: bool = True, proposed: bool = True) -> Any:
+def dims(
+    *names: str,
+    stored: bool = True,
+    proposed: bool = True,
+    classes: Sequence[str] | None = None,
+) -> Any:
     """Name a site's event axes: ``pyro.sample("z", ..., infer=dims("latent"))``.
 
     Args:
@@ -36,6 +42,8 @@ def dims(*names: str, stored: bool = True, proposed: bool = True) -> Any:
             that nobody reads.
         proposed: Whether a guide must propose a latent site; False for noise of a likelihood, which
             then follows the model's prior under every guide.
+        classes: Names of the classes of an observed site of a program of one's own, as a model
+            gives them by ``coords = {"class": [...]}``: they name the class axis of ``probs``.
 
     Returns:
         What ``pyro.sample`` takes as ``infer``.
@@ -45,6 +53,8 @@ def dims(*names: str, stored: bool = True, proposed: bool = True) -> Any:
         infer["stored"] = False
     if not proposed:
         infer["proposed"] = False
+    if classes is not None:
+        infer["classes"] = list(classes)
     return infer
 
 

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro import poutine
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -24,6 +25,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from scipy import stats
 from torch import Tensor, nn
 
+from ppl_med.analysis import calibration, conformal, scoring
 from ppl_med.axes import dims
 from ppl_med.inference import MeanFieldNormal, fit, functions, load, predict, save
 from ppl_med.models import BayesianClassifier
@@ -426,3 +428,71 @@ def test_columns_that_fit_each_other_keep_the_slope() -> None:
     fit(model, guide, [{"image": image, "y": y}], epochs=200, learning_rate=0.1, progress=False)
     exact = float((image.mean((1, 2, 3)) @ y) / (image.mean((1, 2, 3)).square().sum() + 0.25 / 100))
     assert float(guide.median()["slope"]) == pytest.approx(exact, abs=1e-2)
+
+
+# ----------------------------------------------------------------------- classes of one's own name
+
+
+def graded(
+    image: Tensor,
+    site_id: Tensor,
+    grade: Tensor | None = None,
+    temperature: float = 1.0,
+    *,
+    num_cases: int | None = None,
+) -> None:
+    """grade ~ OrderedLogistic(slope * brightness + shift of the site)."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
+    shift = pyro.sample("shift", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    score = (slope * image.mean((1, 2, 3)) + shift[site_id]) / temperature
+    names = dims(classes=["low", "mid", "high"])
+    with pyro.plate("case", num_cases or len(image), subsample=image):
+        law = dist.OrderedLogistic(score, torch.tensor([-1.0, 1.0]))
+        pyro.sample("grade", law, obs=grade, infer=names)
+
+
+def graded_batch(cases: int = 60) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    image = torch.randn(cases, 1, 2, 2, generator=generator)
+    score = 3 * image.mean((1, 2, 3)) + torch.randn(cases, generator=generator)
+    return {
+        "image": image,
+        "site_id": torch.arange(cases) % 2,
+        "grade": (score > -1).long() + (score > 1).long(),
+        "id": [f"{k}" for k in range(cases)],
+    }
+
+
+def test_ordered_classes_of_ones_own_name_reach_every_analysis() -> None:
+    data = graded_batch()
+    check_program(graded, data)
+    pyro.clear_param_store()
+    guide = AutoNormal(poutine.block(graded, hide=["grade"]))
+    fit(graded, guide, [data], epochs=60, learning_rate=0.05, progress=False)
+    tree = predict(graded, guide, [data], draws=8, progress=False)
+    probs = tree["posterior/probs"]
+    assert probs.dims == ("chain", "draw", "case", "class")
+    assert probs["class"].values.tolist() == ["low", "mid", "high"]
+    assert probs.dtype == np.float64
+    np.testing.assert_array_equal(tree["constant_data/site_id"], data["site_id"])
+    np.testing.assert_array_equal(tree["observed_data/grade"], data["grade"])
+    draws = tree["posterior"].to_dataset()
+    score = draws["slope"] * xr.DataArray(data["image"].mean((1, 2, 3)).numpy(), dims="case")
+    score = score + draws["shift"].values[:, :, data["site_id"].numpy()]
+    first = 1 / (1 + np.exp(-(-1 - score)))
+    np.testing.assert_allclose(probs.sel({"class": "low"}), first, atol=1e-6)
+    expected = np.log(probs.isel({"class": xr.DataArray(data["grade"].numpy(), dims="case")}))
+    np.testing.assert_allclose(tree["log_likelihood/grade"], expected, atol=1e-6)
+    with xr.set_options(keep_attrs=True):
+        named = tree.copy()
+        for group in ("observed_data", "log_likelihood", "posterior_predictive"):
+            named[group] = xr.DataTree(tree[group].to_dataset().rename(grade="label"))
+    for analysis in (scoring.score, calibration.errors, scoring.confusion, scoring.elpd_heldout):
+        xr.testing.assert_equal(analysis(tree), analysis(named))
+    half = conformal.calibrate(tree.isel(case=slice(0, 30)), 0.2)
+    sets = conformal.predict_sets(half, tree.isel(case=slice(30, 60)))
+    assert int(sets["covered"].notnull().sum()) == 30
+
+
+def test_an_argument_with_a_default_that_is_not_none_is_no_observation() -> None:
+    check_program(graded, graded_batch(8) | {"temperature": torch.ones(8)})

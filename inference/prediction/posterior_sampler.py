@@ -97,6 +97,8 @@ class PosteriorSampler:
         self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
         self.discrete = {n for n in self.observed if sites[n]["fn"].support.is_discrete}
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
+        named = [(sites[n]["infer"] or {}).get("classes") for n in self.observed]
+        self.class_names = {"class": list(named[0])} if named and named[0] else {}
         self.local = [name for name in latents if is_local(sites[name])]
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
         of_case = {n: n in self.observed for n in [*self.observed, *self.local]}

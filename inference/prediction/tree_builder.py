@@ -21,7 +21,14 @@ from ppl_med.inference.batches import has_graders
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
-from ppl_med.programs.sites import Program, batch_size, case_dim, check_densities, site_dims
+from ppl_med.programs.sites import (
+    Program,
+    argument_names,
+    batch_size,
+    case_dim,
+    check_densities,
+    site_dims,
+)
 from ppl_med.weights import RandomWeights, find_random_weights
 
 SMALL_SITE = 1000
@@ -101,11 +108,14 @@ class TreeBuilder:
         unseen = protocol.told_by_image(model) & set(self.local)
         if unseen and not sampler.guide_has_local:
             self.attrs["given"] = ", ".join(sorted(unseen))
-        self.coords = protocol.coords(model)
+        self.coords = sampler.class_names | protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
         self.by_graders = has_graders(first)
-        self.columns = _columns(first, {"id", *inputs}, batch_size(inputs))
+        # Inputs such as the number of a site are metadata too; further pictures are not.
+        pictures = {n for n, v in inputs.items() if isinstance(v, Tensor) and v.dim() > 2}
+        taken = {"id", "image", argument_names(model)[0], *self.observed, *pictures}
+        self.columns = _columns(first, taken, batch_size(inputs))
 
     def start(
         self,

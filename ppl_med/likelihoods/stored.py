@@ -4,6 +4,7 @@ Both are answered per type, for the distributions of Pyro and of torch here, and
 ``in_double.register`` and ``stored_parameters.register`` in the file that defines it.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
@@ -45,8 +46,12 @@ def _(fn: known.Independent) -> Distribution:
 
 @in_double.register(known.Categorical)
 def _(fn: known.Categorical) -> Distribution:
-    double = fn.logits.dtype == torch.float64
-    return fn if double else type(fn)(logits=fn.logits.double())
+    if fn.logits.dtype == torch.float64:
+        return fn
+    double = copy.copy(fn)  # a subclass may be built from other things than logits
+    double.logits = double._param = fn.logits.double()
+    vars(double).pop("probs", None)
+    return double
 
 
 @in_double.register(known.Bernoulli)

@@ -32,8 +32,8 @@ from ppl_med.analysis.tree import (
     check_cases,
     class_indices,
     class_labels,
+    class_site,
     count_left_out,
-    find_group,
     open_annotations,
     open_draws,
 )
@@ -100,7 +100,7 @@ def sizes(
 def _annotations(
     tree: Posterior, annotations: xr.DataArray | None, draws: Draws
 ) -> xr.DataArray | None:
-    if annotations is None and "mask" not in find_group(tree, "observed_data"):
+    if annotations is None and class_site(tree, "observed_data", ("mask",)) is None:
         return None
     return open_annotations(tree, annotations, draws)
 

@@ -48,7 +48,7 @@ from ppl_med.analysis.tree.graders import (
     open_annotations,
     sample_distribution,
 )
-from ppl_med.analysis.tree.groups import find_group, find_variable
+from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.analysis.tree.likelihoods import LogLikelihood, open_log_likelihood
 from ppl_med.analysis.tree.masks import (
@@ -85,6 +85,7 @@ __all__ = [
     "class_indices",
     "class_labels",
     "class_names",
+    "class_site",
     "compared_cases",
     "count_left_out",
     "drop_copies",

@@ -20,13 +20,17 @@ from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.copies import drop_copies
-from ppl_med.analysis.tree.groups import check_predictive, find_group, find_variable
+from ppl_med.analysis.tree.groups import (
+    check_predictive,
+    class_site,
+    find_group,
+    find_variable,
+)
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.axes import SAMPLES
 
 Posterior: TypeAlias = xr.DataTree | xr.Dataset | xr.DataArray
 
-OBSERVATIONS = ("label", "mask")
 _COPIES = 4  # of the tables of a run: the chunks, the run, the run before, and what is checked
 _SUM_TOLERANCE = 1e-5  # float32 softmax over a few hundred classes is off by about 1e-6
 
@@ -111,8 +115,8 @@ class Classes:
 
     def observation(self) -> xr.DataArray | None:
         """Return the observed label or mask as stored, if there is one."""
-        group = find_group(self.tree, "observed_data")
-        return next((group[name] for name in OBSERVATIONS if name in group), None)
+        name = class_site(self.tree, "observed_data")
+        return None if name is None else find_group(self.tree, "observed_data")[name]
 
     def observed(self) -> xr.DataArray:
         """Find the observed classes (case, ...), not yet read.

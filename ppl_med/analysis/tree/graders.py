@@ -15,7 +15,7 @@ import xarray as xr
 
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import Posterior
-from ppl_med.analysis.tree.groups import find_group
+from ppl_med.analysis.tree.groups import class_site, find_group
 from ppl_med.analysis.tree.left_out import UNANNOTATED
 from ppl_med.analysis.tree.masks import Draws, check_range
 from ppl_med.axes import SAMPLES
@@ -176,10 +176,10 @@ def _observed(tree: Posterior) -> xr.DataArray:
             f"annotations must be given with a {type(tree).__name__}: only a DataTree carries "
             "observed_data/mask."
         )
-    group = find_group(tree, "observed_data")
-    if "mask" not in group:
+    name = class_site(tree, "observed_data", ("mask",))
+    if name is None:
         raise ValueError(
             "tree has no observed_data/mask; call predict on batches that hold mask, or pass "
             "annotations."
         )
-    return group["mask"]
+    return find_group(tree, "observed_data")[name]

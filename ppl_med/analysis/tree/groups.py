@@ -1,6 +1,11 @@
 """Groups of a tree: the one place of the analyses that looks into them."""
 
+from collections.abc import Sequence
+
 import xarray as xr
+
+OBSERVATIONS = ("label", "mask")
+"""Usual names of sites of classes."""
 
 
 def find_group(tree: object, name: str) -> xr.Dataset:
@@ -62,3 +67,20 @@ def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArr
             f"analysis needs a {model} model."
         )
     return found[name]
+
+
+def class_site(tree: object, group: str, usual: Sequence[str] = OBSERVATIONS) -> str | None:
+    """Return the name of the site of classes in a group; None where none can be told.
+
+    It is one of the usual names, or, as users' own programs may call theirs otherwise, the only
+    variable over cases there is.
+
+    Args:
+        tree: The tree of `predict`.
+        group: Such as "observed_data".
+        usual: Names that are taken first.
+    """
+    found = find_group(tree, group)
+    known = [name for name in usual if name in found]
+    others = [str(name) for name, values in found.data_vars.items() if "case" in values.dims]
+    return known[0] if known else others[0] if len(others) == 1 else None

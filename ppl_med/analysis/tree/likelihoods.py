@@ -8,9 +8,14 @@ import xarray as xr
 
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.classes import OBSERVATIONS, has_probs
+from ppl_med.analysis.tree.classes import has_probs
 from ppl_med.analysis.tree.copies import drop_copies
-from ppl_med.analysis.tree.groups import check_predictive, find_group
+from ppl_med.analysis.tree.groups import (
+    OBSERVATIONS,
+    check_predictive,
+    class_site,
+    find_group,
+)
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
@@ -88,7 +93,9 @@ def open_log_likelihood(
         return LogLikelihood(array, None)
     check_cases(observed[name], array, f"observed {name}", "log_likelihood")
     value = observed[name]
-    if name not in OBSERVATIONS or (find_group(tree, "posterior") and not has_probs(tree)):
+    alone = name in OBSERVATIONS and not find_group(tree, "posterior")
+    classes = alone or (has_probs(tree) and name == class_site(tree, "observed_data"))
+    if not classes:
         value = value.astype(np.float64)  # a number, of which -1 is one like others
     seen = known(value)
     return LogLikelihood(array, seen.any([dim for dim in seen.dims if dim not in array.dims]))

@@ -21,7 +21,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.tree.classes import Posterior, check_simplex
 from ppl_med.analysis.tree.copies import drop_copies
-from ppl_med.analysis.tree.groups import find_group, find_variable
+from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
 from ppl_med.axes import SAMPLES
 
 ClassList: TypeAlias = Sequence[int | str] | None
@@ -225,7 +225,8 @@ def _find(tree: Posterior, samples: str) -> tuple[xr.DataArray, tuple[str, ...]]
     if samples == "mode":
         array = find_variable(tree, "posterior", "probs", "segmentation")
         return array, _names(array)
-    array = find_variable(tree, "posterior_predictive", "mask", "segmentation")
+    name = class_site(tree, "posterior_predictive", ("mask",)) or "mask"
+    array = find_variable(tree, "posterior_predictive", name, "segmentation")
     if "class" in array.dims:
         raise ValueError(
             "samples='draw' needs drawn masks, and an array of probabilities was passed; pass "
