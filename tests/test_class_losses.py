@@ -473,3 +473,52 @@ def test_a_likelihood_moves_and_is_saved_with_its_model() -> None:
 def test_settings_that_make_no_sense_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("event", [(), ("row", "col")], ids=["case", "pixel"])
+def test_class_weights_of_the_categorical_are_those_of_torch_in_training_alone(
+    event: tuple[str, ...],
+) -> None:
+    weights = (1.0, 4.0, 0.5)
+    one = Categorical(CLASSES, event, partial=True, class_weights=weights)
+    shape = (5, 3, *[4] * len(event))
+    output, label = torch.randn(shape), torch.randint(-1, 3, (5, *shape[2:]))
+    with pyro.plate("case", 5):
+        trained = poutine.trace(one.train()).get_trace(output, label)
+        scored = poutine.trace(one.eval()).get_trace(output, label)
+        plain = poutine.trace(Categorical(CLASSES, event, partial=True)).get_trace(output, label)
+    options: dict[str, Any] = {"ignore_index": -1, "reduction": "none"}
+    expected = -cross_entropy(output, label, torch.tensor(weights), **options)
+    total = expected.flatten(1).sum(1) if event else expected
+    node: Any = trained.nodes["label"]
+    torch.testing.assert_close(node["fn"].log_prob(label), total)
+    at_prediction, unweighted = (t.nodes["label"]["fn"].log_prob(label) for t in (scored, plain))
+    torch.testing.assert_close(at_prediction, unweighted.to(at_prediction))
+
+
+def test_class_weights_shift_the_probabilities_as_another_population_would() -> None:
+    """Without features: the MAP under weights w and shares q is w q, normalised."""
+    model = classifier(Categorical(("a", "b"), class_weights=(1.0, 5.0)))
+    assert model.likelihood.training_loss == "log-probability, weighted 1 5"
+    with pytest.raises(ValueError, match="class_weights must be 2 numbers above 0"):
+        Categorical(("a", "b"), class_weights=(1.0, 0.0))
+    found = optimize.minimize_scalar(
+        lambda p: -(0.8 * math.log(1 - p) + 5 * 0.2 * math.log(p)), bounds=(0.01, 0.99)
+    )
+    assert found.x == pytest.approx(5 * 0.2 / (0.8 + 5 * 0.2), abs=1e-4)
+    likelihood = model.likelihood.train()
+    logit = torch.zeros(1, requires_grad=True)
+    label = torch.tensor([0] * 8 + [1] * 2)
+    optimizer = torch.optim.LBFGS([logit], max_iter=50)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        output = torch.stack([torch.zeros(10), logit.expand(10)], 1)
+        with pyro.plate("case", 10):
+            trace = poutine.trace(likelihood).get_trace(output, label)
+        value = -trace.log_prob_sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert float(logit.detach().sigmoid()) == pytest.approx(found.x, abs=1e-4)

@@ -412,3 +412,13 @@ def test_stock_guides_over_latents_of_cases_are_refused() -> None:
     for test in (batches, [{"image": IMAGE[:2]}]):
         with pytest.raises(ValueError, match=match):
             predict(model, trained, test, draws=1, progress=False)
+
+
+def test_double_images_are_told_to_be_floats() -> None:
+    model = linear_classifier()
+    batches = [{"image": torch.zeros(4, 1, 2, 2).double(), "label": torch.zeros(4).long()}]
+    for verb in (fit, predict):
+        with pytest.raises(ValueError, match=r"image has dtype torch\.float64.*image\.float\(\)"):
+            verb(model, PointEstimate(model), batches, progress=False)
+    double = linear_classifier().double()
+    fit(double, PointEstimate(double), batches, progress=False)

@@ -284,3 +284,28 @@ def test_nets_are_joined_as_chains(tmp_path: Path) -> None:
 
 def test_a_table_in_markdown() -> None:
     assert storage.markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_cases_follow_each_other_and_what_has_none_keeps_its_axes() -> None:
+    whole = classification_tree()
+    posterior = whole["posterior"].to_dataset()
+    shape = posterior.sizes["chain"], posterior.sizes["draw"]
+    posterior["weight_norm"] = (("chain", "draw"), np.arange(np.prod(shape)).reshape(shape) / 7)
+    whole["posterior"] = xr.DataTree(posterior)
+    parts = [whole.isel(case=slice(0, 2)), whole.isel(case=slice(2, None))]
+    joined = storage.join_cases(parts)
+    assert joined["posterior/weight_norm"].dims == ("chain", "draw")
+    for name in whole.children:
+        xr.testing.assert_equal(joined[name].to_dataset(), whole[name].to_dataset())
+    with pytest.raises(ValueError, match=r"share 2 case id\(s\)"):
+        storage.join_cases([parts[0], whole])
+    other = parts[1].copy()
+    other["posterior"] = xr.DataTree(
+        other["posterior"].to_dataset().assign(weight_norm=posterior["weight_norm"] + 1)
+    )
+    with pytest.raises(ValueError, match="posterior: the trees are not of one posterior"):
+        storage.join_cases([parts[0], other])
+    with pytest.raises(ValueError, match="different groups"):
+        storage.join_cases([parts[0], parts[1].filter(lambda node: node.name != "observed_data")])
+    with pytest.raises(ValueError, match="one or more"):
+        storage.join_cases([])

@@ -126,6 +126,13 @@ def not_running(error: Exception, values: dict[str, Any]) -> Exception:
             check_batch({"image": image.cpu()}, in_channels=int(channels[1]))
         except (TypeError, ValueError) as known:
             return known
+    doubles = [n for n, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.float64]
+    if doubles and re.search(r"dtype|scalar type|Double|double", str(error)):
+        return ValueError(
+            f"{doubles[0]} has dtype torch.float64 and the network float32 weights, it seems: "
+            f"pass {doubles[0]}.float(), or call .double() on model and guide "
+            f"({type(error).__name__}: {error})"
+        )
     return ValueError(
         f"the model or the guide does not run on the first batch ({describe(values)}): "
         f"{type(error).__name__}: {error}. Check the shapes and types of these arguments against "

@@ -12,12 +12,13 @@ posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several leve
 """
 
 from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, class_likelihood
-from ppl_med.likelihoods.class_loss import ClassLoss, LossLikelihood
+from ppl_med.likelihoods.class_loss import LossLikelihood
 from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood, PartialCategorical
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, StudentT
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
 from ppl_med.likelihoods.interface import Likelihood, check_tensor, observe
 from ppl_med.likelihoods.logit_normal import LogitNormal
+from ppl_med.likelihoods.loss_distribution import ClassLoss
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
 from ppl_med.likelihoods.ordinal import Ordinal
 from ppl_med.likelihoods.quantiles import Quantiles

@@ -1,15 +1,18 @@
 """Likelihoods of classes: one per case, or one per pixel."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_med.checks import different_names
-from ppl_med.likelihoods.interface import Likelihood
+from ppl_med.likelihoods.interface import Likelihood, observe, precision
+from ppl_med.likelihoods.loss_distribution import ClassLoss, Loss, log_prob_of
 from ppl_med.likelihoods.stored import IntegerBernoulli, site_logits
 
 
@@ -79,7 +82,14 @@ class Categorical(ClassLikelihood):
         site: Name of the observed site.
         partial: Whether a value of -1 says that an entry was not observed; it then has no
             influence.
+        class_weights: w, one per class, above 0: training takes ``w_y log p_y`` for the label y,
+            as for classes that are rare. That is a loss and no density (see ``class_loss``): the
+            posterior is a generalised one, and its probabilities are those of a population in which
+            class k is w_k times as frequent. Log-likelihoods at prediction are not weighted. None
+            for ones.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -88,10 +98,33 @@ class Categorical(ClassLikelihood):
         site: str = "label",
         *,
         partial: bool = False,
+        class_weights: Sequence[float] | NDArray[Any] | Tensor | None = None,
     ) -> None:
         super().__init__()
         self.classes = different_names("classes", classes, least=2)
         self.event, self.site, self.partial = tuple(event), site, partial
+        weights = _weights(class_weights, len(self.classes))
+        self.register_buffer("class_weights", weights, persistent=False)
+        if weights is not None:
+            named = " ".join(f"{weight:g}" for weight in weights.tolist())
+            self.training_loss = f"log-probability, weighted {named}"
+
+    def forward(self, output: Tensor, value: Tensor | None) -> None:
+        """Observe the site; in training with class weights, by the weighted loss."""
+        if self.class_weights is None or not self.training or value is None:
+            super().forward(output, value)
+        else:
+            self.observe_by_loss(output, value, self.weighted_loss)
+
+    def observe_by_loss(self, output: Tensor, value: Tensor, loss: Loss) -> None:
+        """Observe the site by a loss in the place of its log-probability."""
+        logits = self.class_last(output).to(precision(output, training=True))
+        observe(self.site, ClassLoss(logits, loss, partial=self.partial), self.event, value)
+
+    def weighted_loss(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
+        """Minus the weighted log-probability of every entry, in nats."""
+        assert self.class_weights is not None
+        return -self.class_weights[label] * log_prob_of(logits.log_softmax(-1), label)
 
     def distribution(self, output: Tensor) -> Any:
         """Categorical of the logits."""
@@ -121,3 +154,15 @@ class Bernoulli(ClassLikelihood):
     def distribution(self, output: Tensor) -> Any:
         """Bernoulli of the logit of the second class."""
         return IntegerBernoulli(logits=output.squeeze(-1 - len(self.event)))
+
+
+def _weights(
+    weights: Sequence[float] | NDArray[Any] | Tensor | None, num_classes: int
+) -> Tensor | None:
+    if weights is None:
+        return None
+    if len(weights) != num_classes or not all(math.isfinite(w) and w > 0 for w in weights):
+        raise ValueError(
+            f"class_weights must be {num_classes} numbers above 0, one per class, got {weights!r}"
+        )
+    return torch.tensor([float(weight) for weight in weights])

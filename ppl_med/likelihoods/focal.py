@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
+from ppl_med.likelihoods.class_loss import LossLikelihood
+from ppl_med.likelihoods.loss_distribution import log_prob_of
 
 FLSD_53 = ((0.2, 5.0), (1.0, 3.0))
 """Schedule of Mukhoti et al.: exponent 5 below a probability of 0.2 of the true class, else 3."""
@@ -34,7 +35,6 @@ class FocalLoss(LossLikelihood):
 
     bounds: Tensor
     exponents: Tensor
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -46,18 +46,17 @@ class FocalLoss(LossLikelihood):
         *,
         partial: bool = False,
     ) -> None:
-        super().__init__(classes, event, site, partial=partial)
+        super().__init__(classes, event, site, partial=partial, class_weights=class_weights)
         steps = tuple(gamma) if isinstance(gamma, Sequence) else ((1.0, gamma),)
         steps = tuple((float(bound), float(exponent)) for bound, exponent in steps)
         _check_steps(steps)
         self.register_buffer("bounds", torch.tensor([b for b, _ in steps[:-1]]), persistent=False)
         self.register_buffer("exponents", torch.tensor([g for _, g in steps]), persistent=False)
-        weights = _weights(class_weights, len(self.classes))
-        self.register_buffer("class_weights", weights, persistent=False)
         below = [f"{exponent:g} below {bound:g}" for bound, exponent in steps[:-1]]
         self.training_loss = f"focal loss, gamma {', '.join([*below, f'{steps[-1][1]:g}'])}"
-        if weights is not None:
-            self.training_loss += f", weighted {' '.join(f'{w:g}' for w in weights.tolist())}"
+        if self.class_weights is not None:
+            weights = " ".join(f"{weight:g}" for weight in self.class_weights.tolist())
+            self.training_loss += f", weighted {weights}"
 
     def loss(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
         """Focal loss, in nats."""
@@ -78,15 +77,3 @@ def _check_steps(steps: Sequence[tuple[float, float]]) -> None:
             "gamma must be a finite number, 0 or more, or pairs (bound, gamma) with bounds that "
             f"rise from above 0 to 1, got {steps}"
         )
-
-
-def _weights(
-    weights: Sequence[float] | NDArray[Any] | Tensor | None, num_classes: int
-) -> Tensor | None:
-    if weights is None:
-        return None
-    if len(weights) != num_classes or not all(math.isfinite(w) and w > 0 for w in weights):
-        raise ValueError(
-            f"class_weights must be {num_classes} numbers above 0, one per class, got {weights!r}"
-        )
-    return torch.tensor([float(weight) for weight in weights])

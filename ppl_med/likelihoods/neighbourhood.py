@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv3d, pad
 
 from ppl_med.checks import finite, is_whole, reject
-from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
+from ppl_med.likelihoods.class_loss import LossLikelihood
+from ppl_med.likelihoods.loss_distribution import log_prob_of
 
 _CONVOLUTIONS = {2: conv2d, 3: conv3d}
 

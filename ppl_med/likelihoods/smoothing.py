@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ppl_med.checks import finite, reject, share
-from ppl_med.likelihoods.class_loss import LossLikelihood, log_prob_of
+from ppl_med.likelihoods.class_loss import LossLikelihood
 from ppl_med.likelihoods.classes import Categorical
+from ppl_med.likelihoods.loss_distribution import log_prob_of
 
 
 class LabelSmoothing(LossLikelihood):

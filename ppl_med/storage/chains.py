@@ -1,4 +1,4 @@
-"""Several runs as one posterior: independently trained members are chains."""
+"""Several trees as one: independently trained members are chains, and cases follow each other."""
 
 from collections.abc import Collection, Sequence
 
@@ -39,4 +39,58 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
     number = max(node.sizes.get("chain", 0) for node in tree.children.values())
     guide = f"Ensemble of {trees[0].attrs.get('guide', 'nets')}"
     tree.attrs = {**trees[0].attrs, "guide": guide, "chains": number}
+    return tree
+
+
+def join_cases(trees: Sequence[xr.DataTree]) -> xr.DataTree:
+    """Join the trees of one posterior on different cases, such as those of several hospitals.
+
+    ``xarray.concat`` would give what has no cases, such as norms of weights, an axis of cases.
+
+    Args:
+        trees: Trees of ``predict`` by one model and guide, with the same draws and groups.
+
+    Returns:
+        A tree in which the cases follow each other, in the order given. What has no cases, and
+        attributes, are those of the first tree.
+
+    Raises:
+        ValueError: There are no trees; groups, variables or draws differ; what has no cases
+            differs, so that the posterior is another one; or two trees share a case.
+    """
+    if not trees:
+        raise ValueError("trees must be one or more, got none")
+    names = [list(tree.children) for tree in trees]
+    if any(set(one) != set(names[0]) for one in names):
+        raise ValueError(f"trees have different groups: {names}; predict them alike")
+    joined = {}
+    for name in names[0]:
+        parts = [tree[name].to_dataset() for tree in trees]
+        if "case" not in parts[0].dims:
+            joined[f"/{name}"] = parts[0]
+            continue
+        try:
+            one = xr.concat(
+                parts,
+                "case",
+                data_vars="minimal",
+                coords="minimal",
+                compat="equals",
+                join="exact",
+                combine_attrs="override",
+            )
+        except (ValueError, xr.MergeError) as error:
+            raise ValueError(
+                f"{name}: the trees are not of one posterior, or not of the same variables and "
+                f"draws, and cannot be joined along case: {error}"
+            ) from error
+        ids = one["case"].values.tolist() if "case" in one.coords else []
+        if len(set(ids)) < len(ids):
+            raise ValueError(
+                f"trees share {len(ids) - len(set(ids))} case id(s); join every case once, and "
+                "give the batches an 'id'"
+            )
+        joined[f"/{name}"] = one
+    tree = xr.DataTree.from_dict(joined)
+    tree.attrs = dict(trees[0].attrs)
     return tree

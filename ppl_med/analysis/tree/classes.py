@@ -264,9 +264,16 @@ def check_simplex(values: np.ndarray, axis: int) -> None:
         )
     if lowest < 0:
         raise ValueError(f"probs has negative values ({lowest:.3g}); were logits passed?")
+    subset = float(values.sum(axis).max()) < 1 + _SUM_TOLERANCE
     raise ValueError(
         f"probs must sum to one over class; the largest error is {error:.3g}. Pass probabilities, "
         "not logits, and one column per class also for two classes."
+        + (
+            " Of a subset of the classes, keep the cases of these classes, divide by "
+            "probs.sum('class'), and number the labels anew."
+            if subset
+            else ""
+        )
     )
 
 
