@@ -492,7 +492,8 @@ def test_class_weights_of_the_categorical_are_those_of_torch_in_training_alone(
     total = expected.flatten(1).sum(1) if event else expected
     node: Any = trained.nodes["label"]
     torch.testing.assert_close(node["fn"].log_prob(label), total)
-    at_prediction, unweighted = (t.nodes["label"]["fn"].log_prob(label) for t in (scored, plain))
+    nodes: list[Any] = [trace.nodes["label"] for trace in (scored, plain)]
+    at_prediction, unweighted = (node["fn"].log_prob(label) for node in nodes)
     torch.testing.assert_close(at_prediction, unweighted.to(at_prediction))
 
 
@@ -516,7 +517,7 @@ def test_class_weights_shift_the_probabilities_as_another_population_would() -> 
         output = torch.stack([torch.zeros(10), logit.expand(10)], 1)
         with pyro.plate("case", 10):
             trace = poutine.trace(likelihood).get_trace(output, label)
-        value = -trace.log_prob_sum()
+        value = torch.as_tensor(-trace.log_prob_sum())
         value.backward()
         return value
 

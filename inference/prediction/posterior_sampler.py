@@ -115,7 +115,7 @@ class PosteriorSampler:
         The example is run twice with the same latents and other generators; dropout that a network
         calls itself, ``F.dropout(x, 0.5)``, shows in the distributions of the observed sites.
         """
-        values, case = self.kept(0), np.zeros(1, dtype=int)
+        values, case = self.draw(0), np.zeros(1, dtype=int)
         with torch.no_grad():
             nodes: dict[str, Any] = dict(self.run(values, 0, self.example, case).nodes)
             values = values | {name: nodes[name]["value"] for name in self.local}
@@ -246,10 +246,9 @@ def _tensors_of(fn: Any) -> Iterator[Tensor]:
 def _close(here: Tensor, there: Tensor) -> bool:
     if here.shape != there.shape:
         return False
-    size = here.double().abs().nan_to_num(posinf=0).amax() if here.numel() else here.sum()
-    return torch.allclose(
-        here.double(), there.double(), rtol=0, atol=RANDOMNESS * float(size), equal_nan=True
-    )
+    here, there = here.detach().double(), there.detach().double()
+    size = float(here.abs().nan_to_num(posinf=0).amax()) if here.numel() else 0.0
+    return torch.allclose(here, there, rtol=0, atol=RANDOMNESS * size, equal_nan=True)
 
 
 def _same(taken: Tensor, given: Tensor) -> bool:

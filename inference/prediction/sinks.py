@@ -14,6 +14,7 @@ import xarray as xr
 from ppl_med import storage
 from ppl_med.checks import a_path
 from ppl_med.inference.prediction.continuation import check_continues
+from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.inference.prediction.zarr_sink import PRIOR_GROUPS, ZarrSink
 from ppl_med.storage.atomic import check_writable
@@ -73,7 +74,7 @@ class MemorySink:
     def _take(self, groups: dict[str, xr.Dataset]) -> None:
         earlier = {name: self.groups[name][0] for name in groups if name in self.groups}
         if earlier:
-            check_continues(earlier, groups)
+            check_continues(earlier, groups, any_size=True)
         elif self.path is not None:  # before more work is done for what cannot be written
             for dataset in groups.values():
                 check_storable(dataset)
@@ -129,6 +130,8 @@ class MemorySink:
 def _join(parts: list[xr.Dataset]) -> xr.Dataset:
     if len(parts) == 1:
         return parts[0]
+    sizes = largest_sizes(parts)
+    parts = [pad_dataset(part, sizes) for part in parts]
     by_case = [part[[n for n in part.data_vars if "case" in part[n].dims]] for part in parts]
     joined = xr.concat(by_case, dim="case")
     rest = parts[0][[n for n in parts[0].data_vars if "case" not in parts[0][n].dims]]

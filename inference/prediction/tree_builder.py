@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_med.checks import present
 from ppl_med.inference.batches import has_graders
+from ppl_med.inference.prediction.padding import in_room, join_padded
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
@@ -149,22 +150,25 @@ class TreeBuilder:
         for name in self.given:
             dims, axis = _case_first(self._observation_dims(name))
             arrays = [v[name].detach().movedim(axis, 0).cpu().numpy() for v in observations]
-            chunk.arrays["observed_data", name] = np.concatenate(arrays)
+            chunk.arrays["observed_data", name] = join_padded(arrays, dims)
             chunk.dims["observed_data", name] = dims
         for name in self.columns:
             parts = [
                 _array(batch.get(name), batch_size(v))
                 for batch, v in zip(group, inputs, strict=True)
             ]
-            shapes = {None if part is None else part.shape[1:] for part in parts}
-            if len(shapes) > 1 or None in shapes:
+            found = [part for part in parts if part is not None]
+            dims = _column_dims(name, found[0], group[0].get("image")) if found else ()
+            try:
+                if len(found) < len(parts):
+                    raise ValueError("a batch lacks it")
+                chunk.arrays["constant_data", name] = join_padded(found, dims)
+            except ValueError as error:
                 raise ValueError(
-                    f"{name!r} is missing from a batch, or its shape differs between batches: "
-                    f"{sorted(map(str, shapes))}; give every case the same, or leave it out"
-                )
-            column = np.concatenate([part for part in parts if part is not None])
-            chunk.arrays["constant_data", name] = column
-            chunk.dims["constant_data", name] = _column_dims(name, column, group[0].get("image"))
+                    f"{name!r} is missing from a batch, or its shape differs between batches "
+                    f"({error}); give every case the same, or leave it out"
+                ) from error
+            chunk.dims["constant_data", name] = dims
         return chunk
 
     def record(
@@ -229,6 +233,8 @@ class TreeBuilder:
             chunk.make(key, shape, values.dtype)
             chunk.dims[key] = ("chain", "draw", *ordered)
             chunk.attrs[key] = dict(attrs or {})
+        if values.shape[1:] != chunk.arrays[key].shape[3:]:  # of another size than cases before
+            values = in_room(chunk, key, values, ordered)
         chunk.arrays[key][chain, draw, offset : offset + len(values)] = values
 
     def record_globals(

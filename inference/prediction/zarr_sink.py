@@ -14,6 +14,7 @@ import xarray as xr
 from ppl_med.inference.data_digest import DATA, same_data
 from ppl_med.inference.prediction import tree_builder
 from ppl_med.inference.prediction.continuation import check_continues
+from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.storage.atomic import not_written, remove_leftovers, write_text
 from ppl_med.storage.seals import (
@@ -197,11 +198,23 @@ class ZarrSink:
 
     def _write(self, groups: dict[str, xr.Dataset], start: int) -> None:
         if start:
-            check_continues(self._first_cases(groups), groups)
+            first = self._first_cases(groups)
+            groups = {n: self._filled(d, first[n]) if n in first else d for n, d in groups.items()}
+            check_continues(first, groups)
         for name, dataset in groups.items():
             self._write_group(name, variable_text(dataset), start)
             if start == 0:
                 self._first[name] = dataset.isel(case=slice(1)).copy(deep=True)
+
+    def _filled(self, dataset: xr.Dataset, first: xr.Dataset) -> xr.Dataset:
+        """Maps of smaller cases, filled up to the size in the store."""
+        stored = largest_sizes([first])
+        if any(dataset.sizes.get(dim, 0) > size for dim, size in stored.items()):
+            raise ValueError(
+                f"a case is larger than those of the first chunk, of size {stored}, whose size a "
+                "Zarr store keeps; put the largest case first, or predict without store="
+            )
+        return pad_dataset(dataset, stored)
 
     def _first_cases(self, groups: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
         """The first case of the groups in the store that are appended to with these."""

@@ -65,7 +65,9 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     arXiv:1112.5745. The variation ratio is Freeman's, of the mode of the votes.
     """
     probs = _open(tree, mcse)
-    return _join(((block, _entropy_figures(part), part) for block, part in probs.blocks()), mcse)
+    return _join(
+        ((block, _entropy_figures(part), part) for block, part in probs.blocks()), mcse, probs
+    )
 
 
 def _entropy_figures(probs: xr.DataArray) -> Figures:
@@ -113,7 +115,9 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
             monte_carlo.require_draws(drawn)
         return _join(_number_parts(group), mcse)
     probs = _open(tree, mcse)
-    return _join(((block, _variance_figures(part), part) for block, part in probs.blocks()), mcse)
+    return _join(
+        ((block, _variance_figures(part), part) for block, part in probs.blocks()), mcse, probs
+    )
 
 
 def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
@@ -159,6 +163,11 @@ def _means(
     per_case: dict[str, np.ndarray] = {}
     total: dict[str, xr.DataArray] = {}
     equal = True
+    if probs.inside() is not None:
+        raise ValueError(
+            "cases differ in size, so that means over the pixels of all of them are no such means; "
+            "take the maps and average over the pixels of each case"
+        )
     for block, part in probs.blocks():
         equal = equal and monte_carlo.all_equal(part)
         for name, (figure, influence, _) in _variance_figures(part).items():
@@ -218,11 +227,18 @@ def _case_error(per_case: xr.DataArray) -> xr.DataArray:
     return error.assign_attrs(note="standard error over cases") if known else error
 
 
-def _join(parts: Iterator[tuple[Block, Figures, xr.DataArray]], mcse: bool) -> xr.Dataset:
-    """Put the figures of all blocks together; each part has the draws they are of."""
+def _join(
+    parts: Iterator[tuple[Block, Figures, xr.DataArray]], mcse: bool, source: Classes | None = None
+) -> xr.Dataset:
+    """Put the figures of all blocks together; each part has the draws they are of.
+
+    They are NaN in what a map of ``source`` is filled up with.
+    """
     found, equal = [], True
     for block, figures, draws in parts:
-        found.append((block, _dataset(figures, mcse)))
+        inside = None if source is None else source.inside(block)
+        result = _dataset(figures, mcse)
+        found.append((block, result if inside is None else result.where(inside)))
         equal = equal and monte_carlo.all_equal(draws)
     return _describe(join_blocks(found), draws, mcse, equal)
 

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.case_fill import finite_or_fill
 from ppl_med.axes import SAMPLES
 
 Figures = dict[str, tuple[xr.DataArray, xr.DataArray, str]]
@@ -40,7 +41,7 @@ def moments(group: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     variance = group[spread].transpose(*mean.dims).astype(np.float64).load()
     variance = variance**2 if spread == "scale" else variance
     for name, array in ((location, mean), (spread, variance)):
-        if not np.isfinite(array.values).all():
+        if not finite_or_fill(array.values):
             raise ValueError(f"{name} holds NaN or infinite values; find the draw that diverged.")
     return mean, variance
 

@@ -89,6 +89,14 @@ class Classes:
         """
         return _read(self.array.isel(block or {}))
 
+    def inside(self, block: Block | None = None) -> xr.DataArray | None:
+        """Return where a block (case, ...) is no fill behind a smaller case; None for all of it."""
+        if self.array.ndim < 5:
+            return None
+        first = dict.fromkeys((*SAMPLES, "class"), 0)
+        inside = self.array.isel(block or {}).isel(first, drop=True).notnull()
+        return None if bool(inside.all()) else inside
+
     def map(self, function: Callable[[xr.DataArray], Part]) -> Part:
         """Return a function of every block (chain, draw, case, class, ...), put together."""
         return tree_blocks.join_blocks((block, function(part)) for block, part in self.blocks())
@@ -250,6 +258,32 @@ def has_probs(tree: object) -> bool:
     return "probs" in find_group(tree, "posterior")
 
 
+def fill(values: np.ndarray, axis: int) -> np.ndarray | None:
+    """Where a map is filled up behind a case smaller than others: NaN in all classes.
+
+    Args:
+        values: Probabilities (..., case, class, *space).
+        axis: That of class.
+
+    Returns:
+        Flags, without the axis of class; None where nothing is, or where a case is NaN everywhere,
+        which says that a draw has diverged.
+    """
+    if np.isfinite(values.min()):
+        return None
+    flags = np.isnan(values).all(axis)
+    space = tuple(range(axis, flags.ndim))
+    return None if flags.all(space).any() else flags
+
+
+def with_background(values: np.ndarray, filled: np.ndarray, axis: int) -> np.ndarray:
+    """Class 0 with probability 1 where a map is filled up; arguments as of `fill`."""
+    shape = (values.shape[axis], *[1] * (values.ndim - axis - 1))
+    background = np.zeros(shape, values.dtype)
+    background[0] = 1
+    return np.where(np.expand_dims(filled, axis), background, values)
+
+
 def check_simplex(values: np.ndarray, axis: int) -> None:
     """Raise unless probabilities are finite, not negative, and sum to one along an axis."""
     lowest = float(values.min())
@@ -282,5 +316,8 @@ def _read(array: xr.DataArray) -> xr.DataArray:
         # A slice of a chunk is a view, which would keep the whole chunk in memory.
         array = array.copy(data=array.data.map_blocks(np.copy))
     values = array.astype(np.float64, copy=False).load()
+    filled = fill(values.values, 3) if values.ndim > 4 else None
+    if filled is not None:  # background, for sure: labels are -1 there
+        values = values.copy(data=with_background(values.values, filled, 3))
     check_simplex(values.values, values.get_axis_num("class"))
     return values

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.tree.classes import Posterior, check_simplex
+from ppl_med.analysis.tree.classes import Posterior, check_simplex, fill, with_background
 from ppl_med.analysis.tree.copies import drop_copies
 from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
 from ppl_med.axes import SAMPLES
@@ -119,8 +119,18 @@ class Draws:
         cases = self.array.isel(case=block)
         for chain in range(self.array.sizes["chain"]):
             for draw in range(self.array.sizes["draw"]):
-                values = cases.isel(chain=chain, draw=draw).values
+                values = _without_fill(cases.isel(chain=chain, draw=draw).values, self.space)
                 yield values.reshape(*values.shape[: -len(self.space)], self.num_pixels)
+
+
+def _without_fill(values: np.ndarray, space: Sequence[str]) -> np.ndarray:
+    """One draw with background in the place of what a small case is filled up with."""
+    if values.dtype.kind != "f":
+        outside = values < 0
+        whole = outside.all(tuple(range(-len(space), 0)))
+        return values if whole.any() or not outside.any() else np.where(outside, 0, values)
+    filled = fill(values, 1) if values.ndim > len(space) + 1 else None
+    return values if filled is None else with_background(values, filled, 1)
 
 
 def open_draws(tree: Posterior, samples: str = "mode", *, copies: bool = False) -> Draws:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.statistics.case_fill import finite_or_fill
 from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
@@ -80,7 +81,7 @@ class Numbers:
             ValueError: A draw is not finite.
         """
         drawn = self.drawn.isel(block or {}).astype(np.float64).load()
-        if not np.isfinite(drawn.values).all():
+        if not finite_or_fill(drawn.values):
             raise ValueError(
                 f"The draws of {self.drawn.name} hold NaN or infinite values; find the bad draw."
             )
