@@ -340,7 +340,7 @@ def test_nets_of_several_outputs_are_told_how_to_choose(form: str) -> None:
         )
         with pytest.raises(ValueError, match=match):
             fit(model, guide, [{"image": IMAGE, **observed}], progress=False)
-    model = BayesianSegmenter(SelectOutput(net, key), ["a", "b"])
+    model = BayesianSegmenter(SelectOutput(net, key), ["a", "b"], where="net.conv.*")
     guide = PointEstimate(model)
     fit(model, guide, [{"image": IMAGE, "mask": mask}], progress=False)
     tree = predict(model, guide, [{"image": IMAGE}], draws=1, progress=False)
