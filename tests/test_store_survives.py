@@ -217,6 +217,20 @@ def test_another_batch_size_loses_nothing_when_killed(tmp_path: Path, monkeypatc
     assert os.listdir(tmp_path) == ["run.zarr"]
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_what_a_run_killed_in_its_last_note_left_is_gone(complete: bool, tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    if complete:
+        run(store=path)
+        (tmp_path / "run.zarr.partial.json").write_text("{}")
+    else:
+        interrupted(path)
+    for name in ("lock", "0123.partial"):
+        (tmp_path / f".run.zarr.partial.json.{name}").touch()
+    run(store=path, resume=True)
+    assert os.listdir(tmp_path) == ["run.zarr"]
+
+
 # ------------------------------------------------------------------------------------ writing
 
 

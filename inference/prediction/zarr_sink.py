@@ -17,6 +17,7 @@ from ppl_med.inference.prediction.continuation import check_continues
 from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.storage.atomic import not_written, remove_leftovers, write_text
+from ppl_med.storage.locks import locked
 from ppl_med.storage.seals import (
     SEAL,
     check_chunks,
@@ -66,6 +67,7 @@ class ZarrSink:
         self.complete = path.exists()
         if self.complete:
             self._check_attrs(path, dict(self.open().attrs))
+            self._remove_notes()
         elif not self.partial.exists():
             self.progress.unlink(missing_ok=True)
         elif not resume:
@@ -292,6 +294,11 @@ class ZarrSink:
             if self._every_chunk:
                 seal_store(self.partial)
             os.replace(self.partial, self.path)
+            self._remove_notes()
+        return self.open()
+
+    def _remove_notes(self) -> None:
+        """Remove the note of progress, and what a process killed while it wrote one left of it."""
+        with locked(self.progress, "note of progress"):
             self.progress.unlink(missing_ok=True)
             remove_leftovers(self.progress)
-        return self.open()
