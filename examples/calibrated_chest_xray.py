@@ -29,6 +29,7 @@ from recalibration.study import PARTS, Study
 
 from ppl_med import storage
 from ppl_med.analysis import calibration, conformal, scoring
+from ppl_med.analysis.conformal.shift import FALSE_ALARM
 from ppl_med.plots import calibration_curves, prediction_sets
 from ppl_med.plots.report import Section, paragraph, picture, write_report
 from ppl_med.plots.report import table as html_table
@@ -68,21 +69,24 @@ class Options:
 
 
 HEAD = ("guide", "recalibration", "accuracy %", "NLL", "Brier", "ECE",
-        *(f"{name.upper()} coverage, size" for name in SETS))  # fmt: skip
+        *(f"{name.upper()} coverage, size, alarms" for name in SETS))  # fmt: skip
 
 
 def rows(result: xr.Dataset) -> list[list[str]]:
     """The table: means over seeds of figures and of the ends of their intervals.
 
-    Over the seeds that have them: see ``figures``.
+    Over the seeds that have them: see ``figures``. An alarm is a test of shift that finds
+    calibration and test cases, or the coverage, other than alike.
     """
     mean = result.mean("seed")
+    alarms, seeds = (result["shift_pvalue"] < FALSE_ALARM).sum("seed"), result.sizes["seed"]
     lines = []
     for guide, name in itertools.product(result["guide"].values, result["map"].values):
         part = mean.sel({"guide": guide, "map": name})
         shown = [interval(part, figure, 100 if figure == "accuracy" else 1) for figure in FIGURES]
-        pairs = zip(part["coverage"].values, part["set_size"].values, strict=True)
-        sets = [f"{coverage:.3f}, {size:.2f}" for coverage, size in pairs]
+        told = alarms.sel({"guide": guide, "map": name}).values
+        triples = zip(part["coverage"].values, part["set_size"].values, told, strict=True)
+        sets = [f"{one:.3f}, {size:.2f}, {number} of {seeds}" for one, size, number in triples]
         lines.append([str(guide).replace("_", "-"), str(name), *shown, *sets])
     return lines
 

@@ -110,6 +110,7 @@ def test_weights_from_end_to_end() -> None:
     """Intervals with weights from a classifier: total over 30 studies of 400 test cases."""
     rng = np.random.default_rng(5)
     shares: dict[str, list[float]] = {"weighted": [], "plain": []}
+    told: list[bool] = []
     for _ in range(30):
         trees, features = [], []
         for number, prefix, test in ((400, "c", False), (400, "t", True)):
@@ -123,15 +124,58 @@ def test_weights_from_end_to_end() -> None:
         assert 0.5 < weights[0].attrs["auc"] < 0.8
         learnt = conformal.calibrate_intervals(trees[0], method="absolute", weights=weights[0])
         assert float(learnt["effective_n"]) == pytest.approx(weights[0].attrs["effective_n"])
-        result = conformal.predict_intervals(learnt, trees[1], weights=weights[1])
+        result = conformal.predict_intervals(learnt, trees[1], weights=weights[1], shift_alarm=0)
+        told.append(float(result["shift_pvalue"]) < 0.01)
         shares["weighted"].append(float(result["coverage"]))
-        assert "coverage_lower" not in result and np.isnan(result["shift_pvalue"])
+        assert "coverage_lower" not in result
         plain = conformal.calibrate_intervals(trees[0], method="absolute")
         found = conformal.predict_intervals(plain, trees[1], shift_alarm=0)
         shares["plain"].append(float(found["coverage"]))
+    assert stats.binomtest(sum(told), 30, 0.01, alternative="greater").pvalue > 1e-3
     error = np.std(shares["weighted"], ddof=1) / 30**0.5
     assert abs(np.mean(shares["weighted"]) - 0.9) < Z * error + 0.005
     assert np.mean(shares["plain"]) < 0.9 - 5 * error
+
+
+def test_the_weighted_test_keeps_its_rate_of_false_alarms() -> None:
+    """1000 pairs of samples whose ratio is known, at 5 %; binomial at 1e-6."""
+    rng = np.random.default_rng(8)
+    alarms = 0
+    for _ in range(1000):
+        x, own = rng.random((150, 1)), rng.random((150, 1)) ** 0.5
+        alarms += shift.weighted_pvalue(x, 2 * x[:, 0], own) < 0.05
+    assert stats.binomtest(alarms, 1000, 0.05, alternative="greater").pvalue > 1e-6
+
+
+def test_weights_that_do_not_undo_the_shift_are_told() -> None:
+    """Equal weights where the ratio is 2x: without them, too, the alarm sounds."""
+    rng = np.random.default_rng(9)
+    trees = []
+    for prefix, test in (("c", False), ("t", True)):
+        x, noise = shifted_cases(rng, (400,), test)
+        trees.append(regression_tree(np.stack([x, x]), x + noise, prefix=prefix))
+    ones = xr.DataArray(np.ones(400), dims="case")
+    learnt = conformal.calibrate_intervals(trees[0], method="absolute", weights=ones)
+    with pytest.warns(RuntimeWarning, match="weighted as they are"):
+        found = conformal.predict_intervals(learnt, trees[1], weights=ones)
+    assert float(found["shift_pvalue"]) < 1e-3 and float(found["coverage_pvalue"]) < 0.1
+
+
+def test_low_coverage_alone_is_told() -> None:
+    """The p-value of the coverage is that of the Beta-binomial, and it warns by itself."""
+    parts = [(600, 500, 451), (50, 80, 73)]
+    rng = np.random.default_rng(10)
+    hits = sum(
+        rng.binomial(m, rng.beta(k, n + 1 - k, 200_000)) for m, n, k in parts
+    )  # the coverage given the calibration follows a Beta
+    for covered in (560, 575, 590):
+        share = (hits <= covered).mean()
+        found = order_statistics.coverage_pvalue(parts, covered)
+        assert abs(found - share) < 4.5 * (share * (1 - share) / 200_000) ** 0.5 + 1e-9
+    same = rng.normal(size=(500, 1))
+    with pytest.warns(RuntimeWarning, match="fewer test cases are covered than chance"):
+        result = shift.compare(same, same, None, 0.01, coverage_pvalue=0.002)
+    assert float(result) == pytest.approx(0.004)
 
 
 def test_the_classifier_finds_the_likelihood_ratio() -> None:

@@ -187,7 +187,7 @@ def sgd() -> Any:
         ({"optimizer": lambda ps: ps}, r"optimizer\(parameters\) must be a torch optimizer"),
         ({"optimizer": torch.optim.LBFGS}, r"LBFGS evaluates the loss several times a step"),
     ],
-    ids=str,
+    ids=["word", "negative", "resume", "objective", "instance", "name", "list", "lbfgs"],
 )
 def test_arguments_of_fit_that_came_late_or_without_a_name(change: Any, match: str) -> None:
     model = classifier()

@@ -68,6 +68,8 @@ def figures(study: Study, guide: str, name: str, seed: int) -> xr.Dataset:
     ]
     for figure in ("coverage", "coverage_lower", "coverage_upper"):
         found[figure] = ("sets", [float(one[figure]) for one in sets])
+    found["shift_pvalue"] = ("sets", [float(one["shift_pvalue"]) for one in sets])
+    found["coverage_pvalue"] = ("sets", [float(one["coverage_pvalue"]) for one in sets])
     found["set_size"] = ("sets", [float(one["set_size"].mean()) for one in sets])
     return xr.Dataset(found, coords={"sets": list(SETS)})
 
@@ -76,7 +78,10 @@ def missing() -> xr.Dataset:
     """Figures that could not be had."""
     ends = ("", "_lower", "_upper")
     scalars = {f"{figure}{end}": np.nan for figure in FIGURES for end in ends}
-    names = ("coverage", "coverage_lower", "coverage_upper", "set_size")
+    names = (
+        "coverage", "coverage_lower", "coverage_upper", "shift_pvalue", "coverage_pvalue",
+        "set_size",
+    )  # fmt: skip
     per_set = {name: ("sets", [np.nan] * len(SETS)) for name in names}
     return xr.Dataset({**scalars, **per_set}, coords={"sets": list(SETS)})
 

@@ -119,11 +119,12 @@ def predict_sets(
     Returns:
         Dataset with ``prediction_set`` (case, class) bool and ``set_size`` (case); ``n``, ``k``,
         ``threshold`` of the calibration; ``shift_pvalue`` of the tests on mixture probabilities
-        and, with labels, on the scores (NaN: not tested). With observed labels also ``covered``
-        (case), ``coverage``, the share of covered cases; ``coverage_expected`` = k / (n + 1) and
-        ``coverage_lower``, ``coverage_upper``, the 99 % band of the Beta-binomial distribution:
+        and, with labels, on the scores and the coverage (NaN: not tested). With observed labels
+        also ``covered`` (case), ``coverage``, the share of covered cases; ``coverage_expected`` =
+        k / (n + 1) and ``coverage_lower``, ``coverage_upper``, the 99 % band of the Beta-binomial:
         coverage outside says that calibration and test cases are not exchangeable (below) or that
-        scores are tied (above). With weights there is no such distribution and no band. A case
+        scores are tied (above); ``coverage_pvalue``, the probability that so few are covered. With
+        weights there is no such distribution and no band, and the p-values are approximate. A case
         whose label is -1 has a set and does not count in the coverage: its ``covered`` is NaN.
 
     Raises:
@@ -162,7 +163,7 @@ def predict_sets(
         figures = thresholds.coverage_figures(of_label(member, label), calibration, groups)
         result = result.assign(figures.data_vars).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
-        calibration, _features(mixture), reached, groups, shift_alarm
+        calibration, _features(mixture), reached, groups, shift_alarm, result.get("coverage_pvalue")
     )
     result.attrs.update({key: calibration.attrs[key] for key in ("method", "within")})
     result.attrs["alpha"] = float(calibration["alpha"])

@@ -111,6 +111,19 @@ def joint_band(groups: Sequence[tuple[int, int, int]], level: float = LEVEL) -> 
     return lower / total, upper / total
 
 
+def coverage_pvalue(groups: Sequence[tuple[int, int, int]], covered: int) -> float:
+    """Return the probability that at most so many cases are covered, by the same distribution.
+
+    Args:
+        groups: As for `joint_band`.
+        covered: Number of test cases whose set held the observation.
+    """
+    mass = np.ones(1)
+    for num_test, num_cases, rank in groups:
+        mass = np.convolve(mass, _mass(num_test, num_cases, rank))
+    return float(min(1.0, mass[: covered + 1].sum()))
+
+
 def expected_coverage(groups: Sequence[tuple[int, int, int]]) -> float:
     """Return the mean share that `joint_band` is about: k / (n + 1), averaged over test cases."""
     total = sum(num_test for num_test, _, _ in groups)

@@ -149,7 +149,12 @@ def predict_intervals(
         figures = thresholds.coverage_figures(hits, calibration, groups)
         result = result.assign(figures.data_vars).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
-        calibration, _features(proposal, attrs["method"]), reached, groups, shift_alarm
+        calibration,
+        _features(proposal, attrs["method"]),
+        reached,
+        groups,
+        shift_alarm,
+        result.get("coverage_pvalue"),
     )
     settings = {name: attrs[name] for name in ("method", "outcome", "within")}
     return result.assign_attrs(settings, alpha=alpha)

@@ -1,9 +1,15 @@
 """Do calibration and test cases look exchangeable? Two-sample tests with a stated false alarm.
 
+Two things are looked at, each with half of the false alarm.
+
+Where labels are known, the coverage itself: whether so few test cases are covered by chance.
+
 Every feature (the score of the true class where labels are known, the mixture probability of
 every class, the mean of a number) is compared by a Kolmogorov-Smirnov test; the smallest p-value
 times the number of tests (Bonferroni) is a valid p-value of all. Where thresholds hold within
-groups, the groups are compared one by one: their shares may differ.
+groups, the groups are compared one by one: their shares may differ. Where cases have weights for a
+covariate shift, the weighted calibration cases are compared, with Kish's effective number of them:
+weights that do not undo the shift are seen too. That test is approximate.
 
 A silent test does not prove that coverage holds: it sees only these features, and only as well as
 the number of cases allows.
@@ -13,9 +19,9 @@ import warnings
 
 import numpy as np
 import xarray as xr
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstwobign
 
-FALSE_ALARM = 1e-3
+FALSE_ALARM = 0.01
 _EXACT = 500  # cases in either sample, beyond which the asymptotic distribution is used
 
 
@@ -41,11 +47,43 @@ def two_sample_pvalue(first: np.ndarray, second: np.ndarray) -> float:
     return min(1.0, min(found) * len(found))
 
 
+def weighted_pvalue(first: np.ndarray, weights: np.ndarray, second: np.ndarray) -> float:
+    """Return the Bonferroni p-value over the features, the first sample weighted.
+
+    Args:
+        first: (case, feature).
+        weights: Likelihood ratio second / first (case).
+        second: (case, feature), other cases; NaN where a feature is not known.
+    """
+    share = weights / weights.sum()
+    found = []
+    for one, other in zip(first.T, second.T, strict=True):
+        other = np.sort(other[~np.isnan(other)])
+        if not other.size:
+            found.append(1.0)
+            continue
+        places = np.concatenate([one, other])
+        order = np.argsort(one, kind="stable")
+        below = np.concatenate([[0.0], np.cumsum(share[order])])
+        distances = [
+            below[np.searchsorted(one[order], places, side)]
+            - np.searchsorted(other, places, side) / other.size
+            for side in ("left", "right")
+        ]
+        effective = 1 / (share**2).sum()
+        size = effective * other.size / (effective + other.size)
+        found.append(float(kstwobign.sf(size**0.5 * np.abs(distances).max())))
+    return min(1.0, min(found) * len(found))
+
+
 def compare(
     first: np.ndarray,
     second: np.ndarray,
     groups: tuple[np.ndarray, np.ndarray] | None,
     false_alarm: float,
+    *,
+    weights: np.ndarray | None = None,
+    coverage_pvalue: float | None = None,
 ) -> xr.DataArray:
     """Test for shift, and warn where it is found.
 
@@ -54,6 +92,8 @@ def compare(
         second: Features of the test cases (case, feature).
         groups: Group of every calibration and every test case; None for one group.
         false_alarm: Warn below this p-value; 0 never warns.
+        weights: Of the calibration cases, for a covariate shift.
+        coverage_pvalue: How likely it is that so few test cases are covered, where it is known.
 
     Returns:
         The p-value, with what was tested in its attributes.
@@ -61,22 +101,33 @@ def compare(
     Warns:
         RuntimeWarning: The p-value is below ``false_alarm``.
     """
-    if groups is None:
+    if weights is not None:
+        pvalue = weighted_pvalue(first, weights, second)
+    elif groups is None:
         pvalue = two_sample_pvalue(first, second)
     else:
         names = np.unique(groups[1])
         parts = [two_sample_pvalue(first[groups[0] == g], second[groups[1] == g]) for g in names]
         pvalue = min(1.0, min(parts) * len(parts))
+    sign = "look different"
+    if coverage_pvalue is not None:
+        if coverage_pvalue < pvalue:
+            sign = "are not alike: fewer test cases are covered than chance allows"
+        pvalue = min(1.0, 2 * min(pvalue, coverage_pvalue))
     if pvalue < false_alarm:
+        fix = "Calibrate on cases like the test cases"
+        fix += ", or pass weights for a known covariate shift." if weights is None else "."
         warnings.warn(
-            f"Calibration and test cases look different (p = {pvalue:.2g}, alarm below "
-            f"{false_alarm:g}): the coverage may not hold. Calibrate on cases like the test "
-            "cases, or pass weights for a known covariate shift.",
+            f"Calibration and test cases {sign} (p = {pvalue:.2g}, alarm below {false_alarm:g})"
+            f"{'' if weights is None else ', weighted as they are'}: the coverage may not hold. "
+            f"{fix}",
             RuntimeWarning,
             stacklevel=4,
         )
     note = f"Kolmogorov-Smirnov, Bonferroni over {first.shape[1]} feature(s)"
     note += "" if groups is None else ", within groups"
+    note += "" if weights is None else ", calibration cases weighted (approximate)"
+    note += "" if coverage_pvalue is None else "; and the coverage, each with half the false alarm"
     return xr.DataArray(
         pvalue, attrs={"units": "probability", "test": note, "false_alarm": false_alarm}
     )

@@ -217,7 +217,9 @@ def coverage_figures(
 
     Returns:
         ``covered``, ``coverage`` and, unless weights were used, ``coverage_expected``,
-        ``coverage_lower`` and ``coverage_upper``; attributes count cases and those left out.
+        ``coverage_lower`` and ``coverage_upper``; ``coverage_pvalue``, the probability that so few
+        are covered, with weights by Kish's effective number of calibration cases (approximate);
+        attributes count cases and those left out.
     """
     seen = hits.notnull()
     kept = hits.values[seen.values]
@@ -228,6 +230,12 @@ def coverage_figures(
         figures["coverage_expected"] = order_statistics.expected_coverage(parts)
         lower, upper = order_statistics.joint_band(parts)
         figures |= {"coverage_lower": lower, "coverage_upper": upper}
+        figures["coverage_pvalue"] = order_statistics.coverage_pvalue(parts, int(kept.sum()))
+    elif "effective_n" in calibration and kept.size:
+        number = max(1, int(calibration["effective_n"]))
+        rank = order_statistics.coverage_rank(number, float(calibration["alpha"]))
+        parts = [(kept.size, number, rank)]
+        figures["coverage_pvalue"] = order_statistics.coverage_pvalue(parts, int(kept.sum()))
     result = xr.Dataset({"covered": hits, **figures}, attrs=count_left_out(seen, empty=True))
     for name in figures:
         result[name].attrs["units"] = "probability"
@@ -262,8 +270,9 @@ def shift_check(
     score: xr.DataArray | None,
     groups: xr.DataArray | None,
     false_alarm: float,
+    coverage_pvalue: xr.DataArray | None = None,
 ) -> xr.DataArray:
-    """Return the p-value of the test of shift; NaN where shift is allowed for.
+    """Return the p-value of the tests of shift; NaN where the groups are not known.
 
     Args:
         calibration: With ``features`` and ``score``.
@@ -271,11 +280,11 @@ def shift_check(
         score: Scores of the observations of the test cases (case), NaN where there is none.
         groups: Group of every test case, where the calibration has groups; "" if not known.
         false_alarm: Warn below this.
+        coverage_pvalue: From `coverage_figures`, where there is one.
     """
     named = np.array([True]) if groups is None else groups.values != ""
-    allowed = "weight" in calibration or ("case_group" in calibration and groups is None)
-    if allowed or not named.any():
-        note = "not tested: weights allow for shift, or the groups of the test cases are unknown"
+    if ("case_group" in calibration and groups is None) or not named.any():
+        note = "not tested: the groups of the test cases are unknown"
         return xr.DataArray(np.nan, attrs={"units": "probability", "test": note})
     first, second = calibration["features"].values, feature.values
     if score is not None:
@@ -284,4 +293,11 @@ def shift_check(
     pair = None
     if groups is not None:
         second, pair = second[named], (calibration["case_group"].values, groups.values[named])
-    return shift.compare(first, second, pair, false_alarm)
+    return shift.compare(
+        first,
+        second,
+        pair,
+        false_alarm,
+        weights=calibration["weight"].values if "weight" in calibration else None,
+        coverage_pvalue=None if coverage_pvalue is None else float(coverage_pvalue),
+    )
