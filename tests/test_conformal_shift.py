@@ -169,7 +169,7 @@ def test_low_coverage_alone_is_told() -> None:
         rng.binomial(m, rng.beta(k, n + 1 - k, 200_000)) for m, n, k in parts
     )  # the coverage given the calibration follows a Beta
     for covered in (560, 575, 590):
-        share = (hits <= covered).mean()
+        share = float(np.mean(hits <= covered))
         found = order_statistics.coverage_pvalue(parts, covered)
         assert abs(found - share) < 4.5 * (share * (1 - share) / 200_000) ** 0.5 + 1e-9
     same = rng.normal(size=(500, 1))

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_med import checks
 from ppl_med.analysis.tree.attributions import SPACE, select_maps
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.axes import SAMPLES
 
 Part = Literal["signed", "positive", "absolute"]

@@ -39,7 +39,7 @@ from ppl_med.analysis.tree.cases import (
     other_samples,
 )
 from ppl_med.analysis.tree.classes import Classes, Posterior, class_names, has_probs, open_classes
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.graders import (
     Case,
     Weights,

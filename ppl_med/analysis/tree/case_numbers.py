@@ -17,7 +17,7 @@ import xarray as xr
 
 from ppl_med.analysis.tree.blocks import Part, join_blocks, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import find_group
 from ppl_med.analysis.tree.numbers import DRAWS, find_site
 from ppl_med.axes import SAMPLES

@@ -19,7 +19,7 @@ from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import (
     check_predictive,
     class_site,

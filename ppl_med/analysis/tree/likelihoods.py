@@ -9,7 +9,7 @@ import xarray as xr
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import has_probs
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import (
     OBSERVATIONS,
     check_predictive,

@@ -20,7 +20,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.tree.classes import Posterior, check_simplex, fill, with_background
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
 from ppl_med.axes import SAMPLES
 

@@ -19,7 +19,7 @@ from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import has_probs
-from ppl_med.analysis.tree.copies import drop_copies
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import class_site, find_group
 from ppl_med.axes import SAMPLES
 
