@@ -1,7 +1,7 @@
 """What ``fit`` and ``predict`` need of batches: a length, a size, an order that can be resumed."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,7 +215,7 @@ class BatchSpec:
     """What a model accepts: names of its arguments, classes and image channels, None if unknown.
 
     ``partial`` is the argument that may hold NaN for what was not observed, if there is one;
-    ``class_map`` says that "mask" is known to be a map of classes.
+    ``class_map`` says that "mask" is known to be a map of classes; ``value_checks`` of values.
     """
 
     arguments: frozenset[str]
@@ -223,6 +223,7 @@ class BatchSpec:
     in_channels: int | None
     partial: str | None = None
     class_map: bool = False
+    value_checks: Mapping[str, Callable[[Tensor], None]] = field(default_factory=dict)
 
     def check(self, batch: Any, num_cases: int | None = None) -> None:
         """Raise if a batch does not fit; reads tensors that are on the CPU only.
@@ -254,6 +255,8 @@ class BatchSpec:
             self._check_mask(batch)
         for name in self.arguments & batch.keys() - {"image"}:
             _check_argument(name, batch[name], size, may_be_nan=name == self.partial)
+            if name in self.value_checks and not on_device:
+                self.value_checks[name](batch[name])
 
     def _check_mask(self, batch: Mapping[str, Any]) -> None:
         """Classes in range and the image's size; an argument of another kind is left alone."""
@@ -261,8 +264,7 @@ class BatchSpec:
         if not isinstance(mask, Tensor) or not self.num_classes:
             return
         if self.class_map or not mask.is_floating_point():
-            ids = batch.get("id")
-            names = None if ids is None else list(ids)
+            names = None if batch.get("id") is None else list(batch["id"])
             mask = mask.cpu().float() if mask.is_floating_point() else mask.cpu()
             check_masks(batch["image"], mask, num_classes=self.num_classes, ids=names)
 
@@ -292,6 +294,7 @@ def batch_spec(model: Any) -> BatchSpec:
         protocol.in_channels(model),
         protocol.partial_site(model),
         getattr(protocol.likelihood(model), "site", None) == "mask",
+        value_checks=protocol.value_checks(model),
     )
 
 

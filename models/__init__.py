@@ -4,6 +4,7 @@ from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.conditional_vae import ConditionalVAE
 from ppl_med.models.confounder_free import ConfounderFreeClassifier
 from ppl_med.models.dense_regressor import DenseRegressor
+from ppl_med.models.findings_classifier import FindingsClassifier
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
@@ -21,6 +22,7 @@ __all__ = [
     "ConditionalVAE",
     "ConfounderFreeClassifier",
     "DenseRegressor",
+    "FindingsClassifier",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",
     "LatentClassifier",

@@ -19,6 +19,7 @@ AXES = (
     "step",
     "augmentation",
     "box",
+    "finding",
 )
 
 SAMPLES = ("chain", "draw")

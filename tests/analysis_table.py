@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 from posterior_trees import array
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from ppl_med import analysis
 from ppl_med.analysis import (
@@ -21,6 +21,7 @@ from ppl_med.analysis import (
     calibration,
     case_groups,
     conformal,
+    findings,
     scoring,
     segmentation,
     selective,
@@ -129,6 +130,30 @@ def number_tree(
 def depth_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     """The same with a number per pixel."""
     return number_tree(number, prefix, ("row", "col"))
+
+
+def finding_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Two chains of three draws of three findings, each there in some cases."""
+    rng = np.random.default_rng(len(prefix))
+    names = ["effusion", "mass", "nodule"]
+    centre = 1.5 * rng.normal(size=(number, len(names)))
+    odds = centre + 0.5 * rng.normal(size=(2, 3, *centre.shape))
+    label = (centre + 2 * rng.normal(size=centre.shape) > 0).astype(np.int64)
+    coords = {**ids(number, prefix), "finding": names}
+    classes = coords | {"class": ["absent", "present"]}
+    dims = (*SAMPLES, "case", "class", "finding")
+    density = np.where(label == 1, expit(odds), expit(-odds))
+    groups = {
+        "/": xr.Dataset(attrs={"log_likelihood_of": "held-out"}),
+        "/posterior": xr.Dataset(
+            {"probs": (dims, np.stack([expit(-odds), expit(odds)], 3))}, classes
+        ),
+        "/log_likelihood": xr.Dataset(
+            {"findings": (dims[:3], np.log(density).sum(-1))}, ids(number, prefix)
+        ),
+        "/observed_data": xr.Dataset({"findings": (("case", "finding"), label)}, coords),
+    }
+    return xr.DataTree.from_dict(groups)
 
 
 def map_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
@@ -266,6 +291,7 @@ LABELS = Kind(class_tree, "observed_data/label")
 PIXELS = Kind(pixel_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
+FINDINGS = Kind(finding_tree, "observed_data/findings", rows=False)
 MAPS = Kind(map_tree, "maps/map")
 MANY_LABELS = Kind(partial(class_tree, draws=15), "observed_data/label")
 MANY_NUMBERS = Kind(partial(number_tree, draws=15), "observed_data/value")
@@ -281,6 +307,7 @@ MODULES = [
 NO_ANALYSES = {  # functions of other things than a tree
     "scoring.mean_iou",
     "conformal.Score",
+    "findings.select",
     "conformal.coverage_band",
     "conformal.coverage_rank",
     "conformal.density_ratio",
@@ -353,6 +380,16 @@ ANALYSES: dict[str, Analysis] = {
     "uncertainty.variance": Analysis(uncertainty.variance, LABELS, reads=False),
     "uncertainty.variance/numbers": Analysis(uncertainty.variance, DEPTHS, reads=False),
     "uncertainty.summary": Analysis(uncertainty.summary, PIXELS, reads=False),
+    "findings.each": Analysis(lambda tree: findings.each(scoring.score, tree), FINDINGS),
+    "findings.each/cases": Analysis(
+        lambda tree: findings.each(scoring.entry_scores, tree), FINDINGS, unknown=("nll", "brier")
+    ),
+    "findings.each/uncertainty": Analysis(
+        lambda tree: findings.each(uncertainty.entropy, tree), FINDINGS, reads=False
+    ),
+    "findings.each/calibration": Analysis(
+        lambda tree: findings.each(calibration.fit, tree), FINDINGS
+    ),
     "aggregation.aggregate": Analysis(
         lambda tree: aggregation.aggregate(tree["maps"].to_dataset(), "mean"),
         MAPS,

@@ -27,6 +27,7 @@ from ppl_med.likelihoods import (
     Bernoulli,
     Categorical,
     ClassLikelihood,
+    Findings,
     FocalLoss,
     Gaussian,
     LabelNoise,
@@ -45,11 +46,18 @@ from ppl_med.likelihoods import (
     stored_parameters,
 )
 from ppl_med.likelihoods.inverse_transform import quantile, transformed
-from ppl_med.models import BayesianClassifier, BayesianRegressor, BayesianSegmenter, DenseRegressor
+from ppl_med.models import (
+    BayesianClassifier,
+    BayesianRegressor,
+    BayesianSegmenter,
+    DenseRegressor,
+    FindingsClassifier,
+)
 
 FALSE_ALARM = 1e-6
 PIXELS = ("row", "col")
-SITES = {"class": ("label", "mask"), "number": ("value", "depth")}
+FINDING = ("finding",)
+SITES = {"class": ("label", "mask"), "number": ("value", "depth"), "finding": ("", "findings")}
 CLASSES = ("a", "b", "c")
 
 
@@ -64,6 +72,10 @@ def softmax_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np
 
 def bernoulli_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np.ndarray:
     return stats.bernoulli.logpmf(value, special.expit(output[:, 0]))
+
+
+def findings_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np.ndarray:
+    return stats.bernoulli.logpmf(value, special.expit(output))
 
 
 def cumulative_logpmf(one: Any, output: np.ndarray, value: np.ndarray, _: Any) -> np.ndarray:
@@ -121,24 +133,28 @@ class Row:
 
     def build(self, event: tuple[str, ...], **settings: Any) -> Any:
         site = SITES[self.family][bool(event)]
-        classes = (self.classes,) if self.family == "class" else ()
+        classes = () if self.family == "number" else (self.classes,)
         return self.kind(*classes, **{"event": event, "site": site, **settings})
 
     def data(self, likelihood: Likelihood, number: int = 6) -> tuple[Tensor, Tensor]:
         """Output and observation, seeded."""
         generator = torch.Generator().manual_seed(0)
-        space = (4, 5) if likelihood.event else ()
+        space = {(): (), PIXELS: (4, 5), FINDING: (len(self.classes),)}[likelihood.event]
         shape = (number, likelihood.num_outputs, *space)
+        if likelihood.event == FINDING:  # which the outputs are
+            shape = number, likelihood.num_outputs
         output = torch.randn(shape, generator=generator)
-        if isinstance(likelihood, ClassLikelihood):
-            num = len(likelihood.classes)
+        if self.family != "number":
+            num = len(likelihood.classes)  # type: ignore[arg-type]
             return output, torch.randint(num, (number, *space), generator=generator)
         return output, self.value(torch.randn(number, *space, generator=generator))
 
     def model(self, likelihood: Likelihood) -> Any:
         layer = nn.Conv2d(1, likelihood.num_outputs, 1)
         flat = nn.Sequential(nn.Flatten(), nn.Linear(20, likelihood.num_outputs))
-        net = layer if likelihood.event else flat
+        net = layer if likelihood.event == PIXELS else flat
+        if isinstance(likelihood, Findings):
+            return FindingsClassifier(net, likelihood)
         if isinstance(likelihood, ClassLikelihood):
             kind = BayesianSegmenter if likelihood.event else BayesianClassifier
             return kind(net, likelihood.classes, likelihood=likelihood)
@@ -150,6 +166,13 @@ NUMBER: dict[str, Any] = {"family": "number"}
 ROWS: dict[str, Row] = {
     "Categorical": Row(Categorical, changed={"partial": True}),
     "Bernoulli": Row(Bernoulli, bernoulli_logpmf, classes=("a", "b"), partial=False),
+    "Findings": Row(
+        lambda names, event, **settings: Findings(names, **settings),
+        findings_logpmf,
+        {"partial": False},
+        family="finding",
+        axes=(FINDING,),
+    ),
     "Ordinal": Row(Ordinal, cumulative_logpmf, {"partial": True}),
     "LogitNormal": Row(LogitNormal, noisy_logit_logpmf, {"samples": 9}),
     "LabelNoise": Row(LabelNoise, noisy_label_logpmf, {"noise": 0.3}),
@@ -178,7 +201,7 @@ CELLS = [(name, event) for name, row in ROWS.items() for event in row.axes]
 every_cell = pytest.mark.parametrize(
     ("name", "event"),
     CELLS,
-    ids=[f"{name}-{'pixel' if event else 'case'}" for name, event in CELLS],
+    ids=[f"{name}-{event[-1] if event else 'case'}" for name, event in CELLS],
 )
 
 
@@ -272,7 +295,7 @@ def test_draws_by_inverse_transform_are_of_the_distribution(
     drawn, sampled = (x.double().reshape(number, -1) for x in (transformed(fn, uniform), fn()))
     assert drawn.shape == sampled.shape
     for one, other in zip(drawn.T[:3].numpy(), sampled.T[:3].numpy(), strict=True):
-        if isinstance(likelihood, ClassLikelihood):
+        if hasattr(likelihood, "classes"):
             counts = [np.bincount(x.astype(int), minlength=3)[:3] for x in (one, other)]
             table = np.array(counts)[:, np.sum(counts, 0) > 0]
             assert stats.chi2_contingency(table).pvalue > FALSE_ALARM
@@ -291,7 +314,7 @@ def test_missing_entries_have_no_influence(
         return
     likelihood = row.build(event, partial=True).train(training)
     output, value = row.data(likelihood)
-    missing = -1 if isinstance(likelihood, ClassLikelihood) else float("nan")
+    missing = -1 if hasattr(likelihood, "classes") else float("nan")
     whole, cases = value.clone(), slice(0, 2)
     value[cases] = missing
     output.requires_grad_()
@@ -384,10 +407,11 @@ def test_it_runs_on_any_device(name: str, event: tuple[str, ...], training: bool
     with FakeTensorMode():
         with torch.device("cuda"):
             likelihood = row.build(event).train(training)
-        shape = (6, likelihood.num_outputs, *((4, 5) if event else ()))
+        shape = (6, likelihood.num_outputs, *((4, 5) if event == PIXELS else ()))
         output = torch.empty(shape, device="cuda")
-        kind = torch.long if isinstance(likelihood, ClassLikelihood) else torch.float32
-        value = torch.empty(6, *shape[2:], device="cuda", dtype=kind)
+        kind = torch.long if hasattr(likelihood, "classes") else torch.float32
+        per_case = shape[1:] if event == FINDING else shape[2:]
+        value = torch.empty(6, *per_case, device="cuda", dtype=kind)
         with pyro.validation_enabled(False):
             fn = traced(likelihood, output, value).nodes[likelihood.site]["fn"]
             log_probs = [fn.log_prob(value)]

@@ -47,6 +47,7 @@ from ppl_med.inference import (
 )
 from ppl_med.likelihoods import (
     Categorical,
+    Findings,
     Gaussian,
     LaplaceNoise,
     Quantiles,
@@ -61,6 +62,7 @@ from ppl_med.models import (
     ConditionalVAE,
     ConfounderFreeClassifier,
     DenseRegressor,
+    FindingsClassifier,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
     LatentClassifier,
@@ -330,6 +332,11 @@ def classifier(
     return model, guide(model)
 
 
+def findings_classifier(guide: Callable[[Any], nn.Module]) -> Pair:
+    model = FindingsClassifier(small_net(3), Findings(("x", "y", "z"), CLASSES))
+    return model, guide(model)
+
+
 def ensemble(guide: Callable[[Any], nn.Module]) -> Pair:
     model = BayesianClassifier(small_net(), CLASSES)
     return model, Ensemble(model, guide, members=2)
@@ -511,6 +518,8 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "label-smoothing": partial(classifier, BernoulliDropout, likelihood="label_smoothing"),
     "margin-smoothing": partial(classifier, MeanFieldNormal, likelihood="margin_smoothing"),
     "focal": partial(classifier, BernoulliDropout, likelihood="focal"),
+    "findings": partial(findings_classifier, MeanFieldNormal),
+    "findings-dropout": partial(findings_classifier, BernoulliDropout),
     "confounder-free": confounder_free,
     "constrained": constrained,
     "site-temperature": site_temperature,
@@ -535,6 +544,7 @@ class Observed:
 
     site: str
     maps: bool
+    findings: tuple[int, ...]
     support: Any
     stored: dict[str, list[str]]
 
@@ -563,7 +573,9 @@ def observed(name: str) -> Observed:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     stored = stored_parameters(in_double(fn), axes)
-    return Observed(site, "row" in axes, support, {n: names for n, (names, _) in stored.items()})
+    findings = tuple(trace.nodes[site]["value"].shape[1:]) if "finding" in axes else ()
+    parameters = {n: names for n, (names, _) in stored.items()}
+    return Observed(site, "row" in axes, findings, support, parameters)
 
 
 def cases() -> tuple[Tensor, Tensor, Tensor]:
@@ -596,6 +608,8 @@ def data(name: str) -> dict[str, Any]:
     mask[..., : SIZE // 2] = label[:, None, None]
     found = observed(name)
     signal = 2.0 * mask - 1 + noise if found.maps else 2.0 * label - 1 + noise[:, 0, 0]
+    for _ in found.findings:
+        signal = torch.stack([signal, -signal, noise[:, 0, 1]], -1)
     ids = [f"case {index}" for index in range(NUM_CASES)]
     return {**inputs(name), found.site: found.of(signal), "id": ids}
 

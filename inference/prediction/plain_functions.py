@@ -8,7 +8,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_med.checks import whole
+from ppl_med.checks import choice, whole
 from ppl_med.inference.batches import check_seed
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
@@ -77,9 +77,9 @@ class Function:
     seed.
     """
 
-    def __init__(self, member: _Member, draw: int) -> None:
+    def __init__(self, member: _Member, draw: int, finding: int | None = None) -> None:
         self.chain, self.draw = member.chain, draw
-        self._member = member
+        self._member, self._finding = member, finding
         self._sampler: PosteriorSampler | None = None
         self._values: dict[str, Tensor] = {}
 
@@ -107,14 +107,14 @@ class Function:
                 f"the model returned {type(output).__name__}; let it return the network's output "
                 "(a tensor), which is what explanations differentiate"
             )
-        return output
+        return output if self._finding is None else output[..., self._finding]
 
 
 class Functions(Sequence[Function]):
     """A sequence of functions; the weights of one are drawn when it is first called."""
 
-    def __init__(self, members: list[_Member], draws: int) -> None:
-        self._members, self._draws = members, draws
+    def __init__(self, members: list[_Member], draws: int, finding: int | None) -> None:
+        self._members, self._draws, self._finding = members, draws, finding
 
     def __len__(self) -> int:
         return len(self._members) * self._draws
@@ -129,10 +129,17 @@ class Functions(Sequence[Function]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         chain, draw = divmod(index % len(self), self._draws)
-        return Function(self._members[chain], draw)
+        return Function(self._members[chain], draw, self._finding)
 
 
-def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0) -> Functions:
+def functions(
+    model: Program,
+    guide: Program,
+    *,
+    draws: int = 32,
+    seed: int = 0,
+    finding: str | None = None,
+) -> Functions:
     """The posterior as a sequence of plain functions.
 
     With the same seed, function (chain, draw) has the weights of that draw in ``predict``. A latent
@@ -143,10 +150,17 @@ def functions(model: Program, guide: Program, *, draws: int = 32, seed: int = 0)
         guide: Its guide, trained, or an ``Ensemble``.
         draws: Draws per chain.
         seed: Seed of all draws.
+        finding: Name of one of several findings per case (``FindingsClassifier``), of which alone
+            the functions then tell, as those of a classifier or regressor do.
 
     Returns:
         ``draws`` functions a chain; each has ``chain`` and ``draw``.
+
+    Raises:
+        ValueError: If the model has no such finding.
     """
     draws, seed = whole("draws", draws), check_seed(seed)
+    names = list(protocol.coords(model).get("finding", ()))
+    chosen = None if finding is None else names.index(choice("finding", finding, names))
     pairs = enumerate(members_of(model, guide))
-    return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws)
+    return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws, chosen)

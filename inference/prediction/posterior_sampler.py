@@ -20,6 +20,7 @@ from ppl_med.inference.batches import has_graders
 from ppl_med.inference.guides.stock import check_stock_guide
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
 from ppl_med.likelihoods import stored_parameters
+from ppl_med.programs import protocol
 from ppl_med.programs.elbo import latent_faults
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
@@ -200,9 +201,11 @@ class PosteriorSampler:
         return given if not given or self._as_given else self._taken(inputs, cases, given)
 
     def _whole(self, name: str, value: Any) -> Any:
-        """Counts and classes that a loader gave as floats, as integers."""
+        """Counts and classes that a loader gave as floats, as integers; NaN, not known, as -1."""
         if name not in self.discrete or not isinstance(value, Tensor):
             return value
+        if name == protocol.partial_site(self.model) and value.is_floating_point():
+            value = value.nan_to_num(nan=-1.0)
         is_whole = value.is_floating_point() and bool((value == value.round()).all())
         return value.long() if is_whole else value
 

@@ -7,7 +7,7 @@ its log-density in float64 at prediction, because float32 log-probabilities tie 
 Most are densities. What is trained by a loss in the place of a density gives a generalised
 posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several levels, and of classes
 
-    density   Categorical, Bernoulli, Ordinal, LogitNormal, LabelNoise
+    density   Categorical, Bernoulli, Ordinal, LogitNormal, LabelNoise, Findings
     loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware
 """
 
@@ -15,6 +15,7 @@ from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, class_likelihood
 from ppl_med.likelihoods.class_loss import LossLikelihood
 from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood, PartialCategorical
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, StudentT
+from ppl_med.likelihoods.findings import Findings
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
 from ppl_med.likelihoods.interface import Likelihood, check_tensor, observe
 from ppl_med.likelihoods.logit_normal import LogitNormal
@@ -40,6 +41,7 @@ __all__ = [
     "Categorical",
     "ClassLikelihood",
     "ClassLoss",
+    "Findings",
     "FocalLoss",
     "Gaussian",
     "LabelNoise",

@@ -85,12 +85,13 @@ class Likelihood(nn.Module, ABC):
     def check_output(self, output: Any, image: Tensor) -> None:
         """Raise a ``ValueError`` unless an output has one value per case, or pixel of the image."""
         check_tensor(output)
-        expected = (len(image), self.num_outputs, *(image.shape[2:] if self.event else ()))
+        pixels = "col" in self.event
+        expected = (len(image), self.num_outputs, *(image.shape[2:] if pixels else ()))
         if tuple(output.shape) != expected:
             raise ValueError(
                 f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: "
                 f"{type(self).__name__} takes {self.num_outputs} output(s) per "
-                + ("pixel of the image" if self.event else "case")
+                + ("pixel of the image" if pixels else "case")
             )
 
 

@@ -56,7 +56,8 @@ def _(fn: known.Categorical) -> Distribution:
 
 @in_double.register(known.Bernoulli)
 def _(fn: known.Bernoulli) -> Distribution:
-    return IntegerBernoulli(logits=fn.logits.double())
+    kind = type(fn) if isinstance(fn, IntegerBernoulli) else IntegerBernoulli
+    return kind(logits=fn.logits.double())
 
 
 @in_double.register(known.Normal)

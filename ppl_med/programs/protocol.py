@@ -10,6 +10,7 @@ Attribute            Of                  Meaning
 ``in_channels``      model               Image channels that the model takes.
 ``likelihood``       model               Object with ``site`` and ``partial``, perhaps.
 ``prediction``       likelihood          From the model's output to what is explained.
+``check_value``      likelihood          Raises on values that its site cannot have.
 ``training_inputs``  model               Arguments that only factors read, in training.
 ``told_by_image``    model               Local latents that generate the image.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
@@ -22,7 +23,7 @@ The value of a sample site is a tensor, or a lazily drawn one (``weights.estimat
 the distribution of such a site gives a plain draw by ``shared_draw()``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -89,6 +90,13 @@ def partial_site(model: Any) -> str | None:
     """The site whose observations may be missing; None where all are needed."""
     own = likelihood(model)
     return own.site if isinstance(own, Likelihood) and own.partial else None
+
+
+def value_checks(model: Any) -> dict[str, Callable[[Tensor], None]]:
+    """By argument, what raises on its values; none where the likelihood does not say."""
+    own = likelihood(model)
+    check = getattr(own, "check_value", None)
+    return {} if check is None else {own.site: check}
 
 
 def training_inputs(model: Any) -> Sequence[str]:
