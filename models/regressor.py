@@ -1,14 +1,16 @@
-"""Bayesian regressor: any network to a number per case, with its weights drawn from a prior.
+"""Bayesian regressor: any network to numbers of each case, with its weights drawn from a prior.
 
 Program:
 
     weights          ~  prior                                     one vector for all cases
-    value | image    ~  likelihood(net(image; weights))           one number per case
+    value | image    ~  likelihood(net(image; weights))           one number per case, or several
 
-Sites and their dimensions: weights (weight), no unit; value (case), in the units of the data.
+Sites and their dimensions: weights (weight), no unit; value (case) or (case, finding), in the units
+of the data.
 
-Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised;
-``value`` is best standardised too, since priors over weights are about outputs near 1.
+Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised.
+``value`` is best left in its own unit, such as years: priors over weights are about outputs near 1,
+so the likelihood takes mean and standard deviation of the training values into account.
 
 Reference: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer
 vision?", NeurIPS 2017: ``Gaussian()`` learns the noise of every input (aleatoric), and the
@@ -31,7 +33,8 @@ class BayesianRegressor(nn.Module):
         net: Any network from images to (case, output), with as many outputs as the likelihood
             needs (``likelihood.num_outputs``: 2 for ``Gaussian()``).
         likelihood: ``Gaussian()`` by default, with noise that depends on the image; or
-            any other of the site "value", such as ``LaplaceNoise()`` or ``Quantiles()``.
+            any other of the site "value", such as ``LaplaceNoise()`` or ``Quantiles()``. Several
+            numbers per case are named there: ``Gaussian(findings=("age", "weight"))``.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
@@ -51,7 +54,8 @@ class BayesianRegressor(nn.Module):
     ) -> None:
         super().__init__()
         self.likelihood = Gaussian() if likelihood is None else likelihood
-        self.likelihood.check_fits("value", ())
+        several = tuple(self.likelihood.event) == ("finding",)
+        self.likelihood.check_fits("value", ("finding",) if several else ())
         self.network = RandomWeights(net, prior, where, batch_norm=batch_norm)
         self.coords = self.likelihood.coords
 
@@ -62,7 +66,7 @@ class BayesianRegressor(nn.Module):
 
         Args:
             image: A batch of images, dims (case, channel, row, col) or (…, depth, row, col).
-            value: Observed numbers, dims (case,), floating; None draws them.
+            value: Observed numbers, dims (case,) or (case, finding), floating; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
         """
         output = self.network(image)

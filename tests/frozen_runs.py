@@ -72,6 +72,7 @@ CLASSES = ("a", "b")
 CASES, SIZE, BATCH = 8, 8, 4
 SMALL: dict[str, Any] = {"channels": (3, 4), "num_convolutions": 1}
 PIXEL = ("row", "col")
+PLAIN_UNIT: Any = {"loc": 0.0, "scale": 1.0}  # values as they are, as when the runs were frozen
 Pair = tuple[Any, Any]
 FIT: dict[str, Any] = {"epochs": 2, "learning_rate": 0.01, "seed": 3, "progress": False}
 PREDICT: dict[str, Any] = {"draws": 3, "seed": 5, "progress": False}
@@ -170,7 +171,9 @@ def regressor(likelihood: Any, guide: Callable[[Any], Any] = MeanFieldNormal) ->
 
 
 def dense_regressor(likelihood: Any = None) -> Pair:
-    outputs = 2 if likelihood is None else likelihood.num_outputs
+    if likelihood is None:
+        likelihood = LaplaceNoise(PIXEL, site="depth", partial=True, **PLAIN_UNIT)
+    outputs = likelihood.num_outputs
     model = DenseRegressor(small_unet(outputs), likelihood)
     return model, MeanFieldNormal(model)
 
@@ -355,14 +358,18 @@ PLAIN: dict[str, tuple[Callable[[], Pair], tuple[str, ...], dict[str, Any]]] = {
     "hierarchical": (hierarchical, M, {"objective": Geco(20.0)}),
     "low-rank": (partial(stochastic_segmentation, 2), M, {"objective": ImportanceWeighted(3)}),
     "multi-head": (multi_head, M, {}),
-    "gaussian": (lambda: regressor(Gaussian()), V, {}),
-    "gaussian-beta": (lambda: regressor(Gaussian(beta=0.5, heteroscedastic=False)), V, {}),
-    "laplace-noise": (lambda: regressor(LaplaceNoise(), BernoulliDropout), V, {}),
-    "student-t": (lambda: regressor(StudentT()), V, {}),
-    "quantiles": (lambda: regressor(Quantiles((0.1, 0.5, 0.9))), V, {}),
+    "gaussian": (lambda: regressor(Gaussian(**PLAIN_UNIT)), V, {}),
+    "gaussian-beta": (
+        lambda: regressor(Gaussian(beta=0.5, heteroscedastic=False, **PLAIN_UNIT)),
+        V,
+        {},
+    ),
+    "laplace-noise": (lambda: regressor(LaplaceNoise(**PLAIN_UNIT), BernoulliDropout), V, {}),
+    "student-t": (lambda: regressor(StudentT(**PLAIN_UNIT)), V, {}),
+    "quantiles": (lambda: regressor(Quantiles((0.1, 0.5, 0.9), **PLAIN_UNIT)), V, {}),
     "dense": (dense_regressor, D, {}),
     "dense-holes": (
-        lambda: dense_regressor(Gaussian(PIXEL, site="depth", partial=True)),
+        lambda: dense_regressor(Gaussian(PIXEL, site="depth", partial=True, **PLAIN_UNIT)),
         ("holes",),
         {},
     ),

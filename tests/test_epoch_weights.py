@@ -68,7 +68,7 @@ class Cases(Dataset):
 def regressor() -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
-    likelihood = Gaussian(heteroscedastic=False, init_scale=0.5)
+    likelihood = Gaussian(heteroscedastic=False, init_scale=0.5, loc=0.0, scale=1.0)
     model: Any = BayesianRegressor(net, likelihood, prior=Normal(1.0))
     model.likelihood.log_scale.requires_grad_(False)
     return model

@@ -481,6 +481,8 @@ REGRESSORS: dict[str, Callable[[], Pair]] = {
     "laplace-noise": lambda: regressor(LaplaceNoise()),
     "student-t": lambda: regressor(StudentT()),
     "quantiles": lambda: regressor(Quantiles((0.1, 0.5, 0.9))),
+    "several-numbers": lambda: regressor(Gaussian(findings=("x", "y", "z"))),
+    "several-quantiles": lambda: regressor(Quantiles((0.1, 0.9), findings=("x", "y", "z"))),
 }
 DENSE_REGRESSORS: dict[str, Callable[[], Pair]] = {
     "dense-laplace": dense_regressor,

@@ -130,8 +130,9 @@ class Study:
         torch.manual_seed(cell.seed)
         noisy = learns_noise(cell.variant)
         likelihood = LIKELIHOODS[self.options.likelihood](
-            ("row", "col"), heteroscedastic=noisy, site="depth", init_scale=START_SCALE
-        )
+            ("row", "col"), heteroscedastic=noisy, site="depth", init_scale=START_SCALE,
+            loc=0.0, scale=1.0,
+        )  # fmt: skip
         channels = self.options.channels
         last = unet.convolution(2, channels[0], likelihood.num_outputs, 1)
         net = nn.Sequential(UNet(3, channels, 2), last, _Centre(middle))

@@ -25,6 +25,7 @@ from ppl_med.inference.training.loss_log import LossLog
 from ppl_med.inference.training.optimizers import Factory, make_optimizer
 from ppl_med.inference.training.run_state import identity, not_finite, restore, run_state
 from ppl_med.inference.training.schedules import Schedule, rate_factor, weight_at
+from ppl_med.inference.training.value_units import learn_units
 from ppl_med.programs import rng
 from ppl_med.programs.case_scale import CaseScale
 from ppl_med.programs.isolation import private_store
@@ -103,6 +104,8 @@ class Trainer:
         self.spec.check(first, self.loader.num_cases)
         self.loader.see(first)
         check_one_grader(first)
+        if not (resume and self.checkpoint is not None and self.checkpoint.exists()):
+            learn_units([model for model, _ in self.pairs], self.loader.batches)
         if self.checkpoint is not None:
             self.data = data_digest(self.loader.batches, self.spec.arguments)
         for member, (model, guide) in enumerate(self.pairs):

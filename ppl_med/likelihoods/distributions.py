@@ -42,26 +42,28 @@ class BetaNormal(PartialNormal):
     Args:
         loc: Mean.
         scale: Standard deviation.
-        beta: Exponent of the fixed weight ``scale^(2 beta)``.
+        beta: Exponent of the fixed weight ``(scale / unit)^(2 beta)``.
+        unit: What the scale is relative to, dims that broadcast to those of ``scale``.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, beta: float) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, beta: float, unit: Tensor | float = 1.0) -> None:
         super().__init__(loc, scale)
-        self.beta = beta
+        self.beta, self.unit = beta, unit
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "BetaNormal":
         """The same with more batch dims."""
         shape = torch.Size(batch_shape)
-        return BetaNormal(self.loc.expand(shape), self.scale.expand(shape), self.beta)
+        return BetaNormal(self.loc.expand(shape), self.scale.expand(shape), self.beta, self.unit)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Weighted log-density in nats; 0 where the value is NaN."""
-        return self.scale.detach() ** (2 * self.beta) * super().log_prob(value)
+        weight = (self.scale.detach() / self.unit) ** (2 * self.beta)
+        return weight * super().log_prob(value)
 
 
 @in_double.register(BetaNormal)
 def _(fn: BetaNormal) -> BetaNormal:
-    return BetaNormal(fn.loc.double(), fn.scale.double(), fn.beta)
+    return BetaNormal(fn.loc.double(), fn.scale.double(), fn.beta, fn.unit)
 
 
 __getattr__ = renamed(

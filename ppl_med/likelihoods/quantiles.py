@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_med.checks import positive, reject
-from ppl_med.likelihoods.interface import Likelihood
+from ppl_med.likelihoods.number_units import NumberLikelihood, Numbers
 from ppl_med.likelihoods.stored import Parameters, in_double, stored_parameters
 
 
@@ -91,7 +91,7 @@ def _(fn: QuantileDistribution, names: Sequence[str]) -> Parameters:
     return {"quantile": ([*names, "level"], fn.quantiles)}
 
 
-class Quantiles(Likelihood):
+class Quantiles(NumberLikelihood):
     """Several quantiles at once, which never cross.
 
     The network gives the lowest one and, through a softplus, the distances to the next ones. What
@@ -105,7 +105,8 @@ class Quantiles(Likelihood):
         levels: Probabilities of the quantiles, rising, inside (0, 1).
         event: Names of the axes after the case.
         site: Name of the observed site.
-        init_scale: Where the learned scale starts, in units of the value.
+        init_scale: Where the learned scale starts, in units of ``scale``.
+        loc, scale, findings: As in ``LaplaceNoise``.
     """
 
     levels: Tensor
@@ -117,19 +118,21 @@ class Quantiles(Likelihood):
         *,
         site: str = "value",
         init_scale: float = 1.0,
+        loc: Numbers | None = None,
+        scale: Numbers | None = None,
+        findings: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(event, site, False, loc, scale, findings)
         rising = all(a < b for a, b in itertools.pairwise(levels))
         if not levels or not rising or not (0 < levels[0] and levels[-1] < 1):
             reject("levels", "rising inside (0, 1)", tuple(levels))
         positive("init_scale", init_scale)
-        self.event, self.site, self.partial = tuple(event), site, False
         if len(levels) > 1:
             self.training_loss = f"mean pinball loss of {len(levels)} quantiles"
         self.probabilities = tuple(map(float, levels))
         self.register_buffer("levels", torch.tensor(self.probabilities, dtype=torch.float64))
         self.init_scale = init_scale
-        self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+        self.log_scale = nn.Parameter(torch.full(self.loc.shape, math.log(init_scale)))
 
     def reset_parameters(self) -> None:
         """Reset the scale to its initial value."""
@@ -137,17 +140,30 @@ class Quantiles(Likelihood):
 
     @property
     def num_outputs(self) -> int:
-        """Channels that the network must have: one per level."""
-        return len(self.probabilities)
+        """Channels that the network must have: one per level, and of several findings of each.
+
+        Of several findings, all of the lowest level first.
+        """
+        return len(self.probabilities) * max(1, len(self.findings))
 
     @property
     def coords(self) -> dict[str, list[Any]]:
-        """The levels."""
-        return {"level": list(self.probabilities)}
+        """The levels, and the names of the findings."""
+        return {"level": list(self.probabilities), **super().coords}
 
     def distribution(self, output: Tensor) -> Any:
         """Of the lowest quantile and raw distances to the next."""
-        output = output.movedim(-1 - len(self.event), -1)
-        quantiles = torch.cat([output[..., :1], softplus(output[..., 1:])], -1).cumsum(-1)
-        scale = self.log_scale.to(output).exp().expand(quantiles.shape[:-1])
-        return QuantileDistribution(quantiles, scale, self.levels.to(output))
+        quantiles = self._quantiles(output)
+        scale = self.log_scale.to(output).exp() * self.unit(output)[1]
+        levels = self.levels.to(output)
+        return QuantileDistribution(quantiles, scale.expand(quantiles.shape[:-1]), levels)
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """The quantiles, dims (case, level, *event), in the unit of the values."""
+        return self._quantiles(output).movedim(-1, 1)
+
+    def _quantiles(self, output: Tensor) -> Tensor:
+        raw = torch.stack(self.by_output(output), -1)
+        numbers = torch.cat([raw[..., :1], softplus(raw[..., 1:])], -1).cumsum(-1)
+        loc, scale = self.unit(output, extra=1)
+        return loc + scale * numbers
