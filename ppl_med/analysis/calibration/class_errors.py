@@ -20,9 +20,16 @@ All but the debiased one are positive even for perfect probabilities, the more s
 there are. So each comes with the value expected of calibrated probabilities (``_null``), from
 labels drawn from the mixture itself, and the p-value of the test that it is calibrated.
 
+Each but the sweep is a norm of the errors y - p, seen as masses at p (the smooth one obeys the
+triangle inequality too), so that it is off the truth by no more than the figure of the noise alone.
+Its quantile q, by resampling cases and by labels drawn from the probabilities, whichever is larger,
+gives the interval, figure - q to figure + q. It holds the truth of the bins at hand with the
+probability `level` or more: exactly that at the lower end of 0, where probabilities are calibrated,
+and more where the truth is far from 0. The figure itself is always inside.
+
 Sources: see `ppl_med.analysis.calibration.estimators` and `.smooth`; Bröcker and Smith, Weather
 and Forecasting 22, 2007, and Vaicenavicius et al., AISTATS 2019, arXiv:1902.06977 (consistency
-resampling); Davison and Hinkley, Bootstrap Methods, 1997, section 5.2 (basic interval).
+resampling).
 """
 
 from typing import Any
@@ -36,13 +43,15 @@ from ppl_med.analysis.calibration.estimators import (
     top_label_error,
 )
 from ppl_med.analysis.calibration.smooth import smooth_error
+from ppl_med.analysis.statistics.draw_ranks import RANKS
 from ppl_med.analysis.statistics.resampling import draw_labels
 from ppl_med.analysis.tree import Posterior, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import inside, whole
 
 _SIGNED = "squared_error_debiased"
-_BIASED = "basic bootstrap over cases: twice the figure minus the resampled quantiles"
+_INTERVAL = "figure -+ the quantile of the same figure of the noise; conservative"
+_SQUARES = ("squared_error", _SIGNED)
 
 
 def errors(
@@ -65,9 +74,8 @@ def errors(
 
     Returns:
         Dataset of the figures above, ``ece_per_class`` (class), the others scalars; for each
-        ``<name>_per_draw`` (chain, draw), and of the mixture ``_lower``, ``_upper``, a bootstrap
-        interval over cases from which the bias of the figure is taken off (cut at 0), ``_null``
-        and ``_pvalue``. All probabilities; squared errors are their squares.
+        ``<name>_per_draw`` (chain, draw), and of the mixture ``_null``, ``_pvalue``, and but for
+        the sweep ``_lower``, ``_upper``, an interval that may be too wide (cut at 0). All probabilities; squared errors are their squares.
 
     Raises:
         TypeError, ValueError: ``probs`` or labels malformed, labels per pixel, or bad arguments.
@@ -94,20 +102,25 @@ def errors(
         variable.attrs["units"] = "probability^2" if squared else "probability"
     result.attrs.update(counts, bins=bins, replicates=replicates, level=level)
     result.attrs["mixture"] = "mean of probs over chain and draw"
-    result.attrs["interval"] = _BIASED
+    result.attrs["interval"] = _INTERVAL
     return result
 
 
 def _figures(probs: np.ndarray, label: np.ndarray, bins: int) -> dict[str, Any]:
     """Every figure of one table of probabilities (case, class)."""
+    return _norms(probs, (label[:, None] == np.arange(probs.shape[1])).astype(np.float64), bins)
+
+
+def _norms(probs: np.ndarray, outcome: np.ndarray, bins: int) -> dict[str, Any]:
+    """Every figure, of the differences between outcomes and probabilities (case, class)."""
     predicted = probs.argmax(1)
     confidence = probs.max(1)
-    correct = (predicted == label).astype(np.float64)
+    correct = outcome[np.arange(len(outcome)), predicted]
     smooth, bandwidth = smooth_error(confidence, correct)
     per_class = np.array(
         [
-            binned_errors(column, (label == index).astype(np.float64), bins)["ece"]
-            for index, column in enumerate(probs.T)
+            binned_errors(column, happened, bins)["ece"]
+            for column, happened in zip(probs.T, outcome.T, strict=True)
         ]
     )
     return {
@@ -131,27 +144,40 @@ def _resample(
     level: float,
     seed: int,
 ) -> None:
-    """Add bootstrap intervals, and the distribution of each figure under calibrated labels."""
+    """Add intervals, and the distribution of each figure under calibrated labels."""
     rng = np.random.default_rng(seed)
     size = label.size
-    again, calibrated = [], []
+    gap = (label[:, None] == np.arange(probs.shape[1])) - probs
+    noise, calibrated = [], []
     for _ in range(replicates):
-        chosen = rng.integers(size, size=size)
-        again.append(_figures(probs[chosen], label[chosen], bins))
+        # What resampling adds to the errors at hand; it has their mean and their spread.
+        more = np.bincount(rng.integers(size, size=size), minlength=size) - 1
+        noise.append(_norms(probs, probs + more[:, None] * gap, bins))
         calibrated.append(_figures(probs, draw_labels(probs, rng), bins))
-    tail = (1 - level) / 2
     for name in (name for name in point if name != "bandwidth"):
         law = np.array([figures[name] for figures in calibrated])
         above = (law >= point[name] - 1e-12).sum(0)
-        # What the figure is of the cases at hand, seen as the whole population.
-        centre = point["squared_error" if name == _SIGNED else name]
-        moves = np.array([figures[name] for figures in again]) - centre
-        ends = point[name] - np.quantile(moves, [1 - tail, tail], axis=0)
-        lower, upper = ends if name == _SIGNED else np.maximum(ends, 0)
-        found = {"lower": lower, "upper": upper, "null": law.mean(0)}
-        found["pvalue"] = (1 + above) / (1 + replicates)
+        found = {"null": law.mean(0), "pvalue": (1 + above) / (1 + replicates)}
+        if name != "ece_sweep":  # its bins depend on the outcomes, so that it has no truth
+            found["lower"], found["upper"] = _interval(name, point, [noise, calibrated], level)
         for suffix, value in found.items():
             _put(result, {name: value}, f"_{suffix}")
+
+
+def _interval(
+    name: str, point: dict[str, Any], noises: list[list[dict[str, Any]]], level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Figure -+ the larger quantile of the noise; squares are taken the root of before."""
+    root = name in _SQUARES
+    norm = "squared_error" if root else name
+    centre, *laws = (
+        np.sqrt(values) if root else np.asarray(values)
+        for values in (point[norm], *([one[norm] for one in noise] for noise in noises))
+    )
+    reach = np.max([np.quantile(law, level, axis=0, method=RANKS) for law in laws], axis=0)
+    ends = np.maximum(centre - reach, 0), centre + reach
+    lower, upper = (end**2 if root else end for end in ends)
+    return (np.fmin(lower, point[name]), np.fmax(upper, point[name]))
 
 
 def _put(
