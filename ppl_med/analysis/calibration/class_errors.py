@@ -177,7 +177,7 @@ def _interval(
     reach = np.max([np.quantile(law, level, axis=0, method=RANKS) for law in laws], axis=0)
     ends = np.maximum(centre - reach, 0), centre + reach
     lower, upper = (end**2 if root else end for end in ends)
-    return (np.fmin(lower, point[name]), np.fmax(upper, point[name]))
+    return np.asarray(np.fmin(lower, point[name])), np.asarray(np.fmax(upper, point[name]))
 
 
 def _put(
