@@ -138,14 +138,24 @@ def test_standard_errors_of_means_are_those_of_scipy() -> None:
         assert float(result["accuracy_per_class_se"][index]) == pytest.approx(expected)
 
 
-def test_calibration_terms_average_to_the_error() -> None:
-    """With gaps of both signs, and for every draw."""
-    rng = np.random.default_rng(1)
-    confidence = xr.DataArray(rng.random((2, 3, 40)), dims=("chain", "draw", "case"))
-    correct = xr.DataArray(rng.integers(0, 2, (2, 3, 40)).astype(float), dims=confidence.dims)
-    terms = binning.calibration_terms(correct, confidence, 5)
-    error = binning.calibration_error(correct, confidence, 5)
-    np.testing.assert_allclose(terms.mean("case"), error, rtol=1e-12)
+@pytest.mark.parametrize("size", [100, 1000])
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.1])
+def test_the_error_of_the_calibration_error_is_its_spread(size: int, shift: float) -> None:
+    """Over data sets of cases from one law, whose accuracy is below the confidence by the shift.
+
+    The z-test holds it to the spread within 12 %, what a gap of unknown size allows.
+    """
+    rng = np.random.default_rng(size)
+    trials, bins = 1000, 10
+    confidence = rng.uniform(0.5, 1, (trials, size))
+    correct = rng.random((trials, size)) < confidence - shift
+    index = binning.equal_width(confidence, bins)
+    member = np.eye(bins)[index]
+    gaps = member * (correct - confidence)[..., None]
+    figure = np.abs(gaps.sum(1)).sum(1) / size
+    given = np.array([binning.calibration_error_se(one, np.ones(size)) for one in gaps])
+    spread, noise = figure.std(ddof=1), Z * (0.5 / trials) ** 0.5
+    assert abs(np.log(given.mean() / spread)) < 0.12 + noise
 
 
 def test_pixels_of_a_case_count_as_one() -> None:

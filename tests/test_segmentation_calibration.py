@@ -65,7 +65,7 @@ def test_calibrated_pixels_lie_on_the_diagonal(rng: np.random.Generator) -> None
 
 def test_errors_count_cases_not_pixels(rng: np.random.Generator) -> None:
     """All pixels of a case share one outcome: the error is that of a mean over cases."""
-    outcome = rng.integers(0, 2, 100)
+    outcome = (rng.random(100) < 0.85).astype(int)
     graders = graded(np.broadcast_to(outcome[:, None, None, None], (100, 1, 6, 6)).copy())
     probs, _ = calibrated(rng, 100, 6)
     probs = xr.full_like(probs, 0.5)

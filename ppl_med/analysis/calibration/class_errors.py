@@ -75,7 +75,8 @@ def errors(
     Returns:
         Dataset of the figures above, ``ece_per_class`` (class), the others scalars; for each
         ``<name>_per_draw`` (chain, draw), and of the mixture ``_null``, ``_pvalue``, and but for
-        the sweep ``_lower``, ``_upper``, an interval that may be too wide (cut at 0). All probabilities; squared errors are their squares.
+        the sweep ``_lower``, ``_upper``, an interval that may be too wide (cut at 0). All
+        probabilities; squared errors are their squares.
 
     Raises:
         TypeError, ValueError: ``probs`` or labels malformed, labels per pixel, or bad arguments.

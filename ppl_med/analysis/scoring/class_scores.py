@@ -142,18 +142,16 @@ def _indicator(probs: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
 def _mixture_scores(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dataset:
     result = xr.Dataset()
     ones = terms.correct.notnull().astype(np.float64)
-    signed = binning.calibration_terms(terms.correct, terms.confidence, bins)
     shares = {
         "accuracy": (terms.correct, ones),
         "nll": (terms.nll, ones),
         "brier": (terms.brier, ones),
-        "ece": (signed, ones),
         "accuracy_per_class": (terms.correct * indicator, indicator),
     }
     for name, value in _means(_sums(terms, indicator, bins)).items():
         units = _UNITS.get(name, "probability")
         result[name] = value.assign_attrs(units=units)
-        error = _ratio_error(*shares[name])
+        error = _calibration_se(terms, bins) if name == "ece" else _ratio_error(*shares[name])
         result[f"{name}_se"] = (value.dims, error, {"units": units, "note": "over cases"})
     return result
 
@@ -181,6 +179,12 @@ def _means(sums: xr.Dataset) -> dict[str, xr.DataArray]:
         "ece": abs(sums["gap"]).sum("bin") / count.sum(),
         "accuracy_per_class": sums["hits"] / count.where(count > 0),
     }
+
+
+def _calibration_se(terms: _Terms, bins: int) -> float:
+    gaps = binning.gap_sums(terms.correct, terms.confidence, bins, keep=("case",))
+    count = terms.correct.count([dim for dim in terms.correct.dims if dim != "case"])
+    return binning.calibration_error_se(gaps.values, count.values)
 
 
 def _ratio_error(part: xr.DataArray, whole: xr.DataArray) -> np.ndarray:

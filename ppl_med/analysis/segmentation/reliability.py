@@ -112,11 +112,10 @@ def _table(sums: np.ndarray, bins: int) -> xr.Dataset:
 
 
 def _calibration_error(sums: np.ndarray) -> tuple[float, float]:
-    """ECE and its error over cases, with the sign of each bin's gap held fixed."""
+    """ECE and its error over cases."""
     gaps = sums[:, 2] - sums[:, 1]
     weight = sums[:, 0].sum(1)
     if not weight.sum() > 0:
         return np.nan, np.nan
-    part = (gaps * np.sign(gaps.sum(0))).sum(1)
-    error = ratio_error(part[:, None], weight[:, None])[0]
-    return float(part.sum() / weight.sum()), float(error)
+    value = np.abs(gaps.sum(0)).sum() / weight.sum()
+    return float(value), binning.calibration_error_se(gaps, weight)
