@@ -218,7 +218,7 @@ def interrupted(folder: Path, monkeypatch: Any) -> None:
 
 def test_a_complete_store_is_opened_and_not_drawn_again(tmp_path: Path, monkeypatch: Any) -> None:
     whole = stored(tmp_path).load()
-    monkeypatch.setattr(killed_runs.PosteriorSampler, "run", None)
+    monkeypatch.setattr("ppl_med.inference.predictive._Run.chunks", None)
     again = stored(tmp_path, resume=True).load()
     assert whole.identical(again)
     with pytest.raises(FileExistsError, match=r"run\.zarr"):

@@ -277,11 +277,16 @@ def test_a_prediction_outlives_a_target_that_fails_at_the_end(
 def test_ids_that_no_file_can_hold_are_counted(wrong: Any, store: Any, tmp_path: Path) -> None:
     batches = list(Batches(cases(), batch_size=8))
     batches[0]["id"] = [*batches[0]["id"][:3], wrong, *batches[0]["id"][4:]]
-    with pytest.raises(ValueError, match=r"id must be .* for 1 of 16 cases, first at position 3"):
+    missing = wrong is None or wrong != wrong
+    told = r"id must be .* for 1 of 16 cases, first at position 3"
+    if missing:
+        told = r"id is missing .* in 1 of 8 entries, at position\(s\) 3"
+    with pytest.raises(ValueError, match=told):
         run(batches, store=None if store is None else tmp_path / store)
     batches[0]["id"] = [wrong] * 8
     if wrong != 3:
-        with pytest.raises(ValueError, match=r"id must be .*first at position 0"):
+        told = r"id is missing .* in 8 of 8" if missing else r"id must be .*first at position 0"
+        with pytest.raises(ValueError, match=told):
             run(batches)
 
 

@@ -25,6 +25,19 @@ def check_continues(
         _check_group(group, first[group], dataset, any_size)
 
 
+def outline(dataset: xr.Dataset) -> xr.Dataset:
+    """One case of a Dataset, as far as it is compared: coordinates, and variables without values.
+
+    The values would stay in memory for the whole prediction.
+    """
+    one = dataset.isel(case=slice(1))
+    empty = {
+        name: (variable.dims, np.broadcast_to(np.zeros((), variable.dtype), variable.shape))
+        for name, variable in one.data_vars.items()
+    }
+    return xr.Dataset(empty, {name: array.copy(deep=True) for name, array in one.coords.items()})
+
+
 _FIX = "pass the same batches as before, or predict these cases into another store"
 
 

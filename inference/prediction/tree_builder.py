@@ -145,7 +145,6 @@ class TreeBuilder:
                     f"some batches have {name!r} and some have not; predict the cases with and "
                     "without observations apart"
                 )
-        _check_ids(start, ids)
         self.by_graders = has_graders(inputs[0])
         for name in self.given:
             dims, axis = _case_first(self._observation_dims(name))
@@ -279,6 +278,7 @@ def case_ids(
         if own is not None and len(own) != size:
             raise ValueError(f"id has {len(own)} entries in a batch of {size} cases")
         ids += list(range(position, position + size)) if own is None else present("id", own)
+    _check_ids(start, ids)
     return ids
 
 

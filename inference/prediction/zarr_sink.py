@@ -13,7 +13,7 @@ import xarray as xr
 
 from ppl_med.inference.data_digest import DATA, same_data
 from ppl_med.inference.prediction import tree_builder
-from ppl_med.inference.prediction.continuation import check_continues
+from ppl_med.inference.prediction.continuation import check_continues, outline
 from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.storage.atomic import not_written, remove_leftovers, write_text
@@ -63,7 +63,7 @@ class ZarrSink:
         self.progress = path.with_name(f"{path.name}.partial.json")
         self.cases_done = 0
         self._every_chunk = True  # an earlier version left out chunks of one value
-        self._first: dict[str, xr.Dataset] = {}  # one case of every group
+        self._first: dict[str, xr.Dataset] = {}  # outline of one case of every group
         self.complete = path.exists()
         if self.complete:
             self._check_attrs(path, dict(self.open().attrs))
@@ -206,7 +206,7 @@ class ZarrSink:
         for name, dataset in groups.items():
             self._write_group(name, variable_text(dataset), start)
             if start == 0:
-                self._first[name] = dataset.isel(case=slice(1)).copy(deep=True)
+                self._first[name] = outline(dataset)
 
     def _filled(self, dataset: xr.Dataset, first: xr.Dataset) -> xr.Dataset:
         """Maps of smaller cases, filled up to the size in the store."""
