@@ -213,7 +213,7 @@ def test_a_label_is_missing() -> None:
     with refused(ValueError, "batches have no 'label'.*every batch needs", model, guide):
         train(model, guide, [bare])
     with refused(ValueError, "some batches have 'label' and some have not", model, guide):
-        draw(model, guide, [batch(), bare])
+        draw(model, guide, [batch() | {"id": None}, bare])
     with pytest.raises(ValueError, match=r"batch\['label'\]"):
         train(model, guide, [batch(), bare])
 

@@ -191,7 +191,7 @@ def test_samples_of_many_classes_are_painted_in_their_colours() -> None:
 
 
 def test_the_scale_of_the_spread_holds_the_largest_there_is() -> None:
-    """Three draws of three classes, each sure of another: a variance of 2 / 3 over draws."""
+    """Three draws of three classes, each sure of another: a variance of 1 over draws."""
     group = make_tree(SEVERAL[:3])["posterior"].to_dataset()[["probs"]]
     probs = group["probs"].isel(chain=[0], draw=slice(3))
     sure = np.zeros(probs.shape)
@@ -202,7 +202,7 @@ def test_the_scale_of_the_spread_holds_the_largest_there_is() -> None:
     shown = axes[0, 3].images[0]
     largest = np.asarray(shown.get_array()).max()
     assert shown.get_clim()[1] == pytest.approx(largest)
-    assert largest == pytest.approx((2 / 3) ** 0.5)
+    assert largest == pytest.approx(1.0)
 
 
 def test_samples_need_no_graders_and_take_one_annotation() -> None:

@@ -190,8 +190,10 @@ class _Rows:
             spread = np.sqrt(found["variance"].to_numpy())
             top, titles = float(np.log(probs.sizes["class"])), ("entropy", "sd")
         units = ("probability" if binary else "nats", "probability")
-        # Draws that each name one of K classes, all as often, have a variance of 1 - 1 / K.
-        limits = (top, 0.5 if binary else float(np.sqrt(1 - 1 / probs.sizes["class"])))
+        # Many draws that each name one of K classes, all as often, have a variance of 1 - 1 / K;
+        # a few have more, by n / (n - 1).
+        most = 0.5 if binary else float(np.sqrt(1 - 1 / probs.sizes["class"]))
+        limits = (top, max(most, float(spread.max(initial=0))))
         for offset, (values, title, unit, limit) in enumerate(
             zip((mean, spread), titles, units, limits, strict=True)
         ):
