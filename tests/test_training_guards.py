@@ -263,6 +263,14 @@ def test_a_case_is_predicted_once() -> None:
 # --- Ctrl-C
 
 
+@pytest.fixture(autouse=True)
+def keyboard() -> Iterator[None]:
+    """Ctrl-C reaches the process also where the tests run in the background of a shell."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 class Pressed:
     """Batches during one of which somebody presses Ctrl-C, so many times."""
 
