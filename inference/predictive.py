@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from ppl_med.checks import choice, whole
+from ppl_med.checks import a_path, choice, whole
 from ppl_med.inference.batches import (
     batch_spec,
     check_iterable,
@@ -134,6 +134,7 @@ def predict(
     started = time.time()
     draws, prior_draws = whole("draws", draws), whole("prior_draws", prior_draws, least=0)
     seed = check_seed(seed)
+    store = None if store is None else a_path("store", store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
     num_batches = check_iterable(batches)

@@ -8,7 +8,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_med.checks import choice, whole
+from ppl_med.checks import choice, reject, whole
 from ppl_med.inference.batches import check_seed
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
@@ -161,6 +161,8 @@ def functions(
     """
     draws, seed = whole("draws", draws), check_seed(seed)
     names = list(protocol.coords(model).get("finding", ()))
+    if finding is not None and not names:
+        reject("finding", "left out: the model has no findings", finding)
     chosen = None if finding is None else names.index(choice("finding", finding, names))
     pairs = enumerate(members_of(model, guide))
     return Functions([_Member(*pair, seed, chain) for chain, pair in pairs], draws, chosen)

@@ -26,6 +26,7 @@ from ppl_med.programs.sites import (
     is_local,
     sample_sites,
     select_arguments,
+    signature,
     takes_num_cases,
     to_device,
 )
@@ -73,7 +74,9 @@ class DryRun:
                 check_reached(model, guide, lambda: elbo_terms(model, guide, **options))
                 check_stock_guide(guide)
                 one = {n: v[:1] if isinstance(v, Tensor) else v for n, v in values.items()}
-                bare = {n: v for n, v in one.items() if n not in sites}
+                # An observation without a default must be given, here too.
+                needed = {n for n, p in signature(model).items() if p.default is p.empty}
+                bare = {n: v for n, v in one.items() if n not in sites or n in needed}
                 PosteriorSampler(model, guide, bare, 0, 0).check_function()
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, values) from error
