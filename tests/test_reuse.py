@@ -94,7 +94,7 @@ def test_predict_runs_the_unet_once_a_batch() -> None:
     model.prior.register_forward_hook(count("prior"))
     model.combine.register_forward_hook(count("combine"))
     batches = [{"image": torch.randn(3, 1, 8, 8)} for _ in range(4)]
-    extra = 2  # what predict finds out about the sites beforehand
+    extra = 4  # what predict finds out beforehand: the sites, and that a draw is a function
     predict(model, guide, batches, draws=10, progress=False)
     assert counts["combine"] >= 4 * 10
     assert counts["backbone"] <= 4 + extra and counts["prior"] <= 4 + extra
