@@ -20,6 +20,7 @@ from ppl_med.inference.epoch_visits import (
     expected_total,
     visits_of_loader,
 )
+from ppl_med.inference.loader_generators import loader_generators, owners
 from ppl_med.programs import protocol
 from ppl_med.programs.sites import argument_names
 
@@ -61,7 +62,7 @@ class Loader:
         if hasattr(self.batches, "iterate"):
             found = iter(self.batches.iterate(epoch + SEED_STRIDE * seed, start))
             return self._weighed(found, None if start else self._count())
-        for owner in _owners(self.batches):
+        for owner in owners(self.batches):
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(epoch)
         iterator, count = iter(self._source), self._count()
@@ -123,20 +124,6 @@ class Loader:
         names = ("seed", "shuffle", "batch_size")
         found = {name: getattr(self.batches, name, None) for name in names}
         return {f"batches.{n}": v for n, v in found.items() if isinstance(v, bool | int)}
-
-
-def loader_generators(batches: Any) -> list[torch.Generator]:
-    """A loader's own generators, such as of ``DataLoader(generator=...)``, each once."""
-    found = [getattr(owner, "generator", None) for owner in _owners(batches)]
-    own = {id(g): g for g in found if isinstance(g, torch.Generator)}
-    return list(own.values())
-
-
-def _owners(batches: Any) -> list[Any]:
-    """What an epoch's order may hang on: batches and their samplers, each once."""
-    batched = getattr(batches, "batch_sampler", None)
-    found = (batches, getattr(batches, "sampler", None), batched, getattr(batched, "sampler", None))
-    return list({id(one): one for one in found if one is not None}.values())
 
 
 def check_iterable(batches: Any, name: str = "batches") -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ppl_med.data import Batches
-from ppl_med.inference.batches import loader_generators
+from ppl_med.inference.loader_generators import generators_restored
 from ppl_med.programs import rng
 
 DATA = "data_sha256"  # what it is called in checkpoints and trees
@@ -47,13 +47,9 @@ def data_digest(batches: Any, names: Iterable[str]) -> str:
         return f"arrays:{_digest([{**_chosen(batches.arrays, wanted), **standardised}])}"
     if isinstance(batches, list | tuple):
         return f"list:{_digest([_chosen(batch, wanted) for batch in batches])}"
-    own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
-    try:
+    with generators_restored(batches):
         kind, first = _sample(batches)
         _, second = _sample(batches)
-    finally:
-        for generator, state in own:
-            generator.set_state(state)
     again = _chosen(second, wanted)
     stable = {
         name: value
@@ -77,18 +73,17 @@ def _chosen(batch: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def _sample(batches: Any) -> tuple[str, Mapping[str, Any]]:
     """Some cases, the same ones every time."""
-    with rng.restored():
-        rng.seed_all(0)
-        indexed = isinstance(batches, DataLoader) and batches.batch_sampler is not None
-        if indexed and not isinstance(batches.dataset, IterableDataset):
-            with suppress(Exception):  # positions may be no numbers
-                data: Any = batches.dataset
-                positions = np.unique(np.linspace(0, len(data) - 1, NUM_ITEMS).astype(int))
-                found = batches.collate_fn([data[int(position)] for position in positions])
-                if isinstance(found, Mapping):
-                    return "items", found
-        first: Mapping[str, Any] = next(iter(batches), {})
-        return "first", {name: value[:1] for name, value in first.items() if _has_cases(value)}
+    rng.seed_all(0)
+    indexed = isinstance(batches, DataLoader) and batches.batch_sampler is not None
+    if indexed and not isinstance(batches.dataset, IterableDataset):
+        with suppress(Exception):  # positions may be no numbers
+            data: Any = batches.dataset
+            positions = np.unique(np.linspace(0, len(data) - 1, NUM_ITEMS).astype(int))
+            found = batches.collate_fn([data[int(position)] for position in positions])
+            if isinstance(found, Mapping):
+                return "items", found
+    first: Mapping[str, Any] = next(iter(batches), {})
+    return "first", {name: value[:1] for name, value in first.items() if _has_cases(value)}
 
 
 def _has_cases(value: Any) -> bool:

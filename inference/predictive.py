@@ -26,13 +26,13 @@ from ppl_med.inference.batches import (
     choose_device,
     first_batch,
     first_grader,
-    loader_generators,
     num_cases_in,
 )
 from ppl_med.inference.case_order import check_order
 from ppl_med.inference.checkpoint import digest, settings
 from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.inference.loader_generators import loader_generators
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids

@@ -113,15 +113,15 @@ def regressed(calibration: xr.Dataset, sizes: xr.Dataset) -> xr.Dataset:
     """
     lower, upper = xr.zeros_like(sizes["lower"]), xr.zeros_like(sizes["upper"])
     for structure in sizes["class"].values:
-        own, other = ({"class": structure} for _ in range(2))
-        known = calibration.sel(own)
+        place = {"class": structure}
+        known = calibration.sel(place)
         truth = known["grader_size"].isel(grader=0).values
         ends = jackknife_plus(
             known["size"].mean(("chain", "draw")).values,
             truth,
-            sizes["size"].sel(other).mean(("chain", "draw")).values,
+            sizes["size"].sel(place).mean(("chain", "draw")).values,
         )
-        lower.loc[other], upper.loc[other] = ends
+        lower.loc[place], upper.loc[place] = ends
     return _between(sizes, lower, upper)
 
 

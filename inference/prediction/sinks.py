@@ -12,7 +12,6 @@ from typing import Any
 import xarray as xr
 
 from ppl_med import storage
-from ppl_med.checks import a_path
 from ppl_med.inference.prediction.continuation import check_continues
 from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
@@ -37,7 +36,7 @@ def open_sink(
         BlockingIOError: If another process writes to it.
         OSError: If it cannot be written.
     """
-    path = None if store is None else a_path("store", store)
+    path = None if store is None else Path(store)
     if path is not None and path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"store must end in .nc or .zarr, got {str(path)!r}")
     is_zarr = path is not None and path.suffix == ".zarr"

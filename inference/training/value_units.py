@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_med.data import Batches
-from ppl_med.inference.batches import loader_generators
+from ppl_med.inference.loader_generators import generators_restored
 from ppl_med.likelihoods.number_units import NumberLikelihood
-from ppl_med.programs import rng
 from ppl_med.programs.parameters import parts_of
 
 MOST_BATCHES = 100
@@ -31,18 +30,13 @@ def learn_units(models: Sequence[Any], batches: Any) -> None:
     still = [part for part in found if isinstance(part, NumberLikelihood) and part.is_open]
     if not still:
         return
-    own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
     moments: dict[str, _Moments] = {}
-    with rng.restored():
-        try:
-            for batch in _read(batches):
-                for part in still:
-                    value = batch.get(part.site)
-                    if isinstance(value, Tensor) and part is _first_of(still, part.site):
-                        moments.setdefault(part.site, _Moments(part.loc.ndim)).add(value)
-        finally:
-            for generator, state in own:
-                generator.set_state(state)
+    with generators_restored(batches):
+        for batch in _read(batches):
+            for part in still:
+                value = batch.get(part.site)
+                if isinstance(value, Tensor) and part is _first_of(still, part.site):
+                    moments.setdefault(part.site, _Moments(part.loc.ndim)).add(value)
     for part in still:
         if part.site in moments:
             part.learn_unit(*moments[part.site].result(part.loc))

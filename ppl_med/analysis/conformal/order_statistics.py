@@ -101,9 +101,7 @@ def joint_band(groups: Sequence[tuple[int, int, int]], level: float = LEVEL) -> 
     Returns:
         Lower and upper share of all test cases.
     """
-    mass = np.ones(1)
-    for num_test, num_cases, rank in groups:
-        mass = np.convolve(mass, _mass(num_test, num_cases, rank))
+    mass = _joint_mass(groups)
     total = len(mass) - 1
     tail = (1 - level) / 2
     lower = int(np.searchsorted(np.cumsum(mass), tail, side="right"))
@@ -118,16 +116,21 @@ def coverage_pvalue(groups: Sequence[tuple[int, int, int]], covered: int) -> flo
         groups: As for `joint_band`.
         covered: Number of test cases whose set held the observation.
     """
-    mass = np.ones(1)
-    for num_test, num_cases, rank in groups:
-        mass = np.convolve(mass, _mass(num_test, num_cases, rank))
-    return float(min(1.0, mass[: covered + 1].sum()))
+    return float(min(1.0, _joint_mass(groups)[: covered + 1].sum()))
 
 
 def expected_coverage(groups: Sequence[tuple[int, int, int]]) -> float:
     """Return the mean share that `joint_band` is about: k / (n + 1), averaged over test cases."""
     total = sum(num_test for num_test, _, _ in groups)
     return sum(m / total * min(k / (n + 1), 1.0) for m, n, k in groups)
+
+
+def _joint_mass(groups: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Probabilities of 0, 1, ... covered test cases over all groups."""
+    mass = np.ones(1)
+    for num_test, num_cases, rank in groups:
+        mass = np.convolve(mass, _mass(num_test, num_cases, rank))
+    return mass
 
 
 def _mass(num_test: int, num_cases: int, rank: int) -> np.ndarray:

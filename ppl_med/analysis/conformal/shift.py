@@ -25,12 +25,15 @@ FALSE_ALARM = 0.01
 _EXACT = 500  # cases in either sample, beyond which the asymptotic distribution is used
 
 
-def two_sample_pvalue(first: np.ndarray, second: np.ndarray) -> float:
+def two_sample_pvalue(
+    first: np.ndarray, second: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Return the Bonferroni p-value over the features.
 
     Args:
         first: (case, feature).
         second: (case, feature), other cases; NaN where a feature is not known.
+        weights: Likelihood ratio second / first (case), by which the first sample is weighted.
 
     Returns:
         Probability, at most 1; 1 where a sample is empty.
@@ -43,37 +46,28 @@ def two_sample_pvalue(first: np.ndarray, second: np.ndarray) -> float:
         found = []
         for one, other in zip(first.T, second.T, strict=True):
             other = other[~np.isnan(other)]
-            found.append(float(ks_2samp(one, other, method=method).pvalue) if other.size else 1.0)
+            if not other.size:
+                found.append(1.0)
+            elif weights is None:
+                found.append(float(ks_2samp(one, other, method=method).pvalue))
+            else:
+                found.append(_weighted_pvalue(one, weights / weights.sum(), np.sort(other)))
     return min(1.0, min(found) * len(found))
 
 
-def weighted_pvalue(first: np.ndarray, weights: np.ndarray, second: np.ndarray) -> float:
-    """Return the Bonferroni p-value over the features, the first sample weighted.
-
-    Args:
-        first: (case, feature).
-        weights: Likelihood ratio second / first (case).
-        second: (case, feature), other cases; NaN where a feature is not known.
-    """
-    share = weights / weights.sum()
-    found = []
-    for one, other in zip(first.T, second.T, strict=True):
-        other = np.sort(other[~np.isnan(other)])
-        if not other.size:
-            found.append(1.0)
-            continue
-        places = np.concatenate([one, other])
-        order = np.argsort(one, kind="stable")
-        below = np.concatenate([[0.0], np.cumsum(share[order])])
-        distances = [
-            below[np.searchsorted(one[order], places, side)]
-            - np.searchsorted(other, places, side) / other.size
-            for side in ("left", "right")
-        ]
-        effective = 1 / (share**2).sum()
-        size = effective * other.size / (effective + other.size)
-        found.append(float(kstwobign.sf(size**0.5 * np.abs(distances).max())))
-    return min(1.0, min(found) * len(found))
+def _weighted_pvalue(one: np.ndarray, share: np.ndarray, other: np.ndarray) -> float:
+    """Of a Kolmogorov-Smirnov test, asymptotic; ``other`` is sorted, ``share`` sums to 1."""
+    places = np.concatenate([one, other])
+    order = np.argsort(one, kind="stable")
+    below = np.concatenate([[0.0], np.cumsum(share[order])])
+    distances = [
+        below[np.searchsorted(one[order], places, side)]
+        - np.searchsorted(other, places, side) / other.size
+        for side in ("left", "right")
+    ]
+    effective = 1 / (share**2).sum()
+    size = effective * other.size / (effective + other.size)
+    return float(kstwobign.sf(size**0.5 * np.abs(distances).max()))
 
 
 def compare(
@@ -101,10 +95,8 @@ def compare(
     Warns:
         RuntimeWarning: The p-value is below ``false_alarm``.
     """
-    if weights is not None:
-        pvalue = weighted_pvalue(first, weights, second)
-    elif groups is None:
-        pvalue = two_sample_pvalue(first, second)
+    if groups is None:
+        pvalue = two_sample_pvalue(first, second, weights)
     else:
         names = np.unique(groups[1])
         parts = [two_sample_pvalue(first[groups[0] == g], second[groups[1] == g]) for g in names]
