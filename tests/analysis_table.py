@@ -287,7 +287,17 @@ def selected(function: Callable[..., xr.Dataset]) -> dict[str, Analysis]:
     }
 
 
+def patient_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Labelled cases, two of every patient."""
+    tree = class_tree(number, prefix)
+    group = tree["constant_data"].to_dataset()
+    pairs = [f"p{int(name[1:]) // 2}" for name in group["case"].values]
+    tree["constant_data"] = xr.DataTree(group.assign(pair=("case", pairs)))
+    return tree
+
+
 LABELS = Kind(class_tree, "observed_data/label")
+PATIENTS = Kind(patient_tree, "observed_data/label")
 PIXELS = Kind(pixel_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
@@ -319,6 +329,27 @@ ANALYSES: dict[str, Analysis] = {
     "scoring.score/pixels": Analysis(scoring.score, PIXELS),
     "scoring.confusion": Analysis(scoring.confusion, LABELS),
     "scoring.confusion/pixels": Analysis(scoring.confusion, PIXELS),
+    "scoring.discrimination": Analysis(
+        lambda tree: scoring.discrimination(tree, resamples=0), LABELS
+    ),
+    "scoring.discrimination/pixels": Analysis(
+        lambda tree: scoring.discrimination(tree, resamples=0), PIXELS
+    ),
+    "scoring.discrimination/patients": Analysis(
+        lambda tree: scoring.discrimination(tree, group="pair", resamples=9), PATIENTS
+    ),
+    "scoring.roc": Analysis(lambda tree: scoring.roc(tree, resamples=0), LABELS),
+    "scoring.precision_recall": Analysis(
+        lambda tree: scoring.precision_recall(tree, resamples=0), LABELS
+    ),
+    "scoring.operating_point": Analysis(scoring.operating_point, LABELS),
+    "scoring.operating_point/pixels": Analysis(scoring.operating_point, PIXELS),
+    "scoring.choose_threshold": Analysis(
+        lambda tree: scoring.choose_threshold(tree, sensitivity=0.7).drop_vars("case"), LABELS
+    ),
+    "scoring.overlap": Analysis(
+        lambda tree: scoring.overlap(tree, resamples=0), PIXELS, unknown=("dice", "iou")
+    ),
     "scoring.entry_scores": Analysis(scoring.entry_scores, LABELS, unknown=("nll", "correct")),
     "scoring.entry_scores/pixels": Analysis(scoring.entry_scores, PIXELS, unknown=("brier",)),
     "scoring.brier_decomposition": Analysis(scoring.brier_decomposition, LABELS),
@@ -381,6 +412,9 @@ ANALYSES: dict[str, Analysis] = {
     "uncertainty.variance/numbers": Analysis(uncertainty.variance, DEPTHS, reads=False),
     "uncertainty.summary": Analysis(uncertainty.summary, PIXELS, reads=False),
     "findings.each": Analysis(lambda tree: findings.each(scoring.score, tree), FINDINGS),
+    "findings.each/ranking": Analysis(
+        lambda tree: findings.each(scoring.discrimination, tree, resamples=0), FINDINGS
+    ),
     "findings.each/cases": Analysis(
         lambda tree: findings.each(scoring.entry_scores, tree), FINDINGS, unknown=("nll", "brier")
     ),

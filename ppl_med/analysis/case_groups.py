@@ -15,11 +15,11 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
+from ppl_med.analysis.statistics.group_resampling import FEWEST, chosen_groups
 from ppl_med.analysis.tree import find_group, metadata_groups
 
 __all__ = ["bootstrap"]
 
-_FEWEST = 5  # groups
 _SUFFIXES = ("_se", "_mcse", "_lower", "_upper")
 
 
@@ -66,18 +66,16 @@ def bootstrap(
     cases = _any_with_cases(tree)
     groups = metadata_groups(tree, group, cases, "group").values
     names, index = np.unique(groups, return_inverse=True)
-    if len(names) < _FEWEST:
+    if len(names) < FEWEST:
         raise ValueError(
             f"group has {len(names)} different values in {len(groups)} cases; an error over groups "
-            f"needs {_FEWEST} or more, and is worth something from 20 on."
+            f"needs {FEWEST} or more, and is worth something from 20 on."
         )
     members = [np.flatnonzero(index == number) for number in range(len(names))]
-    rng = np.random.default_rng(seed)
     whole = analysis(tree)
     point = _figures(whole)
     found = []
-    for _ in range(int(resamples)):
-        chosen = rng.integers(0, len(names), len(names))
+    for chosen in chosen_groups(len(names), int(resamples), seed):
         rows = np.concatenate([members[number] for number in chosen])
         found.append(_figures(analysis(_again(tree, rows)))[list(point)])
     joined = xr.concat(found, "resample", join="outer")

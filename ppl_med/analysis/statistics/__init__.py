@@ -6,6 +6,9 @@ case_means       means over cases and their standard errors
 draw_ranks       intervals between draws, and levels of quantiles
 binning          bins of equal width, exact binomial intervals
 isotonic         isotonic regression
+shares           shares of entries, with intervals over cases or patients
+ranking          ROC and precision-recall, from counts at every threshold
+group_resampling cases or whole groups of them, drawn again with replacement
 resampling       labels drawn from given probabilities
 location_scale   closed forms of the normal, Laplace and Student t
 total_variance   split of a variance by the law of total variance

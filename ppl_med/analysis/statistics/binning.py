@@ -95,11 +95,13 @@ def clopper_pearson(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the exact binomial interval of a share; NaN where ``count`` is 0.
 
+    Both may be effective numbers, which are no whole ones.
+
     Source: Clopper and Pearson, Biometrika 26, 1934.
     """
     tail = (1 - level) / 2
     misses = count - hits
-    lower = np.where(hits > 0, beta.ppf(tail, np.maximum(hits, 1), misses + 1), 0.0)
-    upper = np.where(misses > 0, beta.isf(tail, hits + 1, np.maximum(misses, 1)), 1.0)
+    lower = np.where(hits > 0, beta.ppf(tail, np.where(hits > 0, hits, 1), misses + 1), 0.0)
+    upper = np.where(misses > 0, beta.isf(tail, hits + 1, np.where(misses > 0, misses, 1)), 1.0)
     empty = count == 0
     return np.where(empty, np.nan, lower), np.where(empty, np.nan, upper)

@@ -32,6 +32,7 @@ from ppl_med.analysis.tree.case_numbers import CaseNumbers, open_case_numbers
 from ppl_med.analysis.tree.cases import (
     case_coords,
     case_ids,
+    case_units,
     case_weights,
     check_cases,
     check_disjoint,
@@ -78,6 +79,7 @@ __all__ = [
     "Weights",
     "case_coords",
     "case_ids",
+    "case_units",
     "case_weights",
     "check_cases",
     "check_disjoint",

@@ -88,7 +88,8 @@ def metadata_groups(
 
     Args:
         tree: A tree whose constant_data holds the column, where ``by`` is a name.
-        by: Name of a column of constant_data, or the groups themselves (case).
+        by: Name of a column of constant_data or of a coordinate of the cases; or the groups
+            themselves (case).
         array: What the cases must agree with.
         argument: Name of ``by`` in the caller's signature.
 
@@ -98,7 +99,7 @@ def metadata_groups(
     Raises:
         TypeError, ValueError: No such column, other cases, or a missing value.
     """
-    groups = _column(tree, by, argument) if isinstance(by, str) else by
+    groups = _column(tree, by, array, argument) if isinstance(by, str) else by
     if not isinstance(groups, xr.DataArray):
         raise TypeError(
             f"{argument} must name a column of constant_data or be a DataArray over case, not "
@@ -129,16 +130,52 @@ def case_weights(weights: xr.DataArray, array: xr.DataArray) -> np.ndarray:
     return values
 
 
-def _column(tree: object, name: str, argument: str) -> xr.DataArray:
+def case_units(
+    tree: object, group: str | xr.DataArray | None, array: xr.DataArray
+) -> tuple[np.ndarray, str]:
+    """Return what stands for itself in an error over cases: the patient, or the case.
+
+    Args:
+        tree: The tree of `predict`.
+        group: Column or coordinate, or the groups (case); "case" for every case by itself; None
+            for the column or coordinate "patient" where there is one, and else the case.
+        array: What the cases must agree with.
+
+    Returns:
+        The number of the unit of every case (case), by the order of their names, and what it is.
+
+    Raises:
+        TypeError, ValueError: As for `metadata_groups`.
+    """
+    if group is None:
+        known = "patient" in array.coords or "patient" in find_group(tree, "constant_data")
+        group = "patient" if known else "case"
+    if isinstance(group, str) and group == "case":
+        ids = np.arange(array.sizes["case"])
+        if "case" in array.coords:
+            ids = np.unique(array["case"].values.astype(str), return_inverse=True)[1]
+        return ids, group
+    names = metadata_groups(tree, group, array, "group").values
+    number = np.unique(names, return_inverse=True)[1]
+    return number, group if isinstance(group, str) else "array"
+
+
+def _column(tree: object, name: str, array: xr.DataArray, argument: str) -> xr.DataArray:
+    group = find_group(tree, "constant_data")
+    if name in group:
+        return group[name].load()
+    if name in array.coords and array.coords[name].dims == ("case",):
+        return array.coords[name].reset_coords(drop=True).load()
     if not isinstance(tree, xr.DataTree):
         raise TypeError(
             f"{argument}={name!r} names a column of constant_data, which only a DataTree has; "
             "pass the tree, or the groups as a DataArray over case."
         )
-    group = find_group(tree, "constant_data")
-    if name not in group:
-        raise ValueError(
-            f"{argument}={name!r} is no column of constant_data; it has "
-            f"{sorted(map(str, group))}. Give the batches that metadata."
-        )
-    return group[name].load()
+    columns = sorted(
+        {*map(str, group), *(str(n) for n, c in array.coords.items() if c.dims == ("case",))}
+        - {"case"}
+    )
+    raise ValueError(
+        f"{argument}={name!r} is no column of constant_data and no coordinate of the cases; there "
+        f"are {columns}. Give the batches that metadata, or add it by storage.with_columns."
+    )
