@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis import conformal
+from ppl_med.analysis import calibration, conformal
 from ppl_med.analysis.statistics import binning
 from recalibration.maps import MAPS, per_case, recalibrated
 from recalibration.study import PARTS, Study
@@ -25,26 +25,37 @@ def samples(study: Study) -> np.ndarray:
 
 
 def resampled(test: xr.DataTree, taken: np.ndarray) -> dict[str, np.ndarray]:
-    """Every figure of all test cases and of each bootstrap sample, (1 + replicate,)."""
-    terms = per_case(test)
-    values = {str(name): terms[name].values[taken] for name in terms}
-    correct, confidence = (
-        xr.DataArray(values[name][None], dims=("chain", "draw", "case"))
-        for name in ("accuracy", "confidence")
-    )
-    ece = binning.calibration_error(correct, confidence, BINS).values[0]
-    return {name: values[name].mean(1) for name in FIGURES[:-1]} | {"ece": ece}
+    """Every figure of all test cases, then of each bootstrap sample, (1 + replicate,).
 
-
-def interval_ends(name: str, values: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of what ``resampled`` gave, or of differences of it.
-
-    That of the ECE is the basic one, twice the figure less the quantiles: resampling adds as much
-    to a calibration error as chance already did.
+    Of the ECE, what follows is the ECE of the noise that the sample adds to the errors at hand:
+    resampling adds as much to a calibration error as chance already did, so that quantiles of the
+    resampled figure say nothing about it.
     """
-    low, high = np.quantile(values[1:], [0.025, 0.975], method="inverted_cdf").tolist()
-    twice = 2 * float(values[0])
-    return (twice - high, twice - low) if name == "ece" else (low, high)
+    terms = per_case(test)
+    values = {str(name): terms[name].values for name in terms}
+    counts = np.array([np.bincount(row, minlength=row.size) for row in taken[1:]])
+    gap = values["accuracy"] - values["confidence"]
+    confidence = np.broadcast_to(values["confidence"], taken.shape)
+    correct = confidence + np.concatenate([np.ones((1, gap.size)), counts - 1]) * gap
+    both = (
+        xr.DataArray(table[None], dims=("chain", "draw", "case")) for table in (correct, confidence)
+    )
+    ece = binning.calibration_error(*both, BINS).values[0]
+    return {name: values[name][taken].mean(1) for name in FIGURES[:-1]} | {"ece": ece}
+
+
+def interval_of_difference(name: str, own: np.ndarray, other: np.ndarray) -> tuple[float, ...]:
+    """95 % interval of the difference of two figures that ``resampled`` gave for the same samples.
+
+    An ECE is off by no more than the ECE of its noise, and so a difference by no more than the sum
+    of two: the interval covers at least as often as it says. Bootstrap intervals of the difference
+    do not (between 46 and 100 % of 200 simulated studies of 521 and 2528 cases).
+    """
+    if name == "ece":
+        width = float(np.quantile((own + other)[1:], 0.95, method="inverted_cdf"))
+        middle = float(own[0] - other[0])
+        return middle - width, middle + width
+    return tuple(np.quantile((own - other)[1:], [0.025, 0.975], method="inverted_cdf").tolist())
 
 
 def figures(study: Study, guide: str, name: str, seed: int) -> xr.Dataset:
@@ -57,9 +68,10 @@ def figures(study: Study, guide: str, name: str, seed: int) -> xr.Dataset:
         return missing()
     found: dict[str, Any] = {}
     for figure, values in resampled(test, samples(study)).items():
-        low, high = interval_ends(figure, values)
-        found |= {figure: float(values[0]), f"{figure}_lower": max(low, 0.0)}
-        found[f"{figure}_upper"] = high
+        low, high = np.quantile(values[1:], [0.025, 0.975], method="inverted_cdf").tolist()
+        found |= {figure: float(values[0]), f"{figure}_lower": low, f"{figure}_upper": high}
+    errors = calibration.errors(test, bins=BINS, replicates=study.options.replicates)
+    found |= {name: float(errors[name]) for name in ("ece", "ece_lower", "ece_upper")}
     sets = [
         conformal.predict_sets(
             conformal.calibrate(held, study.options.alpha, method=method), test, shift_alarm=0
@@ -107,7 +119,7 @@ def differences(study: Study, chosen: dict[str, str]) -> xr.Dataset:
         own, other = (
             np.mean([one[figure] for one in found[name]], 0) for name in (guide, "frequentist")
         )
-        cells[:, row, col] = (own[0] - other[0], *interval_ends(figure, own - other))
+        cells[:, row, col] = (own[0] - other[0], *interval_of_difference(figure, own, other))
     for name, values in zip(("difference", "lower", "upper"), cells, strict=True):
         result[name] = (("guide", "figure"), values)
     result.attrs["map"] = "; ".join(f"{guide}: {chosen[guide]}" for guide in found)
