@@ -265,16 +265,16 @@ def estimates(
 
 
 def assert_unbiased(
-    model: BayesianClassifier, estimator: str, image: Tensor, label: Tensor, passes: int = 500
+    model: BayesianClassifier, estimator: str, image: Tensor, label: Tensor, passes: int = 250
 ) -> None:
     """Two-sample z-tests of loss and gradient against plain draws, 8 of them a pass."""
-    copies = image.repeat(12, 1, 1, 1), label.repeat(12)
+    copies = image.repeat(24, 1, 1, 1), label.repeat(24)
     for values, plain in zip(
         estimates(model, estimator, *copies, passes),
         reference(model, image, label, 8 * passes),
         strict=True,
     ):
-        difference = values / 12 - plain.unflatten(0, (passes, 8)).mean(1)
+        difference = values / 24 - plain.unflatten(0, (passes, 8)).mean(1)
         assert_mean(difference, torch.zeros(difference.shape[1:]))
 
 

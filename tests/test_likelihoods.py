@@ -153,7 +153,7 @@ def constant(num_outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(1, num_outputs))
 
 
-def train(model: Any, guide: Any, value: Tensor, epochs: int = 600) -> None:
+def train(model: Any, guide: Any, value: Tensor, epochs: int = 250) -> None:
     arrays = {"image": torch.zeros(len(value), 1, 1, 1), "value": value}
     fit(
         model,
@@ -226,7 +226,7 @@ def test_fitted_quantiles_are_those_of_the_data_and_never_cross() -> None:
     value = torch.distributions.Gamma(2.0, 1.0).sample((2000,))
     model = BayesianRegressor(constant(3), Quantiles(LEVELS))
     guide = PointEstimate(model, use_prior=False)
-    train(model, guide, value, epochs=1500)
+    train(model, guide, value, epochs=600)
     tree = predict(model, guide, [{"image": torch.zeros(1, 1, 1, 1)}], draws=1, progress=False)
     quantile: Any = tree["posterior/quantile"]
     assert quantile.coords["level"].values.tolist() == pytest.approx(LEVELS)

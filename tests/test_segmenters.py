@@ -198,7 +198,7 @@ def test_idle_heads_learn_nothing_without_epsilon() -> None:
 def test_heads_are_equally_likely_at_predict() -> None:
     model = MultiHeadUNet(1, CLASSES, heads=4, **SMALL)
     images = [{"image": batch()["image"]}]
-    tree = predict(model, BestHead(model), images, draws=2000, progress=False)
+    tree = predict(model, BestHead(model), images, draws=400, progress=False)
     head: Any = tree["posterior/head"]
     counts = np.bincount(head.values.ravel(), minlength=4)
     expected = counts.sum() / 4
