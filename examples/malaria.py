@@ -53,7 +53,7 @@ class Options:
     """Train AlexNet on malaria cells under several guides, data fractions and seeds."""
 
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
-    """Folder that holds malaria/malaria.npz; by default what PPL_MED_DATA names."""
+    """Folder with malaria/malaria.npz, or cell_images as released; by default PPL_MED_DATA."""
     guide: tuple[Guide, ...] = ("frequentist", "mean_field", "dropout", "ensemble")
     """Which methods to run. The ensemble is made of frequentist runs, trained if need be."""
     fraction: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -105,7 +105,8 @@ class Study:
     def build(self, guide: str, fraction: float, seed: int) -> tuple[Any, Any, dict[str, Any]]:
         """Model, guide and the recipe's settings of ``fit``; all chosen on the validation part."""
         torch.manual_seed(seed)
-        model = BayesianClassifier(AlexNet(), CLASS_NAMES, prior=Normal(scale=0.3))
+        net = AlexNet(in_channels=self.images.shape[1])
+        model = BayesianClassifier(net, CLASS_NAMES, prior=Normal(scale=0.3))
         epochs = self.options.epochs / fraction**0.5
         if guide == "mean_field":
             epochs = 0.75 * self.options.epochs / fraction

@@ -1,5 +1,6 @@
 """Small data sets in the layouts of the readers, and what was written, as the truth."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,221 @@ def pneumoniamnist_contents() -> dict[str, Any]:
         found[f"{split}_images"] = rng.integers(0, 256, (cases, 28, 28), dtype=np.uint8)
         found[f"{split}_labels"] = rng.integers(0, 2, (cases, 1), dtype=np.uint8)
     return found
+
+
+def write_cells(folder: Path) -> dict[str, Any]:
+    """Cells of NIH's release: ten patients with both kinds, five donors; pictures by file name."""
+    rng, truth = np.random.default_rng(0), {}
+    for person in range(15):
+        who = f"C{30 + person}P{person}thinF_IMG" if person < 10 else f"C{person}_thinF_IMG"
+        for kind in ("Parasitized", "Uninfected") if person < 10 else ("Uninfected",):
+            place = folder / "cell_images" / kind
+            place.mkdir(parents=True, exist_ok=True)
+            size = tuple(rng.integers(5, 9, 2))
+            picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            name = f"{who}_2015_cell_{person + 40 * (kind == 'Uninfected')}"
+            Image.fromarray(picture).save(place / f"{name}.png")
+            truth[name] = picture
+    (folder / "cell_images" / "Parasitized" / "Thumbs.db").write_bytes(b"of Windows")
+    return truth
+
+
+def medmnist_contents(name: str, size: int = 28, cases: int = 4) -> dict[str, Any]:
+    """Arrays in the form of a data set of MedMNIST; every class is there."""
+    from ppl_med.data import MEDMNIST
+
+    kind, rng, found = MEDMNIST[name], np.random.default_rng(0), dict[str, Any]()
+    shape = (size,) * kind.dims + ((3,) if kind.channels == 3 else ())
+    for split in ("train", "val", "test"):
+        found[f"{split}_images"] = rng.integers(0, 256, (cases, *shape), dtype=np.uint8)
+        labels = rng.integers(0, len(kind.classes), (cases, 1))
+        if kind.likelihood == "findings":
+            labels = rng.integers(0, 2, (cases, len(kind.classes)))
+        found[f"{split}_labels"] = labels.astype(np.uint8)
+    return found
+
+
+def write_decathlon(
+    folder: Path, affine: Any = AFFINE, modalities: int = 1, cases: int = 10
+) -> dict[str, Any]:
+    """Volumes of several sizes with labels in their middle; grey levels and labels by id."""
+    rng, truth = np.random.default_rng(0), {}
+    for k in range(cases):
+        size = VOLUMES[k % 3]
+        shape = size if modalities == 1 else (*size, modalities)
+        grey = rng.normal(100, 10, shape).astype(np.float32)
+        label = np.zeros(size, np.uint8)
+        label[1:-1, 1:-1, 1:-1] = rng.integers(0, 3, [n - 2 for n in size])
+        save_volume(folder / "imagesTr" / f"la_{k:03d}.nii.gz", grey, affine)
+        save_volume(folder / "labelsTr" / f"la_{k:03d}.nii.gz", label, affine)
+        truth[f"la_{k:03d}"] = (grey, label)
+    pairs = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+        for name in truth
+    ]
+    content = {"labels": {"0": "background", "1": "left", "2": "right"}, "training": pairs}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return truth
+
+
+def write_cityscapes(folder: Path) -> dict[str, Any]:
+    rng, truth = np.random.default_rng(0), {}
+    for split, cities in (("train", ("ulm", "köln")), ("val", ("lindau",))):
+        for city in cities:
+            for k in range(2):
+                name = f"{city}_{k:06d}_000019"
+                image = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)
+                label = rng.integers(0, 34, (8, 16), dtype=np.uint8)
+                for part, end, pixels in (
+                    ("leftImg8bit", "leftImg8bit", image),
+                    ("gtFine", "gtFine_labelIds", label),
+                ):
+                    place = folder / part / split / city
+                    place.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).save(place / f"{name}_{end}.png")
+                truth[name] = (image, label)
+    return truth
+
+
+def write_lidc_slices(folder: Path) -> dict[str, Any]:
+    """Five patients with a nodule of three slices, which all four readers outlined in one half."""
+    rng, truth = np.random.default_rng(0), {}
+    for person in range(1, 6):
+        place = folder / f"LIDC-IDRI-{person:04d}" / "nodule-0"
+        images = rng.integers(0, 256, (3, 128, 128), dtype=np.uint8)
+        masks = np.zeros((3, 4, 128, 128), np.uint8)
+        for reader in range(4 if person % 2 else 3):
+            masks[1, reader, 60 : 66 + reader, 60:70] = 255
+            masks[2, reader, 60:64, 60 : 62 + 2 * reader] = 255
+        for part in ("images", *(f"mask-{reader}" for reader in range(4))):
+            (place / part).mkdir(parents=True)
+            for k in range(3):
+                pixels = images[k] if part == "images" else masks[k, int(part[-1])]
+                Image.fromarray(pixels).save(place / part / f"slice-{k}.png")
+        truth[f"LIDC-IDRI-{person:04d}"] = (images, masks)
+    return truth
+
+
+BOXES = {"cell": [[0.0, 1.0, 6.0, 5.0], [4.0, 2.0, 12.0, 8.0]], "rod": [[10.0, 0.0, 16.0, 4.0]]}
+
+
+def write_voc(folder: Path) -> None:
+    """Three pictures a split of 8 x 16; the first has no box, the others those of ``BOXES``."""
+    rng = np.random.default_rng(0)
+    for part in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (folder / part).mkdir(parents=True)
+    for split in ("train", "val"):
+        ids = [f"{split}{k}" for k in range(3)]
+        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(ids) + "\n")
+        for k, one in enumerate(ids):
+            picture = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"JPEGImages/{one}.png")
+            found = BOXES.items() if k else ()
+            objects = "".join(
+                f"<object><name>{name}</name><bndbox><xmin>{x + 1:g}</xmin><ymin>{y + 1:g}</ymin>"
+                f"<xmax>{right:g}</xmax><ymax>{bottom:g}</ymax></bndbox></object>"
+                for name, boxes in found
+                for x, y, right, bottom in boxes
+            )
+            (folder / f"Annotations/{one}.xml").write_text(f"<annotation>{objects}</annotation>")
+
+
+def write_coco(folder: Path) -> None:
+    """What ``write_voc`` writes, in the other layout."""
+    rng = np.random.default_rng(0)
+    (folder / "annotations").mkdir(parents=True)
+    for number, split in enumerate(("train", "val")):
+        (folder / split).mkdir()
+        images, found = [], []
+        for k in range(3):
+            picture = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / split / f"{split}{k}.png")
+            images.append({"id": 10 * number + k, "file_name": f"{split}{k}.png"})
+            for category, boxes in enumerate(BOXES.values() if k else ()):
+                found += [
+                    {
+                        "image_id": 10 * number + k,
+                        "category_id": 7 + 2 * category,
+                        "bbox": [x, y, right - x, bottom - y],
+                    }
+                    for x, y, right, bottom in boxes
+                ]
+        names = [{"id": 7, "name": "cell"}, {"id": 9, "name": "rod"}]
+        content = {"images": images, "annotations": found, "categories": names}
+        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+
+
+def save_dicom(path: Path, pixels: Any, **tags: Any) -> None:
+    """Stored numbers (row, col) or colours (row, col, 3) of 8 or 16 bits, with tags by keyword."""
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra `data`")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
+    found = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
+    found.SOPClassUID, found.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    found.Rows, found.Columns = pixels.shape[:2]
+    found.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    found.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        found.PlanarConfiguration = 0
+    found.BitsAllocated = found.BitsStored = 8 * pixels.dtype.itemsize
+    found.HighBit = found.BitsStored - 1
+    found.PixelRepresentation = int(pixels.dtype.kind == "i")
+    found.PixelData = np.ascontiguousarray(pixels).tobytes()
+    for name, value in tags.items():
+        setattr(found, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert pydicom.__version__
+    found.save_as(path, enforce_file_format=True)
+
+
+def write_films(folder: Path) -> dict[str, Any]:
+    rng, truth = np.random.default_rng(0), {}
+    for k in range(5):
+        levels = rng.integers(0, 4096, (6, 8), dtype=np.uint16)
+        tags = {"PatientID": f"p{k // 2}", "InstitutionName": f"site {k % 2}"}
+        save_dicom(folder / f"deep/{k}.dcm", levels, BitsStored=12, HighBit=11,
+                   ImagerPixelSpacing=[0.2, 0.2], SeriesInstanceUID=f"1.2.{k}", **tags)  # fmt: skip
+        truth[f"deep/{k}.dcm"] = levels
+    return truth
+
+
+def write_series(folder: Path, slices: int = 4) -> dict[str, Any]:
+    """Two axial series, slices 2 mm apart; stored numbers (slice, row, col), HU + 1024."""
+    rng, truth = np.random.default_rng(0), {}
+    for number in range(2):
+        levels = rng.integers(0, 3000, (slices, 5, 6), dtype=np.int16)
+        for at in rng.permutation(slices):  # names say nothing of the order
+            save_dicom(
+                folder / f"{number}-{at * 7 % slices}.dcm",
+                levels[at],
+                PatientID=f"p{number}",
+                SeriesInstanceUID=f"1.2.{number}",
+                PixelSpacing=[0.5, 0.25],
+                ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                ImagePositionPatient=[10.0, 20.0, 2.0 * int(at)],
+                RescaleSlope=1,
+                RescaleIntercept=-1024,
+            )
+        truth[f"1.2.{number}"] = levels
+    return truth
+
+
+def write_table(folder: Path, cases: int = 20, **columns: Any) -> dict[str, Any]:
+    """Pictures of one size and a table of them, two a patient; pixels by path."""
+    rng, lines = np.random.default_rng(0), []
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    truth, names = {}, ["path", "label", "patient", "site", "age", *columns]
+    for k in range(cases):
+        picture = rng.integers(0, 256, (6, 8), dtype=np.uint8)
+        name = f"pictures/ä{k:02d}.png"
+        Image.fromarray(picture).save(folder / name)
+        truth[name] = picture
+        row = [name, ("ill", "healthy")[k // 2 % 2], f"{k // 2:03d}", "äbc"[k % 3], str(30 + k)]
+        lines.append(",".join([*row, *(str(values[k]) for values in columns.values())]))
+    (folder / "cases.csv").write_text("\n".join([",".join(names), *lines]) + "\n", "utf-8")
+    return truth

@@ -49,7 +49,7 @@ def test_other_orientations_and_voxels_end_on_the_same_axes(tmp_path: Path) -> N
         turned = values[::-1].transpose(1, 2, 0)  # rows, depth, columns from right to left
         affine = np.zeros((4, 4))
         affine[0, 2], affine[1, 0], affine[2, 1] = -0.5, 1.0, 2.0
-        affine[3, 3] = 1
+        affine[0, 3], affine[3, 3] = 2.5, 1  # where the last of six columns lies
         save_volume(
             tmp_path / part / "hippocampus_train0.nii.gz", np.ascontiguousarray(turned), affine
         )

@@ -27,10 +27,10 @@ def test_the_arrays_are_those_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"val_labels": np.full((3, 1), 2)}, r"val_labels holds \[2\]; expected 0 and 1"),
+        ({"val_labels": np.full((3, 1), 2)}, r"val_labels holds \[2\]; expected 0 to 1"),
         ({"val_labels": np.zeros((2, 1))}, "val has 3 images but 2 labels"),
         ({"val_images": np.zeros((3, 28, 28))}, "val_images is float64"),
-        ({"val_images": np.zeros((3, 28), np.uint8)}, r"expected uint8 \(case, row, col\)"),
+        ({"val_images": np.zeros((3, 28), np.uint8)}, r"expected uint8 \(case, 28, 28\)"),
         ({"val_images": None}, r"lacks \['val_images'\]"),
     ],
 )

@@ -14,12 +14,22 @@ from reader_folders import (
     crops,
     lidc_contents,
     malaria_contents,
+    medmnist_contents,
     pneumoniamnist_contents,
     write_bccd,
     write_camvid,
+    write_cells,
+    write_cityscapes,
+    write_coco,
+    write_decathlon,
+    write_films,
     write_hippocampus,
+    write_lidc_slices,
     write_make3d,
     write_nyuv2,
+    write_series,
+    write_table,
+    write_voc,
     write_wbc,
 )
 
@@ -31,7 +41,13 @@ DTYPES = {
     "mask": ("int8",),
     "depth": ("float32",),
     "value": ("float32",),
+    "findings": ("int8",),
+    "box": ("float32",),
+    "box_label": ("int64",),
+    "spacing": ("float64",),
+    "affine": ("float64",),
 }
+RAW = ("decathlon", "hippocampus", "dicom_series")  # grey levels in their own unit
 
 
 @dataclass(frozen=True)
@@ -41,19 +57,19 @@ class Reader:
     Args:
         write: Writes the data set into a folder.
         read: Reads it, split by split.
-        observation: Array that a model would be conditioned on.
+        observation: Array that a model would be conditioned on; None where others give it.
         files: Needed files: each lost, then damaged.
         pictures: Files whose loss may go unnoticed; each damaged.
-        patients: Whether splits are by patient.
+        patients: Array by which cases are kept in one split, where there is one.
         subfolder: Where the data set may lie as well.
     """
 
     write: Callable[[Path], Any]
     read: Callable[[Path], dict[str, dict[str, Any]]]
-    observation: str
+    observation: str | None
     files: tuple[str, ...]
     pictures: tuple[str, ...] = ()
-    patients: bool = False
+    patients: str | None = None
     subfolder: str | None = None
 
 
@@ -70,11 +86,26 @@ def write_lidc(folder: Path) -> None:
         np.savez(folder / f"lidc_{split}.npz", **lidc_contents(split, num_cases=4))
 
 
-def write_crops(folder: Path) -> None:
+def write_crops(folder: Path, num_crops: int = 5) -> None:
     import pickle
 
-    (folder / "crops.pickle").write_bytes(pickle.dumps(crops()))
+    (folder / "crops.pickle").write_bytes(pickle.dumps(crops(num_crops)))
     data.convert_lidc_pickle(folder / "crops.pickle", folder / "crops.npz")
+
+
+def write_camvid_folders(folder: Path) -> None:
+    write_camvid(folder)
+    for split in ("train", "val"):
+        (folder / f"{split}.txt").unlink()
+
+
+def write_chestmnist(folder: Path) -> None:
+    np.savez(folder / "chestmnist.npz", **medmnist_contents("chestmnist"))
+
+
+def write_lidc_crops(folder: Path) -> None:
+    write_crops(folder, 12)
+    (folder / "crops.npz").rename(folder / "lidc_crops.npz")
 
 
 READERS = {
@@ -96,6 +127,52 @@ READERS = {
         ("train.txt", "train/0001train_001.png", "valannot/0001val_002.png"),
         subfolder="camvid",
     ),
+    "load_camvid, folders alone": Reader(
+        write_camvid_folders,
+        data.load_camvid,
+        "mask",
+        ("trainannot/0001train_001.png",),
+        pictures=("train/0001train_001.png",),
+        subfolder="CamVid",
+    ),
+    "load_cityscapes": Reader(
+        write_cityscapes,
+        lambda folder: data.load_cityscapes(folder, size=(4, 8)),
+        "mask",
+        ("gtFine/train/köln/köln_000001_000019_gtFine_labelIds.png",),
+        pictures=("leftImg8bit/train/ulm/ulm_000001_000019_leftImg8bit.png",),
+        subfolder="cityscapes",
+        patients="site",
+    ),
+    "load_coco_boxes": Reader(
+        write_coco,
+        lambda folder: data.load_coco_boxes(folder, size=(8, 8)),
+        "box",
+        ("annotations/instances_train.json", "val/val1.png"),
+        subfolder="coco",
+    ),
+    "load_decathlon": Reader(
+        write_decathlon,
+        lambda folder: data.load_decathlon(folder, size=(8, 9, 8)),
+        "mask",
+        ("dataset.json", "imagesTr/la_001.nii.gz", "labelsTr/la_002.nii.gz"),
+    ),
+    "load_dicom_films": Reader(
+        write_films,
+        lambda folder: {"all": data.load_dicom_films(folder)},
+        None,
+        (),
+        pictures=("deep/1.dcm",),
+        patients="patient",
+    ),
+    "load_dicom_series": Reader(
+        write_series,
+        lambda folder: {"all": data.load_dicom_series(folder)},
+        None,
+        (),
+        pictures=("0-1.dcm",),
+        patients="patient",
+    ),
     "load_hippocampus": Reader(
         write_hippocampus,
         lambda folder: data.load_hippocampus(folder, size=(8, 9, 8)),
@@ -112,7 +189,25 @@ READERS = {
         lambda folder: data.load_lidc(folder, size=64),
         "mask",
         ("lidc_train.npz", "lidc_val.npz"),
-        patients=True,
+        patients="patient",
+        subfolder="lidc",
+    ),
+    "load_lidc, slices": Reader(
+        write_lidc_slices,
+        lambda folder: data.load_lidc(folder, size=64),
+        "mask",
+        ("LIDC-IDRI-0002/nodule-0/mask-2/slice-1.png",),
+        pictures=("LIDC-IDRI-0002/nodule-0/images/slice-1.png",),
+        patients="patient",
+        subfolder="LIDC-IDRI-slices",
+    ),
+    "load_lidc, crops": Reader(
+        write_lidc_crops,
+        lambda folder: data.load_lidc(folder, size=64, resize="average"),
+        "mask",
+        (),
+        pictures=("lidc_crops.npz",),
+        patients="patient",
         subfolder="lidc",
     ),
     "load_lidc_crops": Reader(
@@ -120,7 +215,7 @@ READERS = {
         lambda folder: {"all": data.load_lidc_crops(folder / "crops.npz")},
         "mask",
         ("crops.npz",),
-        patients=True,
+        patients="patient",
     ),
     "load_make3d": Reader(
         write_make3d,
@@ -135,8 +230,24 @@ READERS = {
         data.load_malaria,
         "label",
         ("malaria.npz",),
-        patients=True,
+        patients="patient",
         subfolder="malaria",
+    ),
+    "load_malaria, pictures": Reader(
+        write_cells,
+        lambda folder: data.load_malaria(folder, size=(6, 6)),
+        "label",
+        (),
+        pictures=("cell_images/Parasitized/C31P1thinF_IMG_2015_cell_1.png",),
+        patients="patient",
+        subfolder="malaria",
+    ),
+    "load_medmnist": Reader(
+        write_chestmnist,
+        lambda folder: data.load_medmnist(folder, "chestmnist"),
+        "findings",
+        ("chestmnist.npz",),
+        subfolder="chestmnist",
     ),
     "load_nyuv2": Reader(
         write_nyuv2,
@@ -152,6 +263,20 @@ READERS = {
         "label",
         ("pneumoniamnist.npz",),
         subfolder="pneumoniamnist",
+    ),
+    "from_table": Reader(
+        write_table,
+        lambda folder: data.from_table(folder / "cases.csv"),
+        "label",
+        ("cases.csv", "pictures/ä03.png"),
+        patients="patient",
+    ),
+    "load_voc_boxes": Reader(
+        write_voc,
+        lambda folder: data.load_voc_boxes(folder, size=(8, 8)),
+        "box",
+        ("ImageSets/Main/val.txt", "JPEGImages/train1.png", "Annotations/val1.xml"),
+        subfolder="voc",
     ),
     "load_wbc_seg": Reader(
         write_wbc,
@@ -184,8 +309,26 @@ def made(name: str, folder: Path) -> Reader:
 
 
 def test_the_table_has_every_public_reader() -> None:
-    public = {name for name in data.__all__ if name.startswith("load_")}
-    assert public - {"load_split"} == set(READERS)  # a split file is no data set
+    public = {name for name in data.__all__ if name.startswith("load_")} | {"from_table"}
+    public -= {"load_split"}  # a split file is no data set
+    assert public == {name.partition(",")[0] for name in READERS}
+    assert public == {reader.function.__name__ for reader in data.READERS.values()}
+    for name, reader in data.READERS.items():
+        assert reader.function.__name__ in (f"load_{name}", f"from_{name}")
+
+
+@ALL
+def test_the_registry_says_what_is_read(name: str, tmp_path: Path) -> None:
+    registered = {one.function.__name__: one for one in data.READERS.values()}
+    told = registered[name.partition(",")[0]]
+    splits = made(name, tmp_path).read(tmp_path)
+    assert told.split == (list(splits) != ["all"])
+    axes = {len(dims) + 1 for dims in told.dims}
+    for arrays in splits.values():
+        assert arrays["image"].ndim in axes
+        assert not told.observed or set(told.observed) & arrays.keys()
+    endings = {path.name.partition(".")[2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(one.endswith(tuple(told.formats)) for one in endings)
 
 
 @ALL
@@ -198,7 +341,7 @@ def test_every_split_is_what_batches_take(name: str, tmp_path: Path) -> None:
         assert arrays["image"].ndim in (4, 5) and np.isfinite(arrays["image"]).all()
         for key in DTYPES.keys() & arrays.keys():
             assert arrays[key].dtype.name in DTYPES[key], key
-        if arrays["image"].dtype == np.float32 and name != "load_hippocampus":
+        if arrays["image"].dtype == np.float32 and name.removeprefix("load_") not in RAW:
             assert arrays["image"].min() >= 0 and arrays["image"].max() <= 1
         if "mask" in arrays:
             data.check_masks(arrays["image"], arrays["mask"], ids=arrays["id"].tolist())
@@ -208,7 +351,8 @@ def test_every_split_is_what_batches_take(name: str, tmp_path: Path) -> None:
             )
         batch = next(iter(data.Batches(arrays, batch_size=2)))
         data.check_batch(batch)
-        assert reader.observation in batch and len(batch["id"]) == min(2, cases)
+        assert reader.observation is None or reader.observation in batch
+        assert len(batch["id"]) == min(2, cases)
 
 
 @ALL
@@ -217,9 +361,10 @@ def test_ids_and_patients_are_in_one_split_only(name: str, tmp_path: Path) -> No
     splits = reader.read(tmp_path)
     ids = [one for arrays in splits.values() for one in arrays["id"].tolist()]
     assert len(set(ids)) == len(ids)
-    assert all(("patient" in arrays) == reader.patients for arrays in splits.values())
+    told = {"patient"} & {reader.patients}
+    assert all(({"patient"} & arrays.keys()) == told for arrays in splits.values())
     if reader.patients:
-        found = [set(arrays["patient"].tolist()) for arrays in splits.values()]
+        found = [set(arrays[reader.patients].tolist()) for arrays in splits.values()]
         assert len(set.union(*found)) == sum(map(len, found))
 
 
@@ -234,7 +379,8 @@ def test_another_reading_and_another_place_give_the_same(name: str, tmp_path: Pa
         assert list(first) == list(second)
         for split, arrays in first.items():
             assert arrays.keys() == second[split].keys()
-            for key, values in arrays.items():
+            for key in arrays.keys() - {"filename_or_obj"}:  # where it lies
+                values = arrays[key]
                 np.testing.assert_array_equal(values, second[split][key])
 
 
@@ -260,9 +406,10 @@ def test_a_damaged_file_is_named(name: str, file: str, damage: str, tmp_path: Pa
     reader = made(name, tmp_path)
     path = tmp_path / file
     content = path.read_bytes()
-    if damage == "cut" and path.suffix == ".txt":
+    lines = path.suffix in (".txt", ".csv")
+    if damage == "cut" and lines:
         content = content.replace(b"\n", b"\xff\n")  # no text: any shorter list is a list
     kinds = {"empty": b"", "text": b"404: not found\n" * 20, "cut": content[: len(content) // 2]}
-    path.write_bytes(content if damage == "cut" and path.suffix == ".txt" else kinds[damage])
+    path.write_bytes(content if damage == "cut" and lines else kinds[damage])
     with pytest.raises((ValueError, FileNotFoundError), match=path.name):
         reader.read(tmp_path)

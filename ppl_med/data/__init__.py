@@ -4,7 +4,7 @@
     augmentation       functions of a batch and a generator, as in graders and class_flips
     splits             by patient, in files that tell when something has changed
     validation, masks  what is wrong with a batch, said before any work starts
-    readers            one data set a file
+    readers            one data set a file, all of them in READERS; from_table for one's own
     synthetic          generators and planted confounders
 
 Readers and generators are numpy only and work without torch; what needs torch loads on first use.
@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING
 from ppl_med.data.channel_statistics import standardization
 from ppl_med.data.graders import one_grader_per_case, random_grader
 from ppl_med.data.masks import check_divisible, check_masks
+from ppl_med.data.readers import READERS, read_dataset
 from ppl_med.data.readers.bccd import load_bccd_counts
 from ppl_med.data.readers.camvid import CAMVID_FLIPS, load_camvid
+from ppl_med.data.readers.case_tables import from_table
+from ppl_med.data.readers.cityscapes import load_cityscapes
+from ppl_med.data.readers.coco_boxes import load_coco_boxes
+from ppl_med.data.readers.decathlon import load_decathlon
+from ppl_med.data.readers.dicom_series import load_dicom_films, load_dicom_series
 from ppl_med.data.readers.hippocampus import load_hippocampus
 from ppl_med.data.readers.lidc import load_lidc
 from ppl_med.data.readers.lidc_pickle import convert_lidc_pickle, load_lidc_crops
 from ppl_med.data.readers.make3d import load_make3d
 from ppl_med.data.readers.malaria import load_malaria
+from ppl_med.data.readers.medmnist import MEDMNIST, load_medmnist
 from ppl_med.data.readers.nyuv2 import load_nyuv2
 from ppl_med.data.readers.pneumoniamnist import load_pneumoniamnist
+from ppl_med.data.readers.voc_boxes import load_voc_boxes
 from ppl_med.data.readers.wbc_seg import load_wbc_seg
 from ppl_med.data.splits import (
     apply_split,
@@ -53,6 +61,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAMVID_FLIPS",
+    "MEDMNIST",
+    "READERS",
     "SCENE_FLIPS",
     "Batches",
     "ClassFlips",
@@ -68,22 +78,31 @@ __all__ = [
     "depth_scenes",
     "flips_and_turns",
     "flips_and_turns_with_mask",
+    "from_table",
     "lesions",
     "load_bccd_counts",
     "load_camvid",
+    "load_cityscapes",
+    "load_coco_boxes",
+    "load_decathlon",
+    "load_dicom_films",
+    "load_dicom_series",
     "load_hippocampus",
     "load_lidc",
     "load_lidc_crops",
     "load_make3d",
     "load_malaria",
+    "load_medmnist",
     "load_nyuv2",
     "load_pneumoniamnist",
     "load_split",
+    "load_voc_boxes",
     "load_wbc_seg",
     "mirror_with_mask",
     "one_grader_per_case",
     "plant",
     "random_grader",
+    "read_dataset",
     "save_split",
     "scenes",
     "split_patients",

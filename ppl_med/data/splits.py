@@ -7,6 +7,7 @@ carries two SHA-256 digests: of the split itself and of the data it was made for
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from os import PathLike
@@ -23,7 +24,11 @@ _FORMAT = 1
 
 
 def split_patients(
-    patients: Sequence[str] | NDArray, shares: Mapping[str, float], *, seed: int = 0
+    patients: Sequence[str] | NDArray,
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    stratify: Sequence[Any] | NDArray | None = None,
 ) -> dict[str, list[str]]:
     """Divide patients among splits at random.
 
@@ -34,19 +39,23 @@ def split_patients(
         shares: Share of the patients for every split, such as {"train": 0.6, "val": 0.2,
             "test": 0.2}; they sum to 1.
         seed: Seed of the permutation of the patients.
+        stratify: What every split shall have its share of, such as the label of every case; a
+            patient of several counts by the rarest of them. None leaves it to chance.
 
     Returns:
         For every split its patients, sorted. Numbers are the shares, rounded at the running sum.
 
     Raises:
         ValueError: Shares that are not positive or do not sum to 1, a patient that is missing
-            (None, NaN or empty), or a split left without patients.
+            (None, NaN or empty), a split left without patients, or ``stratify`` of another length.
     """
     total = sum(shares.values())
     if not shares or min(shares.values()) <= 0 or abs(total - 1) > 1e-9:
         raise ValueError(f"shares is {dict(shares)}; expected positive numbers that sum to 1")
     everyone = np.unique(_names(patients))
     order = np.random.default_rng(seed).permutation(everyone)
+    if stratify is not None:
+        order = _spread(order, _strata(_names(patients), stratify))
     ends = np.round(np.cumsum(list(shares.values())) / total * len(order)).astype(int)
     parts = np.split(order, ends[:-1])
     split = {name: sorted(part.tolist()) for name, part in zip(shares, parts, strict=True)}
@@ -54,6 +63,33 @@ def split_patients(
     if empty:
         raise ValueError(f"{empty} would get none of the {len(order)} patients; change the shares")
     return split
+
+
+def _strata(patients: NDArray, values: Sequence[Any] | NDArray) -> dict[str, str]:
+    """The rarest value of each patient, counted over patients."""
+    named = [str(one) for one in present("stratify", values)]
+    if len(named) != len(patients):
+        raise ValueError(
+            f"stratify has {len(named)} entries and patients {len(patients)}; give one for each"
+        )
+    pairs = sorted(set(zip(patients.tolist(), named, strict=True)))
+    count = Counter(value for _, value in pairs)
+    strata: dict[str, str] = {}
+    for patient, value in pairs:
+        known = strata.setdefault(patient, value)
+        if (count[value], value) < (count[known], known):
+            strata[patient] = value
+    return strata
+
+
+def _spread(order: NDArray, strata: Mapping[str, str]) -> NDArray:
+    """The order in which any run of patients holds of every stratum about its share."""
+    value = np.array([strata[one] for one in order.tolist()])
+    place = np.empty(len(order))
+    for stratum in np.unique(value):
+        rows = np.flatnonzero(value == stratum)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return order[np.argsort(place, kind="stable")]
 
 
 def save_split(

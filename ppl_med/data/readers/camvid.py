@@ -1,8 +1,9 @@
 """CamVid street scenes: eleven classes, and the class flips that make them ambiguous.
 
 Read from a folder in the layout of the SegNet tutorial: for each split a list ``<split>.txt`` of
-lines "<image file> <label file>", relative to the folder. Labels are 8-bit images of class numbers,
-0..10 and 11 for what nobody labelled.
+lines "<image file> <label file>", relative to the folder, or as that tutorial has them, from
+``/SegNet/CamVid/`` on. Without lists, every picture in ``<split>/`` has a label of the same name in
+``<split>annot/``. Labels are 8-bit images of class numbers, 0..10 and 11 for what nobody labelled.
 
 References: Brostow, Fauqueur, Cipolla, "Semantic object classes in video", Pattern Recognition
 Letters 30, 2009. Badrinarayanan, Kendall, Cipolla, "SegNet", IEEE TPAMI 39, 2017.
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import a_path
 from ppl_med.data.readers.folders import check_files, find_place, read_table, split_files
 from ppl_med.data.readers.image_files import check_size, read_classes, read_rgb, resized
 from ppl_med.data.splits import check_splits
@@ -37,7 +39,8 @@ def load_camvid(
     The splits share drives: frames of sequence 0016E5 are in "train" and in "val".
 
     Args:
-        folder: Holds ``train.txt`` and the others, itself or in a subfolder ``camvid``.
+        folder: Holds ``train.txt`` and the others, or ``train``, ``trainannot`` and the others,
+            itself or in a subfolder ``camvid`` or ``CamVid``.
         size: Rows and columns wanted, at most those of the files; None for theirs. Images are
             averaged over the area of the new pixel, labels taken at its middle.
 
@@ -54,16 +57,38 @@ def load_camvid(
     """
     if size is not None:
         check_size(size, ("rows", "cols"))
-    place = find_place(folder, "camvid", ("train.txt", "val.txt"), module=__name__)
-    lists = split_files(place, "{}.txt")
+    place = _place(a_path("folder", folder))
+    lists = split_files(place, "{}.txt") or split_files(place, "{}annot")
     splits = {split: _read(path, size) for split, path in lists.items()}
     check_splits(splits)
     return splits
 
 
+def _place(root: Path) -> Path:
+    """The folder of the data set: one of folders alone, where there is no list."""
+    for place in (root, root / "camvid", root / "CamVid"):
+        lists = any((place / f"{split}.txt").exists() for split in ("train", "val"))
+        if not lists and all((place / f"{split}annot").is_dir() for split in ("train", "val")):
+            return place
+    return find_place(root, "camvid", ("train.txt", "val.txt"), module=__name__)
+
+
+def _pairs(path: Path) -> list[list[Path]]:
+    """Picture and label of every case of a split: of its list, or of its folder of labels."""
+    if path.is_dir():
+        pictures = sorted((path.parent / path.name.removesuffix("annot")).glob("*.png"))
+        if not pictures:
+            raise FileNotFoundError(f"{path.parent} has labels in {path.name} but no pictures")
+        return [[one, path / one.name] for one in pictures]
+    return [
+        [path.parent / name for name in names]
+        for names in read_table(path, 2, strip="/SegNet/CamVid/")
+    ]
+
+
 def _read(path: Path, size: tuple[int, int] | None) -> dict[str, NDArray[Any]]:
     """One split as arrays."""
-    pairs = [[path.parent / name for name in names] for names in read_table(path, 2)]
+    pairs = _pairs(path)
     check_files([file for pair in pairs for file in pair], needed_by=path)
     images, masks = list[NDArray[np.uint8]](), list[NDArray[np.uint8]]()
     for image, mask in pairs:

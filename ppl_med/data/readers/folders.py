@@ -41,8 +41,10 @@ def read_list(path: Path) -> list[str]:
     return [name for (name,) in read_table(path, 1)]
 
 
-def read_table(path: Path, columns: int) -> list[list[str]]:
+def read_table(path: Path, columns: int, *, strip: str = "") -> list[list[str]]:
     """Names in a list, all of them inside its folder, for every line those of its columns.
+
+    ``strip`` is taken from the beginning of names, the place where others kept the data set.
 
     White space separates the columns; with one column, a name may hold spaces. An empty list,
     another number of columns, and a name that comes twice in the first column or leads out of the
@@ -56,6 +58,7 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
         raise ValueError(
             f"{path} must hold {columns} name(s) a line, each once; it has {len(rows)} lines"
         )
+    rows = [[name.removeprefix(strip) for name in row] for row in rows]
     for name in (name for row in rows for name in row):
         inner = PurePosixPath(name)
         if inner.is_absolute() or ".." in inner.parts:
@@ -70,6 +73,12 @@ def check_files(paths: Sequence[Path], *, needed_by: Path) -> None:
         raise FileNotFoundError(
             f"{needed_by} needs {len(missing)} file(s) that are not there, first {missing[0]}"
         )
+
+
+def some_of(names: Sequence[object], total: int, what: str = "files") -> str:
+    """How many of how many, and the first five: "2 of 9 files (a.png, b.png)"."""
+    shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} of {total} {what} ({shown})"
 
 
 @contextmanager

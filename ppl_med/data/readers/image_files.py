@@ -48,6 +48,16 @@ def read_rgb(
     return resized(image.transpose(2, 0, 1), size, how)
 
 
+def read_grey(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A picture as grey levels, dims (row, col): the luma of colours, else as ``read_rgb``."""
+    from PIL import Image
+
+    rgb = read_rgb(path, size)
+    if (rgb[0] == rgb[1]).all() and (rgb[0] == rgb[2]).all():
+        return rgb[0]
+    return np.asarray(Image.fromarray(rgb.transpose(1, 2, 0)).convert("L"))
+
+
 def read_classes(
     path: Path, num_classes: int, size: tuple[int, int] | None = None
 ) -> NDArray[np.int8]:
@@ -111,15 +121,15 @@ def resized(
     return image.transpose(2, 0, 1) if picture.ndim == 3 else image
 
 
-def nearest(values: NDArray[Any], size: tuple[int, int] | None) -> NDArray[Any]:
-    """Values at the middles of new pixels, dims (..., row, col); all of them without a size."""
+def nearest(values: NDArray[Any], size: Sequence[int] | None) -> NDArray[Any]:
+    """Values at the middles of new pixels, dims (..., *space); all of them without a size."""
     if size is None:
         return values
-    row, col = (
+    places = (
         ((2 * np.arange(new) + 1) * old) // (2 * new)
-        for new, old in zip(size, values.shape[-2:], strict=True)
+        for new, old in zip(size, values.shape[-len(size) :], strict=True)
     )
-    return values[..., row[:, None], col]
+    return values[(..., *np.ix_(*places))]
 
 
 def centred(

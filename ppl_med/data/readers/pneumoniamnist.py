@@ -16,13 +16,11 @@ Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning", Cell 172
 from os import PathLike
 from typing import Any
 
-import numpy as np
+from ppl_med.data.readers.folders import find_place
+from ppl_med.data.readers.medmnist import MEDMNIST, load_medmnist
 
-from ppl_med.data.readers.array_files import grey_images, read_npz
-from ppl_med.data.readers.folders import SPLITS, find_place
-
-CLASS_NAMES = ("normal", "pneumonia")
-_FILE = "pneumoniamnist.npz"
+NAME = "pneumoniamnist"
+CLASS_NAMES = MEDMNIST[NAME].classes
 
 
 def load_pneumoniamnist(folder: str | PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -40,11 +38,5 @@ def load_pneumoniamnist(folder: str | PathLike[str]) -> dict[str, dict[str, Any]
         FileNotFoundError: There is no such folder or no such file in it.
         ValueError: The file is not as described above.
     """
-    path = find_place(folder, "pneumoniamnist", (_FILE,), module=__name__) / _FILE
-    names = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
-    arrays, splits = read_npz(path, names), {}
-    for split in SPLITS:
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        ids = np.array([f"{split}-{row:05d}" for row in range(len(images))])
-        splits[split] = grey_images(path, split, images, labels) | {"id": ids}
-    return splits
+    path = find_place(folder, NAME, (f"{NAME}.npz",), module=__name__)
+    return dict(load_medmnist(path, NAME))
