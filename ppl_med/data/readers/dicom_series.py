@@ -193,7 +193,7 @@ def _in_order(headers: dict[Path, DicomHeader]) -> list[Path]:
         raise ValueError(f"{where}: slices lie in several directions or spacings, as scouts do")
     places = np.array([headers[path].position for path in ordered])
     gaps = np.diff(places)
-    usual = float(np.median(gaps)) if len(gaps) else 1.0
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2]) if len(gaps) else 1.0
     wrong = np.flatnonzero(np.abs(gaps - usual) > _UNEVEN * max(usual, 1e-6))
     if usual <= 0 or len(wrong):
         at = int(wrong[0]) if len(wrong) else 0
