@@ -1,5 +1,6 @@
 """Cases from a table: what is read, and what is said before the first image is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,11 @@ def test_a_semicolon_or_a_frame_serves_as_well(tmp_path: Path) -> None:
 
 
 def test_findings_numbers_and_other_columns(tmp_path: Path) -> None:
-    columns = {"Mass": [0, 1, ""] * 7, "Edema": [1, -1, 0] * 7, "note": ["", "x"] * 10}
+    columns: dict[str, Any] = {
+        "Mass": [0, 1, ""] * 7,
+        "Edema": [1, -1, 0] * 7,
+        "note": ["", "x"] * 10,
+    }
     write_table(tmp_path, **columns)
     splits = from_table(tmp_path / "cases.csv", label=["Mass", "Edema"], value="age")
     assert splits.classes == ("Mass", "Edema") and splits.likelihood == "findings"
@@ -250,10 +255,12 @@ def test_missing_files_and_columns(tmp_path: Path) -> None:
         ({"channels": 2}, "channels must be"),
         ({"window": (40.0, 0.0)}, "window must be"),
     ):
-        rejects(message, table, tmp_path, **wrong)  # type: ignore[arg-type]
+        rejects(message, table, tmp_path, **wrong)
 
 
-def films(folder: Path, spacings: list[tuple[float, float] | None], **tags: Any) -> pd.DataFrame:
+def films(
+    folder: Path, spacings: Sequence[tuple[float, float] | None], **tags: Any
+) -> pd.DataFrame:
     rng, rows = np.random.default_rng(0), []
     for k, spacing in enumerate(spacings):
         own = {} if spacing is None else {"PixelSpacing": list(spacing)}
@@ -275,12 +282,12 @@ def test_mixed_spacing_and_pixels_that_are_not_square(tmp_path: Path) -> None:
     assert all((part["spacing"] == 0.4).all() for part in one.values())
     with pytest.raises(ValueError, match=r"at spacing=\(0.4, 0.4\).*give size= too"):
         from_table(table, tmp_path, spacing=(0.4, 0.4))
-    table = films(tmp_path, [(0.2, 0.2)] * 3 + [(0.2, 0.3), None])
+    table = films(tmp_path, [*[(0.2, 0.2)] * 3, (0.2, 0.3), None])
     rejects(r"pixels are not square in 1 of 5 files \(.*3.dcm 0.2 x 0.3 mm\); give spacing=",
             table, tmp_path)  # fmt: skip
     rejects(r"1 of 5 files \(.*4.dcm\) do not say their spacing", table, tmp_path,
             spacing=(0.2, 0.2))  # fmt: skip
-    table = films(tmp_path, [(0.2, 0.2)] * 4 + [None])
+    table = films(tmp_path, [*[(0.2, 0.2)] * 4, None])
     rejects("1 of 5 files .* do not say their spacing and the others do", table, tmp_path)
 
 

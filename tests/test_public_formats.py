@@ -281,8 +281,11 @@ def test_the_real_task(data_folder: Path, tmp_path: Path) -> None:
 def test_boxes_follow_their_pictures(
     layout: str, size: Any, resize: Any, factor: Any, shift: Any, tmp_path: Path
 ) -> None:
-    write, read = {"voc": (write_voc, data.load_voc_boxes),
-                   "coco": (write_coco, data.load_coco_boxes)}[layout]  # fmt: skip
+    kinds: dict[str, Any] = {
+        "voc": (write_voc, data.load_voc_boxes),
+        "coco": (write_coco, data.load_coco_boxes),
+    }
+    write, read = kinds[layout]
     write(tmp_path)
     splits = read(tmp_path, size=size, resize=resize)
     assert splits.classes == ("cell", "rod")

@@ -53,8 +53,8 @@ def _nodules(place: Path, side: int, every: bool) -> Iterator[dict[str, NDArray[
             raise FileNotFoundError(f"{folder / 'images'} has no .png files")
         images = np.stack([_square(path, side) for path in paths])
         outlines = [[_square(one / path.name, side) for one in readers] for path in paths]
-        masks = np.array(outlines) > 127
-        present = masks.any((0, 2, 3))
+        masks = np.greater(outlines, 127)
+        present = np.asarray(masks.any((0, 2, 3)))
         kept = np.arange(len(paths)) if every else _chosen(masks, bool(present.all()))
         yield {
             "images": images[kept],
@@ -62,7 +62,7 @@ def _nodules(place: Path, side: int, every: bool) -> Iterator[dict[str, NDArray[
             "reader_present": np.repeat(present[None], len(kept), 0).astype(np.uint8),
             "patient": np.repeat(folder.parent.name, len(kept)),
             "nodule": np.repeat(_number(folder.name), len(kept)),
-            "slice": np.array([_number(paths[index].stem) for index in kept]),
+            "slice": np.array([_number(paths[index].stem) for index in kept.tolist()]),
         }
 
 
