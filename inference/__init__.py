@@ -14,8 +14,10 @@ from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.prediction.plain_functions import functions
 from ppl_med.inference.predictive import predict
 from ppl_med.inference.svi import fit
+from ppl_med.inference.training.callbacks import StopTraining
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
-from ppl_med.inference.training.schedules import cooldown, warm_up
+from ppl_med.inference.training.schedules import cooldown, one_cycle, warm_up
+from ppl_med.inference.training.selection import EarlyStopping, Plateau
 from ppl_med.programs.elbo import elbo_terms
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "BestHead",
     "ConditionalHierarchy",
     "ConditionalNormal",
+    "EarlyStopping",
     "Elbo",
     "Ensemble",
     "FromPrior",
@@ -31,12 +34,15 @@ __all__ = [
     "ImportanceWeighted",
     "LowRankNormal",
     "MeanFieldNormal",
+    "Plateau",
     "PointEstimate",
+    "StopTraining",
     "cooldown",
     "elbo_terms",
     "fit",
     "functions",
     "load",
+    "one_cycle",
     "predict",
     "save",
     "warm_up",

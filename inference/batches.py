@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppl_med.checks import choice, positive, reject, whole
+from ppl_med.checks import reject, whole
 from ppl_med.data.masks import check_masks
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.case_order import check_stream
@@ -283,18 +283,6 @@ def batch_spec(model: Any) -> BatchSpec:
         getattr(protocol.likelihood(model), "site", None) == "mask",
         value_checks=protocol.value_checks(model),
     )
-
-
-def check_arguments(
-    *, epochs: int, learning_rate: float, precision: str, schedule: Any, seed: int
-) -> None:
-    """Raise a ValueError on arguments of ``fit`` that make no sense; it names the argument."""
-    whole("epochs", epochs)
-    positive("learning_rate", learning_rate)
-    choice("precision", precision, ("float32", "bfloat16"))
-    if not callable(schedule):
-        choice("schedule", schedule, ("constant", "cosine"), fix="or pass a function")
-    check_seed(seed)
 
 
 def choose_device(device: Any) -> torch.device:

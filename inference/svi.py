@@ -9,7 +9,7 @@ are read when the progress bar is redrawn, at the end of an epoch and before a c
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +18,17 @@ import pyro
 import torch
 import xarray as xr
 
-from ppl_med.checks import a_path, finite, reject
-from ppl_med.inference.batches import as_loader, batch_spec, check_arguments, choose_device
+from ppl_med.inference.batches import as_loader, batch_spec
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
+from ppl_med.inference.training.callbacks import Callback
 from ppl_med.inference.training.history import join_histories
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
-from ppl_med.inference.training.optimizers import check_factory
-from ppl_med.inference.training.precision import warn_if_slow
+from ppl_med.inference.training.precision import Precision, warn_if_slow
+from ppl_med.inference.training.preparation import prepare
 from ppl_med.inference.training.schedules import Schedule
-from ppl_med.inference.training.trainer import Trainer
-from ppl_med.programs import rng
+from ppl_med.inference.training.selection import EarlyStopping, Plateau
+from ppl_med.inference.training.settings import Settings
+from ppl_med.programs import protocol, rng
 from ppl_med.programs.isolation import alone, torch_defaults
 from ppl_med.programs.sites import Program
 from ppl_med.storage.locks import locked
@@ -42,18 +43,26 @@ def fit(
     *,
     num_cases: int | None = None,
     epochs: int = 1,
-    learning_rate: float = 1e-3,
-    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
-    schedule: Literal["constant", "cosine"] | Schedule = "constant",
+    learning_rate: float | Mapping[str, float] = 1e-3,
+    optimizer: Callable[[list[Any]], torch.optim.Optimizer] | None = None,
+    schedule: Literal["constant", "cosine", "one-cycle", "plateau"]
+    | Schedule
+    | Plateau = "constant",
+    rate_warm_up: float = 0.0,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
     kl_weight: float | Schedule = 1.0,
     objective: Elbo | ImportanceWeighted | Geco | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     device: str | torch.device | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 60.0,
     resume: bool = False,
     validation: Any = None,
+    keep: Literal["last", "best"] = "last",
+    stopping: EarlyStopping | None = None,
+    callbacks: Sequence[Callback | Callable[[xr.Dataset], Any]] = (),
     progress: bool = True,
 ) -> xr.Dataset:
     """Train a guide (and what a model has of deterministic parameters) in place.
@@ -74,30 +83,55 @@ def fit(
             generators of their own, which no checkpoint holds.
         num_cases: Size of the data set; read off ``batches`` where that is possible.
         epochs: Passes over the data.
-        learning_rate: Of the default optimizer, Adam.
-        optimizer: From a list of parameters to a torch optimizer, in place of Adam.
-        schedule: Factor on the learning rate over the run: ``"cosine"`` falls to 0; or a function
-            of the finished fraction in [0, 1], such as ``cooldown()``.
+        learning_rate: Of the default optimizer, Adam. Or rates by pattern of names, of which the
+            first that fits counts and 0 freezes: ``{"*layer4*": 1e-4, "*.fc.*": 1e-3, "*": 0}``.
+            Parameters are named as in the model, random weights too
+            (``network.net.layer4.0.conv1.weight``), those of a guide besides ``guide.<name>``.
+        optimizer: From a list of parameters to a torch optimizer, in place of Adam; where there are
+            several rates, from a list of groups (dicts with ``params`` and ``lr``).
+        schedule: Factor on the learning rate over the run: ``"cosine"`` falls to 0, ``"one-cycle"``
+            rises first, ``"plateau"`` (``Plateau()``) falls by 10 after 5 epochs without a better
+            validation NLL; or a function of the finished fraction in [0, 1], such as
+            ``cooldown()``.
+        rate_warm_up: Part of the run, in [0, 1), over which the rate rises linearly besides.
+        clip_norm: Most that the norm of all gradients together may be, in nats per case; the
+            history gets ``gradient_norm``, before clipping, to choose it by.
+        accumulate: Batches a step. The step is that of one batch as many times as large, with a
+            draw of the weights for every batch; BatchNorm sees the small batches.
         kl_weight: Weight of the KL. 1 is the ELBO; less is a tempered posterior, which the history
             records. A function of the finished fraction gives a warm-up.
         objective: What is optimised: ``Elbo()`` by default; ``ImportanceWeighted(particles)``, a
             tighter bound for local latents; ``Geco(target)``, the KL under a constraint on the
             NLL. The history gets what they add (``bound``, ``multiplier``).
         precision: ``"bfloat16"`` runs layers under autocast; log-densities stay float32.
+            ``"auto"`` does where the device has instructions for it, and else is ``"float32"``.
         device: Where to train; a GPU where there is one, by default.
         seed: Seed of all draws and of the order of the batches. Member m of an ensemble uses
             seed + m, and equals a single run with that seed.
         checkpoint: File for the state of the run, replaced atomically.
         checkpoint_every: Seconds between checkpoints.
         resume: Resume from ``checkpoint`` if it exists. The result equals the uninterrupted run's.
+            With more ``epochs`` than before, training goes on from the last epoch: the result is
+            that of the longer run, unless a schedule is a function of the finished fraction.
+            ``stopping`` and ``callbacks`` may differ as well.
         validation: Held-out batches; their NLL under 8 draws is recorded after every epoch.
+        keep: ``"best"``: model and guide end as they were after the epoch with the best validation
+            NLL, which is then too good a score: test on other cases. ``load`` reads these from the
+            checkpoint, too.
+        stopping: ``EarlyStopping(patience=5)`` ends training where validation no longer improves.
+        callbacks: Called with the history so far after every epoch; attributes ``epoch``,
+            ``epochs``, ``member``. One that returns True, or raises ``StopTraining``, ends the
+            training (of this member); one that fails otherwise is left out from then on. See
+            ``CsvLogger`` and its like. After a resumption an epoch may be told twice.
         progress: Show a bar with ETA, ELBO, NLL and KL.
 
     Returns:
         Dataset over ``step`` with ``elbo``, ``nll``, ``kl`` (nats per case) and ``kl_weight``,
         coordinate ``epoch``, whose mean over an epoch is that of all cases (a small last batch
-        adds little to it); ``validation_nll`` over ``validation_epoch`` where asked. An ensemble
-        adds the dim ``chain``.
+        adds little to it); ``validation_nll`` over ``validation_epoch`` where asked. So are
+        ``gradient_norm``, ``learning_rate`` (of the first group, where it is no plain schedule),
+        ``best_epoch`` and ``stopped_by``. An ensemble adds the dim ``chain``; members that stopped
+        earlier are NaN from there on.
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
@@ -111,54 +145,60 @@ def fit(
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
 
     Warns:
+        UserWarning: On a callback that fails; on a run that is trained further under a schedule of
+            the finished fraction.
         RuntimeWarning: On bfloat16 where the machine only imitates it.
         UserWarning: On a collapsed latent (KL below 0.05 nats per case), on a KL above 1000 nats
             per case, on cases that a sampler of unknown weights visits several times in an epoch,
             on an epoch of another length than it seemed, and on a guide that is trained again with
             the same seed, which repeats order and draws.
     """
-    check_arguments(
+    settings = Settings(
         epochs=epochs,
         learning_rate=learning_rate,
-        precision=precision,
-        schedule=schedule,
-        seed=seed,
-    )
-    check_factory(optimizer)
-    finite("checkpoint_every", checkpoint_every, least=0)
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs a checkpoint to resume from; pass checkpoint=<path>")
-    if not (objective is None or isinstance(objective, Elbo | ImportanceWeighted | Geco)):
-        kinds = "Elbo(), ImportanceWeighted(...) or Geco(...)"
-        reject("objective", kinds, objective, "from ppl_med.inference")
-    pairs = members_of(model, guide)
-    trainer = Trainer(
-        pairs=pairs,
-        loader=as_loader(batches, num_cases),
-        spec=batch_spec(pairs[0][0]),
-        epochs=int(epochs),
-        learning_rate=float(learning_rate),
         optimizer=optimizer,
         schedule=schedule,
+        rate_warm_up=rate_warm_up,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
         kl_weight=kl_weight,
-        objective=objective if objective is not None else Elbo(),
+        objective=objective,
         precision=precision,
-        device=choose_device(device),
-        seed=int(seed),
-        checkpoint=None if checkpoint is None else a_path("checkpoint", checkpoint),
+        device=device,
+        seed=seed,
+        checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        resume=resume,
         validation=validation,
+        keep=keep,
+        stopping=stopping,
+        callbacks=callbacks,
         progress=progress,
     )
-    warn_if_slow(trainer.precision, trainer.device)
+    pairs = members_of(model, guide)
+    loader, spec = as_loader(batches, num_cases), batch_spec(pairs[0][0])
+    warn_if_slow(settings.precision, settings.device)
     with ExitStack() as held, rng.restored(), pyro.validation_enabled(False):
         held.enter_context(warnings.catch_warnings())
-        if trainer.checkpoint is not None:
+        path = settings.checkpoint
+        if path is not None:
             with suppress(OSError):  # which is told by what writes the checkpoint
-                trainer.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(trainer.checkpoint, "checkpoint"))
+                path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path, "checkpoint"))
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
-        trainer.prepare(resume=resume)
+        trainer = prepare(pairs, loader, spec, settings)
+        held.callback(settings.callbacks.on_end)
         histories = trainer.run()
-    return join_histories(histories, ensemble=isinstance(guide, Ensemble))
+    history = join_histories(histories, ensemble=isinstance(guide, Ensemble))
+    return history.assign_attrs(_notes(pairs[0][0], settings))
+
+
+def _notes(model: Program, settings: Settings) -> dict[str, Any]:
+    """What a history says of a run besides its figures."""
+    losses = protocol.training_losses(model)
+    return {
+        **({"training_loss": "; ".join(losses)} if losses else {}),
+        **({"keep": settings.keep} if settings.keep != "last" else {}),
+        **({"precision": settings.precision} if settings.asked_precision == "auto" else {}),
+    }

@@ -92,6 +92,25 @@ def die_in_zarr_write(call: int) -> None:
     setattr(Path, "replace", counted)  # noqa: B010
 
 
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Paths at which two nested states differ in any bit."""
+    if isinstance(first, dict):
+        keys = list(dict.fromkeys([*first, *second]))
+        missing = [f"{path}/{key}" for key in keys if key not in first or key not in second]
+        both = [key for key in keys if key in first and key in second]
+        return missing + [d for k in both for d in differences(first[k], second[k], f"{path}/{k}")]
+    if isinstance(first, list | tuple):
+        if len(first) != len(second):
+            return [f"{path}: {len(first)} and {len(second)} entries"]
+        pairs = enumerate(zip(first, second, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}/{i}")]
+    if isinstance(first, torch.Tensor):
+        same = first.dtype == second.dtype and torch.equal(first, second)
+    else:
+        same = first == second
+    return [] if same else [path]
+
+
 class Noisy(Dataset):
     """Cases that NumPy's and torch's global generators disturb whenever they are read."""
 

@@ -103,11 +103,13 @@ def test_left_to_the_prior_the_bound_is_the_log_mean_exp_of_the_likelihood() -> 
 def test_the_bound_is_tightened_after_steps_under_the_elbo() -> None:
     objective, guide = ImportanceWeighted(4, elbo_steps=2), Posterior(0.3, 0.8)
     objective(model, guide, BATCH, NUM_CASES, 0.5)
+    objective.advance(torch.zeros(()), NUM_CASES)
     for plain, weight in ((Elbo(), 0.7), (ImportanceWeighted(4), 1.0)):
         torch.manual_seed(1)
         expected = plain(model, guide, BATCH, NUM_CASES, weight)
         torch.manual_seed(1)
         found = objective(model, guide, BATCH, NUM_CASES, weight)
+        objective.advance(torch.zeros(()), NUM_CASES)
         torch.testing.assert_close(found.value, expected.value)
         bound = expected.extra.get("bound", -(expected.nll["y"] + expected.kl["z"]))
         torch.testing.assert_close(found.extra["bound"], bound)
@@ -190,6 +192,7 @@ def test_gecos_multiplier_follows_the_moving_average() -> None:
         nll, kl = loss.nll["y"].item(), loss.kl["z"].item()
         assert loss.value.item() == pytest.approx(multiplier * nll + kl, rel=1e-5)
         assert loss.extra["multiplier"].item() == pytest.approx(multiplier * NUM_CASES, rel=1e-5)
+        objective.advance(loss.nll["y"].detach(), NUM_CASES)
         excess = nll / NUM_CASES - 1.0
         average = excess if average is None else 0.8 * average + 0.2 * excess
         multiplier *= math.exp(0.1 * average)

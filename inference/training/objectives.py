@@ -37,7 +37,19 @@ class Loss:
     extra: Terms = field(default_factory=dict)
 
 
-class Elbo(nn.Module):
+class Objective(nn.Module):
+    """What ``fit`` can minimise: called with a batch, it gives a ``Loss``."""
+
+    def advance(self, nll: Tensor, num_cases: int) -> None:
+        """Take note of a step that was made.
+
+        Args:
+            nll: Its negative log-likelihood in nats for all cases, the mean over its batches.
+            num_cases: Size of the data set.
+        """
+
+
+class Elbo(Objective):
     """The evidence lower bound; ``fit``'s default."""
 
     def forward(
@@ -52,7 +64,7 @@ class Elbo(nn.Module):
         return {"objective": "Elbo"}
 
 
-class ImportanceWeighted(nn.Module):
+class ImportanceWeighted(Objective):
     """The importance-weighted bound of Burda, Grosse and Salakhutdinov (ICLR 2016).
 
         L_K = E log 1/K sum_k p(observed, z_k) / q(z_k),    z_k ~ q
@@ -88,9 +100,8 @@ class ImportanceWeighted(nn.Module):
         self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
     ) -> Loss:
         """The negative bound, or ELBO at first; NLL and KL are means over the particles."""
-        self.step += 1
-        if self.step <= self.elbo_steps:
-            if self.step == 1:  # so that a model that is not fit for it is told before the steps
+        if self.step < self.elbo_steps:
+            if self.step == 0:  # so that a model that is not fit for it is told before the steps
                 with torch.no_grad():
                     self._tight(model, guide, values, num_cases)
             loss = Elbo()(model, guide, values, num_cases, weight)
@@ -102,6 +113,10 @@ class ImportanceWeighted(nn.Module):
                 "gives no bound"
             )
         return self._tight(model, guide, values, num_cases)
+
+    def advance(self, nll: Tensor, num_cases: int) -> None:
+        """Count the step."""
+        self.step += 1
 
     def _tight(self, model: Program, guide: Program, values: Batch, num_cases: int) -> Loss:
         plate = pyro.plate("particle", self.particles, dim=-1 - self.max_plate_nesting)
@@ -158,7 +173,7 @@ class ImportanceWeighted(nn.Module):
         self.step = int(state)
 
 
-class Geco(nn.Module):
+class Geco(Objective):
     """The KL under a constraint on the reconstruction (Rezende and Viola, 2018).
 
         minimise KL  subject to  NLL <= target,     loss = multiplier * (NLL - target) + KL
@@ -201,17 +216,19 @@ class Geco(nn.Module):
     def forward(
         self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
     ) -> Loss:
-        """The Lagrangian of one draw; the multiplier takes a step."""
+        """The Lagrangian of one draw."""
         nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)
-        excess = total(nll) / num_cases / self.target - 1
-        now = excess.detach()
+        multiplier = self.multiplier.clone()
+        value = multiplier * total(nll) + weight * total(kl)
+        return Loss(value, nll, kl, {"multiplier": multiplier * num_cases})
+
+    def advance(self, nll: Tensor, num_cases: int) -> None:
+        """Let the multiplier take a step."""
+        now = nll / num_cases / self.target - 1
         smoothed = self.momentum * self.average + (1 - self.momentum) * now
         self.average.copy_(torch.where(self.average.isnan(), now, smoothed))
         grown = self.multiplier * (self.rate * self.average.clamp(-10, 10)).exp()
-        multiplier = self.multiplier.clone()
         self.multiplier.copy_(grown.clamp(1 / self.limit, self.limit))
-        value = multiplier * total(nll) + weight * total(kl)
-        return Loss(value, nll, kl, {"multiplier": multiplier * num_cases})
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must share."""

@@ -1,7 +1,7 @@
 """The optimizer of a run: Adam, or what a user's function makes of the parameters."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_med.checks import reject
+from ppl_med.inference.training.parameter_groups import Groups, Rates
 from ppl_med.programs.parameters import free_parameters, named_modules_of
 from ppl_med.programs.sites import Program
 
@@ -28,25 +29,27 @@ def check_factory(optimizer: Any) -> None:
 
 
 def make_optimizer(
-    factory: Factory | None,
-    learning_rate: float,
-    parameters: Sequence[Tensor],
-    pair: tuple[Program, Program],
+    factory: Factory | None, learning_rate: Rates, groups: Groups, pair: tuple[Program, Program]
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's and a guide's parameters.
 
     Args:
         factory: The user's function; None for Adam.
-        learning_rate: Of Adam.
-        parameters: All that are to be trained.
+        learning_rate: Of Adam; where it has several rates, the function is given groups.
+        groups: All that is to be trained.
         pair: Model and guide they belong to, which name them.
 
     Raises:
         ValueError: If it is no optimizer, its steps need a closure, or it lacks a parameter.
     """
+    several = isinstance(learning_rate, Mapping)
+    parameters = groups.parameters
+    given: Any = groups.trained if several else parameters
     if factory is None:
-        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    own = factory(list(parameters))  # type: ignore[arg-type]
+        if isinstance(learning_rate, Mapping):
+            return torch.optim.Adam(given, fused=True)
+        return torch.optim.Adam(given, lr=learning_rate, fused=True)
+    own = factory(list(given))
     if not isinstance(own, torch.optim.Optimizer):
         reject("optimizer(parameters)", "a torch optimizer", type(own).__name__, EXAMPLE)
     closure = inspect.signature(own.step).parameters.get("closure")
@@ -63,6 +66,12 @@ def make_optimizer(
             f"parameters of model and guide, such as {_name(missing[0], *pair)}, which would never "
             "be trained; build it from the list that the function is given, and switch off what is "
             "not to be trained by requires_grad_(False)"
+        )
+    rates = {group["lr"] for group in groups.trained} if several else set()
+    if not rates <= {group.get("lr") for group in own.param_groups}:
+        raise ValueError(
+            f"optimizer {type(own).__name__} does not use the rates of learning_rate; pass the "
+            "groups that the function is given on: lambda groups: torch.optim.SGD(groups)"
         )
     for group in own.param_groups:  # numbers of NumPy are not read back from a checkpoint
         group.update({n: v.item() for n, v in group.items() if isinstance(v, np.generic)})

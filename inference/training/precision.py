@@ -1,9 +1,22 @@
-"""Whether a machine computes in bfloat16 or only imitates it."""
+"""Which precision a machine is fast in: whether it computes in bfloat16 or only imitates it."""
 
 import platform
 import warnings
+from typing import Literal
 
 import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def chosen_precision(precision: str, device: torch.device) -> str:
+    """The precision that is meant: of "auto", bfloat16 where the device has it.
+
+    By capability and not by a measurement, so that a run and its resumption choose alike.
+    """
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -29,7 +42,7 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
     if precision == "bfloat16" and not has_bfloat16(device):
         warnings.warn(
             "precision='bfloat16' on a device without instructions for it is up to 12 times slower "
-            "than float32, and no more exact; use precision='float32'.",
+            "than float32, and no more exact; use precision='auto', which chooses.",
             RuntimeWarning,
             stacklevel=3,
         )

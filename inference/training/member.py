@@ -1,0 +1,150 @@
+"""One member of a run: its programs, what trains them, and what is kept of them."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ppl_med.inference import checkpoint as files
+from ppl_med.inference.training.dry_run import DryRun
+from ppl_med.inference.training.history import History
+from ppl_med.inference.training.parameter_groups import frozen_norms
+from ppl_med.inference.training.selection import Plateau, best_epoch
+from ppl_med.inference.training.settings import Settings
+from ppl_med.inference.training.updates import Updates
+from ppl_med.programs.parameters import modules_of, set_mode
+
+LARGE_KL, COLLAPSED_KL = 1e3, 0.05
+
+
+class Member:
+    """A model and a guide that are trained together.
+
+    Args:
+        pair: The two.
+        dry_run: What a first run showed of them.
+        updates: What trains them.
+
+    Attributes:
+        history: Figures of the run so far.
+        plateau: Factor on the learning rate that held-out scores ask for.
+        best: State with the best held-out score so far, on the CPU; None where nobody asks.
+        last: State after the last epoch, where the programs were put back to the best one.
+        told: Who of the callbacks stopped the training; None where nobody did.
+        standing: Where to go on from; None at the start.
+        done: Whether it is trained.
+    """
+
+    def __init__(self, pair: tuple[Any, Any], dry_run: DryRun, updates: Updates) -> None:
+        self.pair, self.dry_run, self.updates = pair, dry_run, updates
+        self.model, self.guide = pair
+        self.history = History()
+        self.plateau = 1.0
+        self.best: dict[str, Any] | None = None
+        self.last: dict[str, Any] | None = None
+        self.told: str | None = None
+        self.standing: dict[str, Any] | None = None
+        self.done = False
+        self._still = frozen_norms(modules_of(*pair), updates.groups.frozen)
+
+    def batches_done(self, num_batches: int) -> int:
+        """Batches trained so far, of epochs of ``num_batches``."""
+        standing = self.standing or {"epoch": 0, "batch": 0}
+        return int(standing["epoch"] * num_batches + standing["batch"])
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Take no gradient of what does not learn, while the block runs."""
+        changed = [parameter for parameter in self.updates.groups.frozen if parameter.requires_grad]
+        try:
+            for parameter in changed:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in changed:
+                parameter.requires_grad_(True)
+
+    def set_training(self) -> None:
+        """Put the programs into training mode; norm layers that are frozen stand still."""
+        set_mode(self.pair, True)
+        for module in self._still:
+            module.eval()
+
+    def look_at_scores(self, settings: Settings) -> None:
+        """Take from held-out scores what the coming epoch needs of them."""
+        if isinstance(settings.schedule, Plateau):
+            self.plateau = settings.schedule.rate(self.history.validation_nll)
+
+    def note_score(self, score: float, *, keep: str) -> None:
+        """Take an epoch's held-out NLL; keep the state where it is the best."""
+        scores = self.history.validation_nll
+        scores.append(score)
+        if keep == "best" and best_epoch(scores) == len(scores) - 1:
+            self.best = snapshot(files.program_state(*self.pair))
+
+    def stopped(self, settings: Settings) -> bool:
+        """Whether a callback or the held-out scores ended the training."""
+        over = settings.stopping is not None and settings.stopping.is_over(
+            self.history.validation_nll
+        )
+        return over or self.told is not None
+
+    def finish(self, standing: dict[str, Any], settings: Settings) -> None:
+        """Note how the training ended, and put the programs to the state that is kept."""
+        kept = self.history.kept
+        if settings.stopping is not None or settings.callbacks:
+            early = self.stopped(settings)
+            kept["stopped_by"] = (self.told or "no improvement") if early else "epochs"
+        if settings.keep == "best":
+            kept["best_epoch"] = best_epoch(self.history.validation_nll)
+            if self.best is None:
+                raise FloatingPointError(
+                    "keep='best': the held-out NLL was finite after no epoch; look for extreme "
+                    "values in validation, or lower learning_rate"
+                )
+            if settings.checkpoint is not None:
+                self.last = snapshot(files.program_state(*self.pair))
+            files.load_program_state(*self.pair, self.best)
+        self.standing, self.done = standing, True
+
+    def go_on(self) -> None:
+        """Take the training up again after it had ended."""
+        if self.last is not None:
+            files.load_program_state(*self.pair, self.last)
+        self.last, self.told, self.done = None, None, False
+        self.history.kept.clear()
+
+    def warn_of_kl(self, steps: int) -> None:
+        """Warn of a KL that is very large, or nothing, over the last ``steps`` steps.
+
+        Warns:
+            UserWarning: It is.
+        """
+        last = self.history.kl[-steps:]
+        kl = sum(last) / max(len(last), 1)
+        if kl > LARGE_KL:
+            warnings.warn(
+                f"the KL is {kl:.3g} nats per case, above {LARGE_KL:g}: the prior is far from the "
+                "guide; start with a larger init_scale, a narrower prior or fewer random weights",
+                stacklevel=5,
+            )
+        for name, value in self.updates.losses.kl_by_site().items():
+            if name in self.dry_run.local_latents and value < COLLAPSED_KL:
+                warnings.warn(
+                    f"posterior collapse: the latent {name!r} carries {value:.3g} nats per case, "
+                    f"below {COLLAPSED_KL}; warm up the KL (kl_weight=warm_up()) or sum the "
+                    "likelihood over pixels",
+                    stacklevel=5,
+                )
+
+
+def snapshot(state: Any) -> Any:
+    """A copy of a state, its tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, Mapping):
+        return {name: snapshot(value) for name, value in state.items()}
+    return copy.deepcopy(state)

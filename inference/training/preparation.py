@@ -1,0 +1,111 @@
+"""Everything that ``fit`` checks and builds before the first step."""
+
+import copy
+from typing import Any
+
+from ppl_med.inference import checkpoint as files
+from ppl_med.inference.batches import BatchSpec, Loader, check_one_grader, first_batch
+from ppl_med.inference.data_digest import data_digest
+from ppl_med.inference.training.dry_run import DryRun, check_validation
+from ppl_med.inference.training.earlier_runs import warn_of_repeats
+from ppl_med.inference.training.member import Member
+from ppl_med.inference.training.optimizers import make_optimizer
+from ppl_med.inference.training.parameter_groups import group_parameters
+from ppl_med.inference.training.run_state import check_schedules, restore
+from ppl_med.inference.training.settings import Settings
+from ppl_med.inference.training.trainer import Trainer
+from ppl_med.inference.training.updates import Updates
+from ppl_med.inference.training.value_units import learn_units
+from ppl_med.programs import rng
+from ppl_med.programs.isolation import private_store
+from ppl_med.programs.parameters import free_parameters
+from ppl_med.storage.atomic import check_writable
+
+Pair = tuple[Any, Any]
+
+
+def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settings) -> Trainer:
+    """Check everything that can be checked, build optimizers, load a checkpoint.
+
+    Args:
+        pairs: Model and guide of each member.
+        loader: The batches.
+        spec: What the model accepts.
+        settings: The arguments of ``fit``.
+
+    Raises:
+        FileExistsError: If there is a checkpoint, and it is not to be resumed.
+        OSError: If none can be written.
+        ValueError: If programs, batches, arguments or checkpoint do not fit each other.
+    """
+    resumed = _check_checkpoint(settings)
+    check_schedules(settings)
+    first = first_batch(loader.batches)
+    spec.check(first, loader.num_cases)
+    loader.see(first)
+    check_one_grader(first)
+    if not resumed:
+        learn_units([model for model, _ in pairs], loader.batches)
+    data = None
+    if settings.checkpoint is not None:
+        data = data_digest(loader.batches, spec.arguments)
+    members = []
+    for index, pair in enumerate(pairs):
+        rng.seed_all(settings.seed + index)
+        members.append(_member(pair, first, loader, spec, settings, alone=len(pairs) == 1))
+    rng.seed_all(settings.seed)
+    trainer = Trainer(members, loader, spec, settings, data)
+    if resumed:
+        restore(trainer, files.read(settings.checkpoint))
+    if all(member.standing is None for member in members):
+        guides = (guide for _, guide in pairs)
+        warn_of_repeats(guides, settings.seed, loader.num_cases, loader.num_batches)
+    return trainer
+
+
+def _check_checkpoint(settings: Settings) -> bool:
+    """Whether a checkpoint is resumed."""
+    path = settings.checkpoint
+    if path is None:
+        return False
+    if path.is_file() and not settings.resume:
+        raise FileExistsError(
+            f"checkpoint {path} exists; pass resume=True to resume it, or another path"
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint {path} is a folder; give the path of a file in it")
+    check_writable(path, "checkpoint")
+    return settings.resume and path.exists()
+
+
+def _member(
+    pair: Pair,
+    first: dict[str, Any],
+    loader: Loader,
+    spec: BatchSpec,
+    settings: Settings,
+    *,
+    alone: bool,
+) -> Member:
+    model, guide = pair
+    with private_store():
+        found = DryRun.of(model, guide, first, loader.num_cases, settings.device)
+        if settings.validation is not None:
+            check_validation(model, guide, settings.validation, spec, settings.device)
+        if not alone and free_parameters(model, guide):
+            raise ValueError(
+                "members of an Ensemble share what pyro.param keeps in Pyro's store; make "
+                "these parameters nn.Parameter or PyroParam of the module"
+            )
+        groups = group_parameters(settings.learning_rate, found.parameters, pair)
+    optimizer = make_optimizer(settings.optimizer, settings.learning_rate, groups, pair)
+    objective = copy.deepcopy(settings.objective).to(settings.device)
+    updates = Updates(
+        optimizer,
+        objective,
+        groups,
+        loader.num_cases,
+        settings.clip_norm,
+        shows_rate=settings.shows_rate,
+    )
+    return Member(pair, found, updates)
