@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 
 from ppl_med.checks import reject, whole
 from ppl_med.data.masks import check_masks
+from ppl_med.data.transform_seeds import random_parts, seed_parts
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.case_order import check_stream
+from ppl_med.inference.crops import crops_in, share_of_volume, spread, volumes_of
 from ppl_med.inference.epoch_visits import (
     EpochCount,
     Visits,
@@ -46,6 +48,7 @@ class Loader:
         if watched and isinstance(self.batches, DataLoader):
             self._source = WatchedBatches(self.batches)
         self._told = False
+        self._random = random_parts(getattr(self.batches, "dataset", None))
 
     def open(
         self, epoch: int, start: int, seed: int
@@ -56,8 +59,8 @@ class Loader:
         one number, or one a case, so that over an epoch every case weighs the same.
 
         Loaders without ``iterate(epoch, start)`` (a torch DataLoader) take their order from
-        torch's global generator or from their own; their first batches are loaded here and
-        dropped.
+        torch's global generator or from their own, and MONAI's transforms are seeded for the epoch;
+        their first batches are loaded here and dropped.
         """
         if hasattr(self.batches, "iterate"):
             found = iter(self.batches.iterate(epoch + SEED_STRIDE * seed, start))
@@ -65,10 +68,11 @@ class Loader:
         for owner in owners(self.batches):
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(epoch)
+        seed_parts(self._random, epoch + SEED_STRIDE * seed)
         iterator, count = iter(self._source), self._count()
         for _ in range(start):
             if (batch := next(iterator, None)) is not None:
-                count.add(num_cases_in(batch), self._positions())
+                count.add(visited_cases(batch), self._positions())
         return self._weighed(iterator, count)
 
     def _count(self) -> EpochCount:
@@ -82,30 +86,32 @@ class Loader:
         self, batches: Iterator[dict[str, Any]], count: EpochCount | None
     ) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
         for batch in batches:
-            size, positions = num_cases_in(batch), self._positions()
+            positions = self._positions()
             if count is not None:
-                count.add(size, positions)
-            yield batch, self._factor(size, positions)
+                count.add(visited_cases(batch), positions)
+            yield batch, self._factor(batch, positions)
         fault = None if self._told or count is None else count.fault()
         if fault is not None:
             self._told = True
             warnings.warn(fault, stacklevel=2)
 
-    def _factor(self, size: int, positions: list[int]) -> float | Tensor:
+    def _factor(self, batch: Mapping[str, Any], positions: list[int]) -> float | Tensor:
+        size, cases, crops = num_cases_in(batch), visited_cases(batch), crops_in(batch)
         if self.visits.by_case is None:
-            return self.num_batches * size / (self.visits.total or self.num_batches * size)
-        if len(positions) != size:
+            total = self.visits.total or self.num_batches * cases
+            return share_of_volume(self.num_batches * size / total, crops)
+        if len(positions) != cases:
             raise ValueError(
-                f"a batch has {size} cases, but the sampler drew {len(positions)}; where cases are "
-                "drawn by weights, a batch must hold those and no others"
+                f"a batch has {cases} cases, but the sampler drew {len(positions)}; where cases "
+                "are drawn by weights, a batch must hold those and no others"
             )
-        visits = self.visits.by_case[positions] * (self.visits.num_cases or 0)
-        return (self.num_batches * size / visits).float()
+        visits = self.visits.by_case[spread(positions, crops)] * (self.visits.num_cases or 0)
+        return share_of_volume((self.num_batches * size / visits).float(), crops)
 
     def see(self, first: Mapping[str, Any]) -> None:
         """Take the size of the first batch for that of most, where nobody says what an epoch is."""
         if self.visits.total is None:
-            size, cases = num_cases_in(first), self.visits.num_cases or self.num_cases
+            size, cases = visited_cases(first), self.visits.num_cases or self.num_cases
             self.visits.total = expected_total(size, self.num_batches, cases)
 
     @property
@@ -165,7 +171,7 @@ def as_loader(batches: Any, num_cases: int | None) -> Loader:
     visits = visits_of_loader(batches) if loaded else Visits()
     size = visits.num_cases if loaded else getattr(batches, "num_cases", None)
     if isinstance(batches, list | tuple):
-        size = visits.total = sum(num_cases_in(batch) for batch in batches)
+        size = visits.total = sum(visited_cases(batch) for batch in batches)
     dataset: Any = getattr(batches, "dataset", None)
     supposed = size if size is not None or not hasattr(dataset, "__len__") else len(dataset)
     if not loaded:
@@ -197,6 +203,11 @@ def num_cases_in(batch: Any) -> int:
     raise TypeError(f"a batch must hold a tensor with one entry a case; its keys are {[*batch]}")
 
 
+def visited_cases(batch: Any) -> int:
+    """Cases in a batch, where crops of one volume are one case."""
+    return volumes_of(num_cases_in(batch), crops_in(batch))
+
+
 @dataclass
 class BatchSpec:
     """What a model accepts: names of its arguments, classes and image channels, None if unknown.
@@ -220,9 +231,9 @@ class BatchSpec:
             ValueError: Wrong shapes or values, or more cases than ``num_cases``.
         """
         size = num_cases_in(batch)
-        if num_cases is not None and size > num_cases:
+        if num_cases is not None and visited_cases(batch) > num_cases:
             raise ValueError(
-                f"num_cases is {num_cases}, smaller than a batch of {size} cases; "
+                f"num_cases is {num_cases}, smaller than a batch of {visited_cases(batch)} cases; "
                 "pass the size of the whole data set"
             )
         image = batch.get("image")
@@ -232,7 +243,7 @@ class BatchSpec:
         if takes_map and isinstance(label, Tensor) and label.dim() > 2 and "mask" not in batch:
             raise ValueError(
                 f"label holds a map, shape {tuple(label.shape)}, but this model observes mask: "
-                "pass it as batch['mask']"
+                "pass keys={'label': 'mask'}, or name it batch['mask']"
             )
         if "image" in self.arguments and not on_device:
             known = batch

@@ -5,8 +5,8 @@ SHA-256 over the entries that the model takes as arguments, of
 - ``Batches``: all arrays as they are held, with ``loc`` and ``scale``; of an array above 256 MiB,
   evenly spaced cases that make up so much;
 - a list of batches: all of their entries, whatever the sizes of the batches;
-- a ``DataLoader`` over a data set that can be indexed: four items, evenly spaced, as the loader
-  collates them;
+- a ``DataLoader`` or ``DatasetBatches`` over a data set that can be indexed: four items, evenly
+  spaced, as they are collated;
 - other batches: the first case of the first batch.
 
 The last two are read twice under one seed, and what differs then (augmentation by a generator of
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ppl_med.data import Batches
+from ppl_med.data import Batches, DatasetBatches
 from ppl_med.inference.loader_generators import generators_restored
 from ppl_med.programs import rng
 
@@ -74,16 +74,21 @@ def _chosen(batch: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def _sample(batches: Any) -> tuple[str, Mapping[str, Any]]:
     """Some cases, the same ones every time."""
     rng.seed_all(0)
+    if isinstance(batches, DatasetBatches):
+        return "items", batches.items(_spaced(batches.num_cases))
     indexed = isinstance(batches, DataLoader) and batches.batch_sampler is not None
     if indexed and not isinstance(batches.dataset, IterableDataset):
         with suppress(Exception):  # positions may be no numbers
             data: Any = batches.dataset
-            positions = np.unique(np.linspace(0, len(data) - 1, NUM_ITEMS).astype(int))
-            found = batches.collate_fn([data[int(position)] for position in positions])
+            found = batches.collate_fn([data[position] for position in _spaced(len(data))])
             if isinstance(found, Mapping):
                 return "items", found
     first: Mapping[str, Any] = next(iter(batches), {})
     return "first", {name: value[:1] for name, value in first.items() if _has_cases(value)}
+
+
+def _spaced(num_items: int) -> list[int]:
+    return np.unique(np.linspace(0, num_items - 1, NUM_ITEMS).astype(int)).tolist()
 
 
 def _has_cases(value: Any) -> bool:

@@ -19,6 +19,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from ppl_med.checks import a_path, choice, whole
+from ppl_med.inference.adapted import adapted
 from ppl_med.inference.batches import (
     batch_spec,
     check_iterable,
@@ -30,6 +31,7 @@ from ppl_med.inference.batches import (
 )
 from ppl_med.inference.case_order import check_order
 from ppl_med.inference.checkpoint import digest, settings
+from ppl_med.inference.crops import check_whole
 from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.loader_generators import loader_generators
@@ -63,6 +65,7 @@ def predict(
     guide: Program | None,
     batches: Any,
     *,
+    keys: Mapping[str, str] | None = None,
     draws: int = 32,
     seed: int = 0,
     store: str | Path | None = None,
@@ -84,9 +87,10 @@ def predict(
     Args:
         model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
         guide: Its guide, trained; an ``Ensemble``; or None to draw from the prior.
-        batches: Re-iterable of dicts. Where they hold observations (``label``), the result gets
-            ``log_likelihood`` and ``observed_data``. Keys the model does not take become
-            coordinates (``id``) or ``constant_data``.
+        batches: As in ``fit``; a data set in its order. Where they hold observations (``label``),
+            the result gets ``log_likelihood`` and ``observed_data``. Keys the model does not take
+            become coordinates (``id``) or ``constant_data``.
+        keys: Names in the batches -> names of the model's arguments, as in ``fit``.
         draws: Draws per chain. At least 32 if PSIS-LOO is wanted.
         seed: Seed of all draws.
         store: None keeps the result in memory; ``"run.nc"`` also writes it; ``"run.zarr"`` writes
@@ -137,6 +141,7 @@ def predict(
     store = None if store is None else a_path("store", store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
+    batches = adapted(batches, keys)
     num_batches = check_iterable(batches)
     chosen = choose_device(device)
     pairs = members_of(model, guide)
@@ -201,6 +206,7 @@ class _Run:
         self.batches, self.device, self.draws = batches, device, draws
         first = first_batch(batches)
         self.spec = batch_spec(self.model)
+        check_whole(first)
         self.spec.check(first)
         check_order(batches, first)
         for pair in pairs:

@@ -18,6 +18,7 @@ import pyro
 import torch
 import xarray as xr
 
+from ppl_med.inference.adapted import adapted, warn_of_kept_workers
 from ppl_med.inference.batches import as_loader, batch_spec
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.callbacks import Callback
@@ -42,6 +43,7 @@ def fit(
     batches: Any,
     *,
     num_cases: int | None = None,
+    keys: Mapping[str, str] | None = None,
     epochs: int = 1,
     learning_rate: float | Mapping[str, float] = 1e-3,
     optimizer: Callable[[list[Any]], torch.optim.Optimizer] | None = None,
@@ -75,13 +77,18 @@ def fit(
         model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
         guide: A guide with the same signature, an ``Ensemble``, or a stock AutoGuide of Pyro.
         batches: Re-iterable with a length, of dicts whose keys are the model's arguments:
-            ``data.Batches``, a torch ``DataLoader`` or a list. Other keys (``id``) are ignored.
+            ``data.Batches``, a ``DataLoader`` of torch or MONAI, or a list; or a data set of dicts
+            itself, in shuffled batches of one case (``data.DatasetBatches`` has more). Crops of one
+            volume share its weight. Other keys (``id``) are ignored.
             Weights of a ``WeightedRandomSampler`` are divided out again: they decide how often a
             case is seen, not how much it counts. Batches of your own state ``cases_per_epoch``
             where it is neither ``num_cases`` nor a number of full batches. Random numbers of a
             ``DataLoader`` come from the seed; with ``persistent_workers`` its workers keep
             generators of their own, which no checkpoint holds.
-        num_cases: Size of the data set; read off ``batches`` where that is possible.
+        num_cases: Size of the data set, volumes and not their crops; read off ``batches`` where
+            that is possible.
+        keys: Names in the batches -> names of the model's arguments, such as
+            ``{"label": "mask"}``; for ``validation``, too.
         epochs: Passes over the data.
         learning_rate: Of the default optimizer, Adam. Or rates by pattern of names, of which the
             first that fits counts and 0 freezes: ``{"*layer4*": 1e-4, "*.fc.*": 1e-3, "*": 0}``.
@@ -137,6 +144,7 @@ def fit(
         TypeError: On batches that cannot be iterated again and again.
         ValueError: On arguments or batches that do not fit, before any training; on a bad batch
             later, with what was learned so far in the checkpoint.
+        FileNotFoundError: If files behind a data set are missing.
         FileExistsError: If ``checkpoint`` exists and ``resume`` is False.
         BlockingIOError: If another process or thread trains into ``checkpoint``.
         OSError: If ``checkpoint`` cannot be written; an earlier one is intact.
@@ -153,6 +161,8 @@ def fit(
             on an epoch of another length than it seemed, and on a guide that is trained again with
             the same seed, which repeats order and draws.
     """
+    if validation is not None:
+        validation = adapted(validation, keys)
     settings = Settings(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -176,6 +186,9 @@ def fit(
         progress=progress,
     )
     pairs = members_of(model, guide)
+    batches = adapted(batches, keys, training=True)
+    if settings.checkpoint is not None:
+        warn_of_kept_workers(batches)
     loader, spec = as_loader(batches, num_cases), batch_spec(pairs[0][0])
     warn_if_slow(settings.precision, settings.device)
     with ExitStack() as held, rng.restored(), pyro.validation_enabled(False):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_med.checks import choice, reject, whole
+from ppl_med.data.geometry import plain
 from ppl_med.inference.batches import check_seed
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
@@ -93,6 +94,7 @@ class Function:
         Raises:
             TypeError: If the program returns no tensor and has not one site of classes.
         """
+        image = plain(image)
         sampler = self._member.prepare(image)
         first = sampler is not self._sampler
         if first:

@@ -1,6 +1,7 @@
 """Datasets as batches of named arrays: readers, synthetic cases with a known truth, checks.
 
     batches, fresh     batches of arrays in memory, and of cases made on the way
+    dataset_batches    batches of a data set that returns dicts, MONAI's or one's own
     augmentation       functions of a batch and a generator, as in graders and class_flips
     splits             by patient, in files that tell when something has changed
     validation, masks  what is wrong with a batch, said before any work starts
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         mirror_with_mask,
     )
     from ppl_med.data.batches import Batches
+    from ppl_med.data.dataset_batches import DatasetBatches
     from ppl_med.data.fresh import FreshBatches
     from ppl_med.data.validation import check_batch
 
@@ -66,6 +68,7 @@ __all__ = [
     "SCENE_FLIPS",
     "Batches",
     "ClassFlips",
+    "DatasetBatches",
     "FreshBatches",
     "RotateAndScale",
     "apply_split",
@@ -111,6 +114,7 @@ __all__ = [
 
 _NEED_TORCH = {
     "Batches": "batches",
+    "DatasetBatches": "dataset_batches",
     "FreshBatches": "fresh",
     "RotateAndScale": "augmentation",
     "check_batch": "validation",

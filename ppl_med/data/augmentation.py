@@ -6,12 +6,15 @@ else that has a value per pixel.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_med.checks import finite
+
+SQUARE = 0.01  # by which the sides of a pixel may differ
 
 
 def flips_and_turns(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -130,6 +133,39 @@ class RotateAndScale:
             name: _interpolated(values, grid) if name == "image" else _nearest(values, grid)
             for name, values in _maps(batch).items()
         }
+
+
+def check_square_pixels(steps: Sequence[Any], spacing: Any, ids: Sequence[Any]) -> None:
+    """Raise where images are to be turned whose pixels are not square.
+
+    Args:
+        steps: Augmentations and transforms; those that turn are known.
+        spacing: Size of a pixel, dims (case, axis), in the order (depth,) row, col.
+        ids: Names of the cases.
+
+    Raises:
+        ValueError: A step turns, and in some cases a row is not as wide as a column: how many, and
+            the first of them.
+    """
+    turning = [
+        getattr(step, "__name__", type(step).__name__)
+        for step in steps
+        if step in (flips_and_turns, flips_and_turns_with_mask) or isinstance(step, RotateAndScale)
+    ]
+    values = torch.as_tensor(spacing).double()
+    if not turning or values.ndim != 2 or values.shape[1] < 2:
+        return
+    oblong = ((values[:, -2] / values[:, -1] - 1).abs() > SQUARE).nonzero().flatten().tolist()
+    if oblong:
+        shown = ", ".join(
+            f"{ids[case]!r} ({values[case, -2]:.3g} x {values[case, -1]:.3g})"
+            for case in oblong[:3]
+        )
+        raise ValueError(
+            f"{turning[0]} turns images, which needs square pixels, but {len(oblong)} of "
+            f"{len(values)} cases have others: {shown}{', ...' if len(oblong) > 3 else ''}; "
+            "resample to square pixels first, or use mirror_with_mask"
+        )
 
 
 def _maps(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_med.checks import reject, whole
 from ppl_med.data.arrays import as_ids, as_image, as_label, as_mask, as_metadata
+from ppl_med.data.augmentation import check_square_pixels
 from ppl_med.data.random_streams import random_stream
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -84,7 +85,8 @@ class Batches(Epochs):
     Raises:
         TypeError: Labels, ids, masks or pixels are of a type that cannot be used.
         ValueError: An array is empty, has the wrong rank or length, holds NaN or infinite pixels,
-            negative labels or duplicate ids, or a mask has another size than its image.
+            negative labels or duplicate ids, a mask has another size than its image, or pixels
+            whose "spacing" is not square are to be turned.
     """
 
     def __init__(
@@ -102,6 +104,11 @@ class Batches(Epochs):
     ) -> None:
         """Check the arrays and settings; see the class."""
         if not isinstance(arrays, Mapping):
+            if hasattr(arrays, "__getitem__") and not hasattr(arrays, "__iter__"):
+                raise TypeError(
+                    f"arrays is a {type(arrays).__name__}, a data set: use DatasetBatches(dataset, "
+                    "batch_size=...), or pass it to fit and predict as it is"
+                )
             reject("arrays", "a dict of arrays, such as {'image': array}", arrays)
         if "image" not in arrays:
             raise ValueError(f'arrays has no "image"; its keys are {sorted(arrays)}')
@@ -123,6 +130,9 @@ class Batches(Epochs):
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.augment, self.transform = seed, augment, transform
         self._check_augment()
+        if "spacing" in self._columns:
+            steps = [augment, *self._steps()]
+            check_square_pixels(steps, self._columns["spacing"], self.ids)
 
     @property
     def ids(self) -> list[str] | list[int]:
@@ -206,11 +216,15 @@ class Batches(Epochs):
     def _transformed(self, columns: dict[str, Any], epoch: int, batch: int) -> dict[str, Any]:
         if self.transform is None:
             return columns
-        steps = [self.transform] if callable(self.transform) else self.transform
         generator = self._generator(_TRANSFORM, epoch, batch)
-        for step in steps:
+        for step in self._steps():
             columns = step(columns, generator)
         return columns
+
+    def _steps(self) -> Sequence[Transform]:
+        if self.transform is None:
+            return ()
+        return [self.transform] if callable(self.transform) else self.transform
 
     def _generator(self, *key: int) -> torch.Generator:
         seed = int(random_stream(self.seed, *key).integers(2**63))

@@ -137,7 +137,8 @@ def check_mask_axes(mask: Any, image_shape: Sequence[int]) -> None:
     if _is_one_hot(mask):
         raise ValueError(
             f"mask has shape {shape}, and in every pixel one of the {shape[1]} planes is 1 and the "
-            "others are 0: these are classes (one-hot), not graders; use mask.argmax(1)"
+            "others are 0: these are classes (one-hot), not graders; use mask.argmax(1), in a "
+            "pipeline of MONAI AsDiscreted('mask', argmax=True)"
         )
 
 

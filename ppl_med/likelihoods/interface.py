@@ -86,6 +86,12 @@ class Likelihood(nn.Module, ABC):
         """Raise a ``ValueError`` unless an output has one value per case, or pixel of the image."""
         check_tensor(output)
         pixels = "col" in self.event
+        if pixels and image.ndim - 2 != len(self.event):
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}, {image.ndim - 2} axes of space, but the "
+                f"model predicts a value along {', '.join(self.event)}; build it with "
+                f"spatial_dims={image.ndim - 2}"
+            )
         expected = (len(image), self.num_outputs, *(image.shape[2:] if pixels else ()))
         if tuple(output.shape) != expected:
             raise ValueError(

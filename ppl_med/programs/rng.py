@@ -3,10 +3,12 @@
 torch's generators (CPU and CUDA) and, because data sets augment with them, Python's and NumPy's.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.util
 import torch
@@ -44,6 +46,13 @@ def seed_all(seed: int) -> None:
     """Seed every generator."""
     pyro.set_rng_seed(seed % NUMPY_SEEDS)
     torch.manual_seed(seed)
+
+
+def seed_in_use(seed: int) -> None:
+    """Seed every generator in use: as ``seed_all``, at the cost of ``seed_torch``."""
+    seed_torch(seed)
+    random.seed(seed)
+    np.random.seed(seed % NUMPY_SEEDS)  # noqa: NPY002 - data sets draw from it
 
 
 def seed_torch(seed: int) -> None:
