@@ -1,4 +1,7 @@
-"""One guide per file, and the verbs ``fit``, ``predict``, ``functions``, ``save``, ``load``."""
+"""One guide per file, and the verbs.
+
+``fit``, ``predict``, ``from_mcmc``, ``functions``, ``save``, ``load``.
+"""
 
 from ppl_med.inference.checkpoint import load, save
 from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
@@ -12,6 +15,7 @@ from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.prediction.plain_functions import functions
+from ppl_med.inference.prediction.sampler_draws import from_mcmc
 from ppl_med.inference.predictive import predict
 from ppl_med.inference.svi import fit
 from ppl_med.inference.training.callbacks import StopTraining
@@ -40,6 +44,7 @@ __all__ = [
     "cooldown",
     "elbo_terms",
     "fit",
+    "from_mcmc",
     "functions",
     "load",
     "one_cycle",

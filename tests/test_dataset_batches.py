@@ -100,6 +100,7 @@ def segmenter():
 @pytest.mark.parametrize("kind", ["batches", "loader", "weighted"])
 def test_crops_share_the_weight_of_their_volume(counts, kind):
     data = crops_of(counts)
+    given: Any
     if kind == "batches":
         given = DatasetBatches(data, batch_size=3, shuffle=True)
     else:
@@ -260,9 +261,9 @@ def test_the_affine_leads_from_the_predicted_array_to_the_file(tmp_path):
     assert constant["filename_or_obj"].values.tolist() == [item["image"] for item in items]
     assert np.allclose(constant["spacing"], [1.0, 1.0, 2.0])
     assert (constant["image_shape"] == [6, 5, 4]).all()
-    file = nibabel.load(items[1]["label"])
+    file: Any = nibabel.load(items[1]["label"])
     assert np.allclose(constant["original_affine"][1], file.affine)
-    seen = tree["observed_data/mask"].values[1]
+    seen = tree["observed_data"].dataset["mask"].values[1]
     index = np.argwhere(seen == 1)
     world = nibabel.affines.apply_affine(constant["affine"].values[1], index)
     back = nibabel.affines.apply_affine(np.linalg.inv(file.affine), world).round().astype(int)
@@ -277,7 +278,11 @@ def test_other_ways_of_giving_the_same_volumes(tmp_path):
         iter(DatasetBatches(monai.data.Dataset(items, loading()), batch_size=2, keys=keys))
     )
     plain = monai.data.Dataset(items, loading())
-    cache: dict[str, Any] = {"cache_dir": tmp_path / "cache", "track_meta": True, "weights_only": False}
+    cache: dict[str, Any] = {
+        "cache_dir": tmp_path / "cache",
+        "track_meta": True,
+        "weights_only": False,
+    }
     kept = monai.data.PersistentDataset(items, loading(), **cache)
     ways = [
         DatasetBatches(kept, batch_size=2),
@@ -318,9 +323,10 @@ def test_volumes_of_different_sizes_are_predicted_each_by_itself(tmp_path):
         model, MeanFieldNormal(model), monai.data.Dataset(items, loading()),
         keys={"label": "mask"}, draws=2, progress=False,
     )  # fmt: skip
-    assert tree["constant_data/image_shape"].values.tolist() == [[6, 5, 4], [4, 5, 6]]
-    assert (tree["observed_data/mask"].values[0, :, :, 4:] == -1).all()
-    assert tree["posterior/case"].values.tolist() == ["a/case_0/image", "b/case_0/image"]
+    shapes = tree["constant_data"].dataset["image_shape"]
+    assert shapes.values.tolist() == [[6, 5, 4], [4, 5, 6]]
+    assert (tree["observed_data"].dataset["mask"].values[0, :, :, 4:] == -1).all()
+    assert tree["posterior"].dataset["case"].values.tolist() == ["a/case_0/image", "b/case_0/image"]
 
 
 def test_functions_take_images_of_monai():

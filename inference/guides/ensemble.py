@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ppl_med.checks import choice, whole
+from ppl_med.inference.guides.kept_draws import KeptChains
 from ppl_med.inference.guides.pairs import check_pair
 
 
@@ -85,7 +86,7 @@ def _reset(model: nn.Module) -> None:
 
 
 def members_of(model: Any, guide: Any) -> list[tuple[Any, Any]]:
-    """The pairs to train or to draw from: an ensemble's members, or the one pair there is.
+    """The pairs to train or to draw from: members of an ensemble, kept chains, or the one pair.
 
     Raises:
         ValueError: If model and guide are exchanged, or were not built for each other.
@@ -93,6 +94,8 @@ def members_of(model: Any, guide: Any) -> list[tuple[Any, Any]]:
     if isinstance(model, Ensemble):
         raise ValueError("model is an Ensemble, a guide; the model comes first: (model, guide)")
     pairs = guide.members if isinstance(guide, Ensemble) else [(model, guide)]
+    if isinstance(guide, KeptChains):
+        pairs = [(model, chain) for chain in guide.chains]
     for pair in pairs:
         check_pair(*pair)
     return pairs

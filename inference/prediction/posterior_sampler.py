@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppl_med.inference.batches import has_graders
+from ppl_med.inference.guides.kept_draws import KeptDraws
 from ppl_med.inference.guides.stock import check_stock_guide
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
 from ppl_med.likelihoods import stored_parameters
@@ -134,6 +135,8 @@ class PosteriorSampler:
 
     def draw(self, draw: int) -> Globals:
         """Global latents of one draw; the same for the same (seed, chain, draw)."""
+        if isinstance(self.guide, KeptDraws):
+            return self.guide.draw(draw)
         program = self.guide if self.guide is not None else self.model
         with torch_restored(), torch.no_grad(), private_store():
             seed_torch(derive_seed(self.seed, self.chain, draw))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ppl_med.checks import whole
 from ppl_med.data.batches import Epochs
@@ -144,10 +144,11 @@ def is_dataset(dataset: Any) -> bool:
     return has_items and not hasattr(dataset, "__iter__")
 
 
-class _Items:
+class _Items(Dataset):
     """The items of a data set, each under random numbers of its own."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
+        super().__init__()
         self.dataset, self.seed = dataset, seed
         self.parts = random_parts(dataset)
 

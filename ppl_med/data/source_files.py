@@ -22,9 +22,9 @@ NIFTI = (".nii", ".nii.gz")
 def source_items(dataset: Any) -> list[Mapping[str, Any]]:
     """The dicts that a data set loads from; none where it holds no such list."""
     if isinstance(dataset, Subset):
-        items = source_items(dataset.dataset)
-        return [items[index] for index in dataset.indices] if items else []
-    items = getattr(dataset, "data", None)
+        whole = source_items(dataset.dataset)
+        return [whole[index] for index in dataset.indices] if whole else []
+    items: Any = getattr(dataset, "data", None)
     listed = isinstance(items, Sequence) and not isinstance(items, str)
     if not listed or not all(isinstance(one, Mapping) for one in items):
         return []
@@ -90,7 +90,7 @@ def _check_headers(name: str, paths: Sequence[Path], spacing: bool) -> None:
         return
     import nibabel
 
-    headers = {path: nibabel.load(path).header for path in volumes}
+    headers: dict[Path, Any] = {path: nibabel.load(path).header for path in volumes}
     ranks = {path: len(_shape(header)) for path, header in headers.items()}
     _check_alike(
         ranks,
