@@ -45,6 +45,9 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 2
 nb_execution_mode = "force"
 nb_execution_timeout = 120
+ON_REAL_DATA = ["monai_volumes", "own_program"]
+if "PPL_MED_DATA" not in os.environ:  # shown without results
+    nb_execution_excludepatterns = [f"tutorials/{page}.md" for page in ON_REAL_DATA]
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove"
