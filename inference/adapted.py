@@ -38,10 +38,8 @@ def adapted(batches: Any, keys: Mapping[str, str] | None = None, *, training: bo
         return _copied(batches, keys, training)
     convert = CaseEntries(keys=keys).convert
     if isinstance(batches, list | tuple):
-        known = isinstance(batches, list | tuple) and all(isinstance(b, Mapping) for b in batches)
-        return (
-            [convert(one) for one in batches] if known and (keys or _foreign(batches)) else batches
-        )
+        plain = not keys and not _foreign(batches)
+        return batches if plain else [convert(batch) for batch in batches]
     return _Converted(batches, convert) if keys and hasattr(batches, "__iter__") else batches
 
 
@@ -61,13 +59,14 @@ def warn_of_kept_workers(batches: Any) -> None:
         )
 
 
-def _foreign(batches: Sequence[Mapping[str, Any]]) -> bool:
-    return any(is_meta_tensor(value) for batch in batches for value in batch.values())
+def _foreign(batches: Sequence[Any]) -> bool:
+    dicts = [batch for batch in batches if isinstance(batch, Mapping)]
+    return any(is_meta_tensor(value) for batch in dicts for value in batch.values())
 
 
 def _copied(loader: DataLoader, keys: dict[str, str], training: bool) -> DataLoader:
     dataset: Any = loader.dataset
-    check_sources(dataset, spacing=training)
+    check_sources(dataset, headers=training, spacing=True)
     entries = CaseEntries(loader.collate_fn, keys, source_names(dataset, keys))
     own: dict[str, Any] = {"collate_fn": entries, "_iterator": None}
     if loader.num_workers and loader.worker_init_fn is None and random_parts(dataset):

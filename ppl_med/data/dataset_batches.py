@@ -112,7 +112,7 @@ class DatasetBatches(Epochs):
 
     def check(self, *, training: bool) -> None:
         """Raise where the files behind the data set are missing or unlike; see ``source_files``."""
-        check_sources(self.dataset, spacing=training and not self.mixed_spacing)
+        check_sources(self.dataset, headers=training, spacing=not self.mixed_spacing)
 
     def items(self, positions: Any) -> Any:
         """A batch of some items, as in epoch 0."""

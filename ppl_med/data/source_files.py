@@ -54,12 +54,13 @@ def source_names(dataset: Any, keys: Mapping[str, str]) -> dict[str, str]:
     return dict(zip(texts, texts, strict=True))
 
 
-def check_sources(dataset: Any, *, spacing: bool = False) -> None:
+def check_sources(dataset: Any, *, headers: bool = False, spacing: bool = False) -> None:
     """Raise where files of a data set are missing or unlike each other.
 
     Args:
         dataset: Any; of one that holds no list of paths nothing is known.
-        spacing: Whether cases must have one spacing, as for training.
+        headers: Whether to compare the headers of NIfTI files, as before training.
+        spacing: Whether they must then tell of one spacing.
 
     Raises:
         FileNotFoundError: Files are missing; how many, and the first of them.
@@ -80,7 +81,7 @@ def check_sources(dataset: Any, *, spacing: bool = False) -> None:
                 f"{len(absent)} of {len(paths)} files of {name!r} are missing: "
                 f"{_some(map(str, absent))}; correct the paths, or drop the cases"
             )
-    for name, paths in files.items():
+    for name, paths in files.items() if headers else ():
         _check_headers(name, paths, spacing and not _resampled(transforms, name))
 
 
