@@ -15,8 +15,8 @@ from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.prediction.plain_functions import functions
-from ppl_med.inference.prediction.sampler_draws import from_mcmc
 from ppl_med.inference.predictive import predict
+from ppl_med.inference.sampler_draws import from_mcmc
 from ppl_med.inference.svi import fit
 from ppl_med.inference.training.callbacks import StopTraining
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
