@@ -13,9 +13,9 @@ from torch import Tensor
 from ppl_med.data.case_entries import CROPS
 
 
-def crops_in(batch: Mapping[str, Any]) -> Tensor | None:
+def crops_in(batch: Any) -> Tensor | None:
     """Crops that the volume of each entry has given, (case); None where each is a case itself."""
-    found = batch.get(CROPS)
+    found = batch.get(CROPS) if isinstance(batch, Mapping) else None
     return found if isinstance(found, Tensor) else None
 
 
@@ -44,7 +44,7 @@ def share_of_volume(factor: float | Tensor, crops: Tensor | None) -> float | Ten
     return (factor / crops).float() if isinstance(factor, Tensor) else factor / crops.float()
 
 
-def check_whole(batch: Mapping[str, Any]) -> None:
+def check_whole(batch: Any) -> None:
     """Raise a ValueError on crops where whole volumes are predicted."""
     if crops_in(batch) is not None:
         raise ValueError(
