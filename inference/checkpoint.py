@@ -1,4 +1,7 @@
-"""Saving and loading what was learned: atomic files of plain tensors, never unpickled code."""
+"""Saving and loading what was learned: atomic files of plain tensors, never unpickled code.
+
+A path that ends in ``.safetensors`` gives a file of that format, any other torch's own.
+"""
 
 import hashlib
 import pickle
@@ -16,6 +19,7 @@ from torch import Tensor
 from ppl_med.checks import a_path, reject
 from ppl_med.inference.data_digest import bytes_of
 from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.inference.tensor_files import SUFFIX, as_safetensors, from_safetensors
 from ppl_med.likelihoods import Likelihood
 from ppl_med.likelihoods.interface import settings_of
 from ppl_med.programs.isolation import undisturbed
@@ -118,7 +122,10 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
     with replacing(path, "checkpoint", needed=needed, advice=advice) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            if path.suffix == SUFFIX:
+                file.write(as_safetensors({"format": FORMAT, **content}))
+            else:
+                torch.save({"format": FORMAT, **content}, file)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -132,11 +139,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} has a wrong checksum")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = from_safetensors(path) if path.suffix == SUFFIX else _from_zip(path)
     except (
         *(EOFError, KeyError, OSError, RuntimeError, ValueError),
         *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, NotImplementedError),
@@ -148,6 +151,14 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} was not written by ppl_med (format {FORMAT} expected)")
     return content
+
+
+def _from_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} has a wrong checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_members(path: Any, content: Mapping[str, Any], pairs: Pairs) -> None:
@@ -199,7 +210,8 @@ def save(path: str | Path, model: Program, guide: Program) -> None:
     """Save a trained model and guide to one file.
 
     Args:
-        path: File to write; replaced only when the new one is complete.
+        path: File to write, such as ``"run.safetensors"`` or ``"run.pt"``; replaced only when the
+            new one is complete.
         model: The model.
         guide: The guide, or an ``Ensemble``.
 

@@ -5,6 +5,7 @@ object that was meant, and raises a ``ValueError`` before any work starts. NumPy
 of one number count as numbers; bool does not.
 """
 
+import difflib
 import math
 import numbers
 import os
@@ -123,6 +124,21 @@ def choice(name: str, value: Choice, options: Iterable[Choice], fix: str = "") -
         *most, last = map(repr, known)
         reject(name, f"{', '.join(most)} or {last}" if most else last, value, fix)
     return value
+
+
+def nearest(value: Any, options: Iterable[str]) -> str:
+    """The end of a message about a name that is none: "; did you mean ...?", or nothing."""
+    found = difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def known_keys(name: str, given: Iterable[str], options: Iterable[str]) -> None:
+    """Raise a ValueError where a mapping has a key that it cannot have; it names the nearest."""
+    options = list(options)
+    for key in given:
+        if key not in options:
+            known = ", ".join(options) or "nothing"
+            raise ValueError(f"{name} has no {key!r}{nearest(key, options)} (it takes {known})")
 
 
 def different_names(name: str, values: Any, least: int = 1, fix: str = "") -> tuple[str, ...]:

@@ -40,7 +40,6 @@ MODULES: dict[str, str] = {
     "ppl_med.dims": "ppl_med.axes",
     "ppl_med.likelihoods.laws": "ppl_med.likelihoods.distributions",
     "ppl_med.likelihoods.records": "ppl_med.likelihoods.stored",
-    "ppl_med.runs": "ppl_med.storage.runs",
     "ppl_med.inference.elbo": "ppl_med.programs.elbo",
     "ppl_med.priors": "ppl_med.weights",
     "ppl_med.reuse": "ppl_med.weights.call_cache",

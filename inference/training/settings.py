@@ -67,6 +67,9 @@ class Settings:
             )
         if self.checkpoint is not None:
             self.checkpoint: Path | None = a_path("checkpoint", self.checkpoint)
+            if self.checkpoint.suffix == ".safetensors":
+                fix = "save writes .safetensors, which holds no optimizer"
+                reject("checkpoint", "a file such as run.pt", self.checkpoint, fix)
         self.callbacks = Callbacks(self.callbacks)
 
     def _check_steps(self) -> None:

@@ -1,0 +1,150 @@
+"""The command line: ``ppl-med fit config.yaml``, or ``python -m ppl_med fit config.yaml``.
+
+Every command calls the function of the same name in ``ppl_med.runs``, which does the work.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+
+Set = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")]
+Allow = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="MODULE")]
+
+
+def _changes(changes: tuple[str, ...], seed: int | None) -> list[str]:
+    return [*changes, *([] if seed is None else [f"seed={seed}"])]
+
+
+def fit(
+    config: Positional[Path],
+    /,
+    out: Path | None = None,
+    seed: int | None = None,
+    set: Set = (),
+    allow: Allow = (),
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train what a YAML file describes, and save it as a run.
+
+    Args:
+        config: The file; `ppl-med check` tries one without training.
+        out: Folder of the run, by default runs/<name of the file>; an earlier run in it is moved
+            aside.
+        seed: Replaces the file's seed.
+        set: Replaces a setting of the file, such as fit.epochs=3; may be repeated.
+        allow: A Python module of your own that the file may name; may be repeated.
+        resume: Go on with the run in the folder, as if it had never been interrupted.
+        quiet: Show no progress bar.
+    """
+    from ppl_med import runs
+
+    folder = Path("runs") / config.stem if out is None else out
+    changes = _changes(set, seed)
+    run = runs.fit(config, folder, changes=changes, allow=allow, resume=resume, progress=not quiet)
+    history = run.history
+    if history is not None:
+        last = history.where(history["epoch"] == history["epoch"].max(), drop=True)
+        means = ", ".join(
+            f"{name} {float(last[name].mean()):.4g}" for name in ("elbo", "nll", "kl")
+        )
+        print(f"Last epoch, nats per case: {means}")
+    print(f"Wrote {folder}; next: ppl-med predict {folder}")
+
+
+def predict(
+    run: Positional[Path],
+    /,
+    split: str = "test",
+    out: Path | None = None,
+    set: Set = (),
+    allow: Allow = (),
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Draw the posterior of a run on its test data, or on other data by --set data.test....
+
+    Args:
+        run: Folder of a run.
+        split: train, validation, calibration or test.
+        out: File *.nc or store *.zarr to write, by default posterior.nc in the folder.
+        set: Replaces a setting of the file, such as fit.epochs=3; may be repeated.
+        allow: A Python module of your own that the file may name; may be repeated.
+        resume: Go on with an interrupted *.zarr.
+        quiet: Show no progress bar.
+    """
+    from ppl_med import runs
+
+    out = run / ("posterior.nc" if split == "test" else f"{split}.nc") if out is None else out
+    tree = runs.predict(
+        run, split=split, out=out, changes=set, allow=allow, resume=resume, progress=not quiet
+    )
+    sizes = ", ".join(
+        f"{tree['posterior'].sizes.get(name, 0)} {name}s" for name in ("draw", "case")
+    )
+    print(f"Wrote {out}: {sizes}; next: ppl-med report {out}")
+
+
+def report(tree: Positional[Path], /, out: Path | None = None, title: str = "") -> None:
+    """Write one self-contained HTML page about a posterior.
+
+    Args:
+        tree: posterior.nc, or the folder of a run.
+        out: The page, by default report.html beside it.
+        title: Heading of the page.
+    """
+    from ppl_med import runs
+
+    print(f"Wrote {runs.report(tree, out, title=title)}")
+
+
+def check(
+    config: Positional[Path], /, seed: int | None = None, set: Set = (), allow: Allow = ()
+) -> None:
+    """Try a YAML file without training: names, data, shapes, contracts of model and guide.
+
+    Args:
+        config: The file.
+        seed: Replaces the file's seed.
+        set: Replaces a setting of the file, such as fit.epochs=3; may be repeated.
+        allow: A Python module of your own that the file may name; may be repeated.
+    """
+    from ppl_med import runs
+
+    print(runs.check(config, changes=_changes(set, seed), allow=allow))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "check": check,
+    "fit": fit,
+    "predict": predict,
+    "report": report,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; errors are one line, and exit with 1."""
+    if "" not in sys.path:  # modules that --allow names lie where the user stands
+        sys.path.insert(0, "")
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="ppl-med",
+            description=(
+                "Bayesian neural networks for medical images, described in a YAML file: check it, "
+                "fit it, predict, report."
+            ),
+            args=arguments,
+            config=(OmitArgPrefixes, FlagCreatePairsOff),
+        )
+    except (ArithmeticError, AssertionError, ImportError, OSError, TypeError, ValueError) as error:
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        sys.exit(f"ppl-med: {error}{notes}")
+
+
+if __name__ == "__main__":
+    main()

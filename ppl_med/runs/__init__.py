@@ -1,0 +1,31 @@
+"""Runs as files: described in YAML, trained from it, saved, loaded without a script, exported.
+
+configuration    the file that describes a run
+allowed_names    what such a file may name
+experiment       fit, predict, check, report
+run_folder       save, load
+
+The command line ``ppl-med`` calls these.
+"""
+
+from ppl_med.moved import renamed
+from ppl_med.runs.configuration import read_config
+from ppl_med.runs.experiment import check, fit, predict, report
+from ppl_med.runs.run_folder import Run, load, save
+
+__all__ = [
+    "Run",
+    "check",
+    "fit",
+    "load",
+    "predict",
+    "read_config",
+    "report",
+    "save",
+]
+
+# Until version 0.2 the module of that name, now in ppl_med.storage.
+__getattr__ = renamed(
+    __name__,
+    {"open_run": "ppl_med.storage.open_run", "check_same": "ppl_med.storage.check_same"},
+)

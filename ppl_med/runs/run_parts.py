@@ -1,0 +1,231 @@
+"""The objects of a run: batches of its splits, model and guide, arguments of fit and predict."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_med.checks import reject
+from ppl_med.data import Batches, standardization
+from ppl_med.inference.batches import first_batch
+from ppl_med.programs.sites import select_arguments
+from ppl_med.runs.allowed_names import resolve
+from ppl_med.runs.components import CALL, Builder, check_arguments
+from ppl_med.runs.configuration import SPLITS, Config
+
+# The names under which readers know a split, by what the file calls it.
+_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+# Arguments of Batches that are meant for training.
+_TRAINING = ("shuffle", "augment", "transform", "drop_last")
+_PRETRAINED = {"weights": None, "weights_backbone": None, "pretrained": False}
+
+
+@dataclass
+class RunData:
+    """Batches of every split, and how their images were brought to one scale.
+
+    Attributes:
+        splits: Batches by the name of the split.
+        loc: Subtracted from the images, one number a channel; None where the batches come ready.
+        scale: The images are divided by it.
+        unit: ``"uint8"`` where images were divided by 255 before, ``"float"`` elsewhere.
+    """
+
+    splits: dict[str, Any]
+    loc: list[float] | None = None
+    scale: list[float] | None = None
+    unit: str = "float"
+
+
+def build_data(
+    config: Config,
+    allow: Iterable[str] = (),
+    *,
+    only: Iterable[str] = SPLITS,
+    normalization: tuple[list[float], list[float]] | None = None,
+    training: bool = True,
+) -> RunData:
+    """Build the batches of a description.
+
+    Args:
+        config: What ``read_config`` returned.
+        allow: Modules of the user's own.
+        only: Splits that are wanted.
+        normalization: ``loc`` and ``scale`` of a run that exists; fitted on its own training images
+            otherwise.
+        training: Shuffle and augment the training split; else it is as the others.
+
+    Raises:
+        ValueError: On names or arguments that do not fit, on splits that are not there.
+    """
+    section = config.get("data")
+    if not section or not (section.get("source") or section.get("train")):
+        reject("config.data", "a mapping with source or train", section)
+    build = Builder(allow)
+    source = build(section["source"], "data.source") if "source" in section else None
+    wanted = [split for split in SPLITS if split in only or split == "train"]
+    found: dict[str, Any] = {}
+    for split in wanted:
+        needed = split != "train" or normalization is None or "train" in only
+        value = _split(section, split, source, build) if needed else None
+        if value is not None:
+            found[split] = value
+    settings = build(dict(section.get("batches") or {}), "data.batches")
+    arrays = {name: value for name, value in found.items() if isinstance(value, Mapping)}
+    if settings and found and not arrays:
+        raise ValueError(
+            "data.batches holds arguments for arrays, but the data come as batches; give them to "
+            "the loader instead"
+        )
+    check_arguments(Batches, inspect.signature(Batches), settings, "data.batches")
+    data = RunData({})
+    if arrays:
+        _normalize(data, section, settings, arrays.get("train"), normalization)
+    for name, value in found.items():
+        if name in only:
+            kept = _kept(value, section.get("keep"), name) if name in arrays else None
+            trains = config["seed"] if training and name == "train" else None
+            data.splits[name] = value if kept is None else _batches(kept, settings, trains)
+    return data
+
+
+def _split(section: Mapping[str, Any], split: str, source: Any, build: Builder) -> Any:
+    """What the file says of a split: arrays, or batches; None where it says nothing."""
+    value = section.get(split)
+    if value is not None and not isinstance(value, str):
+        return build(value, f"data.{split}")
+    if source is None:
+        return None
+    is_splits = isinstance(source, Mapping) and all(isinstance(v, Mapping) for v in source.values())
+    if not is_splits:
+        if value is None and split == "train":
+            return source
+        if value is None:
+            return None
+        raise ValueError(f"data.{split} names {value!r}, but data.source has no splits")
+    names = [value] if value else [n for n in _SPLIT_NAMES.get(split, (split,)) if n in source]
+    if (value and value not in source) or (not names and split == "train"):
+        reject(f"data.{split}", f"a split of data.source: {', '.join(source)}", value)
+    return source[names[0]] if names else None
+
+
+def _normalize(
+    data: RunData,
+    section: Mapping[str, Any],
+    settings: dict[str, Any],
+    train: Mapping[str, Any] | None,
+    normalization: tuple[list[float], list[float]] | None,
+) -> None:
+    """Settle ``loc`` and ``scale``, and put them among the settings of the batches."""
+    if train is not None and np.asarray(train["image"]).dtype == np.uint8:
+        data.unit = "uint8"
+    given = "loc" in settings or "scale" in settings
+    if normalization is not None:
+        settings["loc"], settings["scale"] = normalization
+    elif section.get("standardize", not given):
+        if given:
+            raise ValueError("data has loc or scale and standardize: true; give one of the two")
+        if train is None:
+            raise ValueError(
+                "data.standardize needs the training images as arrays; give loc and scale among "
+                "data.batches, or standardize: false"
+            )
+        settings["loc"], settings["scale"] = standardization(np.asarray(train["image"]))
+    for name, default in (("loc", 0.0), ("scale", 1.0)):
+        numbers = np.asarray(settings.get(name, default), np.float32).reshape(-1).tolist()
+        settings[name] = numbers
+    data.loc, data.scale = settings["loc"], settings["scale"]
+
+
+def _kept(arrays: Mapping[str, Any], keep: Any, split: str) -> dict[str, Any]:
+    if keep is None:
+        return dict(arrays)
+    missing = [name for name in keep if name not in arrays]
+    if missing:
+        reject("data.keep", f"among the arrays of {split}: {', '.join(arrays)}", missing[0])
+    return {name: arrays[name] for name in keep}
+
+
+def _batches(arrays: Mapping[str, Any], settings: Any, seed: int | None) -> Batches:
+    """Batches for training, in an order by the seed, or plain ones where there is none."""
+    if seed is not None:
+        return Batches(arrays, **{"shuffle": True, "seed": seed, **settings})
+    return Batches(arrays, **{n: v for n, v in settings.items() if n not in _TRAINING})
+
+
+def build_programs(
+    config: Config,
+    allow: Iterable[str] = (),
+    *,
+    example: Mapping[str, Any] | None = None,
+    trained: bool = False,
+) -> tuple[Any, Any]:
+    """Build the model and the guide, with start values of the description's seed.
+
+    The process's random number generators are left as they were.
+
+    Args:
+        config: What ``read_config`` returned.
+        allow: Modules of the user's own.
+        example: A batch, for guides that read a model's latents off a trace of it and are given
+            ``example: true``.
+        trained: Leave out pretrained weights, because trained ones take their place.
+
+    Raises:
+        ValueError: On names or arguments that do not fit.
+    """
+    build = Builder(allow, without=_PRETRAINED if trained else None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        parts = {name: build(config[name], name) for name in ("net", "prior") if name in config}
+        target = resolve(config["model"][CALL], allow, "model.name")
+        takes = inspect.signature(target).parameters
+        for name in parts:
+            if name not in takes or name in config["model"]:
+                raise ValueError(
+                    f"config.{name} has no place: {config['model'][CALL]} "
+                    + ("is given one already" if name in takes else f"takes no {name}")
+                )
+        model = build({**config["model"], **parts}, "model")
+        build.given = {"model": model}
+        chosen = None if example is None else select_arguments(model, example)
+        guide = build(_with_example(config["guide"], chosen), "guide")
+    return model, guide
+
+
+def _with_example(section: Any, example: Mapping[str, Any] | None) -> Any:
+    """The section of the guide with a batch wherever it says ``example: true``."""
+    if isinstance(section, list):
+        return [_with_example(one, example) for one in section]
+    if not isinstance(section, Mapping):
+        return section
+    found = {key: _with_example(one, example) for key, one in section.items()}
+    if section.get("example") is True:
+        found["example"] = example
+    return found
+
+
+def example_of(model: Any, batches: Any) -> dict[str, Any]:
+    """The arguments of a model in the first batch."""
+    return dict(select_arguments(model, first_batch(batches)))
+
+
+def outline_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and types of an example with two cases, from which ``empty_example`` makes one."""
+    return {
+        name: {"shape": [min(len(value), 2), *value.shape[1:]], "dtype": str(value.dtype)[6:]}
+        for name, value in example.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def empty_example(outline: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A batch of zeros in the shapes of an outline."""
+    return {
+        name: torch.zeros(one["shape"], dtype=getattr(torch, one["dtype"]))
+        for name, one in outline.items()
+    }
