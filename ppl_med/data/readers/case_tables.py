@@ -64,7 +64,7 @@ def from_table(
             InstitutionName.
         split: Column that divides the rows, where it is there and ``shares`` is None.
         shares: Share of the patients for every split, drawn so that each has its share of every
-            label; by default 0.6 for "train", 0.2 for "val" and "test".
+            label at every site; by default 0.6 for "train", 0.2 for "val" and "test".
         classes: Names of the classes in the order of their numbers; by default the values of the
             column, sorted.
         size: (rows, cols) or (depth, rows, cols) wanted; needed where files differ.
@@ -115,7 +115,8 @@ def from_table(
     used = [path, value, mask, patient, site, *([label] if isinstance(label, str) else label or ())]
     ids = frame["id"].astype(str).to_numpy() if "id" in frame else names
     arrays |= {"id": np.array(ids, dtype=str)} | table_columns.metadata(frame, [*used, "id"])
-    rows = table_columns.split_rows(frame, split, shares, who, arrays.get("label"), seed)
+    strata = [arrays[name].astype(str) for name in ("label", "site") if name in arrays]
+    rows = table_columns.split_rows(frame, split, shares, who, strata, seed)
     images = read_files(
         files,
         headers,

@@ -224,10 +224,10 @@ def split_rows(
     split: str | None,
     shares: Mapping[str, float] | None,
     patient: NDArray[Any],
-    strata: NDArray[Any] | None,
+    strata: Sequence[NDArray[Any]],
     seed: int,
 ) -> dict[str, NDArray[np.int64]]:
-    """The rows of every split: of a column, or drawn by patient.
+    """The rows of every split: of a column, or drawn by patient within combinations of strata.
 
     Raises:
         ValueError: A patient is in two splits, or the column has gaps.
@@ -238,7 +238,8 @@ def split_rows(
         rows = {one: np.flatnonzero(names == one) for one in order}
         check_splits({one: {"patient": patient[kept]} for one, kept in rows.items()}, "patient")
         return rows
-    parts = split_patients(patient, shares or SHARES, seed=seed, stratify=strata)
+    joined = [" / ".join(row) for row in zip(*strata, strict=True)] or None
+    parts = split_patients(patient, shares or SHARES, seed=seed, stratify=joined)
     return {name: np.flatnonzero(np.isin(patient, members)) for name, members in parts.items()}
 
 
