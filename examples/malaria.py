@@ -69,8 +69,8 @@ class Options:
     epochs: int = 40
     """Epochs with all the data; a fraction f gets epochs / sqrt(f). Mean-field trains on from there
     for 0.75 epochs / f, which is the same number of steps at every fraction."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the layers in training; auto is bfloat16 on GPUs and CPUs that have it."""
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False

@@ -19,6 +19,12 @@ from ppl_med.inference.predictive import predict
 from ppl_med.inference.sampler_draws import from_mcmc
 from ppl_med.inference.svi import fit
 from ppl_med.inference.training.callbacks import StopTraining
+from ppl_med.inference.training.loggers import (
+    CsvLogger,
+    MLflowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.training.schedules import cooldown, one_cycle, warm_up
 from ppl_med.inference.training.selection import EarlyStopping, Plateau
@@ -29,6 +35,7 @@ __all__ = [
     "BestHead",
     "ConditionalHierarchy",
     "ConditionalNormal",
+    "CsvLogger",
     "EarlyStopping",
     "Elbo",
     "Ensemble",
@@ -37,10 +44,13 @@ __all__ = [
     "Guides",
     "ImportanceWeighted",
     "LowRankNormal",
+    "MLflowLogger",
     "MeanFieldNormal",
     "Plateau",
     "PointEstimate",
     "StopTraining",
+    "TensorBoardLogger",
+    "WandbLogger",
     "cooldown",
     "elbo_terms",
     "fit",

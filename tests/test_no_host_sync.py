@@ -19,11 +19,14 @@ from ppl_med.axes import dims
 from ppl_med.inference import (
     BernoulliDropout,
     ConditionalNormal,
+    Geco,
     Guides,
     MeanFieldNormal,
     PointEstimate,
     elbo_terms,
+    fit,
 )
+from ppl_med.inference.training.trainer import Trainer
 from ppl_med.likelihoods import Categorical
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import AlexNet, GaussianEncoder, LeNet
@@ -185,6 +188,34 @@ def test_a_step_with_joined_guides_reads_nothing() -> None:
     encoder = GaussianEncoder(1, 2, 2, num_classes=2)
     guide = Guides(MeanFieldNormal(model), ConditionalNormal(encoder))
     check_step(model, guide, torch.randn(2, 1, 8, 8), torch.tensor([0, 1]))
+
+
+@pytest.mark.filterwarnings("ignore:the KL is")  # of so few cases
+def test_a_step_of_fit_reads_nothing_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipped, accumulated, and with layers at paces of their own."""
+    step, steps = Trainer._step, 0
+
+    def watched(self: Any, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        with NoHostReads():
+            step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    model, image, label = classifier(LeNet(1, 2, size=16), 1, 16)
+    fit(
+        model,
+        MeanFieldNormal(model),
+        [{"image": image, "label": label}] * 3,
+        clip_norm=0.1,
+        accumulate=2,
+        rate_warm_up=0.5,
+        objective=Geco(0.5),
+        learning_rate={"*features*": 0.0, "*weight": 1e-4, "*": 1e-3},
+        progress=False,
+        device="cpu",
+    )
+    assert steps == 3
 
 
 READS: dict[str, Callable[[Tensor], Any]] = {

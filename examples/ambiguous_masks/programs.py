@@ -57,8 +57,8 @@ class ModelOptions:
     """Images in a training step."""
     learning_rate: float = 1e-3
     """Learning rate of Adam; it falls to 0 over the last third of the steps."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the layers in training; auto is bfloat16 on GPUs and CPUs that have it."""
     draws: int = 16
     """Samples of every image; the ensemble has one per member."""
     objective: Literal["elbo", "iwae", "geco"] | None = None

@@ -53,8 +53,8 @@ class StudyOptions:
     """Images in a training step."""
     learning_rate: float = 3e-3
     """Learning rate of Adam at the start; it falls to 0 along a cosine."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the layers in training; auto is bfloat16 on GPUs and CPUs that have it."""
     guide: Literal["dropout", "ensemble"] = "dropout"
     """Distribution over weights, in the variants that have one."""
     rate: float = 0.1

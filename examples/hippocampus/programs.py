@@ -39,8 +39,8 @@ class Options:
     """Volumes per training step."""
     rate: float = 3e-3
     """Learning rate of Adam; falls to 0 along a cosine."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers in training; bfloat16 is faster on GPUs and on CPUs that have it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the layers in training; auto is bfloat16 on GPUs and CPUs that have it."""
     dropout: float = 0.1
     """Probability that the guide dropout drops a channel of a wide layer."""
     channels: tuple[int, ...] = (16, 32, 64, 128)

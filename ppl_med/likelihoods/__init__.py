@@ -13,7 +13,13 @@ posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several leve
 
 from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, class_likelihood
 from ppl_med.likelihoods.class_loss import LossLikelihood
-from ppl_med.likelihoods.classes import Bernoulli, Categorical, ClassLikelihood, PartialCategorical
+from ppl_med.likelihoods.classes import (
+    Bernoulli,
+    Categorical,
+    ClassLikelihood,
+    PartialCategorical,
+    balanced_weights,
+)
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, StudentT
 from ppl_med.likelihoods.findings import Findings
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
@@ -57,6 +63,7 @@ __all__ = [
     "Quantiles",
     "SpatialSmoothing",
     "StudentT",
+    "balanced_weights",
     "check_tensor",
     "class_likelihood",
     "class_probs",

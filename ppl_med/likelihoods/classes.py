@@ -1,7 +1,7 @@
 """Likelihoods of classes: one per case, or one per pixel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_med.checks import different_names
+from ppl_med.checks import different_names, reject
 from ppl_med.likelihoods.interface import Likelihood, observe, precision
 from ppl_med.likelihoods.loss_distribution import ClassLoss, Loss, log_prob_of
 from ppl_med.likelihoods.stored import IntegerBernoulli, site_logits
+
+Weights = Sequence[float] | Mapping[str, float] | NDArray[Any] | Tensor
 
 
 class PartialCategorical(dist.Categorical):
@@ -82,7 +84,8 @@ class Categorical(ClassLikelihood):
         site: Name of the observed site.
         partial: Whether a value of -1 says that an entry was not observed; it then has no
             influence.
-        class_weights: w, one per class, above 0: training takes ``w_y log p_y`` for the label y,
+        class_weights: w, one per class or by class name, above 0 (``balanced_weights`` of the
+            training labels gives such): training takes ``w_y log p_y`` for the label y,
             as for classes that are rare. That is a loss and no density (see ``class_loss``): the
             posterior is a generalised one, and its probabilities are those of a population in which
             class k is w_k times as frequent. Log-likelihoods at prediction are not weighted. None
@@ -98,12 +101,12 @@ class Categorical(ClassLikelihood):
         site: str = "label",
         *,
         partial: bool = False,
-        class_weights: Sequence[float] | NDArray[Any] | Tensor | None = None,
+        class_weights: Weights | None = None,
     ) -> None:
         super().__init__()
         self.classes = different_names("classes", classes, least=2)
         self.event, self.site, self.partial = tuple(event), site, partial
-        weights = _weights(class_weights, len(self.classes))
+        weights = _weights(class_weights, self.classes)
         self.register_buffer("class_weights", weights, persistent=False)
         if weights is not None:
             named = " ".join(f"{weight:g}" for weight in weights.tolist())
@@ -156,13 +159,37 @@ class Bernoulli(ClassLikelihood):
         return IntegerBernoulli(logits=output.squeeze(-1 - len(self.event)))
 
 
-def _weights(
-    weights: Sequence[float] | NDArray[Any] | Tensor | None, num_classes: int
-) -> Tensor | None:
+def _weights(weights: Weights | None, classes: Sequence[str]) -> Tensor | None:
     if weights is None:
         return None
-    if len(weights) != num_classes or not all(math.isfinite(w) and w > 0 for w in weights):
+    if isinstance(weights, Mapping):
+        if set(weights) != set(classes):
+            reject("class_weights", f"a number for each of {list(classes)}", dict(weights))
+        weights = [weights[name] for name in classes]
+    if len(weights) != len(classes) or not all(math.isfinite(w) and w > 0 for w in weights):
         raise ValueError(
-            f"class_weights must be {num_classes} numbers above 0, one per class, got {weights!r}"
+            f"class_weights must be {len(classes)} numbers above 0, one per class, got {weights!r}"
         )
     return torch.tensor([float(weight) for weight in weights])
+
+
+def balanced_weights(label: Any, num_classes: int) -> list[float]:
+    """Class weights by which every class weighs the same: N / (K N_k) for the N_k labels k of N.
+
+    Over the labels they average 1, so that the data weigh as much against the prior as before.
+
+    Args:
+        label: Training labels or masks, integers; -1 for what was not observed.
+        num_classes: K.
+
+    Raises:
+        ValueError: If a class has no label, or a label no class.
+    """
+    flat = torch.as_tensor(label).reshape(-1)
+    counts = flat[flat >= 0].long().bincount(minlength=num_classes).tolist()
+    if len(counts) > num_classes or 0 in counts:
+        raise ValueError(
+            f"label must have each of the classes 0 to {num_classes - 1} and no other, got counts "
+            f"{counts}; give class_weights by hand, or leave the class out"
+        )
+    return [sum(counts) / (num_classes * count) for count in counts]

@@ -10,12 +10,14 @@ from ppl_med.weights.distributions import (
     FlatScaleMixture,
 )
 from ppl_med.weights.layout import Entry, Layout, Where
+from ppl_med.weights.pretrained import Fitted, load_pretrained
 from ppl_med.weights.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
 from ppl_med.weights.random_weights import RandomWeights, find_random_weights
 
 __all__ = [
     "Entry",
     "FanInNormal",
+    "Fitted",
     "FlatDistribution",
     "FlatLaplace",
     "FlatNormal",
@@ -30,4 +32,5 @@ __all__ = [
     "Where",
     "find_random_weights",
     "kl_divergence",
+    "load_pretrained",
 ]
