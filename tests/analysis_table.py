@@ -20,6 +20,7 @@ from ppl_med.analysis import (
     aggregation,
     calibration,
     case_groups,
+    class_subsets,
     conformal,
     findings,
     scoring,
@@ -240,6 +241,17 @@ def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
     return case_groups.bootstrap(scoring.score, tree, groups, resamples=5)[["accuracy", "nll"]]
 
 
+def some_classes(tree: xr.DataTree) -> xr.Dataset:
+    """Two of three classes, whose cases are told by their names."""
+    found = class_subsets.select(tree, ["z", "x"])
+    result = scoring.entry_scores(found)[["nll", "brier", "confidence"]]
+    label = tree["observed_data/label"]
+    assert isinstance(label, xr.DataArray)
+    left = result["nll"].reindex_like(label).assign_coords(label.coords)
+    counts = {"num_cases": int((label != -1).sum()), "left_out": int((label == -1).sum())}
+    return xr.Dataset({"left": left}, attrs=counts | {"left_out_cases": counts["left_out"]})
+
+
 def prediction_intervals(tree: xr.DataTree) -> xr.Dataset:
     """Intervals by a threshold learnt on other cases."""
     learnt = conformal.calibrate_intervals(number_tree(30, "other"), 0.2, method="absolute")
@@ -411,6 +423,7 @@ ANALYSES: dict[str, Analysis] = {
     "uncertainty.variance": Analysis(uncertainty.variance, LABELS, reads=False),
     "uncertainty.variance/numbers": Analysis(uncertainty.variance, DEPTHS, reads=False),
     "uncertainty.summary": Analysis(uncertainty.summary, PIXELS, reads=False),
+    "class_subsets.select": Analysis(some_classes, LABELS, unknown=("left",)),
     "findings.each": Analysis(lambda tree: findings.each(scoring.score, tree), FINDINGS),
     "findings.each/ranking": Analysis(
         lambda tree: findings.each(scoring.discrimination, tree, resamples=0), FINDINGS

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.inference.prediction.padding import SPATIAL
+from ppl_med.storage.padding import SPATIAL
 
 
 def check_continues(

@@ -13,11 +13,11 @@ import xarray as xr
 
 from ppl_med import storage
 from ppl_med.inference.prediction.continuation import check_continues
-from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.inference.prediction.zarr_sink import PRIOR_GROUPS, ZarrSink
 from ppl_med.storage.atomic import check_writable
 from ppl_med.storage.locks import locked
+from ppl_med.storage.padding import largest_sizes, pad_dataset
 from ppl_med.storage.trees import check_storable
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ppl_med.checks import present
 from ppl_med.inference.batches import has_graders
-from ppl_med.inference.prediction.padding import in_room, join_padded
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
@@ -30,6 +29,7 @@ from ppl_med.programs.sites import (
     check_densities,
     site_dims,
 )
+from ppl_med.storage.padding import in_room, join_padded
 from ppl_med.weights import RandomWeights, find_random_weights
 
 SMALL_SITE = 1000

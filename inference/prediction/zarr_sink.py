@@ -14,10 +14,10 @@ import xarray as xr
 from ppl_med.inference.data_digest import DATA, same_data
 from ppl_med.inference.prediction import tree_builder
 from ppl_med.inference.prediction.continuation import check_continues, outline
-from ppl_med.inference.prediction.padding import largest_sizes, pad_dataset
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.storage.atomic import not_written, remove_leftovers, write_text
 from ppl_med.storage.locks import locked
+from ppl_med.storage.padding import largest_sizes, pad_dataset
 from ppl_med.storage.seals import (
     SEAL,
     check_chunks,

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import xarray as xr
 
 from ppl_med.checks import reject
+from ppl_med.storage.padding import largest_sizes, pad_dataset
 
 
 def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = None) -> xr.DataTree:
@@ -45,21 +46,31 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
 def join_cases(trees: Sequence[xr.DataTree]) -> xr.DataTree:
     """Join the trees of one posterior on different cases, such as those of several hospitals.
 
-    ``xarray.concat`` would give what has no cases, such as norms of weights, an axis of cases.
+    It is also called ``concat``. ``xarray.concat`` would give what has no cases, such as norms of
+    weights, an axis of cases.
 
     Args:
         trees: Trees of ``predict`` by one model and guide, with the same draws and groups.
 
     Returns:
         A tree in which the cases follow each other, in the order given. What has no cases, and
-        attributes, are those of the first tree.
+        attributes, are those of the first tree. Maps of smaller cases are filled up as `predict`
+        does it, with -1 or NaN.
 
     Raises:
         ValueError: There are no trees; groups, variables or draws differ; what has no cases
-            differs, so that the posterior is another one; or two trees share a case.
+            differs, so that the posterior is another one; two trees share a case; or some are of
+            training cases and some of held-out ones.
     """
-    if not trees:
-        raise ValueError("trees must be one or more, got none")
+    is_list = isinstance(trees, Sequence) and all(isinstance(one, xr.DataTree) for one in trees)
+    if not is_list or not trees:
+        reject("trees", "one or more trees of predict", trees)
+    kinds = sorted({str(tree.attrs.get("log_likelihood_of", "")) for tree in trees})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"trees are of different kinds of cases, {kinds} by log_likelihood_of: what holds for "
+            "training cases does not for others; keep them apart"
+        )
     names = [list(tree.children) for tree in trees]
     if any(set(one) != set(names[0]) for one in names):
         raise ValueError(f"trees have different groups: {names}; predict them alike")
@@ -69,6 +80,8 @@ def join_cases(trees: Sequence[xr.DataTree]) -> xr.DataTree:
         if "case" not in parts[0].dims:
             joined[f"/{name}"] = parts[0]
             continue
+        largest = largest_sizes(parts)
+        parts = [pad_dataset(part, largest) for part in parts]
         try:
             one = xr.concat(
                 parts,
@@ -86,9 +99,10 @@ def join_cases(trees: Sequence[xr.DataTree]) -> xr.DataTree:
             ) from error
         ids = one["case"].values.tolist() if "case" in one.coords else []
         if len(set(ids)) < len(ids):
+            twice = next(one for one in ids if ids.count(one) > 1)
             raise ValueError(
-                f"trees share {len(ids) - len(set(ids))} case id(s); join every case once, and "
-                "give the batches an 'id'"
+                f"trees share {len(ids) - len(set(ids))} case id(s), first {twice!r}; join every "
+                "case once, and give the batches an 'id'"
             )
         joined[f"/{name}"] = one
     tree = xr.DataTree.from_dict(joined)

@@ -303,8 +303,8 @@ def check_simplex(values: np.ndarray, axis: int) -> None:
         f"probs must sum to one over class; the largest error is {error:.3g}. Pass probabilities, "
         "not logits, and one column per class also for two classes."
         + (
-            " Of a subset of the classes, keep the cases of these classes, divide by "
-            "probs.sum('class'), and number the labels anew."
+            " For some of the classes take analysis.class_subsets.select, which divides by their "
+            "sum, keeps their cases and numbers the labels anew."
             if subset
             else ""
         )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import xarray as xr
 
+from ppl_med.axes import AXES
+
 OBSERVATIONS = ("label", "mask")
 """Usual names of sites of classes."""
 
@@ -11,13 +13,23 @@ OBSERVATIONS = ("label", "mask")
 def find_group(tree: object, name: str) -> xr.Dataset:
     """Return a group of a tree, not yet read; an empty Dataset where there is none.
 
+    A case chosen by ``tree.sel(case=...)`` or ``isel``, which takes the axis away, is one case.
+
     Args:
         tree: The tree of `predict`, or a Dataset, which stands for a posterior group.
         name: Such as "observed_data".
     """
     if isinstance(tree, xr.DataTree) and name in tree.children:
-        return tree[name].to_dataset()
-    return tree if isinstance(tree, xr.Dataset) and name == "posterior" else xr.Dataset()
+        return _with_case_axis(tree[name].to_dataset())
+    found = isinstance(tree, xr.Dataset) and name == "posterior"
+    return _with_case_axis(tree) if found else xr.Dataset()
+
+
+def _with_case_axis(group: xr.Dataset) -> xr.Dataset:
+    if "case" not in group.coords or group["case"].dims:
+        return group
+    own = [str(n) for n, one in group.coords.items() if not one.dims and n not in AXES]
+    return group.reset_coords(own).expand_dims("case").set_coords(own)
 
 
 def check_predictive(array: xr.DataArray, name: str) -> None:
