@@ -22,6 +22,7 @@ from ppl_med.analysis import (
     case_groups,
     class_subsets,
     conformal,
+    exports,
     findings,
     scoring,
     segmentation,
@@ -241,6 +242,18 @@ def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
     return case_groups.bootstrap(scoring.score, tree, groups, resamples=5)[["accuracy", "nll"]]
 
 
+def table(tree: xr.DataTree) -> xr.Dataset:
+    """The numbers of the table of results."""
+    frame = exports.to_frame(tree)
+    kept = frame.select_dtypes("number").drop(columns=["age"])
+    coords = {name: ("case", frame[name].to_numpy(str)) for name in ("ward",)}
+    ids = frame["id"].to_numpy(str)
+    return xr.Dataset(
+        {name: ("case", kept[name].to_numpy(float)) for name in kept},
+        {"case": ids, "age": ("case", frame["age"].to_numpy(float)), **coords},
+    )
+
+
 def some_classes(tree: xr.DataTree) -> xr.Dataset:
     """Two of three classes, whose cases are told by their names."""
     found = class_subsets.select(tree, ["z", "x"])
@@ -329,6 +342,8 @@ MODULES = [
 NO_ANALYSES = {  # functions of other things than a tree
     "scoring.mean_iou",
     "conformal.Score",
+    "exports.write_csv",
+    "exports.write_nifti",
     "findings.select",
     "conformal.coverage_band",
     "conformal.coverage_rank",
@@ -423,6 +438,9 @@ ANALYSES: dict[str, Analysis] = {
     "uncertainty.variance": Analysis(uncertainty.variance, LABELS, reads=False),
     "uncertainty.variance/numbers": Analysis(uncertainty.variance, DEPTHS, reads=False),
     "uncertainty.summary": Analysis(uncertainty.summary, PIXELS, reads=False),
+    "exports.to_frame": Analysis(table, LABELS, reads=False),
+    "exports.to_frame/pixels": Analysis(table, PIXELS, reads=False),
+    "exports.to_frame/numbers": Analysis(table, NUMBERS, reads=False),
     "class_subsets.select": Analysis(some_classes, LABELS, unknown=("left",)),
     "findings.each": Analysis(lambda tree: findings.each(scoring.score, tree), FINDINGS),
     "findings.each/ranking": Analysis(

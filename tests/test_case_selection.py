@@ -81,7 +81,7 @@ def test_metadata_of_a_table_serve_every_analysis_by_groups(tmp_path: Path) -> N
     for columns in given:
         found = storage.with_columns(tree, columns)
         expected = [f"h{index % 2}" for index in range(40)]
-        assert found["posterior/probs"]["hospital"].values.tolist() == expected
+        assert array(found, "posterior/probs")["hospital"].values.tolist() == expected
     own = storage.with_columns(tree, ["site"])
     by_site = calibration.errors_by_group(tree, "site", replicates=0)
     groups = calibration.errors_by_group(found, "hospital", replicates=0)
@@ -110,6 +110,6 @@ def test_wrong_tables_of_metadata_are_refused() -> None:
         ({"id": ["c0", "c1", "c2", "c3"], "age": [1, 2, np.nan, 4]}, "columns: age is missing"),
     ):
         with pytest.raises(ValueError, match=message):
-            storage.with_columns(tree, columns)  # type: ignore[arg-type]
+            storage.with_columns(tree, columns)
     with pytest.raises(ValueError, match=r"by storage\.with_columns"):
         calibration.errors_by_group(tree, "hospital", replicates=0)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import xarray as xr
 
 from ppl_med.checks import present, reject
 
-Table = pd.DataFrame | Mapping[str, Any] | Sequence[str] | str | os.PathLike[str]
+Table: TypeAlias = pd.DataFrame | Mapping[str, Any] | Sequence[str] | str | os.PathLike[str]
 
 
 def with_columns(tree: xr.DataTree, columns: Table, *, key: str = "id") -> xr.DataTree:

@@ -37,6 +37,7 @@ from ppl_med.analysis.tree import (
     open_annotations,
     open_draws,
 )
+from ppl_med.analysis.tree.geometry import pixel_spacing
 
 
 def sizes(
@@ -45,7 +46,7 @@ def sizes(
     *,
     samples: str = "mode",
     classes: ClassList = None,
-    spacing: Sequence[float] | xr.DataArray | None = None,
+    spacing: Sequence[float] | xr.DataArray | str | None = None,
     unit: str = "mm",
     level: float = 0.95,
 ) -> xr.Dataset:
@@ -58,8 +59,9 @@ def sizes(
         samples: "mode" (argmax of every draw) or "draw" (posterior_predictive/mask).
         classes: Structures to measure; by default all but class 0.
         spacing: Size of a pixel along each image axis, in the order (depth,) row, col; or a
-            DataArray (case, axis) where cases differ. None counts pixels.
-        unit: Unit of ``spacing``; areas are in unit^2, volumes in unit^3.
+            DataArray (case, axis) where cases differ; or "pixels" to count them. By default that of
+            the tree (``spacing`` or ``affine`` of constant_data), in mm, where it has one.
+        unit: Unit of ``spacing`` where that is given; areas are in unit^2, volumes in unit^3.
         level: Probability of the interval, in (0, 1); 0.95 takes 39 draws, 0.9 takes 19.
 
     Returns:
@@ -77,6 +79,9 @@ def sizes(
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     graded = _annotations(tree, annotations, draws)
+    if spacing is None:
+        known = pixel_spacing(tree, len(draws.space))
+        spacing, unit = ("pixels", unit) if known is None else (known, "mm")
     factor, unit = _pixel_size(spacing, unit, draws)
     counts = [_count(masks, numbers) for masks in draws.samples()]
     values = np.array(counts) * factor[:, None, None]
@@ -110,10 +115,11 @@ def _count(masks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _pixel_size(
-    spacing: Sequence[float] | xr.DataArray | None, unit: str, draws: Draws
+    spacing: Sequence[float] | np.ndarray | xr.DataArray | str, unit: str, draws: Draws
 ) -> tuple[np.ndarray, str]:
     dimension = len(draws.space)
-    if spacing is None:
+    if isinstance(spacing, str):
+        checks.choice("spacing", spacing, ("pixels",), "or give sizes along the image axes")
         return np.ones(draws.num_cases), "pixels"
     if isinstance(spacing, xr.DataArray):
         if set(spacing.dims) != {"case", "axis"}:
@@ -121,7 +127,8 @@ def _pixel_size(
         check_cases(spacing, draws.array, "spacing")
         values = spacing.transpose("case", "axis").values.astype(np.float64)
     else:
-        values = np.asarray(spacing, np.float64).reshape(1, -1).repeat(draws.num_cases, 0)
+        given = np.atleast_2d(np.asarray(spacing, np.float64))
+        values = given.repeat(draws.num_cases, 0) if len(given) == 1 else given
     if values.shape[1] != dimension:
         raise ValueError(
             f"spacing holds {values.shape[1]} value(s); the image axes are {draws.space}."

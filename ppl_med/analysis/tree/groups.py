@@ -21,8 +21,9 @@ def find_group(tree: object, name: str) -> xr.Dataset:
     """
     if isinstance(tree, xr.DataTree) and name in tree.children:
         return _with_case_axis(tree[name].to_dataset())
-    found = isinstance(tree, xr.Dataset) and name == "posterior"
-    return _with_case_axis(tree) if found else xr.Dataset()
+    if isinstance(tree, xr.Dataset) and name == "posterior":
+        return _with_case_axis(tree)
+    return xr.Dataset()
 
 
 def _with_case_axis(group: xr.Dataset) -> xr.Dataset:

@@ -1,0 +1,11 @@
+"""Results in the files that others work with: tables, and volumes in register with the input.
+
+frames       to_frame, write_csv     one row per case
+nifti        write_nifti             mask, probability, spread and entropy per voxel
+case_maps    these maps, on the grid of the file
+"""
+
+from ppl_med.analysis.exports.frames import to_frame, write_csv
+from ppl_med.analysis.exports.nifti import write_nifti
+
+__all__ = ["to_frame", "write_csv", "write_nifti"]
