@@ -12,18 +12,33 @@ import xarray as xr
 from analysis_table import (
     ANALYSES,
     CASES,
+    DEPTHS,
+    GRADERS,
     HOLES,
     MODULES,
     NO_ANALYSES,
+    PIXELS,
+    SIDE,
+    WHOLE,
     Analysis,
     Kind,
     Result,
     with_copies,
 )
+from analysis_table import MAPS as MAP_KIND
 
 from ppl_med.axes import SAMPLES
+from ppl_med.storage.padding import pad_dataset
 
 ROWS = pytest.mark.parametrize("name", ANALYSES)
+MAPS = pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, row in ANALYSES.items()
+        if row.kind in (PIXELS, DEPTHS, GRADERS, WHOLE, MAP_KIND)
+    ],
+)
 READERS = pytest.mark.parametrize("name", [name for name, row in ANALYSES.items() if row.reads])
 
 
@@ -116,6 +131,22 @@ def test_nothing_observed_at_all_is_no_number(name: str) -> None:
         assert all(np.isnan(found[variable].values).all() for variable in row.unknown)
         assert row.unknown or np.isnan(found["iou"])
         assert found.attrs["num_cases"] == 0
+
+
+@MAPS
+def test_the_fill_behind_a_smaller_case_counts_nowhere(name: str) -> None:
+    """As where a further case is larger: maps are then filled up with NaN, masks with -1."""
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    filled = tree.map_over_datasets(partial(pad_dataset, sizes={"row": SIDE + 1, "col": SIDE + 2}))
+    filled.attrs = tree.attrs
+    found, expected = run(row, filled), run(row, tree)
+    inside = found.isel(row=slice(SIDE), col=slice(SIDE), missing_dims="ignore")
+    xr.testing.assert_allclose(inside, expected)
+    for one in found.data_vars.values():
+        if "row" in one.dims:
+            fill = one.isel(row=slice(SIDE, None)).values
+            assert (fill == -1).all() if fill.dtype.kind == "i" else not fill[fill == fill].any()
 
 
 @ROWS

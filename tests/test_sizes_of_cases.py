@@ -87,8 +87,12 @@ def test_analyses_leave_the_fill_out() -> None:
     assert float(entries["nll"].mean()) == pytest.approx(expected)
     maps = uncertainty.entropy(tree)
     assert int(maps["predictive_entropy"].notnull().sum()) == 2 * sum(a * b for a, b in SIZES[2])
-    with pytest.raises(ValueError, match="cases differ in size"):
-        uncertainty.summary(tree)
+    both = uncertainty.summary(tree, mcse=False)["total"]
+    parts = [uncertainty.summary(draw(pair, [one]), mcse=False)["total"] for one in given]
+    assert float(both) == pytest.approx(float(np.mean(parts)))
+    sizes = segmentation.sizes(tree)["grader_size"]
+    expected = [int(one["mask"][case].sum()) for one in given for case in (0, 1)]
+    np.testing.assert_array_equal(sizes[:, 0, 0], expected)
 
 
 def test_a_diverged_draw_is_no_fill() -> None:

@@ -28,7 +28,13 @@ import xarray as xr
 from scipy.ndimage import distance_transform_edt, uniform_filter
 
 from ppl_med.analysis.segmentation.comparison import mean_probabilities
-from ppl_med.analysis.tree import Posterior, check_cases, count_left_out, open_probabilities
+from ppl_med.analysis.tree import (
+    UNANNOTATED,
+    Posterior,
+    check_cases,
+    count_left_out,
+    open_probabilities,
+)
 from ppl_med.axes import SPACE
 from ppl_med.checks import choice, finite, positive, whole
 
@@ -119,7 +125,8 @@ def predicted_mask(tree: Posterior) -> xr.DataArray:
             ones are read in runs of cases.
 
     Returns:
-        Class index (case, row, col), first on a tie.
+        Class index (case, row, col), first on a tie; -1 behind the end of a case that is smaller
+        than others.
 
     Raises:
         TypeError, ValueError: ``probs`` is missing or malformed.
@@ -127,7 +134,8 @@ def predicted_mask(tree: Posterior) -> xr.DataArray:
     draws = open_probabilities(tree)
     values = np.empty((draws.num_cases, draws.num_pixels), np.int64)
     for block in draws.blocks():
-        values[block] = mean_probabilities(draws, block).argmax(1)
+        found = mean_probabilities(draws, block).argmax(1)
+        values[block] = np.where(draws.inside(block), found, UNANNOTATED)
     mask = xr.DataArray(
         values.reshape(draws.num_cases, *draws.shape),
         dims=("case", *draws.space),

@@ -128,8 +128,9 @@ def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
         mcse: Add standard errors. A single draw has none: pass False for a point estimate.
 
     Returns:
-        Dataset of scalars ``aleatoric``, ``epistemic``, ``total``: mean over cases (and rows,
-        columns) and mean (not sum) over classes; ``<name>_per_class`` (class); for both
+        Dataset of scalars ``aleatoric``, ``epistemic``, ``total``: mean over cases (of maps the
+        mean over the pixels of each case first) and mean (not sum) over classes;
+        ``<name>_per_class`` (class); for both
         ``_mcse`` (error from the number of draws; draws are shared by all cases) and ``_se``
         (error from the number of cases; NaN for one case).
 
@@ -159,29 +160,37 @@ def _means(
 
     Also whether all draws are equal.
     """
-    cases, classes, *pixels = probs.array.shape[2:]
+    cases, classes = probs.array.shape[2:4]
     per_case: dict[str, np.ndarray] = {}
     total: dict[str, xr.DataArray] = {}
-    equal = True
-    if probs.inside() is not None:
-        raise ValueError(
-            "cases differ in size, so that means over the pixels of all of them are no such means; "
-            "take the maps and average over the pixels of each case"
-        )
+    equal, number = True, _pixels_per_case(probs)
+    most = int(number.max())
     for block, part in probs.blocks():
         equal = equal and monte_carlo.all_equal(part)
+        inside = probs.inside(block)
         for name, (figure, influence, _) in _variance_figures(part).items():
             inner = list(figure.dims[2:])
             rows = per_case.setdefault(name, np.zeros((cases, classes)))
+            if inside is not None:
+                figure, influence = figure.where(inside), influence.where(inside, 0.0)
             rows[block["case"]] += figure.sum(inner).values
-            added = influence.sum(["case", *inner])
+            weight = most / number.isel(case=block["case"])  # 1, but in smaller cases
+            added = (influence * weight if weight.max() > 1 else influence).sum(["case", *inner])
             total[name] = total[name] + added if name in total else added
-    number = int(np.prod(pixels, dtype=int))
     template = probs.array.isel(dict.fromkeys((*SAMPLES, *probs.array.dims[4:]), 0), drop=True)
     return {
-        name: (template.copy(data=rows / number), total[name] / (number * cases))
+        name: (template.copy(data=rows / number.values[:, None]), total[name] / (most * cases))
         for name, rows in per_case.items()
     }, equal
+
+
+def _pixels_per_case(probs: Classes) -> xr.DataArray:
+    """Pixels (case) of every case, without what a smaller one is filled up with."""
+    inside, pixels = probs.inside(), probs.array.dims[4:]
+    if inside is not None:
+        return inside.sum(pixels).reset_coords(drop=True).drop_vars("case", errors="ignore")
+    count = int(np.prod(probs.array.shape[4:], dtype=int))
+    return xr.DataArray(np.full(probs.sizes["case"], count), dims="case")
 
 
 def _variance_figures(probs: xr.DataArray) -> Figures:

@@ -27,8 +27,11 @@ def calibrated_tree(source: Classes, logs: np.ndarray, method: str) -> xr.DataTr
     """
     probs, tree = source.array, source.tree
     new = _named(logs, probs)
-    groups = {"/posterior": xr.Dataset({"probs": xr.ufuncs.exp(new)})}
-    before, after = source.mixture(), monte_carlo.mean(groups["/posterior"]["probs"])
+    calibrated, inside = xr.ufuncs.exp(new), source.inside()
+    before, after = source.mixture(), monte_carlo.mean(calibrated)
+    if inside is not None:  # what smaller cases are filled up with stays empty
+        calibrated = calibrated.where(inside).transpose(*calibrated.dims)
+    groups = {"/posterior": xr.Dataset({"probs": calibrated})}
     decisions = before.argmax("class"), after.argmax("class")
     attrs: dict[Any, Any] = {
         "calibration": method,

@@ -19,6 +19,7 @@ import xarray as xr
 from scipy import stats
 
 from ppl_med.analysis.statistics import location_scale
+from ppl_med.analysis.statistics.case_fill import finite_or_fill
 from ppl_med.analysis.tree import Block, Numbers, count_left_out, open_numbers
 from ppl_med.checks import choice
 from ppl_med.moved import renamed_argument
@@ -111,7 +112,8 @@ def _block(
         return np.where(np.isnan(value.values), np.nan, found)
     group = numbers.parameters(block).astype(np.float64).load()
     scale = group["scale"].values
-    if not (scale > 0).all() or not np.isfinite(group["loc"].values).all():
+    whole = finite_or_fill(scale) and finite_or_fill(group["loc"].values)
+    if not whole or (scale <= 0).any():
         raise ValueError("scale must be positive and loc finite; find the draw that diverged.")
     z = (value.values - group["loc"].values) / scale
     ratio = group["variance"].values / scale**2 if "variance" in group else None

@@ -87,7 +87,7 @@ def calibrate_masks(
         probs.append(foreground[marked])
         shares.append(share[marked])
         owners.append(np.full(int(marked.sum()), len(means)))
-        means.append(foreground.mean())
+        means.append(float(np.nanmean(foreground)))
     pooled = [np.concatenate(parts) for parts in (probs, shares, owners)]
     threshold = risk_threshold(pooled[0], pooled[1], num_cases, alpha)
     missed = pooled[0] < threshold
@@ -149,7 +149,7 @@ def predict_masks(
     for index, foreground in enumerate(_foreground(draws, chosen)):
         mask = foreground >= threshold
         masks.append(mask.reshape(draws.shape))
-        means.append(foreground.mean())
+        means.append(float(np.nanmean(foreground)))
         if graded is not None and kept[index]:
             share = _shares(graded.isel(case=index).values, chosen, calibration.attrs["truth"])
             risk[index] = share[~mask].sum()
@@ -202,12 +202,15 @@ def risk_threshold(probs: np.ndarray, shares: np.ndarray, num_cases: int, alpha:
 
 
 def _foreground(draws: Draws, classes: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the mean over draws of the foreground probability of every case (pixel,)."""
+    """Yield the mean over draws of the foreground probability of every case (pixel,).
+
+    It is NaN in what a smaller case is filled up with.
+    """
     for block in draws.blocks():
         total = np.zeros((block.stop - block.start, draws.num_pixels))
         for piece in draws.probabilities(block):
             total += piece[:, classes].sum(1)
-        yield from total / draws.num_samples
+        yield from np.where(draws.inside(block), total / draws.num_samples, np.nan)
 
 
 def _shares(graders: np.ndarray, classes: np.ndarray, truth: str) -> np.ndarray:

@@ -82,7 +82,7 @@ def case_maps(
     floats = (
         np.where(outside, np.nan, one).astype(np.float32) for one in (mean, spread, entropy, shared)
     )
-    return CaseMaps(mask, *floats, outside=outside)
+    return CaseMaps(mask, *floats, outside)
 
 
 def _draws(source: Classes, case: int, shape: Sequence[int]) -> Iterator[np.ndarray]:

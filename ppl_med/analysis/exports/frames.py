@@ -111,7 +111,7 @@ def write_csv(table: xr.DataTree | pd.DataFrame, path: str | os.PathLike[str]) -
 def _metadata(tree: xr.DataTree, array: xr.DataArray, taken: Columns) -> Columns:
     size = array.sizes["case"]
     ids = array["case"].values if "case" in array.coords else np.arange(size)
-    columns = {n: c.values for n, c in case_coords(array).items() if n != "case"}
+    columns: Columns = {n: c.values for n, c in case_coords(array).items() if n != "case"}
     group = find_group(tree, "constant_data")
     columns |= {str(n): one.values for n, one in group.items() if one.dims == ("case",)}
     renamed = {f"{n}_of_case" if n in {"id", *taken} else n: v for n, v in columns.items()}
@@ -120,7 +120,7 @@ def _metadata(tree: xr.DataTree, array: xr.DataArray, taken: Columns) -> Columns
 
 def _of_classes(tree: xr.DataTree, attrs: dict[str, Any], end: str = "") -> Columns:
     source = open_classes(tree)
-    names = np.array(source.names)
+    names = np.array(source.names, dtype=str)
     mean, spread = source.mixture().values, uncertainty.variance(tree, mcse=False)["epistemic"]
     columns: Columns = {f"predicted{end}": names[mean.argmax(1)]}
     if source.observation() is not None:

@@ -143,7 +143,7 @@ def _grids(
             checks.reject("like", f"a file for every case, {name!r} among them", list(like)[:5])
         import nibabel
 
-        file = nibabel.load(Path(like[name]))
+        file: Any = nibabel.load(Path(like[name]))
         return own, Grid(np.asarray(file.affine), tuple(file.shape[:3]))
     before = column(tree, "original_affine", 4, 4)
     axes = probs.ndim - 4

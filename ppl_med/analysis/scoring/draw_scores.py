@@ -21,6 +21,7 @@ import xarray as xr
 from scipy.spatial.distance import cdist
 
 from ppl_med.analysis.statistics import location_scale, monte_carlo
+from ppl_med.analysis.statistics.case_fill import finite_or_fill
 from ppl_med.analysis.statistics.case_means import add_mean
 from ppl_med.analysis.tree import (
     Block,
@@ -241,7 +242,7 @@ def _parameters(tree: xr.DataTree, value: xr.DataArray, distribution: str) -> xr
 def _closed_form(value: xr.DataArray, parameters: xr.Dataset, distribution: str) -> xr.DataArray:
     """CRPS of every entry and posterior draw (chain, draw, case, ...)."""
     loc, scale = (parameters[name].astype(np.float64).load() for name in ("loc", "scale"))
-    if not bool((scale > 0).all()):
+    if bool((scale <= 0).any()) or not finite_or_fill(scale.values):
         raise ValueError("scale must be positive.")
     if "variance" in parameters:
         ratio = parameters["variance"].astype(np.float64) / scale**2

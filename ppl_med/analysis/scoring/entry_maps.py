@@ -14,6 +14,7 @@ import xarray as xr
 from ppl_med.analysis.scoring.class_scores import terms
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import (
+    UNANNOTATED,
     Block,
     Classes,
     Posterior,
@@ -34,7 +35,8 @@ def entry_scores(tree: Posterior) -> xr.Dataset:
     Returns:
         Dataset over (case, ...): ``predicted``, the most probable class (first on a tie), its
         probability ``confidence``; and NaN where not annotated ``correct``, ``nll`` in nats, of
-        the mixture of ``probs``, and ``brier``.
+        the mixture of ``probs``, and ``brier``. Behind the end of a case smaller than others
+        ``predicted`` is -1 and the rest NaN.
 
     Raises:
         TypeError, ValueError: ``probs`` or the labels are missing or malformed.
@@ -45,6 +47,10 @@ def entry_scores(tree: Posterior) -> xr.Dataset:
     for block, mean, label in _mixtures(source):
         found = xr.Dataset(terms(mean, label)._asdict())
         found["confidence"], found["predicted"] = mean.max("class"), mean.argmax("class")
+        inside = source.inside(block)
+        if inside is not None:
+            found["confidence"] = found["confidence"].where(inside)
+            found["predicted"] = found["predicted"].where(inside, UNANNOTATED)
         parts.append((block, found))
     result = join_blocks(parts)
     for name, variable in result.data_vars.items():

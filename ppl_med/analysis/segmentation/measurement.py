@@ -79,10 +79,9 @@ def sizes(
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     graded = _annotations(tree, annotations, draws)
-    if spacing is None:
-        known = pixel_spacing(tree, len(draws.space))
-        spacing, unit = ("pixels", unit) if known is None else (known, "mm")
-    factor, unit = _pixel_size(spacing, unit, draws)
+    known = pixel_spacing(tree, len(draws.space)) if spacing is None else None
+    unit = unit if known is None else "mm"
+    factor, unit = _pixel_size(spacing if known is None else known, unit, draws)
     counts = [_count(masks, numbers) for masks in draws.samples()]
     values = np.array(counts) * factor[:, None, None]
     coords = {"class": class_labels(numbers, draws)}
@@ -94,7 +93,7 @@ def sizes(
         result[name] = (("case", "class"), found, {"units": unit})
     result = add_draws(result, "size", values, draws, "class", unit)
     if graded is not None:
-        result = _coverage(result, graded, numbers, factor, unit)
+        result = _coverage(result, graded, draws, numbers, factor, unit)
         result.attrs |= count_left_out(graded, empty=True)
     reached = attained(level, draws.num_samples)
     return describe(
@@ -115,11 +114,12 @@ def _count(masks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _pixel_size(
-    spacing: Sequence[float] | np.ndarray | xr.DataArray | str, unit: str, draws: Draws
+    spacing: Sequence[float] | np.ndarray | xr.DataArray | str | None, unit: str, draws: Draws
 ) -> tuple[np.ndarray, str]:
     dimension = len(draws.space)
-    if isinstance(spacing, str):
-        checks.choice("spacing", spacing, ("pixels",), "or give sizes along the image axes")
+    if spacing is None or isinstance(spacing, str):
+        wanted = spacing or "pixels"
+        checks.choice("spacing", wanted, ("pixels",), "or give sizes along the image axes")
         return np.ones(draws.num_cases), "pixels"
     if isinstance(spacing, xr.DataArray):
         if set(spacing.dims) != {"case", "axis"}:
@@ -141,6 +141,7 @@ def _pixel_size(
 def _coverage(
     result: xr.Dataset,
     graded: xr.DataArray,
+    draws: Draws,
     numbers: np.ndarray,
     factor: np.ndarray,
     unit: str,
@@ -149,12 +150,13 @@ def _coverage(
     found = np.full(shape, np.nan)
     for case in range(shape[0]):
         masks = graded.isel(case=case).values.reshape(shape[1], -1)
-        complete = (masks != UNANNOTATED).all(1)
+        inside = draws.inside(slice(case, case + 1))[0]
+        complete = (masks[:, inside] != UNANNOTATED).all(1)
         found[case, complete] = _count(masks[complete], numbers) * factor[case]
     lower, upper = result["lower"].values[:, None], result["upper"].values[:, None]
-    inside = (found >= lower) & (found <= upper)
+    held = (found >= lower) & (found <= upper)
     number = (~np.isnan(found)).sum(1)
-    share = np.divide(inside.sum(1), number, out=np.full(number.shape, np.nan), where=number > 0)
+    share = np.divide(held.sum(1), number, out=np.full(number.shape, np.nan), where=number > 0)
     covered = case_dataset(graded, {"covered": share}, "probability", dims=("class",))
     result = result.assign(covered.data_vars)
     result["grader_size"] = (("case", "grader", "class"), found, {"units": unit})

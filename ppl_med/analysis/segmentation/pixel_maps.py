@@ -40,7 +40,8 @@ def maps(tree: Posterior) -> xr.Dataset:
         Dataset of float32 maps (case, row, col; also depth): ``predictive_entropy``,
         ``expected_entropy``, ``mutual_information`` in nats, ``variance`` in probability^2; and
         for each, computed in float64, ``<name>_per_case`` (case), the mean over pixels, with
-        ``<name>_mean`` and ``<name>_se`` over cases.
+        ``<name>_mean`` and ``<name>_se`` over cases. Behind the end of a case that is smaller than
+        others maps are NaN, and count in no mean.
 
     Raises:
         TypeError, ValueError: ``probs`` is missing or malformed.
@@ -50,9 +51,12 @@ def maps(tree: Posterior) -> xr.Dataset:
     values = {name: np.empty(shape, np.float32) for name in UNITS}
     per_case = {name: np.empty(draws.num_cases) for name in UNITS}
     for block in draws.blocks():
+        inside = draws.inside(block)
         for name, found in block_maps(draws, block).items():
-            values[name][block] = found
-            per_case[name][block] = found.mean(1)
+            values[name][block] = found if inside.all() else np.where(inside, found, np.nan)
+            per_case[name][block] = (
+                found.mean(1) if inside.all() else np.nanmean(values[name][block], axis=1)
+            )
     result = xr.Dataset(coords=case_coords(draws.array, *draws.space))
     for name, unit in UNITS.items():
         whole = values[name].reshape(draws.num_cases, *draws.shape)

@@ -90,7 +90,7 @@ def presence_reliability(
         target, graders, graded = _check_truth(truth, draws), None, None
     else:
         graded = open_annotations(tree, annotations, draws)
-        target, graders = _grader_frequency(graded, numbers, min_pixels)
+        target, graders = _grader_frequency(graded, draws, numbers, min_pixels)
     known = ~np.isnan(target)
     left_out = count_left_out(xr.DataArray(known, dims="case") if graded is None else graded)
     if known.sum() < _FEWEST_CASES:
@@ -138,16 +138,19 @@ def _present(masks: np.ndarray, numbers: np.ndarray, min_pixels: int) -> np.ndar
 
 
 def _grader_frequency(
-    graded: xr.DataArray, numbers: np.ndarray, min_pixels: int
+    graded: xr.DataArray, draws: Draws, numbers: np.ndarray, min_pixels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Share of complete graders who drew something (NaN without any), and their number."""
     share = np.full(graded.sizes["case"], np.nan)
-    complete = (graded != UNANNOTATED).all([dim for dim in graded.dims[2:]])
-    for case, kept in enumerate(complete.values):
-        masks = graded.isel(case=case).values.reshape(len(kept), -1)[kept]
+    count = np.zeros(graded.sizes["case"], np.int64)
+    for case in range(graded.sizes["case"]):
+        masks = graded.isel(case=case).values.reshape(graded.sizes["grader"], -1)
+        masks = masks[:, draws.inside(slice(case, case + 1))[0]]
+        masks = masks[(masks != UNANNOTATED).all(1)]
+        count[case] = len(masks)
         if len(masks):
             share[case] = _present(masks, numbers, min_pixels).mean()
-    return share, complete.values.sum(1)
+    return share, count
 
 
 def _frequencies(given: np.ndarray, target: np.ndarray, draws: Draws) -> xr.Dataset:

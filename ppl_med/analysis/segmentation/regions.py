@@ -76,9 +76,12 @@ def region_uncertainty(
             prediction = means[offset].argmax(0).reshape(draws.shape)
             image = uncertain[offset].reshape(draws.shape)
             foreground = np.isin(prediction, numbers)
-            for name, inside in _regions(foreground, band).items():
+            own = draws.inside(slice(case, case + 1))[0].reshape(draws.shape)
+            # the end of a case is no border, also where it is smaller than others
+            box = tuple(slice(int(at.max()) + 1) for at in np.nonzero(own))
+            for name, inside in _regions(foreground[box], band).items():
                 if inside.any():
-                    figures[name][case] = image[inside].mean()
+                    figures[name][case] = image[box][inside].mean()
             for number in numbers:
                 probability = means[offset, number].reshape(draws.shape)
                 found = _parts(prediction == number, structure, image, probability)

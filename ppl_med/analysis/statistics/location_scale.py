@@ -25,6 +25,8 @@ def check_distribution(distribution: str, ratio: np.ndarray | None) -> None:
     Raises:
         ValueError: The ratio is not that of the distribution.
     """
+    if ratio is not None:
+        ratio = ratio[~np.isnan(ratio)]  # where a map is filled up behind a smaller case
     if distribution == "student_t":
         if ratio is None or not (ratio > 1).all():
             raise ValueError(

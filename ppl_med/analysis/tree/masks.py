@@ -110,6 +110,13 @@ class Draws:
             result[:, index] = piece
         return result
 
+    def inside(self, block: slice) -> np.ndarray:
+        """Return which pixels (case, pixel) are a case's own, not the fill behind a smaller one."""
+        first = self.array.isel(case=block, chain=0, draw=0)
+        values = (first.isel({"class": 0}) if "class" in first.dims else first).values
+        own = ~np.isnan(values) if values.dtype.kind == "f" else values >= 0
+        return np.asarray(own.reshape(len(values), -1))
+
     def samples(self) -> Iterator[np.ndarray]:
         """Yield the sampled masks (sample, pixel) of every case."""
         for block in self.blocks():
