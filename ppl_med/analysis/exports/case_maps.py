@@ -79,10 +79,10 @@ def case_maps(
     if number == 1:
         spread, shared = np.full_like(spread, np.nan), np.full_like(shared, np.nan)
     mask = np.where(outside, 0, mean.argmax(0)).astype(np.uint8 if len(mean) <= 256 else np.int32)
-    floats = (
+    probability, sd, total_entropy, mutual = (
         np.where(outside, np.nan, one).astype(np.float32) for one in (mean, spread, entropy, shared)
     )
-    return CaseMaps(mask, *floats, outside)
+    return CaseMaps(mask, probability, sd, total_entropy, mutual, outside)
 
 
 def _draws(source: Classes, case: int, shape: Sequence[int]) -> Iterator[np.ndarray]:

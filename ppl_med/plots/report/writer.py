@@ -20,6 +20,7 @@ from ppl_med.plots.calibration import reliability as reliability_figure
 from ppl_med.plots.case_cards import cases as cases_figure
 from ppl_med.plots.inputs import require_variables
 from ppl_med.plots.pictures import in_own_units
+from ppl_med.plots.report.class_calls import call_tables
 from ppl_med.plots.report.page import Section, paragraph, picture, render
 from ppl_med.plots.report.summary import lead, provenance, score_cards, score_table, set_summary
 from ppl_med.plots.training_curves import elbo as elbo_figure
@@ -45,6 +46,12 @@ _OWN = {
         "A prediction set is a short list of classes made to contain the true one at a "
         "chosen rate, so one class is a clear answer, and several mean that the model cannot "
         "decide.",
+    ),
+    "discrimination": (
+        "Are the cases of a class found?",
+        "An AUROC of 1 means that every case of the class gets a higher probability of it than any "
+        "other case, 0.5 that the order is a guess; a model that never sees the image has the "
+        "share of the class as its average precision.",
     ),
     "reliability": (
         "Can the confidence be trusted?",
@@ -89,6 +96,8 @@ def write_report(
     mask: ArrayLike | None = None,
     reliability: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
     scores: xr.Dataset | None = None,
+    discrimination: xr.Dataset | None = None,
+    operating_point: xr.Dataset | None = None,
     data_size: xr.Dataset | None = None,
     sections: Sequence[Section] = (),
     notes: Iterable[str] = (),
@@ -115,6 +124,8 @@ def write_report(
         mask: True region (case, row, col) in the order of the tree, outlined on the attributions.
         reliability: From ``scoring.reliability``; a mapping from name to Dataset overlays several.
         scores: From ``scoring.score``.
+        discrimination: From ``scoring.discrimination``: AUROC and average precision.
+        operating_point: From ``scoring.operating_point``: sensitivity, specificity.
         data_size: Aleatoric and epistemic variance over ``fraction`` (and seed, method).
         sections: Further parts in HTML, put before the training curves; make their bodies with
             ``paragraph``, ``picture`` and ``table`` of ``ppl_med.plots.report``, which escape text.
@@ -146,6 +157,7 @@ def write_report(
         "uncertainty": _uncertainty(tree) if classifies else None,
         "cases": _cases(tree, images, prediction_sets) if classifies else None,
         "sets": _sets(prediction_sets),
+        "discrimination": call_tables(discrimination, operating_point) or None,
         "reliability": _reliability(reliability),
         "attribution": _attribution(tree, images, attribution, mask),
         "data-size": _data_size(data_size),
