@@ -126,7 +126,8 @@ def _of_classes(tree: xr.DataTree, attrs: dict[str, Any], end: str = "") -> Colu
     if source.observation() is not None:
         label = source.case_labels()
         text = np.append(names, "").astype(object)[label.values]
-        columns[f"observed{end}"] = np.where(known(label), text, None)
+        text[~known(label).values] = None
+        columns[f"observed{end}"] = text
     chosen = range(len(names)) if not end else [len(names) - 1]
     for index in chosen:
         own = f"_{names[index]}" if not end else end
