@@ -343,6 +343,7 @@ NO_ANALYSES = {  # functions of other things than a tree
     "scoring.mean_iou",
     "conformal.Score",
     "exports.write_csv",
+    "exports.write_dicom_seg",
     "exports.write_nifti",
     "findings.select",
     "conformal.coverage_band",

@@ -129,15 +129,7 @@ def _grids(
     like: Mapping[Any, str | os.PathLike[str]] | None,
 ) -> tuple[Grid, Grid]:
     """Where the pixels of a case lie, and where its maps go."""
-    affine = column(tree, "affine", 4, 4)
-    if affine is None:
-        raise ValueError(
-            "tree has no affine (case, 4, 4) in constant_data, so it is not known where its pixels "
-            "lie. Predict on MONAI's MetaTensors, or give the batches an 'affine'."
-        )
-    own = Grid(affine[position], case_shape(tree, probs, position))
-    if not np.isfinite(own.affine).all() or abs(np.linalg.det(own.affine)) < 1e-12:
-        raise ValueError(f"the affine of case {name!r} is no map of indices to mm: {own.affine}")
+    own = own_grid(tree, probs, position, name)
     if like is not None:
         if name not in like:
             checks.reject("like", f"a file for every case, {name!r} among them", list(like)[:5])
@@ -153,6 +145,24 @@ def _grids(
     if grid == "predicted" or before is None or shape is None:
         return own, own
     return own, Grid(before[position], tuple(int(size) for size in shape[position]))
+
+
+def own_grid(tree: xr.DataTree, probs: xr.DataArray, position: int, name: Any) -> Grid:
+    """Where the pixels of a case lie.
+
+    Raises:
+        ValueError: The tree does not say.
+    """
+    affine = column(tree, "affine", 4, 4)
+    if affine is None:
+        raise ValueError(
+            "tree has no affine (case, 4, 4) in constant_data, so it is not known where its pixels "
+            "lie. Predict on MONAI's MetaTensors, or give the batches an 'affine'."
+        )
+    own = Grid(affine[position], case_shape(tree, probs, position))
+    if not np.isfinite(own.affine).all() or abs(np.linalg.det(own.affine)) < 1e-12:
+        raise ValueError(f"the affine of case {name!r} is no map of indices to mm: {own.affine}")
+    return own
 
 
 def _layers(
