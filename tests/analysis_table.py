@@ -3,6 +3,7 @@
 A new analysis is one line of `ANALYSES`: its name, a function of a tree, and what kind of tree.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -242,6 +243,15 @@ def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
     return case_groups.bootstrap(scoring.score, tree, groups, resamples=5)[["accuracy", "nll"]]
 
 
+def left_out_in_turn(tree: xr.DataTree) -> xr.Dataset:
+    """PSIS, of which the sum is compared: few draws give large Pareto k, of which it warns."""
+    tree = tree.copy()
+    tree.attrs["log_likelihood_of"] = "training"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
+        return scoring.elpd_loo(tree)[["elpd_sum", "elpd_sum_se"]]
+
+
 def table(tree: xr.DataTree) -> xr.Dataset:
     """The numbers of the table of results."""
     frame = exports.to_frame(tree)
@@ -339,7 +349,8 @@ MODULES = [
     for module in iter_modules(analysis.__path__)
     if module.name not in ("statistics", "tree")
 ]
-NO_ANALYSES = {  # functions of other things than a tree
+NO_ANALYSES = {  # functions of other things than a tree, and r_hat, which must not pool chains
+    "convergence.r_hat",
     "scoring.mean_iou",
     "conformal.Score",
     "exports.write_csv",
@@ -388,6 +399,7 @@ ANALYSES: dict[str, Analysis] = {
         scoring.elpd_heldout, PIXELS, unknown=("elpd", "elpd_mcse")
     ),
     "scoring.elpd_heldout/numbers": Analysis(scoring.elpd_heldout, NUMBERS, unknown=("elpd",)),
+    "scoring.elpd_loo": Analysis(left_out_in_turn, MANY_LABELS),
     "scoring.crps": Analysis(
         lambda tree: scoring.crps(tree, distribution="normal"),
         NUMBERS,

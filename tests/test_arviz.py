@@ -18,7 +18,7 @@ from posterior_trees import array, classification_tree
 from scipy.special import logsumexp
 
 from ppl_med import storage
-from ppl_med.analysis import scoring
+from ppl_med.analysis import convergence, scoring
 
 matplotlib.use("Agg")
 
@@ -137,7 +137,38 @@ def check_arviz(tree: xr.DataTree) -> None:
     assert len(table) == array(tree, "posterior/probs")[0, 0].size
 
 
+def check_leaving_out(tree: xr.DataTree) -> None:
+    """Our door gives what ArviZ gives, and refuses held-out cases."""
+    from arviz_stats import loo
+
+    with pytest.raises(ValueError, match="no draw has seen these cases"):
+        tree = tree.copy()
+        tree.attrs["log_likelihood_of"] = "held-out"
+        scoring.elpd_loo(tree)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
+        found = scoring.elpd_loo(as_training(tree))
+        expected = loo(tree, pointwise=True, var_name="label", reff=1.0)
+    assert float(found["elpd_sum"]) == pytest.approx(expected.elpd)
+    np.testing.assert_allclose(found["pareto_k"], expected.pareto_k)
+
+
+def check_r_hat(tree: xr.DataTree) -> None:
+    """That of ArviZ; and no number for an ensemble of point estimates."""
+    from arviz_stats import rhat
+
+    probs = array(tree, "posterior/probs")
+    found = convergence.r_hat(tree)["r_hat"]
+    np.testing.assert_allclose(found, rhat(probs.values, chain_axis=0, draw_axis=1))
+    one = probs.isel(draw=[0] * 5).assign_coords(draw=range(5))
+    points = convergence.r_hat(xr.DataTree.from_dict({"posterior": one.to_dataset()}))
+    assert points["r_hat"].isnull().all()
+    assert points.attrs["note"] == "R-hat is not defined for one function per chain"
+
+
 CHECKS = [
+    check_leaving_out,
+    check_r_hat,
     check_summary,
     check_loo,
     check_heldout,

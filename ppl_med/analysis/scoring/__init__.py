@@ -10,6 +10,7 @@ overlaps           overlap                           Dice and IoU per class and 
 entry_maps         entry_scores, confusion           per case or pixel; IoU from counts
 confidence_bins    reliability                       confidence against accuracy, bin by bin
 log_scores         elpd_heldout                      log density of held-out cases
+left_out_cases     elpd_loo                          of training cases, each left out in turn
 draw_scores        crps, energy                      of predicted numbers
 quantile_scores    quantile_score, interval_score    of predicted numbers
 
@@ -21,6 +22,7 @@ from ppl_med.analysis.scoring.class_scores import score
 from ppl_med.analysis.scoring.confidence_bins import reliability
 from ppl_med.analysis.scoring.draw_scores import crps, energy
 from ppl_med.analysis.scoring.entry_maps import confusion, entry_scores, mean_iou
+from ppl_med.analysis.scoring.left_out_cases import elpd_loo
 from ppl_med.analysis.scoring.log_scores import elpd_heldout
 from ppl_med.analysis.scoring.operating_points import choose_threshold, operating_point
 from ppl_med.analysis.scoring.overlaps import overlap
@@ -34,6 +36,7 @@ __all__ = [
     "crps",
     "discrimination",
     "elpd_heldout",
+    "elpd_loo",
     "energy",
     "entry_scores",
     "interval_score",

@@ -1,0 +1,61 @@
+"""Expected log predictive density from the training cases, each left out in turn by PSIS."""
+
+import xarray as xr
+
+from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.tree import Posterior, count_left_out, open_log_likelihood
+
+
+def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
+    """Estimate the expected log predictive density by leaving out one training case at a time.
+
+    The draws that trained on a case are weighted as if they had not: Pareto-smoothed importance
+    sampling of ``arviz_stats.loo``. Pixels of a case are left out together.
+
+    Args:
+        tree: The tree of `predict` on training cases (``log_likelihood_of="training"``). ArviZ
+            takes any log-likelihood; of held-out cases it would leave out what was never in.
+        site: Name of the observed site; None takes label or mask, or the only one.
+
+    Returns:
+        Dataset with ``elpd`` and ``pareto_k`` (case), of the cases with an observation;
+        ``elpd_sum`` with ``elpd_sum_se`` over cases, nats.
+
+    Raises:
+        ValueError: No log-likelihood, the tree is of held-out cases or does not say, or there is
+            one draw or one case.
+
+    Warns:
+        UserWarning: Pareto k is large: the estimate cannot be trusted.
+
+    Source: Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017.
+    """
+    likelihood = open_log_likelihood(tree, site)
+    if likelihood is None:
+        raise ValueError("tree has no log_likelihood; call predict on batches with observations.")
+    kind = tree.attrs.get("log_likelihood_of")
+    if kind != "training":
+        raise ValueError(
+            f"tree.attrs['log_likelihood_of'] is {kind!r}: no draw has seen these cases, so none "
+            "can be left out. Use scoring.elpd_heldout, or predict the training cases with "
+            "log_likelihood_of='training'."
+        )
+    monte_carlo.require_draws(likelihood.array)
+    from arviz_stats import loo
+
+    logs = likelihood.read()
+    pixels = [dim for dim in logs.dims if dim not in ("chain", "draw", "case")]
+    seen = logs.isel(chain=0, draw=0).notnull().any(pixels)
+    counts = count_left_out(seen.reset_coords(drop=True))
+    if counts["num_cases"] < 2:
+        raise ValueError("One case has no error over cases; leave one out of two or more cases.")
+    logs = logs.sum(pixels).isel(case=seen.values.nonzero()[0]).rename("case_density")
+    group = logs.to_dataset()
+    given = xr.DataTree.from_dict({"/log_likelihood": group, "/posterior": group})
+    found = loo(given, pointwise=True, var_name="case_density", reff=1.0)
+    result = xr.Dataset({"elpd": found.elpd_i, "pareto_k": found.pareto_k})
+    result["elpd_sum"], result["elpd_sum_se"] = float(found.elpd), float(found.se)
+    for name in ("elpd", "elpd_sum", "elpd_sum_se"):
+        result[name].attrs["units"] = "nats"
+    result["pareto_k"].attrs["units"] = "1"
+    return result.assign_attrs(counts)
