@@ -223,6 +223,11 @@ def test_a_threshold_is_chosen_on_other_cases(asked: dict[str, float]) -> None:
         ends = limit * (1 - 1e-9), limit * (1 + 1e-9)  # below and above the score itself
         enough, short = ends if name == "sensitivity" else ends[::-1]
         assert share(enough) >= value > share(short)
+    ids = [f"new {index}" for index in range(30)]
+    renamed = first.map_over_datasets(
+        lambda group: group.assign_coords(case=ids) if "case" in group.dims else group
+    )
+    assert bool((scoring.operating_point(renamed, learnt)[name] >= value).all())
     found = scoring.operating_point(second, learnt)
     np.testing.assert_array_equal(found["threshold"], learnt["threshold"])
     with pytest.raises(ValueError, match="share 30 case"):
