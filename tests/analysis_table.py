@@ -25,6 +25,7 @@ from ppl_med.analysis import (
     conformal,
     exports,
     findings,
+    ood,
     scoring,
     segmentation,
     selective,
@@ -331,7 +332,44 @@ def patient_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     return tree
 
 
+def feature_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Labelled cases with logits and features of a layer."""
+    tree = class_tree(number, prefix)
+    group = tree["posterior"].to_dataset()
+    logit = np.log(group["probs"])
+    turn = np.random.default_rng(5).normal(size=(3, 4))
+    feature = xr.DataArray(logit.values @ turn, dims=(*SAMPLES, "case", "unit"))
+    kept = {"logit": logit, "feature:head": feature}
+    tree["posterior"] = xr.DataTree(group.assign(kept))
+    return tree
+
+
+def unseen(build: Callable[[int, str], xr.DataTree], tree: xr.DataTree) -> xr.DataTree:
+    """In-distribution cases, as many chains and draws of them as the tree has."""
+    result = training(build, tree)
+    result.attrs["log_likelihood_of"] = "held-out"
+    return result
+
+
+def ood_scores(tree: xr.DataTree, name: str = "entropy") -> xr.Dataset:
+    """Scores of cases against others."""
+    return ood.score(tree, ood.fit_reference(name, unseen(class_tree, tree)))
+
+
+def distances(tree: xr.DataTree) -> xr.Dataset:
+    """Scores of cases against features of others."""
+    return ood.score(tree, ood.fit_reference("knn", unseen(feature_tree, tree), k=2))
+
+
+def novelties(tree: xr.DataTree) -> xr.Dataset:
+    """Novelty of cases against others."""
+    build = partial(feature_tree, 15)
+    held_out = unseen(lambda number, prefix: build("held"), tree)
+    return ood.novelty(tree, ood.fit_novelty(unseen(feature_tree, tree), held_out))
+
+
 LABELS = Kind(class_tree, "observed_data/label")
+FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
 PIXELS = Kind(pixel_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
@@ -364,6 +402,28 @@ NO_ANALYSES = {  # functions of other things than a tree, and r_hat, which must 
     "spray.Part",
 }
 ANALYSES: dict[str, Analysis] = {
+    "ood.fit_reference": Analysis(partial(ood.fit_reference, "mcp"), LABELS, reads=False),
+    "ood.fit_reference/features": Analysis(
+        lambda tree: ood.fit_reference("mahalanobis", tree, held_out=unseen(feature_tree, tree)),
+        FEATURES,
+    ),
+    "ood.score": Analysis(ood_scores, LABELS, reads=False),
+    "ood.score/features": Analysis(distances, FEATURES, reads=False),
+    "ood.fit_novelty": Analysis(
+        lambda tree: ood.fit_novelty(tree, unseen(feature_tree, tree)), FEATURES
+    ),
+    "ood.novelty": Analysis(novelties, FEATURES, reads=False),
+    "ood.combine": Analysis(
+        lambda tree: ood.combine([ood_scores(tree), ood_scores(tree, "mcp")]), LABELS, reads=False
+    ),
+    "ood.evaluate": Analysis(
+        lambda tree: ood.evaluate(ood_scores(tree), ood_scores(class_tree(9, "n")), resamples=5),
+        LABELS,
+        reads=False,
+    ),
+    "ood.evaluate_failures": Analysis(
+        lambda tree: ood.evaluate_failures(ood_scores(tree), tree, resamples=0), LABELS
+    ),
     "scoring.score": Analysis(scoring.score, LABELS),
     "scoring.score/pixels": Analysis(scoring.score, PIXELS),
     "scoring.confusion": Analysis(scoring.confusion, LABELS),

@@ -1,0 +1,25 @@
+"""Does it know what it has never seen: scores per case, each with a p-value that holds.
+
+    reference = ood.fit_novelty(tree_train, tree_val)       # predicted with keep=("feature:head",)
+    found = ood.novelty(tree, reference)                    # pvalue of every case
+
+`fit_reference` and `score` do the same for one score of ``ood.SCORES`` by name: of the
+probabilities and logits (`confidence`) or of features (`features`). `combine` joins p-values of
+several; `evaluate` and `evaluate_failures` say how well a score finds cases from elsewhere, and
+wrong predictions. Larger scores are more unlike the reference, always.
+"""
+
+from ppl_med.analysis.ood.evaluation import evaluate, evaluate_failures
+from ppl_med.analysis.ood.evidence import combine, fit_novelty, novelty
+from ppl_med.analysis.ood.references import SCORES, fit_reference, score
+
+__all__ = [
+    "SCORES",
+    "combine",
+    "evaluate",
+    "evaluate_failures",
+    "fit_novelty",
+    "fit_reference",
+    "novelty",
+    "score",
+]

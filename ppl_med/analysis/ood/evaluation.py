@@ -1,0 +1,161 @@
+"""Does a score find what it should: cases from elsewhere, and cases that are predicted wrongly?
+
+The orientation is fixed, larger is more unlike: a score that is lower off the data has an AUROC
+below 0.5 and is reported so. A constant score has 0.5.
+"""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med import checks
+from ppl_med.analysis.statistics import ranking
+from ppl_med.analysis.statistics.group_resampling import FEWEST, group_weights, spread
+from ppl_med.analysis.tree import case_units, metadata_groups, open_classes
+
+RECALL = 0.95
+_NAMES = ("auroc", "average_precision", "false_alarms_at_95")
+
+
+def evaluate(
+    inside: xr.Dataset,
+    outside: xr.Dataset,
+    *,
+    group_inside: xr.DataArray | None = None,
+    group_outside: xr.DataArray | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Compare scores of in-distribution cases with those of cases from elsewhere.
+
+    Args:
+        inside: What `score` gave for in-distribution cases, not those of the reference.
+        outside: The same for cases from elsewhere.
+        group_inside: Units of the errors, such as patients (case); cases without it.
+        group_outside: Likewise.
+        resamples: How often units of both are drawn for the errors.
+        level: Probability of the intervals.
+        seed: Seed of the resamples.
+
+    Returns:
+        Dataset of ``auroc``: probability that a case from elsewhere scores higher, ties count half;
+        ``average_precision`` of finding those from elsewhere, and ``prevalence``, what chance
+        gives; ``false_alarms_at_95``: share of the in-distribution cases at or above the threshold
+        that finds 95 % of the others; each with ``_se``, ``_lower``, ``_upper``, NaN for fewer than
+        5 units.
+
+    Raises:
+        TypeError, ValueError: Malformed arguments, or shared cases.
+    """
+    checks.whole("resamples", resamples, least=0)
+    checks.inside("level", level)
+    scores = [_values(inside, "inside"), _values(outside, "outside")]
+    if inside.attrs.get("score") != outside.attrs.get("score"):
+        raise ValueError(
+            f"inside has the score {inside.attrs.get('score')!r}, outside "
+            f"{outside.attrs.get('score')!r}; compare one score."
+        )
+    units = [
+        _units(inside, group_inside, "group_inside"),
+        _units(outside, group_outside, "group_outside"),
+    ]
+    event = np.repeat([False, True], [len(one) for one in scores])
+    groups = np.concatenate([units[0], units[1] + 1 + units[0].max(initial=-1)])
+    table = ranking.rank(np.concatenate(scores), event, groups)
+    point = _figures(*table.counts())
+    sizes = [len(np.unique(one)) for one in units]
+    drawn = []
+    if resamples and min(sizes) >= FEWEST:
+        pairs = zip(
+            group_weights(sizes[0], resamples, seed),
+            group_weights(sizes[1], resamples, seed + 1),
+            strict=True,
+        )
+        drawn = [_figures(*table.counts(np.concatenate(pair))) for pair in pairs]
+    errors = spread(np.array(drawn).reshape(len(drawn), len(_NAMES)), level)
+    result = xr.Dataset(attrs={"score": inside.attrs.get("score", ""), "level": level})
+    for index, name in enumerate(_NAMES):
+        result[name] = point[index]
+        for suffix, values in zip(("se", "lower", "upper"), errors, strict=True):
+            result[f"{name}_{suffix}"] = float(values[index])
+    result["prevalence"] = event.mean()
+    result.attrs |= {"num_inside": len(scores[0]), "num_outside": len(scores[1])}
+    result.attrs |= {"units_inside": sizes[0], "units_outside": sizes[1]}
+    return result
+
+
+def evaluate_failures(
+    found: xr.Dataset,
+    tree: xr.DataTree,
+    *,
+    group: str | xr.DataArray | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Compare scores of cases that are predicted wrongly with those of the others.
+
+    Args:
+        found: What `score` gave.
+        tree: The tree that was scored, with labels; cases of -1 are left out.
+        group: Units of the errors: a column such as "patient", or the groups (case).
+        resamples: How often units are drawn for the errors.
+        level: Probability of the intervals.
+        seed: Seed of the resamples.
+
+    Returns:
+        As for `evaluate`, of finding wrong predictions; NaN where all are right or all wrong.
+
+    Raises:
+        TypeError, ValueError: Malformed arguments, or other cases.
+    """
+    source = open_classes(tree)
+    label, rows, counts = source.labelled_cases()
+    values = _values(found, "found")
+    if "case" in found.coords and not np.array_equal(found["case"], source.array["case"]):
+        raise ValueError("found and tree hold other cases; score the same tree.")
+    wrong = source.mixture().values[rows].argmax(1) != label
+    by = "case" if group is None else group
+    units = np.unique(case_units(tree, by, source.array)[0][rows], return_inverse=True)[1]
+    table = ranking.rank(values[rows], wrong, units)
+    number = len(np.unique(units))
+    drawn = (
+        [_figures(*table.counts(w)) for w in group_weights(number, resamples, seed)]
+        if number >= FEWEST
+        else []
+    )
+    errors = spread(np.array(drawn).reshape(len(drawn), len(_NAMES)), level)
+    result = xr.Dataset(attrs={"score": found.attrs.get("score", ""), "level": level, **counts})
+    for index, (name, value) in enumerate(zip(_NAMES, _figures(*table.counts()), strict=True)):
+        result[name] = value
+        for suffix, ends in zip(("se", "lower", "upper"), errors, strict=True):
+            result[f"{name}_{suffix}"] = float(ends[index])
+    result["prevalence"] = wrong.mean()
+    return result
+
+
+def _values(found: xr.Dataset, name: str) -> np.ndarray:
+    if not isinstance(found, xr.Dataset) or "score" not in found:
+        raise TypeError(f"{name} must be what ood.score gave, not {type(found).__name__}.")
+    values = found["score"].values
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has scores that are NaN or infinite.")
+    return values
+
+
+def _units(found: xr.Dataset, group: xr.DataArray | None, name: str) -> np.ndarray:
+    if group is None:
+        return case_units(None, "case", found["score"])[0]
+    names = metadata_groups(None, group, found["score"], name).values
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _figures(events: np.ndarray, others: np.ndarray) -> list[float]:
+    """AUROC, average precision, false alarms, from counts by falling score."""
+    alarms = float("nan")
+    if events.sum() and others.sum():
+        hits = events.cumsum() / events.sum()
+        place = int(np.searchsorted(hits, RECALL - 1e-12))
+        alarms = float(others.cumsum()[place] / others.sum())
+    precision = ranking.average_precision(events, others) if others.sum() else float("nan")
+    return [ranking.auroc(events, others), precision, alarms]

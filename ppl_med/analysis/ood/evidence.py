@@ -1,0 +1,181 @@
+"""P-values of several scores put together: one verdict per case, its false-alarm rate held.
+
+Source: Vovk and Wang, Biometrika 107, 2020, arXiv:1212.4966 (averages of dependent p-values); that
+of `novelty` is conformal.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from ppl_med import checks
+from ppl_med.analysis.ood.outputs import open_outputs
+from ppl_med.analysis.ood.references import (
+    check_reference,
+    check_unseen,
+    fit_reference,
+    pvalues,
+    score,
+)
+from ppl_med.axes import SAMPLES
+
+Method = Literal["harmonic", "bonferroni", "max"]
+COMPONENTS = ("mahalanobis", "mutual_information")
+_MARK = "::"
+
+
+def combine(found: Sequence[xr.Dataset], method: Method = "harmonic") -> xr.DataArray:
+    """Return one p-value per case from those of several scores, valid however they depend.
+
+    Args:
+        found: Results of `score` on the same cases, two or more.
+        method: "harmonic": e ln K times the harmonic mean (K of two); "bonferroni": K times the
+            smallest; "max": the largest, where all scores must agree.
+
+    Returns:
+        Probability (case), at most 1.
+
+    Raises:
+        ValueError: A wrong method, fewer than two results, or other cases.
+    """
+    checks.choice("method", method, ("harmonic", "bonferroni", "max"))
+    number = len(found)
+    if number < 2:
+        raise ValueError(f"found must hold two results of ood.score or more, got {number}.")
+    joined = xr.concat([one["pvalue"] for one in found], "score", join="exact")
+    if method == "max":
+        return joined.max("score")
+    if method == "bonferroni":
+        return (number * joined.min("score")).clip(max=1)
+    factor = number if number < 3 else np.e * np.log(number)
+    return (factor / (1 / joined).mean("score")).clip(max=1)
+
+
+def fit_novelty(
+    tree: xr.DataTree,
+    held_out: xr.DataTree,
+    *,
+    layer: str | None = None,
+    components: Sequence[str] = COMPONENTS,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Learn what `novelty` compares with: the default for whoever does not want to choose a score.
+
+    A case is novel if its features are far from those of training, or if the draws disagree. One
+    half of the held-out cases puts the two on one scale, their tail probability; the other half
+    gives the p-value.
+
+    Args:
+        tree: The tree of `predict` on training cases, with ``keep=("feature:<layer>",)``.
+        held_out: The same on in-distribution cases that the network has not seen, 4 or more.
+        layer: Layer of the features; None for the only one that was kept.
+        components: Names of ``ood.SCORES``; a case is as novel as the score that says so most.
+        seed: Seed of the halves.
+
+    Returns:
+        Dataset that saves and loads.
+
+    Raises:
+        TypeError, ValueError: As for `fit_reference`.
+    """
+    names = checks.different_names("components", components)
+    check_unseen(held_out, "held_out")
+    ids = open_outputs(held_out).ids
+    if len(ids) < 4:
+        raise ValueError(f"held_out has {len(ids)} cases; pass 4 or more.")
+    order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(len(ids))
+    halves = [held_out.isel(case=np.sort(part)) for part in np.array_split(order, 2)]
+    parts = []
+    for name in names:
+        part = fit_reference(name, tree, held_out=halves[0], layer=layer)
+        part = part.rename({"calibration_case": "scaled_case"})
+        parts.append(part.drop_indexes("scaled_case").reset_coords("scaled_case"))
+    result = xr.Dataset(attrs={**parts[0].attrs, "score": "novelty", "components": list(names)})
+    for name, part in zip(names, parts, strict=True):
+        renamed = {dim: name + _MARK + str(dim) for dim in part.dims if dim not in SAMPLES}
+        part = part.rename_dims(renamed)
+        result = result.assign({name + _MARK + str(key): v for key, v in part.variables.items()})
+        for key, value in part.attrs.items():
+            result.attrs[name + _MARK + key] = value
+    values = _novelty(halves[1], result)
+    result["calibration_score"] = ("calibration_case", values)
+    result.attrs["n"] = len(values)
+    return result.assign_coords(calibration_case=open_outputs(halves[1]).ids)
+
+
+def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
+    """Say how novel cases are, each with one p-value.
+
+    Args:
+        tree: The tree of `predict` on other cases: same guide, draws, seed and ``keep``.
+        reference: What `fit_novelty` gave.
+
+    Returns:
+        Dataset over case: ``score``, minus the log of the smallest tail probability of a
+        component; ``pvalue``, of which in-distribution cases have p <= a with probability at most
+        a; ``component_score`` (component, case).
+
+    Raises:
+        TypeError, ValueError: As for `score`.
+    """
+    components = list(np.atleast_1d(reference.attrs.get("components", [])))
+    if not components:
+        raise TypeError("reference must be what ood.fit_novelty gave; for others use ood.score.")
+    check_reference(tree, reference)
+    single = [score(tree, _part(reference, str(name))) for name in components]
+    values = _largest(single, reference, components)
+    result = xr.Dataset(coords=single[0]["score"].coords)
+    result["score"] = ("case", values)
+    result["pvalue"] = ("case", pvalues(values, reference["calibration_score"].values))
+    result["component_score"] = (
+        ("component", "case"),
+        np.stack([one["score"].values for one in single]),
+    )
+    result["pvalue"].attrs["units"] = "probability"
+    result.attrs = {"score": "novelty", "n": reference.attrs["n"]}
+    return result.assign_coords(component=components)
+
+
+def _novelty(tree: xr.DataTree, reference: xr.Dataset) -> np.ndarray:
+    components = list(reference.attrs["components"])
+    single = [score(tree, _part(reference, name)) for name in components]
+    return _largest(single, reference, components)
+
+
+def _largest(
+    single: Sequence[xr.Dataset], reference: xr.Dataset, components: Sequence[str]
+) -> np.ndarray:
+    """Minus the log of the smallest tail probability; past all held-out cases it goes on rising.
+
+    Beyond the largest calibration score it adds the excess in units of their interquartile range,
+    so that cases far out are still told apart.
+    """
+    found = []
+    for one, name in zip(single, components, strict=True):
+        calibration = reference[f"{name}{_MARK}calibration_score"].values
+        low, high = np.quantile(calibration, [0.25, 0.75])
+        excess = (one["score"].values - calibration.max()).clip(min=0)
+        tail = np.log1p(excess / (high - low)) if high > low else np.zeros(len(excess))
+        found.append(-np.log(one["pvalue"].values) + tail)
+    return np.max(found, axis=0)
+
+
+def _part(reference: xr.Dataset, name: str) -> xr.Dataset:
+    """The reference of one component, as `fit_reference` gave it."""
+    mark = name + _MARK
+    own = {
+        str(key).removeprefix(mark): xr.Variable(
+            [str(dim).removeprefix(mark) for dim in value.dims], value.values, value.attrs
+        )
+        for key, value in reference.variables.items()
+        if str(key).startswith(mark)
+    }
+    attrs = {
+        str(key).removeprefix(mark): value
+        for key, value in reference.attrs.items()
+        if str(key).startswith(mark)
+    }
+    part = xr.Dataset(own, attrs=attrs).rename({"scaled_case": "calibration_case"})
+    return part.set_coords("calibration_case")

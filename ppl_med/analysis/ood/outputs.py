@@ -1,0 +1,144 @@
+"""What out-of-distribution scores read off a tree: probabilities, logits and features of draws.
+
+    posterior/probs             (chain, draw, case, class)
+    posterior/logit             (chain, draw, case, class)   predict(..., keep=("logit",))
+    posterior/feature:<layer>   (chain, draw, case, unit)    predict(..., keep=("feature:<layer>",))
+
+A tree is read draw by draw, so that memory holds the table (case, unit) of one draw.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from hashlib import blake2b
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.tree import case_ids, find_group, open_classes
+from ppl_med.axes import SAMPLES
+
+FEATURE = "feature:"
+_IDENTITY = ("parameters_sha256", "seed")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs of all draws for some cases, not yet read.
+
+    Args:
+        tree: The tree of `predict`.
+        probs: Probabilities (chain, draw, case, class).
+        layer: Layer of the features, or None for the only one that was kept.
+    """
+
+    tree: xr.DataTree
+    probs: xr.DataArray
+    layer: str | None = None
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the cases."""
+        return case_ids(self.probs)
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Numbers of chains and draws."""
+        return self.probs.sizes["chain"], self.probs.sizes["draw"]
+
+    def places(self) -> list[tuple[int, int]]:
+        """Chain and draw of every sample."""
+        return list(np.ndindex(*self.samples))
+
+    def functions(self, *arrays: xr.DataArray) -> np.ndarray:
+        """Number the functions (chain, draw): draws that agree in all values have one number."""
+        result = np.empty(self.samples, np.int64)
+        names: dict[bytes, int] = {}
+        for place in self.places():
+            digest = blake2b(digest_size=16)
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array[place].values).data)
+            result[place] = names.setdefault(digest.digest(), len(names))
+        return result
+
+    def logit(self) -> xr.DataArray:
+        """Return the kept logits (chain, draw, case, class), not yet read.
+
+        Raises:
+            ValueError: They were not kept.
+        """
+        group = find_group(self.tree, "posterior")
+        if "logit" not in group:
+            raise ValueError(
+                "The posterior group holds no logit, and probabilities do not tell it: their log "
+                "lacks what all logits share. Call predict(..., keep=('logit',))."
+            )
+        return group["logit"].transpose(*SAMPLES, "case", "class")
+
+    def feature(self) -> xr.DataArray:
+        """Return the kept features of the layer (chain, draw, case, unit), not yet read.
+
+        Raises:
+            ValueError: No features were kept, not those of this layer, or those of several.
+        """
+        group = find_group(self.tree, "posterior")
+        kept = [str(name) for name in group if str(name).startswith(FEATURE)]
+        if not kept:
+            raise ValueError(
+                "The posterior group holds no features; call predict(..., "
+                "keep=('feature:<name of a layer>',))."
+            )
+        layers = [name.removeprefix(FEATURE) for name in kept]
+        if self.layer is None and len(kept) > 1:
+            raise ValueError(f"Features of the layers {layers} were kept; pass layer=.")
+        layer = layers[0] if self.layer is None else self.layer
+        if layer not in layers:
+            near = get_close_matches(layer, layers, n=1)
+            hint = f", such as {near[0]!r}" if near else ""
+            raise ValueError(f"layer must be one of {layers}{hint}, got {layer!r}.")
+        array = group[FEATURE + layer].transpose(*SAMPLES, "case", ...)
+        if array.ndim != 4:
+            raise ValueError(f"{array.name} has dimensions {array.dims}, not one axis of units.")
+        return array
+
+    def identity(self) -> dict[str, str]:
+        """Return what tells that draws of two trees are the same functions, where it is known."""
+        found = {name: str(self.tree.attrs.get(name, "")) for name in _IDENTITY}
+        return {name: value for name, value in found.items() if value}
+
+
+def table(array: xr.DataArray, place: tuple[int, int]) -> np.ndarray:
+    """Return the values (case, ...) of one draw, float64.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+    """
+    values = array[place].values.astype(np.float64)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ValueError(
+            f"{array.name} holds {bad} NaN or infinite values; drop those cases or find the draw "
+            "that diverged."
+        )
+    return values
+
+
+def open_outputs(tree: xr.DataTree, layer: str | None = None) -> Outputs:
+    """Find what a tree of a classifier holds, without reading it.
+
+    Args:
+        tree: The tree of `predict`, one class per case.
+        layer: Layer of the features; None for the only one there is.
+
+    Raises:
+        TypeError: ``tree`` is no DataTree.
+        ValueError: No probabilities, or maps of them.
+    """
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
+    probs = open_classes(tree, copies=True).array
+    if probs.ndim != 4:
+        raise ValueError(
+            f"probs has dimensions {probs.dims}: scores are of cases. Reduce maps by "
+            "ppl_med.analysis.aggregation, or select one finding."
+        )
+    return Outputs(tree, probs, layer)

@@ -1,0 +1,260 @@
+"""One contract for all scores: learn a reference on in-distribution cases, then score others.
+
+    reference = ood.fit_reference("mahalanobis", tree_in, held_out=tree_val)
+    found = ood.score(tree, reference)          # score, score_sd, pvalue of every case
+
+A p-value is conformal: with s_1 .. s_n the scores of n in-distribution cases from which nothing was
+learnt, neither the reference nor the network,
+
+    p = (1 + #{i : s_i >= s}) / (n + 1)
+
+so that in-distribution cases have p <= a with probability at most a, for any score and any a: exact
+where scores have no ties. Its least value is 1 / (n + 1).
+
+Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Bates et al.,
+Annals of Statistics 51, 2023, arXiv:2104.08279.
+"""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ppl_med import checks
+from ppl_med.analysis.ood import confidence, features
+from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
+from ppl_med.analysis.tree import case_coords, drop_copies, open_classes
+from ppl_med.axes import SAMPLES
+
+SCORES = (*confidence.SCORES, *features.SCORES)
+_FITTED = "fitted_"
+_ORIENTATION = "larger is more unlike the reference"
+_IDENTITY = "same_"
+
+
+def fit_reference(
+    score: str,
+    tree: xr.DataTree,
+    *,
+    held_out: xr.DataTree | None = None,
+    layer: str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> xr.Dataset:
+    """Learn what in-distribution cases score.
+
+    Args:
+        score: A name of ``ood.SCORES``: "mcp", "entropy", "expected_entropy", "mutual_information",
+            "energy", "max_logit" learn nothing; "mahalanobis", "relative_mahalanobis", "knn",
+            "residual" and "vim" learn from features.
+        tree: The tree of `predict` on in-distribution cases: for scores of features best the
+            training cases, with ``keep=("feature:<layer>",)``.
+        held_out: The same on in-distribution cases that the network has not seen, which give the
+            p-values. Without them, a half of ``tree`` is kept back for this (all of it, where
+            nothing is learnt), so ``tree`` must then be of unseen cases.
+        layer: Layer of the features; None for the only one that was kept.
+        seed: Seed of the halves.
+        **settings: Of the score: ``k`` of "knn" (1 in 100 cases, at most 50), ``dimension`` of the
+            main directions of "residual" and "vim" (half the units; 512 of 768, 1000 of 2048).
+
+    Returns:
+        Dataset that saves and loads: ``calibration_score`` (calibration_case), what was learnt
+        (``fitted_<name>``), ``learnt_case``, ids it was learnt on, and attributes.
+
+    Raises:
+        TypeError, ValueError: A wrong name or setting; a malformed tree; what the score needs was
+            not kept; p-values from training cases; shared cases; other draws.
+    """
+    checks.choice("score", score, SCORES)
+    inside = open_outputs(tree, layer)
+    known = features.SCORES.get(score)
+    allowed = dict(known.settings or {}) if known else {}
+    for name, value in settings.items():
+        if name not in allowed:
+            known_settings = f"one of {sorted(allowed)}" if allowed else "none at all"
+            checks.reject("settings", f"{known_settings} for score={score!r}", name)
+        settings[name] = checks.whole(name, value)
+    ids = inside.ids
+    rows = np.arange(len(ids))
+    learning = rows if known is not None else rows[:0]
+    if held_out is not None:
+        outside = open_outputs(held_out, layer)
+        check_same_functions(inside.identity(), inside.samples, outside)
+        check_apart(ids, outside.ids, "tree and held_out")
+    elif known is None:
+        outside = inside
+    else:
+        order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(rows)
+        learning, kept = np.sort(order[: len(ids) // 2]), np.sort(order[len(ids) // 2 :])
+        outside = open_outputs(_cases(tree, kept), layer)
+    check_unseen(outside.tree, "tree" if held_out is None else "held_out")
+    result = xr.Dataset(attrs={"score": score, "orientation": _ORIENTATION})
+    result.attrs |= {_IDENTITY + name: value for name, value in inside.identity().items()}
+    result.attrs |= dict(zip(("chains", "draws"), inside.samples, strict=True))
+    if known is not None:
+        result.attrs["layer"] = str(inside.feature().name)
+        result = _fit(result, known, open_outputs(_cases(tree, learning), layer), settings)
+    values, _ = _scores(outside, result)
+    result["calibration_score"] = ("calibration_case", values)
+    result.attrs["n"] = len(values)
+    return result.assign_coords(calibration_case=outside.ids)
+
+
+def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
+    """Score cases against a reference.
+
+    Args:
+        tree: The tree of `predict` on other cases: the same guide, draws and seed, and the same
+            ``keep``.
+        reference: What `fit_reference` gave.
+
+    Returns:
+        Dataset over case: ``score``, larger is more unlike; ``score_sd``, its standard deviation
+        over draws, NaN for one draw; ``pvalue``, probability; and ``score_per_draw`` (chain, draw,
+        case).
+
+    Raises:
+        TypeError, ValueError: No reference; a malformed tree; cases of the reference; other draws.
+    """
+    outputs = check_reference(tree, reference)
+    values, single = _scores(outputs, reference)
+    coords = case_coords(outputs.probs, "chain", "draw")
+    result = xr.Dataset(coords={name: coords[name] for name in coords})
+    result["score"] = ("case", values)
+    per_draw = xr.DataArray(
+        single.reshape(*outputs.samples, len(values)), dims=(*SAMPLES, "case"), coords=result.coords
+    )
+    distinct = drop_copies(per_draw)
+    number = distinct.sizes["chain"] * distinct.sizes["draw"]
+    apart = distinct - distinct[0, 0].drop_vars(SAMPLES, errors="ignore")  # equal draws: exactly 0
+    result["score_sd"] = apart.std(SAMPLES, ddof=1) if number > 1 else apart[0, 0] * np.nan
+    result["pvalue"] = ("case", pvalues(values, reference["calibration_score"].values))
+    result["score_per_draw"] = per_draw
+    result["pvalue"].attrs["units"] = "probability"
+    result.attrs = {
+        name: reference.attrs[name]
+        for name in ("score", "layer", "orientation", "n")
+        if name in reference.attrs
+    }
+    return result
+
+
+def pvalues(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Conformal p-values of scores (case,) against those of calibration cases (case,)."""
+    below = np.searchsorted(np.sort(calibration), values, "left")
+    return (1 + len(calibration) - below) / (1 + len(calibration))
+
+
+def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
+    """Open a tree that is to be scored; raise where it does not go with the reference."""
+    if not isinstance(reference, xr.Dataset) or "calibration_score" not in reference:
+        raise TypeError(
+            f"reference must be what ood.fit_reference gave, not {type(reference).__name__}."
+        )
+    layer = reference.attrs.get("layer")
+    outputs = open_outputs(tree, layer.removeprefix("feature:") if layer else None)
+    identity = {
+        name.removeprefix(_IDENTITY): str(value)
+        for name, value in reference.attrs.items()
+        if name.startswith(_IDENTITY)
+    }
+    samples = (int(reference.attrs["chains"]), int(reference.attrs["draws"]))
+    check_same_functions(identity, samples, outputs)
+    for name in reference.variables:
+        if str(name).endswith(("calibration_case", "learnt_case", "scaled_case")):
+            check_apart(reference[name].values, outputs.ids, "reference and tree")
+    return outputs
+
+
+def check_same_functions(
+    identity: dict[str, str], samples: tuple[int, int], outputs: Outputs
+) -> None:
+    """Raise unless draw s of one tree is draw s of the other."""
+    if samples != outputs.samples:
+        raise ValueError(
+            f"The reference has {samples[0]} chain(s) of {samples[1]} draws, the tree has "
+            f"{outputs.samples[0]} of {outputs.samples[1]}: every draw is compared with itself. "
+            "Predict both with the same guide, draws and seed."
+        )
+    own = outputs.identity()
+    for name in identity.keys() & own.keys():
+        if identity[name] != own[name]:
+            raise ValueError(
+                f"The reference and the tree were predicted with another {name}: draw s is not the "
+                "same function in both. Predict both with the same guide, draws and seed."
+            )
+
+
+def check_apart(first: np.ndarray, second: np.ndarray, names: str) -> None:
+    """Raise where two sets of cases share one."""
+    shared = np.intersect1d(first.astype(str), second.astype(str))
+    if shared.size:
+        raise ValueError(
+            f"{names} share {shared.size} case(s), e.g. {str(shared[0])!r}: a case that a score "
+            "has learnt from looks more familiar than it is. Split the cases first."
+        )
+
+
+def check_unseen(tree: xr.DataTree, name: str) -> None:
+    """Raise where p-values would come from cases that the network was trained on."""
+    if str(tree.attrs.get("log_likelihood_of", "")).startswith("training"):
+        raise ValueError(
+            f"{name} is of training cases, which look more familiar than new ones of the same "
+            "kind: p-values would be too small. Pass held_out= of cases that the network has not "
+            "seen."
+        )
+
+
+def _cases(tree: xr.DataTree, rows: np.ndarray) -> xr.DataTree:
+    return tree.isel(case=rows)
+
+
+def _fit(
+    result: xr.Dataset, known: features.Learnt, outputs: Outputs, settings: dict[str, Any]
+) -> xr.Dataset:
+    """Add what each function learns, over ``function``, and which function each draw is."""
+    feature = outputs.feature()
+    logit = outputs.logit() if "logit" in known.needs else None
+    arrays = [feature] if logit is None else [feature, logit]
+    number = outputs.functions(*arrays)
+    rows, label = np.arange(len(outputs.ids)), None
+    if "label" in known.needs:
+        label, rows, counts = open_classes(outputs.tree).labelled_cases()
+        result.attrs |= counts
+    learnt = []
+    for place in _first_places(number):
+        own = None if logit is None else table(logit, place)[rows]
+        point, classes = table(feature, place)[rows], outputs.probs.sizes["class"]
+        learnt.append(known.fit(point, label, own, classes, **settings))
+    for name in learnt[0]:
+        stacked = np.stack([one[name] for one in learnt])
+        axes = tuple(f"{name}_dim_{axis}" for axis in range(stacked.ndim - 1))
+        result[_FITTED + name] = (("function", *axes), stacked)
+    result["function_of_draw"] = (SAMPLES, number)
+    result["learnt_case"] = ("learnt", np.sort(outputs.ids[rows].astype(str)))
+    return result
+
+
+def _first_places(number: np.ndarray) -> list[tuple[int, int]]:
+    """Chain and draw where each function stands first."""
+    flat = np.unique(number, return_index=True)[1]
+    return [(int(at) // number.shape[1], int(at) % number.shape[1]) for at in flat]
+
+
+def _scores(outputs: Outputs, reference: xr.Dataset) -> confidence.Found:
+    """The score (case,), and that of every draw (sample, case)."""
+    name = reference.attrs["score"]
+    if name in confidence.SCORES:
+        return confidence.SCORES[name](outputs)
+    known = features.SCORES[name]
+    feature = outputs.feature()
+    logit = outputs.logit() if "logit" in known.needs else None
+    names = [str(key) for key in reference.data_vars if str(key).startswith(_FITTED)]
+    number = reference["function_of_draw"].values
+    found = []
+    for row, place in enumerate(_first_places(number)):
+        learnt = {key.removeprefix(_FITTED): reference[key].values[row] for key in names}
+        own = None if logit is None else table(logit, place)
+        found.append(known.score(learnt, table(feature, place), own))
+    single = np.stack(found)[number.ravel()]
+    return single.mean(0), single

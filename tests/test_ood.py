@@ -1,0 +1,365 @@
+"""Scores of what a model has never seen: closed forms, other libraries, and rates that are held."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from ood_trees import CLASSES, UNITS, feature_tree
+from scipy import stats
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from ppl_med import storage
+from ppl_med.analysis import ood, uncertainty
+from ppl_med.analysis.ood import features
+
+POST_HOC = sorted(features.SCORES)
+FALSE_ALARM = 1e-6
+
+
+@pytest.fixture(scope="module")
+def train() -> xr.DataTree:
+    return feature_tree(300, "t")
+
+
+@pytest.fixture(scope="module")
+def held_out() -> xr.DataTree:
+    return feature_tree(99, "v")
+
+
+@pytest.fixture(scope="module")
+def inside() -> xr.DataTree:
+    return feature_tree(120, "i")
+
+
+@pytest.fixture(scope="module")
+def outside() -> xr.DataTree:
+    return feature_tree(120, "o", shift=6.0)
+
+
+def table(tree: xr.DataTree, name: str, draw: int = 0) -> np.ndarray:
+    found: xr.DataArray = tree["posterior"][name]  # type: ignore[assignment]
+    return np.asarray(found.values[0, draw], np.float64)
+
+
+def labels(tree: xr.DataTree) -> np.ndarray:
+    found: xr.DataArray = tree["observed_data"]["label"]  # type: ignore[assignment]
+    return found.values
+
+
+# --- the contract of every score
+
+
+@pytest.mark.parametrize("name", ood.SCORES)
+def test_a_score_has_a_value_a_spread_and_a_pvalue_of_every_case(
+    name: str, train: xr.DataTree, held_out: xr.DataTree, inside: xr.DataTree
+) -> None:
+    reference = ood.fit_reference(name, train, held_out=held_out)
+    found = ood.score(inside, reference)
+    single = found["score_per_draw"]
+    assert single.dims == ("chain", "draw", "case") and np.isfinite(single).all()
+    np.testing.assert_allclose(found["score_sd"], single.values[0].std(0, ddof=1), atol=1e-9)
+    assert ((found["pvalue"] >= 1 / 100) & (found["pvalue"] <= 1)).all()
+    backwards = ood.score(inside.isel(case=slice(None, None, -1)), reference)
+    xr.testing.assert_allclose(backwards.isel(case=slice(None, None, -1)), found)
+
+
+@pytest.mark.parametrize("name", ood.SCORES)
+def test_a_saved_reference_scores_alike(
+    name: str, train: xr.DataTree, held_out: xr.DataTree, inside: xr.DataTree, tmp_path
+) -> None:
+    reference = ood.fit_reference(name, train, held_out=held_out)
+    storage.save(reference, tmp_path / "reference.nc")
+    loaded = storage.load(tmp_path / "reference.nc")
+    assert isinstance(loaded, xr.Dataset)
+    xr.testing.assert_equal(ood.score(inside, loaded), ood.score(inside, reference))
+
+
+@pytest.mark.parametrize("name", ["mcp", "mahalanobis", "knn", "novelty"])
+def test_false_alarms_are_as_rare_as_stated(name: str) -> None:
+    """Over repeated studies in-distribution p-values are uniform: exact at every 1 / (n + 1)."""
+    pooled = []
+    for seed in range(40):
+        sizes = {"t": 60, "v": 19, "i": 1}
+        learnt, held, new = (
+            feature_tree(n, p, seed=seed, samples=(1, 2)) for p, n in sizes.items()
+        )
+        if name == "novelty":
+            held = feature_tree(38, "v", seed=seed, samples=(1, 2))
+            found = ood.novelty(new, ood.fit_novelty(learnt, held))
+        else:
+            found = ood.score(new, ood.fit_reference(name, learnt, held_out=held))
+        pooled.append(float(found["pvalue"][0]))
+    counts = np.bincount((20 * np.array(pooled)).round().astype(int), minlength=21)[1:]
+    assert counts.sum() == 40
+    halves = counts.reshape(4, 5).sum(1)
+    assert stats.chisquare(halves).pvalue > FALSE_ALARM
+
+
+# --- each score against what defines it
+
+
+def test_confidence_is_that_of_the_uncertainty(inside: xr.DataTree) -> None:
+    parts = uncertainty.entropy(inside)
+    names = {"entropy": "predictive_entropy", "mutual_information": "mutual_information"}
+    names["expected_entropy"] = "expected_entropy"
+    held_out = feature_tree(20, "v")
+    for name, other in names.items():
+        found = ood.score(inside, ood.fit_reference(name, held_out))
+        np.testing.assert_allclose(found["score"], parts[other], atol=1e-12)
+    found = ood.score(inside, ood.fit_reference("mcp", held_out))
+    probs: xr.DataArray = inside["posterior/probs"]  # type: ignore[assignment]
+    np.testing.assert_allclose(found["score"], 1 - probs.mean(("chain", "draw")).max("class"))
+
+
+def test_energy_needs_logits_for_probabilities_have_none(inside: xr.DataTree) -> None:
+    reference = ood.fit_reference("energy", feature_tree(20, "v"))
+    logit: xr.DataArray = inside["posterior/logit"]  # type: ignore[assignment]
+    expected = -np.log(np.exp(logit).sum("class")).mean(("chain", "draw"))
+    np.testing.assert_allclose(ood.score(inside, reference)["score"], expected)
+    bare = inside.copy()
+    bare["posterior"] = inside["posterior"].to_dataset().drop_vars("logit")
+    with pytest.raises(ValueError, match=r"keep=\('logit',\)"):
+        ood.fit_reference("energy", bare)
+
+
+def test_mahalanobis_is_that_of_scikit_learn() -> None:
+    train, held_out = (feature_tree(n, p, samples=(1, 1)) for n, p in ((300, "t"), (60, "v")))
+    new = feature_tree(80, "o", shift=3.0, samples=(1, 1))
+    label, feature = labels(train), table(train, "feature:head")
+    means = np.stack([feature[label == k].mean(0) for k in range(CLASSES)])
+    tied = EmpiricalCovariance(assume_centered=True).fit(feature - means[label])
+    point = table(new, "feature:head")
+    expected = np.min([tied.mahalanobis(point - mean) for mean in means], axis=0)
+    found = ood.score(new, ood.fit_reference("mahalanobis", train, held_out=held_out))
+    np.testing.assert_allclose(found["score"], expected, rtol=1e-8)
+    whole = EmpiricalCovariance().fit(feature).mahalanobis(point)
+    found = ood.score(new, ood.fit_reference("relative_mahalanobis", train, held_out=held_out))
+    np.testing.assert_allclose(found["score"], expected - whole, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "relative_mahalanobis"])
+def test_mahalanobis_minds_neither_units_nor_dead_units(name: str) -> None:
+    """Distances stay under an invertible linear map, and where units are always 0 or copied."""
+    trees = [feature_tree(n, p, shift=s) for n, p, s in ((300, "t", 0), (50, "v", 0), (40, "o", 3))]
+    turn = np.random.default_rng(1).normal(size=(UNITS, UNITS)) * np.logspace(-4, 4, UNITS)
+
+    def mapped(tree: xr.DataTree, matrix: np.ndarray) -> xr.DataTree:
+        tree = tree.copy()
+        group = tree["posterior"].to_dataset()
+        values = group["feature:head"].values @ matrix
+        tree["posterior"] = group.drop_vars("feature:head").assign(
+            {"feature:head": (("chain", "draw", "case", "unit"), values)}
+        )
+        return tree
+
+    dead = np.concatenate([np.eye(UNITS), np.zeros((UNITS, 5)), np.eye(UNITS)[:, :2]], 1)
+    plain = ood.score(trees[2], ood.fit_reference(name, trees[0], held_out=trees[1]))
+    for matrix in (turn, dead):
+        other = [mapped(tree, matrix) for tree in trees]
+        found = ood.score(other[2], ood.fit_reference(name, other[0], held_out=other[1]))
+        np.testing.assert_allclose(found["score"], plain["score"], rtol=1e-6)
+
+
+def test_knn_is_that_of_scikit_learn() -> None:
+    train, held_out, new = (feature_tree(n, p) for n, p in ((150, "t"), (30, "v"), (20, "o")))
+    found = ood.score(new, ood.fit_reference("knn", train, held_out=held_out, k=7))
+    expected = []
+    for draw in range(4):
+        bank, point = (table(tree, "feature:head", draw) for tree in (train, new))
+        bank, point = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (bank, point))
+        expected.append(NearestNeighbors(n_neighbors=7).fit(bank).kneighbors(point)[0][:, -1])
+    np.testing.assert_allclose(found["score"], np.mean(expected, 0), atol=1e-6)
+
+
+def test_knn_of_a_case_without_features_is_a_number() -> None:
+    learnt = features.fit_knn(np.eye(4), None, None, 2, k=1)
+    assert features.knn(learnt, np.zeros((1, 4)), None).tolist() == [1.0]
+
+
+def test_vim_is_that_of_pytorch_ood() -> None:
+    torch = pytest.importorskip("torch")
+    detector = pytest.importorskip("pytorch_ood.detector")
+    train, held_out = (feature_tree(n, p, samples=(1, 1)) for n, p in ((300, "t"), (60, "v")))
+    new = feature_tree(80, "o", shift=3.0, samples=(1, 1))
+    feature, logit = table(train, "feature:head"), table(train, "logit")
+    design = np.concatenate([feature, np.ones((len(feature), 1))], 1)
+    solved = np.linalg.lstsq(design, logit, rcond=None)[0]
+    weights, bias = torch.tensor(solved[:-1].T), torch.tensor(solved[-1])
+    vim = detector.ViM(None, 2, weights, bias)
+    label = torch.as_tensor(labels(train))
+    vim.fit_features(torch.tensor(feature), label)
+    expected = vim.predict_features(torch.tensor(table(new, "feature:head"))).numpy()
+    found = ood.score(new, ood.fit_reference("vim", train, held_out=held_out, dimension=2))
+    np.testing.assert_allclose(found["score"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_residual_is_what_the_main_directions_leave() -> None:
+    flat = np.zeros((50, 5))
+    flat[:, :2] = np.random.default_rng(0).normal(size=(50, 2))
+    learnt = features.fit_residual(flat, None, None, 2, dimension=2)
+    point = np.array([[9.0, -9.0, 0, 0, 0], [0, 0, 3.0, 0, 4.0]])
+    np.testing.assert_allclose(features.residual(learnt, point, None), [0, 5], atol=1e-10)
+
+
+def test_far_away_confidence_is_blind_and_distance_is_not() -> None:
+    """A rectified net is the surer the farther it is from its data (Hein et al., CVPR 2019)."""
+    random = np.random.default_rng(0)
+
+    def tree(centre: tuple[float, float], prefix: str) -> xr.DataTree:
+        near = np.array([[-2.0, 0.0], [2.0, 0.0]])
+        label = random.integers(2, size=200)
+        point = random.normal(size=(200, 2)) + (near[label] if centre == (0, 0) else centre)
+        logit = np.stack([-point[:, 0], point[:, 0]], 1)
+        probs = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
+        made = feature_tree(200, prefix, samples=(1, 1))
+        case = made["posterior"]["case"]
+        dims = ("chain", "draw", "case")
+        made["posterior"] = xr.Dataset(
+            {
+                "probs": ((*dims, "class"), probs[None, None]),
+                "feature:head": ((*dims, "unit"), point[None, None]),
+            },
+            coords={"case": case},
+        )
+        made["observed_data"] = xr.Dataset({"label": ("case", label)}, coords={"case": case})
+        return made
+
+    train, held_out, inside = (tree((0, 0), prefix) for prefix in "tvi")
+    far = tree((12.0, 0.0), "o")
+    area = {}
+    for name in ("mcp", "mahalanobis"):
+        reference = ood.fit_reference(name, train, held_out=held_out)
+        scores = ood.score(inside, reference), ood.score(far, reference)
+        area[name] = float(ood.evaluate(*scores, resamples=0)["auroc"])
+    assert area["mcp"] < 0.03 and area["mahalanobis"] == 1.0
+
+
+# --- figures
+
+
+def test_figures_are_those_of_scikit_learn(train, held_out, inside, outside) -> None:
+    reference = ood.fit_reference("knn", train, held_out=held_out)
+    one, other = ood.score(inside, reference), ood.score(outside, reference)
+    found = ood.evaluate(one, other, resamples=200)
+    score = np.concatenate([one["score"], other["score"]])
+    event = np.repeat([0, 1], 120)
+    assert float(found["auroc"]) == pytest.approx(roc_auc_score(event, score))
+    precision = average_precision_score(event, score)
+    assert float(found["average_precision"]) == pytest.approx(precision)
+    threshold = np.sort(other["score"].values)[6]  # 114 of 120 at or above
+    assert float(found["false_alarms_at_95"]) == (one["score"].values >= threshold).mean()
+    assert (
+        found["auroc_lower"] < found["auroc"] < found["auroc_upper"] and found["prevalence"] == 0.5
+    )
+    wrong: xr.DataArray = inside["posterior/probs"].mean(("chain", "draw"))  # type: ignore
+    mistaken = wrong.argmax("class").values != labels(inside)
+    failures = ood.evaluate_failures(one, inside, resamples=50)
+    assert float(failures["auroc"]) == pytest.approx(roc_auc_score(mistaken, one["score"]))
+
+
+def test_a_constant_score_has_half(inside: xr.DataTree, outside: xr.DataTree) -> None:
+    held_out = feature_tree(30, "v")
+    pair = [ood.score(tree, ood.fit_reference("mcp", held_out)) for tree in (inside, outside)]
+    flat = [one.assign(score=0.3 * xr.ones_like(one["score"])) for one in pair]
+    found = ood.evaluate(*flat, resamples=20)
+    assert float(found["auroc"]) == 0.5 and float(found["auroc_se"]) == 0.0
+    assert float(found["false_alarms_at_95"]) == 1.0
+
+
+def test_errors_over_patients_are_wider(inside: xr.DataTree, outside: xr.DataTree) -> None:
+    held_out = feature_tree(30, "v")
+    pair = [ood.score(tree, ood.fit_reference("mcp", held_out)) for tree in (inside, outside)]
+    doubled = [
+        xr.concat([one, one.assign_coords(case=[f"{c}#" for c in one["case"].values])], "case")
+        for one in pair
+    ]
+    groups = [one["case"].str.strip("#") for one in doubled]
+    plain = ood.evaluate(*pair, resamples=400)
+    by_patient = ood.evaluate(
+        *doubled, group_inside=groups[0], group_outside=groups[1], resamples=400
+    )
+    assert float(by_patient["auroc_se"]) == pytest.approx(float(plain["auroc_se"]), rel=0.15)
+    naive = ood.evaluate(*doubled, resamples=400)
+    assert float(naive["auroc_se"]) < 0.85 * float(plain["auroc_se"])
+
+
+# --- several scores together
+
+
+def test_novelty_finds_either_kind(train, held_out, inside, outside) -> None:
+    reference = ood.fit_novelty(train, held_out)
+    one, other = ood.novelty(inside, reference), ood.novelty(outside, reference)
+    assert float(ood.evaluate(one, other, resamples=0)["auroc"]) > 0.95
+    assert (one["pvalue"] <= 0.1).mean() < 0.25 and (other["pvalue"] <= 0.05).mean() > 0.9
+    assert one["component"].values.tolist() == ["mahalanobis", "mutual_information"]
+
+
+def test_novelty_is_saved(train, held_out, outside, tmp_path) -> None:
+    reference = ood.fit_novelty(train, held_out)
+    storage.save(reference, tmp_path / "novelty.nc")
+    loaded = storage.load(tmp_path / "novelty.nc")
+    assert isinstance(loaded, xr.Dataset)
+    xr.testing.assert_equal(ood.novelty(outside, loaded), ood.novelty(outside, reference))
+
+
+@pytest.mark.parametrize("method", ["harmonic", "bonferroni", "max"])
+@pytest.mark.parametrize("number", [2, 3, 10])
+def test_combined_pvalues_hold_under_any_dependence(method: str, number: int) -> None:
+    """Independent, equal, and opposed uniforms; no more than 5 % fall below 0.05, by a z-test."""
+    random, size = np.random.default_rng(0), 20_000
+    own = random.random((number, size))
+    for pvalue in (
+        own,
+        np.tile(own[:1], (number, 1)),
+        np.where(np.arange(number)[:, None] % 2, 1 - own[0], own[0]),
+    ):
+        found = [xr.Dataset({"pvalue": ("case", one)}) for one in pvalue]
+        share = float((ood.combine(found, method) <= 0.05).mean())  # type: ignore[arg-type]
+        assert share < 0.05 + stats.norm.isf(FALSE_ALARM) * (0.05 * 0.95 / size) ** 0.5
+
+
+# --- what makes no sense
+
+
+def test_misuse_is_told(train, held_out, inside) -> None:
+    reference = ood.fit_reference("mahalanobis", train, held_out=held_out)
+    with pytest.raises(ValueError, match="share 300 case"):
+        ood.score(train, reference)
+    with pytest.raises(ValueError, match="share 99 case"):
+        ood.score(held_out, reference)
+    with pytest.raises(ValueError, match=r"layer must be one of \['head'\], such as 'head'"):
+        ood.fit_reference("knn", train, held_out=held_out, layer="heads")
+    with pytest.raises(ValueError, match="score must be 'mcp'"):
+        ood.fit_reference("mahalonobis", train)
+    with pytest.raises(ValueError, match="settings must be none at all"):
+        ood.fit_reference("mcp", train, k=3)
+    with pytest.raises(TypeError, match=r"what ood\.fit_reference gave"):
+        ood.score(inside, xr.Dataset())
+    with pytest.raises(ValueError, match="more cases than units"):
+        ood.fit_reference("vim", train.isel(case=slice(0, 7)), held_out=held_out)
+    fewer = inside.isel(draw=slice(0, 2))
+    with pytest.raises(ValueError, match="of 4 draws, the tree has 1 of 2"):
+        ood.score(fewer, reference)
+    other = inside.copy()
+    other.attrs["seed"] = 1
+    with pytest.raises(ValueError, match="another seed"):
+        ood.score(other, reference)
+
+
+def test_pvalues_come_from_cases_that_the_network_has_not_seen(train, held_out) -> None:
+    seen = train.copy()
+    seen.attrs["log_likelihood_of"] = "training"
+    ood.fit_reference("mahalanobis", seen, held_out=held_out)
+    with pytest.raises(ValueError, match="tree is of training cases"):
+        ood.fit_reference("mahalanobis", seen)
+    with pytest.raises(ValueError, match="held_out is of training cases"):
+        ood.fit_novelty(held_out, seen)
+
+
+def test_features_that_no_draw_moves_are_learnt_once(held_out) -> None:
+    alike = dict(samples=(2, 3), same_in_all_draws=True)
+    trees = [feature_tree(n, p, **alike) for n, p in ((80, "t"), (40, "v"), (10, "i"))]  # type: ignore
+    reference = ood.fit_reference("mahalanobis", trees[0], held_out=trees[1])
+    assert reference.sizes["function"] == 1
+    assert float(ood.score(trees[2], reference)["score_sd"].max()) == 0.0
