@@ -5,11 +5,9 @@ draw is reproducible by (seed, chain, draw), whatever the batch size; what is dr
 (a latent code, a predicted label) belongs to the case's position in the data set.
 """
 
-import functools
-import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,17 +28,17 @@ from ppl_med.inference.batches import (
     num_cases_in,
 )
 from ppl_med.inference.case_order import check_order
-from ppl_med.inference.checkpoint import digest, settings
 from ppl_med.inference.crops import check_whole
 from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.loader_generators import loader_generators
+from ppl_med.inference.prediction.attributes import attributes
+from ppl_med.inference.prediction.kept_outputs import KeptOutputs
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
 from ppl_med.inference.training.dry_run import not_running
 from ppl_med.inference.training.interrupts import stopped_prediction, telling_interrupts
-from ppl_med.programs import protocol
 from ppl_med.programs.isolation import alone, private_store, torch_defaults
 from ppl_med.programs.parameters import move, set_mode
 from ppl_med.programs.rng import torch_restored
@@ -75,6 +73,7 @@ def predict(
     window: Sequence[int] | None = None,
     overlap: float = 0.25,
     blend: Blend = "gaussian",
+    keep: Sequence[str] = (),
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
@@ -112,6 +111,10 @@ def predict(
         overlap: Share of a patch that it has in common with the next one, in [0, 1).
         blend: Weights of overlapping patches, "gaussian" (less towards the border of a patch) or
             "constant".
+        keep: What else to store of every draw, such as ("logit", "feature:layer4"): the output of
+            the network with random weights (case, class), and that of the layer of that name,
+            averaged over space, as ``posterior/logit`` and ``posterior/feature:layer4``. It is what
+            ``analysis.ood`` reads.
         device: Where to run; a GPU where there is one, by default.
         progress: Show a bar with ETA.
 
@@ -123,9 +126,10 @@ def predict(
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
-        ValueError: On arguments or batches that do not fit; on a window for a model that runs no
-            network of one image with random weights (``RandomWeights``); on a store to resume that
-            was made with other arguments, other parameters or other cases.
+        ValueError: On arguments or batches that do not fit; on ``keep`` of a layer that the network
+            does not have, or that does not give one output of a case; on a window for a model that
+            runs no network of one image with random weights (``RandomWeights``); on a store to
+            resume that was made with other arguments, other parameters or other cases.
         FileExistsError: If ``store`` exists.
         BlockingIOError: If another process or thread writes to ``store``.
         OSError: If ``store`` cannot be written, which is tried before any work; what a Zarr store
@@ -141,6 +145,8 @@ def predict(
     store = None if store is None else a_path("store", store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
+    if keep and windowed is not None:
+        raise ValueError("keep: by a window, layers see patches, not cases; leave one out")
     batches = adapted(batches, keys)
     num_batches = check_iterable(batches)
     chosen = choose_device(device)
@@ -149,13 +155,15 @@ def predict(
     with torch_restored(), sliding(windowed), ExitStack() as held:
         held.enter_context(telling_interrupts(stopped_prediction(store)))
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
-        run = _Run(pairs, batches, chosen, draws, seed)
+        run = _Run(pairs, batches, chosen, draws, seed, keep=keep)
         _check_used(windowed, model)
-        attrs = _attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
+        attrs = attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
         if store is not None and Path(store).suffix == ".zarr":
             attrs[DATA] = data_digest(batches, run.spec.arguments)
+        if keep:
+            attrs["keep"] = ", ".join(keep)
         if windowed is not None:
             attrs["window"] = str(windowed)
         opened = open_sink(store, attrs, resume=resume, from_prior=guide is None)
@@ -201,8 +209,10 @@ class _Run:
         draws: int,
         seed: int,
         first_chain: int | None = None,
+        keep: Sequence[str] = (),
     ) -> None:
         self.model = pairs[0][0]
+        self.kept = KeptOutputs([model for model, _ in pairs], keep)
         self.batches, self.device, self.draws = batches, device, draws
         first = first_batch(batches)
         self.spec = batch_spec(self.model)
@@ -291,58 +301,22 @@ class _Run:
         inputs = [self._inputs(batch) for batch in group]
         ends = start + np.cumsum([batch_size(given) for given in inputs])
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
-        with torch.no_grad(), caching():
+        # A layer that runs once for all draws would be caught once.
+        once = caching() if not self.kept.names else nullcontext()
+        with torch.no_grad(), once:
             observations = list(map(self.samplers[0].observations, inputs, cases))
             chunk = self.builder.start(start, group, inputs, observations)
             for chain, sampler in enumerate(self.samplers):
                 for draw in range(self.draws):
                     values = sampler.kept(draw)
                     for given, observed, at in zip(inputs, observations, cases, strict=True):
-                        trace = sampler.run(values, draw, self._bare(given), at)
+                        with self.kept.caught():
+                            trace = sampler.run(values, draw, self._bare(given), at)
                         offset = int(at[0]) - start
                         self.builder.record(chunk, trace, observed, chain, draw, offset)
+                        self.kept.record(self.builder, chunk, (chain, draw, offset), len(at))
                         if bar is not None:
                             bar.update()
                     if start == 0:
                         self.builder.record_globals(chunk, values, chain, draw)
         return chunk
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    return {
-        f"{name.replace('-', '_')}_version": importlib.metadata.version(name)
-        for name in ("torch", "pyro-ppl", "xarray")
-    }
-
-
-def _attributes(
-    pairs: Sequence[tuple[Program, Program | None]],
-    seed: int,
-    draws: int,
-    origin: str,
-    sampler: PosteriorSampler,
-) -> dict[str, Any]:
-    model, guide = pairs[0]
-    losses = protocol.training_losses(model)
-    if losses and origin == "training":
-        origin = f"training cases, but not what was trained, which is {'; '.join(losses)}"
-    elif sampler.local and not sampler.guide_has_local and origin == "training":
-        origin = (
-            f"training cases, but {', '.join(sampler.local)} of each case was drawn from their "
-            "prior: no draw has seen the case, and leaving it out would do so twice"
-        )
-    return {
-        "model": full_name(model),
-        "guide": "prior" if guide is None else full_name(guide),
-        "network": protocol.network_name(model) or full_name(model),
-        "parameters_sha256": digest(pairs),
-        "seed": seed,
-        "draws": draws,
-        "chains": len(pairs),
-        "log_likelihood_of": origin,
-        "settings": settings(model),
-        "inference_library": "ppl_med",
-        **({"training_loss": "; ".join(losses)} if losses else {}),
-        **_versions(),
-    }

@@ -189,11 +189,11 @@ class TreeBuilder:
             for parameter, (dims, value) in stored_parameters(fn, names).items():
                 if len(names) > len(node["fn"].batch_shape):  # maps are large; 7 digits do
                     value = value.float()
-                self._put(chunk, (self.group, prefix + parameter), dims, value, where, self.attrs)
+                self.put(chunk, (self.group, prefix + parameter), dims, value, where, self.attrs)
             value = node["value"]
             drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
             key = f"{self.group}_predictive", name
-            self._put(chunk, key, names, drawn, where, self.attrs)
+            self.put(chunk, key, names, drawn, where, self.attrs)
             front = int(self.by_graders and name == "mask" and name in observations)
             check_densities({name: node}, observations, front)
             if name in observations and self.group == "posterior":
@@ -202,20 +202,20 @@ class TreeBuilder:
                     absent = (observations[name] < 0).flatten(2).all(2)
                     log_prob = torch.where(absent, torch.nan, log_prob)
                 dims = self._observation_dims(name)[: log_prob.dim()]
-                self._put(chunk, ("log_likelihood", name), dims, log_prob, where, self.attrs)
+                self.put(chunk, ("log_likelihood", name), dims, log_prob, where, self.attrs)
         for name in self.local:
             local: Any = trace.nodes[name]
             check_densities({name: local})
             if local["infer"].get("stored", True):
                 value = local["value"]
-                self._put(chunk, (self.group, name), site_dims(trace, name), value, where)
+                self.put(chunk, (self.group, name), site_dims(trace, name), value, where)
 
     def _observation_dims(self, name: str) -> list[str]:
         """Dims of what an observed site conditions on, in the site's layout."""
         graders = ["grader"] if self.by_graders and name == "mask" else []
         return [*graders, *self.observed[name]]
 
-    def _put(
+    def put(
         self,
         chunk: Chunk,
         key: Key,
@@ -224,6 +224,7 @@ class TreeBuilder:
         where: tuple[int, int, int],
         attrs: Mapping[str, str] | None = None,
     ) -> None:
+        """Store a value, dims in its layout; ``where`` is chain, draw and place of the batch."""
         chain, draw, offset = where
         ordered, axis = _case_first(dims)
         values = value.detach().movedim(axis, 0).cpu().numpy()

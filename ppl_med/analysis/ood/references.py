@@ -95,9 +95,10 @@ def fit_reference(
         result.attrs["layer"] = str(inside.feature().name)
         result = _fit(result, known, open_outputs(_cases(tree, learning), layer), settings)
     values, _ = _scores(outside, result)
-    result["calibration_score"] = ("calibration_case", values)
+    order = np.argsort(outside.ids.astype(str))
+    result["calibration_score"] = ("calibration_case", values[order])
     result.attrs["n"] = len(values)
-    return result.assign_coords(calibration_case=outside.ids)
+    return result.assign_coords(calibration_case=outside.ids[order])
 
 
 def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:

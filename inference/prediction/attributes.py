@@ -1,0 +1,52 @@
+"""Attributes of a predicted tree: what was drawn, from what, and by which versions."""
+
+import functools
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+from ppl_med.inference.checkpoint import digest, settings
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.programs import protocol
+from ppl_med.programs.sites import Program, full_name
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {
+        f"{name.replace('-', '_')}_version": importlib.metadata.version(name)
+        for name in ("torch", "pyro-ppl", "xarray")
+    }
+
+
+def attributes(
+    pairs: Sequence[tuple[Program, Program | None]],
+    seed: int,
+    draws: int,
+    origin: str,
+    sampler: PosteriorSampler,
+) -> dict[str, Any]:
+    """Attributes of the tree of ``predict``; ``origin`` is what the cases are."""
+    model, guide = pairs[0]
+    losses = protocol.training_losses(model)
+    if losses and origin == "training":
+        origin = f"training cases, but not what was trained, which is {'; '.join(losses)}"
+    elif sampler.local and not sampler.guide_has_local and origin == "training":
+        origin = (
+            f"training cases, but {', '.join(sampler.local)} of each case was drawn from their "
+            "prior: no draw has seen the case, and leaving it out would do so twice"
+        )
+    return {
+        "model": full_name(model),
+        "guide": "prior" if guide is None else full_name(guide),
+        "network": protocol.network_name(model) or full_name(model),
+        "parameters_sha256": digest(pairs),
+        "seed": seed,
+        "draws": draws,
+        "chains": len(pairs),
+        "log_likelihood_of": origin,
+        "settings": settings(model),
+        "inference_library": "ppl_med",
+        **({"training_loss": "; ".join(losses)} if losses else {}),
+        **_versions(),
+    }
