@@ -336,7 +336,7 @@ def feature_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     """Labelled cases with logits and features of a layer."""
     tree = class_tree(number, prefix)
     group = tree["posterior"].to_dataset()
-    logit = np.log(group["probs"])
+    logit: Any = np.log(group["probs"])
     turn = np.random.default_rng(5).normal(size=(3, 4))
     feature = xr.DataArray(logit.values @ turn, dims=(*SAMPLES, "case", "unit"))
     kept = {"logit": logit, "feature:head": feature}

@@ -209,6 +209,8 @@ class Trainer:
             loss = updates.objective(
                 member.model, member.guide, values, loader.num_cases, updates.weight
             )
+        if enabled:  # inside another autocast, the weights' copies would serve all later steps
+            torch.clear_autocast_cache()
         updates.add(loss, self.epoch)
 
     def _show(self, member: Member, bar: Any) -> None:
