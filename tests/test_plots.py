@@ -489,3 +489,14 @@ def test_cases_without_a_label_are_neither_right_nor_wrong() -> None:
 def test_bad_input_is_named(call: Callable[[], Figure], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_members_that_stopped_earlier_end_earlier() -> None:
+    """The KL weight is that of the member that trained longest."""
+    whole = make_history()
+    short = whole.isel(step=slice(80), validation_epoch=slice(2)).drop_vars("epoch")
+    both = xr.concat([short.reindex_like(whole), whole.drop_vars("epoch")], "chain")
+    figure = elbo(both.assign_coords(epoch=whole["epoch"]))
+    ends = [np.isfinite(line.get_ydata()).sum() for line in figure.axes[0].lines[:2]]
+    assert ends == [80, 120]
+    assert np.isfinite(figure.axes[3].lines[0].get_ydata()).sum() == 120

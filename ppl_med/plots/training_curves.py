@@ -43,7 +43,8 @@ def elbo(history: xr.Dataset) -> Figure:
     )
     if not history.sizes.get("step"):
         raise ValueError("history has no step; run fit for at least one epoch")
-    weight = _by_member(history["kl_weight"])[0]
+    by_member = _by_member(history["kl_weight"])
+    weight = by_member[np.isfinite(by_member).sum(1).argmax()]  # of the one that trained longest
     varies = bool(np.ptp(weight) > 0)
     figure = theme.new_figure(8.0, 7.4 if varies else 6.6)
     axes = figure.subplots(

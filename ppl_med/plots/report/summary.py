@@ -169,6 +169,10 @@ def _training(history: xr.Dataset | None) -> list[tuple[str, str]]:
         text = f"{int(history['epoch'].max()) + 1} epochs, {text}"
     rows = [("training", text)]
     rows += [(f"training: {_words(name)}", str(value)) for name, value in history.attrs.items()]
+    for name in ("best_epoch", "stopped_by"):
+        if name in history:
+            by_member = map(str, history[name].values.reshape(-1).tolist())
+            rows.append((f"training: {_words(name)}", ", ".join(by_member)))
     return rows
 
 
