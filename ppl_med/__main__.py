@@ -118,6 +118,19 @@ def check(
     print(runs.check(config, changes=_changes(set, seed), allow=allow))
 
 
+def export(run: Positional[Path], bundle: Positional[Path], /, allow: Allow = ()) -> None:
+    """Write a run as a MONAI Bundle with a model card.
+
+    Args:
+        run: Folder of a run; predict its test data first, so that the card has figures.
+        bundle: Folder to write.
+        allow: A Python module of your own that the file may name; may be repeated.
+    """
+    from ppl_med import runs
+
+    print(f"Wrote {runs.export(run, bundle, allow=allow)}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
     "fit": fit,
@@ -136,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
             prog="ppl-med",
             description=(
                 "Bayesian neural networks for medical images, described in a YAML file: check it, "
-                "fit it, predict, report."
+                "fit it, predict, report, export."
             ),
             args=arguments,
             config=(OmitArgPrefixes, FlagCreatePairsOff),

@@ -16,7 +16,8 @@ from ppl_med.data import Batches, blood_smear, standardization
 from ppl_med.inference import checkpoint, predict
 from ppl_med.inference.checkpoint import digest
 from ppl_med.inference.guides.ensemble import members_of
-from ppl_med.runs.run_parts import build_data, build_programs, example_of
+from ppl_med.programs.sites import select_arguments
+from ppl_med.runs.run_parts import build_data, build_programs
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_every_guide_is_saved_and_loaded(guide: dict[str, Any], tmp_path: Path) 
     example = next(iter(data.splits["train"]))
     model, built = build_programs(config, example=example)
     if guide is GUIDES["stock"]:
-        built(**example_of(model, data.splits["train"]))
+        built(**select_arguments(model, example))
     with torch.no_grad():
         for pair in members_of(model, built):
             for part in pair:
@@ -262,6 +263,18 @@ def test_loaders_of_dicts_are_taken_as_they_are() -> None:
     config["data"]["batches"] = {"batch_size": 3}
     with pytest.raises(ValueError, match="data come as batches"):
         build_data(config)
+
+
+def test_data_sets_of_dicts_are_given_out_in_batches() -> None:
+    config = runs.read_config(classifier())
+    items = [{"image": [[[0.0] * 16] * 16], "truth": k % 2} for k in range(5)]
+    transform = {"name": "monai.transforms.ToTensord", "keys": ["image", "truth"]}
+    dataset = {"name": "monai.data.Dataset", "data": items, "transform": transform}
+    config["data"] = {"train": dataset, "batches": {"batch_size": 2, "keys": {"truth": "label"}}}
+    text = runs.check(config)
+    assert "train: 5 cases in 3 batches of image (2, 1, 16, 16), label (2,)" in text
+    with pytest.raises(ValueError, match="has no 'worker'; did you mean 'workers'"):
+        runs.check(config, changes=["data.batches.worker=2"])
 
 
 def test_check_tells_what_a_run_would_be(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import ppl_med.inference
 from ppl_med import storage
 from ppl_med.analysis import scoring
 from ppl_med.checks import a_path, choice
-from ppl_med.inference.batches import first_batch, num_cases_in
 from ppl_med.inference.data_digest import data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.plots.report import write_report
+from ppl_med.programs.sites import select_arguments
 from ppl_med.runs.components import Builder
 from ppl_med.runs.configuration import SPLITS, Config, first_difference, read_config
 from ppl_med.runs.run_folder import (
@@ -30,7 +30,7 @@ from ppl_med.runs.run_folder import (
     load,
     write,
 )
-from ppl_med.runs.run_parts import build_data, build_programs, example_of, outline_of
+from ppl_med.runs.run_parts import build_data, build_programs, first_of, outline_of
 from ppl_med.runs.yaml_files import as_yaml
 from ppl_med.testing import check_guide, check_program
 from ppl_med.weights import find_random_weights
@@ -71,7 +71,8 @@ def fit(
         _check_same(content, out)
     data = build_data(content, allow, only=("train", "validation"))
     train = data.splits["train"]
-    model, guide = build_programs(content, allow, example=first_batch(train))
+    first = first_of(content, train)
+    model, guide = build_programs(content, allow, example=first)
     arguments = Builder(allow)(dict(content.get("fit", {})), "fit")
     folder = storage.open_run(out, resume=resume)
     storage.write_text(folder / CONFIG, as_yaml(content), "config")
@@ -87,7 +88,7 @@ def fit(
         progress=progress,
         **arguments,
     )
-    example = example_of(model, train)
+    example = select_arguments(model, first)
     run = Run(
         model,
         guide,
@@ -191,16 +192,16 @@ def check(
     data = build_data(content, allow)
     lines = []
     for split, batches in data.splits.items():
-        first = first_batch(batches)
+        first = first_of(content, batches)
         shapes = ", ".join(f"{name} {_shape(value)}" for name, value in first.items())
         lines.append(f"{split}: {_count(batches)} cases in {len(batches)} batches of {shapes}")
     if data.loc is not None:
         lines.append(f"images: loc {_short(data.loc)}, scale {_short(data.scale)}")
-    train = first_batch(data.splits["train"])
+    train = first_of(content, data.splits["train"])
     model, guide = build_programs(content, allow, example=train)
     Builder(allow)(dict(content.get("fit", {})), "fit")
     Builder(allow)(dict(content.get("predict", {})), "predict")
-    batch = {name: value[:4] for name, value in example_of(model, data.splits["train"]).items()}
+    batch = {name: value[:4] for name, value in select_arguments(model, train).items()}
     for one, other in members_of(model, guide)[:1]:
         check_program(one, batch)
         check_guide(one, other, batch)
@@ -267,7 +268,7 @@ def _count(batches: Any) -> int | None:
     try:
         return len(data if data is not None else batches)
     except TypeError:
-        return num_cases_in(first_batch(batches))
+        return None
 
 
 def _shape(value: Any) -> str:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ppl_med.checks import reject
-from ppl_med.data import Batches, standardization
+from ppl_med.data import Batches, DatasetBatches, standardization
+from ppl_med.data.dataset_batches import is_dataset
+from ppl_med.inference.adapted import adapted
 from ppl_med.inference.batches import first_batch
 from ppl_med.programs.sites import select_arguments
 from ppl_med.runs.allowed_names import resolve
@@ -76,21 +78,33 @@ def build_data(
             found[split] = value
     settings = build(dict(section.get("batches") or {}), "data.batches")
     arrays = {name: value for name, value in found.items() if isinstance(value, Mapping)}
-    if settings and found and not arrays:
-        raise ValueError(
-            "data.batches holds arguments for arrays, but the data come as batches; give them to "
-            "the loader instead"
-        )
-    check_arguments(Batches, inspect.signature(Batches), settings, "data.batches")
+    for kind in sorted({_kind(value) for value in found.values()}):
+        _check_settings(settings, kind)
     data = RunData({})
     if arrays:
         _normalize(data, section, settings, arrays.get("train"), normalization)
     for name, value in found.items():
         if name in only:
-            kept = _kept(value, section.get("keep"), name) if name in arrays else None
+            value = _kept(value, section.get("keep"), name) if name in arrays else value
             trains = config["seed"] if training and name == "train" else None
-            data.splits[name] = value if kept is None else _batches(kept, settings, trains)
+            data.splits[name] = _batches(value, settings, trains)
     return data
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "arrays"
+    return "dataset" if is_dataset(value) else "batches"
+
+
+def _check_settings(settings: Mapping[str, Any], kind: str) -> None:
+    if kind == "batches" and settings:
+        raise ValueError(
+            "data.batches holds arguments for arrays and data sets, but the data come as batches; "
+            "give them to the loader instead"
+        )
+    target = Batches if kind == "arrays" else DatasetBatches
+    check_arguments(target, inspect.signature(target), settings, "data.batches")
 
 
 def _split(section: Mapping[str, Any], split: str, source: Any, build: Builder) -> Any:
@@ -150,11 +164,15 @@ def _kept(arrays: Mapping[str, Any], keep: Any, split: str) -> dict[str, Any]:
     return {name: arrays[name] for name in keep}
 
 
-def _batches(arrays: Mapping[str, Any], settings: Any, seed: int | None) -> Batches:
+def _batches(value: Any, settings: Mapping[str, Any], seed: int | None) -> Any:
     """Batches for training, in an order by the seed, or plain ones where there is none."""
-    if seed is not None:
-        return Batches(arrays, **{"shuffle": True, "seed": seed, **settings})
-    return Batches(arrays, **{n: v for n, v in settings.items() if n not in _TRAINING})
+    kind = _kind(value)
+    if kind == "batches":
+        return value
+    order: dict[str, Any] = {} if seed is None else {"shuffle": True, "seed": seed}
+    if seed is None:
+        settings = {n: v for n, v in settings.items() if n not in _TRAINING}
+    return (Batches if kind == "arrays" else DatasetBatches)(value, **{**order, **settings})
 
 
 def build_programs(
@@ -209,9 +227,9 @@ def _with_example(section: Any, example: Mapping[str, Any] | None) -> Any:
     return found
 
 
-def example_of(model: Any, batches: Any) -> dict[str, Any]:
-    """The arguments of a model in the first batch."""
-    return dict(select_arguments(model, first_batch(batches)))
+def first_of(config: Config, batches: Any, verb: str = "fit") -> dict[str, Any]:
+    """The first batch, with the names that ``keys`` among the arguments of a verb gives."""
+    return first_batch(adapted(batches, config.get(verb, {}).get("keys")))
 
 
 def outline_of(example: Mapping[str, Any]) -> dict[str, Any]:
