@@ -132,13 +132,13 @@ def test_monais_runner_writes_the_maps_of_predict(bundles: Bundles) -> None:
         "mask": probs.mean(("chain", "draw")).argmax("class"),
     }
     for case, file in enumerate(files):
-        original = nibabel.load(file)
+        original: Any = nibabel.load(file)
         for name, values in expected.items():
-            written = nibabel.load(bundle / f"eval/patient{case + 1}_{name}.nii.gz")
+            written: Any = nibabel.load(bundle / f"eval/patient{case + 1}_{name}.nii.gz")
             np.testing.assert_allclose(written.affine, original.affine, atol=1e-5)
             assert written.shape == original.shape
             upright = nibabel.as_closest_canonical(written).get_fdata()
-            np.testing.assert_allclose(upright, values.isel(case=case).values, atol=2e-6)
+            np.testing.assert_allclose(upright, np.asarray(values.isel(case=case)), atol=2e-6)
     table = pd.read_csv(bundle / "eval/predictions.csv")
     assert table["id"].tolist() == ["patient1", "patient2"]
 
@@ -161,7 +161,7 @@ def test_monais_runner_writes_the_table_of_predict(bundles: Bundles, tmp_path: P
     table = pd.read_csv(tmp_path / "out/predictions.csv").set_index("id").loc[made["id"].tolist()]
     probs = storage.load(cells.folder / "posterior.nc")["posterior/probs"]
     mean = probs.mean(("chain", "draw")).sel({"class": "ill"})
-    np.testing.assert_allclose(table["probability_ill"], mean.values, atol=1e-6)
+    np.testing.assert_allclose(table["probability_ill"], np.asarray(mean), atol=1e-6)
 
 
 def test_a_bundle_gives_its_run_back(bundles: Bundles, tmp_path: Path) -> None:

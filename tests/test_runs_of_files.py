@@ -182,6 +182,26 @@ def test_a_net_of_ones_own_runs_once_its_module_is_allowed(
     assert weights_of(loaded) == weights_of(run)
 
 
+def test_a_net_may_start_from_a_file_which_its_run_does_not_need(tmp_path: Path) -> None:
+    last = torch.nn.Linear(16, 2)
+    net = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), last)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    prior = {"name": "ppl_med.weights.Normal", "scale": 0.5, "loc": "pretrained"}
+    config = classifier(pretrained={"path": str(tmp_path / "net.pt")}, prior=prior)
+    model, guide = build_programs(runs.read_config(config))
+    flat = torch.cat([last.weight.flatten(), last.bias]).detach()
+    torch.testing.assert_close(guide.center(), flat)
+    saved = runs.save(tmp_path / "run", model, guide, config=config)
+    (tmp_path / "net.pt").unlink()
+    assert weights_of(runs.load(tmp_path / "run")) == weights_of(saved)
+    for change, message in {
+        "pretrained.paths=x": "pretrained has no 'paths'; did you mean 'path'",
+        "net=null": "config",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build_programs(runs.read_config(config, [change]))
+
+
 # --------------------------------------------------------------------------- descriptions
 
 

@@ -23,7 +23,7 @@ Kind = Callable[[ModuleType, str, Any], bool]
 # What is public but acts on files or trains, rather than being a part of a run.
 _VERBS = {
     *("fit", "predict", "functions", "save", "load", "elbo_terms"),
-    *("save_split", "convert_lidc_pickle"),
+    *("save_split", "convert_lidc_pickle", "load_pretrained"),
 }
 
 

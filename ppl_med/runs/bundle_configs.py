@@ -180,8 +180,9 @@ def _transform_of(section: Any) -> Any:
         return None
     inner = section.get("dataset", section)
     found = inner.get("transform") if isinstance(inner, Mapping) else None
-    is_monai = is_component(found) and str(found[CALL]).startswith("monai.transforms.")
-    return found if is_monai else None
+    if not (isinstance(found, Mapping) and is_component(found)):
+        return None
+    return found if str(found[CALL]).startswith("monai.transforms.") else None
 
 
 def _in_monais_words(part: Any) -> Any:

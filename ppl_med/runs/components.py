@@ -38,8 +38,8 @@ class Builder:
         allow: Modules of the user's own whose names may be used.
         given: Arguments to supply by name wherever what is called takes them and the data do not
             have them.
-        without: Arguments that are left out, with the value to take in their place, such as
-            ``{"weights": None}`` for pretrained weights that will be replaced anyway.
+        without: Arguments of torchvision and MONAI that are left out, with the value to take in
+            their place, such as ``{"weights": None}`` for weights that will be replaced anyway.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Builder:
         plain = {key: one for key, one in value.items() if key != marker}
         signature = inspect.signature(target)
         check_arguments(target, signature, plain, f"{where} ({name})")
-        for key in self.without.keys() & plain.keys():
-            plain[key] = self.without[key]
+        if name.startswith(("torchvision.", "monai.")):
+            plain |= {key: self.without[key] for key in self.without.keys() & plain.keys()}
         arguments = {key: self(one, f"{where}.{key}") for key, one in plain.items()}
         _refuse_code(name, arguments, where)
         for key, one in self.given.items() if marker == CALL else ():

@@ -28,7 +28,9 @@ from ppl_med.inference import fit, predict
 from ppl_med.runs.components import is_component
 from ppl_med.runs.yaml_files import parse_yaml, read_yaml
 
-SECTIONS = ("seed", "net", "prior", "model", "guide", "data", "fit", "predict", "card")
+SECTIONS = (
+    *("seed", "net", "pretrained", "prior", "model", "guide", "data", "fit", "predict", "card"),
+)
 SPLITS = ("train", "validation", "calibration", "test")
 DATA = ("source", *SPLITS, "batches", "standardize", "keep")
 CARD = (
@@ -75,7 +77,7 @@ def read_config(config: str | Path | Mapping[str, Any], changes: Sequence[str] =
         if not is_component(content.get(section)):
             given = content.get(section)
             reject(f"config.{section}", "a mapping with a name", given, "name: ppl_med....")
-    for section in ("data", "fit", "predict", "card"):
+    for section in ("pretrained", "data", "fit", "predict", "card"):
         if content.get(section) is None:
             content.pop(section, None)
         elif not isinstance(content[section], Mapping):

@@ -18,6 +18,7 @@ from ppl_med.programs.sites import select_arguments
 from ppl_med.runs.allowed_names import resolve
 from ppl_med.runs.components import CALL, Builder, check_arguments
 from ppl_med.runs.configuration import SPLITS, Config
+from ppl_med.weights import load_pretrained
 
 # The names under which readers know a split, by what the file calls it.
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -200,6 +201,8 @@ def build_programs(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         parts = {name: build(config[name], name) for name in ("net", "prior") if name in config}
+        if "pretrained" in config and not trained:
+            _load_into(parts.get("net"), build(dict(config["pretrained"]), "pretrained"))
         target = resolve(config["model"][CALL], allow, "model.name")
         takes = inspect.signature(target).parameters
         for name in parts:
@@ -213,6 +216,13 @@ def build_programs(
         chosen = None if example is None else select_arguments(model, example)
         guide = build(_with_example(config["guide"], chosen), "guide")
     return model, guide
+
+
+def _load_into(net: Any, settings: Mapping[str, Any]) -> None:
+    if net is None:
+        raise ValueError("config.pretrained is for config.net, and there is none")
+    check_arguments(load_pretrained, inspect.signature(load_pretrained), settings, "pretrained")
+    load_pretrained(net, **settings)
 
 
 def _with_example(section: Any, example: Mapping[str, Any] | None) -> Any:
