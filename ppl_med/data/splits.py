@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_med.checks import present
+from ppl_med.checks import is_finite, present, reject, whole
 from ppl_med.storage.atomic import write_text
 
 _FORMAT = 1
@@ -49,6 +49,9 @@ def split_patients(
         ValueError: Shares that are not positive or do not sum to 1, a patient that is missing
             (None, NaN or empty), a split left without patients, or ``stratify`` of another length.
     """
+    if not isinstance(shares, Mapping) or not all(map(is_finite, shares.values())):
+        reject("shares", 'a dict of numbers, such as {"train": 0.8, "test": 0.2}', shares)
+    whole("seed", seed, 0)
     total = sum(shares.values())
     if not shares or min(shares.values()) <= 0 or abs(total - 1) > 1e-9:
         raise ValueError(f"shares is {dict(shares)}; expected positive numbers that sum to 1")

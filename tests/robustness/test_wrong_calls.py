@@ -84,6 +84,8 @@ def calls(folder: Path) -> dict[str, Call]:
         place.mkdir()
         READERS[name].write(place)
         found[name] = (getattr(data, name), {"folder": place})
+    READERS["from_table"].write(folder)
+    found["from_table"] = (data.from_table, {"table": folder / "cases.csv"})
     return found
 
 
@@ -91,6 +93,7 @@ VERBS = (
     *("fit", "predict", "functions", "save", "load"),
     *("storage.save", "storage.load", "storage.join_chains", "Batches"),
     *("load_bccd_counts", "load_camvid", "load_wbc_seg", "load_malaria", "load_nyuv2"),
+    "from_table",
 )
 
 

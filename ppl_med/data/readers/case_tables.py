@@ -94,6 +94,11 @@ def from_table(
             file is damaged, or an argument is out of range. It counts the rows and names the first.
     """
     _check_arguments(size, resize, spacing, channels, window, volume)
+    _check_columns(
+        label, path=path, value=value, mask=mask, patient=patient, site=site, split=split
+    )
+    if classes is not None:
+        different_names("classes", classes, 2)
     if mask is not None:
         different_names("classes", classes, 2, "mask= needs the names of its classes, 0 first")
         whole("len(classes)", len(classes or ()), 2, MOST_CLASSES)
@@ -145,6 +150,16 @@ def _root(table: Any, root: str | PathLike[str] | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"root {str(folder)!r} is no folder that is there")
     return folder
+
+
+def _check_columns(label: Any, **columns: Any) -> None:
+    """Raise unless columns are named by texts; findings by several."""
+    if not (label is None or isinstance(label, str)):
+        label = different_names("label", label)
+        columns["label"] = next((one for one in label if not isinstance(one, str)), None)
+    for argument, name in columns.items():
+        if not (isinstance(name, str) and name) and (name is not None or argument == "path"):
+            reject(argument, "the name of a column", name)
 
 
 def _check_arguments(

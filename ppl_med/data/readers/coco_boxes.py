@@ -66,7 +66,7 @@ def load_coco_boxes(
     if any(one["categories"] != categories for one in contents.values()):
         raise ValueError(f"{place / 'annotations'}: the splits have different categories")
     every = tuple(name for _, name in categories)
-    names = every if classes is None else different_names("classes", list(classes))
+    names = every if classes is None else different_names("classes", classes)
     for name in names:
         choice("classes", name, every)
     numbers = {number: names.index(name) for number, name in categories if name in names}

@@ -115,7 +115,7 @@ def load_decathlon(
     if lists:
         parts = {split: read_list(path) for split, path in lists.items()}
     else:
-        parts = split_patients(names, shares or SHARES, seed=seed)
+        parts = split_patients(names, SHARES if shares is None else shares, seed=seed)
     settings = VolumeSettings(
         size, outside, standardize, len(classes),
         None if isinstance(spacing, str) else spacing, "all" if modality is None else modality,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.checks import choice
 from ppl_med.data.readers.dicom_files import (
     DicomHeader,
     Window,
@@ -29,7 +30,7 @@ from ppl_med.data.readers.dicom_files import (
 from ppl_med.data.readers.folders import check_memory, find_place, some_of
 from ppl_med.data.readers.image_files import check_size
 from ppl_med.data.readers.nifti_files import affine_of
-from ppl_med.data.readers.resampling import Resize, moved_affine, to_size
+from ppl_med.data.readers.resampling import RESIZES, Resize, moved_affine, to_size
 
 _UNEVEN = 0.05  # of a gap, by which gaps between slices may differ
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts from right and front
@@ -67,6 +68,7 @@ def load_dicom_films(
             decoder.
     """
     check_window(window)
+    choice("resize", resize, RESIZES)
     if size is not None:
         check_size(size, ("rows", "cols"))
     root, headers = _headers(folder)
@@ -116,6 +118,7 @@ def load_dicom_series(
             all at one distance, as where one is missing; or volumes are of several sizes.
     """
     check_window(window)
+    choice("resize", resize, RESIZES)
     if size is not None:
         check_size(size, ("depth", "rows", "cols"))
     root, headers = _headers(folder)

@@ -92,7 +92,9 @@ def load_lidc(
     if not any((place / "lidc_train.npz").exists() for place in (root, root / "lidc")):
         arrays = _not_split(root, size, resize, absent, every_slice)
     if arrays:
-        people = split_patients(arrays["patient"], shares or SHARES, seed=split_seed)
+        people = split_patients(
+            arrays["patient"], SHARES if shares is None else shares, seed=split_seed
+        )
         return apply_split(arrays, people)
     place = find_place(folder, "lidc", ("lidc_train.npz", "lidc_val.npz"), module=__name__)
     splits = {}

@@ -83,7 +83,7 @@ def load_malaria(
     check_size(size, ("rows", "cols"))
     pictures = _pictures(folder)
     splits = (
-        _of_pictures(pictures, size, shares or SHARES, split_seed)
+        _of_pictures(pictures, size, SHARES if shares is None else shares, split_seed)
         if pictures
         else _of_arrays(find_place(folder, "malaria", ("malaria.npz",), module=__name__))
     )

@@ -3,14 +3,13 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ppl_med.checks import different_names, present
+from ppl_med.checks import a_path, different_names, present
 from ppl_med.data.readers.folders import naming_file, some_of
 from ppl_med.data.splits import check_splits, split_patients
 
@@ -32,7 +31,7 @@ def read_csv(table: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
     else:
-        path = Path(table)
+        path = a_path("table", table)
         if not path.is_file():
             raise FileNotFoundError(f"table {str(path)!r} is not there")
         with naming_file(path, "table"):
@@ -144,7 +143,7 @@ def label_column(
                 "are no classes; numbers to be predicted are named by value="
             )
         classes = found
-    names = different_names("classes", list(classes), 2)
+    names = different_names("classes", classes, 2)
     known = {one: number for number, one in enumerate(names)}
     if whole and not set(texts) <= set(known):
         known = {str(number): number for number in range(len(names))}
@@ -167,7 +166,7 @@ def findings_columns(
         ValueError: A field holds something else; it counts them and names the first rows.
     """
     parts = []
-    for name in different_names("label", list(names)):
+    for name in different_names("label", names):
         values = pd.to_numeric(column(frame, name, "label"), errors="coerce").fillna(-1)
         empty = column(frame, name, "label").isna()
         minus = frame[name].astype(str).str.strip().isin(("-1", "-1.0"))
@@ -239,7 +238,9 @@ def split_rows(
         check_splits({one: {"patient": patient[kept]} for one, kept in rows.items()}, "patient")
         return rows
     joined = [" / ".join(row) for row in zip(*strata, strict=True)] or None
-    parts = split_patients(patient, shares or SHARES, seed=seed, stratify=joined)
+    parts = split_patients(
+        patient, SHARES if shares is None else shares, seed=seed, stratify=joined
+    )
     return {name: np.flatnonzero(np.isin(patient, members)) for name, members in parts.items()}
 
 

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ppl_med.checks import choice, different_names
+from ppl_med.checks import a_path, choice, different_names
 from ppl_med.data.readers.box_lists import Boxes, pictures_with_boxes
 from ppl_med.data.readers.folders import (
     check_files,
@@ -70,7 +70,7 @@ def load_voc_boxes(
     check_size(size, ("rows", "cols"))
     choice("resize", resize, RESIZES)
     needed = (f"{_LISTS}/train.txt", f"{_LISTS}/val.txt", "JPEGImages", "Annotations")
-    name = "bccd" if (Path(folder) / "bccd").is_dir() else "voc"
+    name = "bccd" if (a_path("folder", folder) / "bccd").is_dir() else "voc"
     place = find_place(folder, name, needed, module=__name__)
     ids = {split: read_list(path) for split, path in split_files(place / _LISTS, "{}.txt").items()}
     check_splits({split: {"id": names} for split, names in ids.items()})
@@ -83,7 +83,7 @@ def load_voc_boxes(
         for split, names in ids.items()
     }
     seen = {name for boxes in found.values() for one in boxes for name, _ in one}
-    kept = tuple(sorted(seen)) if classes is None else different_names("classes", list(classes))
+    kept = tuple(sorted(seen)) if classes is None else different_names("classes", classes)
     splits = {
         split: pictures_with_boxes(
             pictures[split], [_numbered(one, kept) for one in boxes], ids[split], size, resize
