@@ -104,24 +104,32 @@ def from_table(
         whole("len(classes)", len(classes or ()), 2, MOST_CLASSES)
     frame = table_columns.read_csv(table)
     folder = _root(table, root)
-    names = table_columns.names_of(table_columns.column(frame, path, "path"), path).tolist()
-    arrays, found, likelihood = table_columns.observations(
-        frame, names, label=label, value=value, classes=classes, masked=mask is not None
-    )
-    files = find_files(folder, names, path)
-    masks = None
-    if mask is not None:
-        column = table_columns.column(frame, mask, "mask")
-        masks = find_files(folder, table_columns.names_of(column, mask).tolist(), mask)
-    headers = check_headers(files, size=size, spacing=spacing, volume=volume)
-    for role, name in (("patient", patient), ("site", site)):
-        arrays |= table_columns.people(frame, role, name, [one.columns for one in headers])
-    who = arrays.get("patient", np.array(names))
-    used = [path, value, mask, patient, site, *([label] if isinstance(label, str) else label or ())]
-    ids = frame["id"].astype(str).to_numpy() if "id" in frame else names
-    arrays |= {"id": np.array(ids, dtype=str)} | table_columns.metadata(frame, [*used, "id"])
-    strata = [arrays[name].astype(str) for name in ("label", "site") if name in arrays]
-    rows = table_columns.split_rows(frame, split, shares, who, strata, seed)
+    with table_columns.naming_table(frame):
+        names = table_columns.names_of(table_columns.column(frame, path, "path"), path).tolist()
+        arrays, found, likelihood = table_columns.observations(
+            frame, names, label=label, value=value, classes=classes, masked=mask is not None
+        )
+        files = find_files(folder, names, path)
+        masks = None
+        if mask is not None:
+            column = table_columns.column(frame, mask, "mask")
+            masks = find_files(folder, table_columns.names_of(column, mask).tolist(), mask)
+        headers = check_headers(files, size=size, spacing=spacing, volume=volume)
+        for role, name in (("patient", patient), ("site", site)):
+            arrays |= table_columns.people(frame, role, name, [one.columns for one in headers])
+        who = arrays.get("patient", np.array(names))
+        used = [
+            path,
+            value,
+            mask,
+            patient,
+            site,
+            *([label] if isinstance(label, str) else label or ()),
+        ]
+        ids = frame["id"].astype(str).to_numpy() if "id" in frame else names
+        arrays |= {"id": np.array(ids, dtype=str)} | table_columns.metadata(frame, [*used, "id"])
+        strata = [arrays[name].astype(str) for name in ("label", "site") if name in arrays]
+        rows = table_columns.split_rows(frame, split, shares, who, strata, seed)
     images = read_files(
         files,
         headers,

@@ -1,7 +1,8 @@
 """The columns of a table of cases: labels, patients, splits and what else is said of each."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
@@ -51,6 +52,19 @@ def read_csv(table: str | PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+@contextmanager
+def naming_table(frame: pd.DataFrame) -> Iterator[None]:
+    """Put the file of a table before what is said of its contents."""
+    name = frame.attrs["table"]
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if name in str(error):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{name}: {error}") from error
+
+
 def column(frame: pd.DataFrame, name: str, argument: str, fix: str = "") -> pd.Series:
     """A column by name.
 
@@ -62,7 +76,7 @@ def column(frame: pd.DataFrame, name: str, argument: str, fix: str = "") -> pd.S
     names = list(map(str, frame.columns))
     near = difflib.get_close_matches(name, names, 1, 0.5)
     raise ValueError(
-        f"{frame.attrs.get('table', 'table')} has no column {name!r} ({argument}=); it has {names}"
+        f"{frame.attrs['table']} has no column {name!r} ({argument}=); it has {names}"
         + (f": did you mean {argument}={near[0]!r}?" if near else "")
         + (f"; {fix}" if fix else "")
     )
