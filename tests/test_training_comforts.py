@@ -30,7 +30,7 @@ from ppl_med.inference import (
     load,
     one_cycle,
 )
-from ppl_med.inference.training import trainer
+from ppl_med.inference.training import precision, trainer
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.schedules import rate_at
 from ppl_med.inference.training.selection import best_epoch
@@ -508,3 +508,14 @@ def refused(message: str, **options: Any) -> None:
 )
 def test_arguments_that_make_no_sense_are_named(options: Any, message: str) -> None:
     refused(message, **options)
+
+
+@pytest.mark.parametrize("capable", [False, True])
+def test_the_precision_is_what_the_machine_has(
+    capable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: capable)
+    model = classifier()
+    history = train(model, PointEstimate(model), precision="auto", epochs=1)
+    expected = "bfloat16" if capable else "float32"
+    assert history.attrs["precision"] == expected
