@@ -219,7 +219,10 @@ def test_transforms_of_torch_and_numpy_are_seeded_too():
             return {"image": torch.randn(1, 2, 2) + float(np.random.random())}  # noqa: NPY002
 
     batches = DatasetBatches(Noisy([0] * 4), batch_size=2)
-    assert same(list(batches.iterate(0, start=1)), list(batches.iterate(0))[1:])
+    whole = list(batches.iterate(0))
+    torch.rand(1), np.random.random()  # noqa: NPY002
+    assert same(list(batches.iterate(0, start=1)), whole[1:])
+    assert not same(whole[:1], whole[1:])
 
 
 def test_a_loader_of_monai_resumes_with_the_same_crops(tmp_path):
@@ -230,6 +233,37 @@ def test_a_loader_of_monai_resumes_with_the_same_crops(tmp_path):
     resumed = [batch for batch, _ in loader.open(1, 1, 0)]
     assert same(resumed, whole[1:])
     assert not same([batch for batch, _ in loader.open(2, 0, 0)], whole)
+
+
+class Broken(monai.data.Dataset):
+    """Fails once, at an item of the second epoch."""
+
+    left = 16
+
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left == 0:
+            raise OSError("the disk is gone")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", [DatasetBatches, monai.data.DataLoader])
+def test_a_killed_run_with_random_transforms_equals_one_that_was_not(kind, tmp_path):
+    items = [{"image": torch.zeros(1, 2, 2), "label": torch.tensor(float(v))} for v in range(4)]
+    noise = transforms.RandGaussianNoised("image", prob=1.0, std=5.0)
+    levels = []
+    for way in (monai.data.Dataset, Broken):
+        batches = kind(way(items, noise), shuffle=True)
+        guide = AutoDelta(mean_model)
+        options: dict[str, Any] = {"checkpoint": tmp_path / way.__name__, "checkpoint_every": 0.0}
+        options |= {"epochs": 3, "learning_rate": 0.1, "progress": False}
+        if way is Broken:
+            with pytest.raises(OSError, match="the disk is gone"):
+                fit(mean_model, guide, batches, **options)
+            guide = AutoDelta(mean_model)
+        fit(mean_model, guide, batches, resume=way is Broken, **options)
+        levels.append(guide.median()["level"])
+    assert torch.equal(*levels)
 
 
 def test_workers_that_live_on_are_told_of_where_a_run_may_be_resumed(tmp_path):
