@@ -61,21 +61,30 @@ def visits_of_loader(loader: DataLoader) -> Visits:
         size = len(loader.dataset) if isinstance(loader.dataset, Sized) else None
         return Visits(num_cases=size)
     batched: Any = loader.batch_sampler
-    if type(batched) is not BatchSampler:
+    if _kind(batched) is not BatchSampler:
         return Visits(known=batched is None)
     sampler: Any = batched.sampler
+    kind = _kind(sampler)
     total = len(batched) * batched.batch_size if batched.drop_last else _length(sampler)
-    if type(sampler) is SequentialSampler:
+    if kind is SequentialSampler:
         return Visits(total, total)  # the same cases are left out every time
-    if type(sampler) is RandomSampler:
+    if kind is RandomSampler:
         return Visits(total, len(sampler.data_source))
-    if type(sampler) is SubsetRandomSampler:
+    if kind is SubsetRandomSampler:
         return Visits(total, len(sampler.indices))
-    if type(sampler) is WeightedRandomSampler:
+    if kind is WeightedRandomSampler:
         return _weighted(sampler, total)
-    if type(sampler) is DistributedSampler:
+    if kind is DistributedSampler:
         return _distributed(sampler, total)
     return Visits(total, known=False)
+
+
+def _kind(sampler: Any) -> type:
+    """The class of a sampler; of torchdata's, which draw alike, torch's of that name."""
+    kind = type(sampler)
+    if not kind.__module__.startswith("torchdata."):
+        return kind
+    return getattr(torch.utils.data, kind.__name__.removeprefix("Stateful"), kind)
 
 
 def _length(sampler: Any) -> Any:
