@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta
-from torch.utils.data import DataLoader, Dataset, Subset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of decoders that MONAI looks for
@@ -264,6 +264,14 @@ def test_a_killed_run_with_random_transforms_equals_one_that_was_not(kind, tmp_p
         fit(mean_model, guide, batches, resume=way is Broken, **options)
         levels.append(guide.median()["level"])
     assert torch.equal(*levels)
+
+
+def test_samplers_that_keep_their_state_visit_as_torchs_do():
+    own: dict[str, Any] = {"__module__": "torchdata.stateful_dataloader.sampler"}
+    own |= {"data_source": range(4), "__len__": lambda self: 4}
+    sampler = type("RandomSampler", (Sampler,), own)()
+    loader = DataLoader(Listed([IMAGE] * 4), sampler=sampler)
+    assert as_loader(adapted(loader), None).num_cases == 4
 
 
 def test_workers_that_live_on_are_told_of_where_a_run_may_be_resumed(tmp_path):
