@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / ".github" / "docs" / "tutorials"
@@ -49,7 +50,24 @@ def test_a_tutorial_is_a_short_script(page: str) -> None:
 def test_a_tutorial_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other packages
-        run(page, tmp_path, monkeypatch)
+        names = run(page, tmp_path, monkeypatch)
+    if page == "monai_volumes":
+        check_in_register(names)
+
+
+def check_in_register(names: dict[str, Any]) -> None:
+    """Maps lie on the grids of the files that were read; sizes are those of the masks, in mm³."""
+    nibabel = pytest.importorskip("nibabel")
+    tree, files = names["tree"], names["files"]
+    sources = tree["constant_data"].dataset["filename_or_obj"]
+    masks = files[files["map"] == "mask"]
+    assert len(masks) == sources.sizes["case"]
+    for case, path in zip(masks["id"], masks["path"], strict=True):
+        source, written = nibabel.load(str(sources.sel(case=case).item())), nibabel.load(path)
+        assert written.shape == source.shape
+        assert np.allclose(written.affine, source.affine)
+    sized = names["sizes"](tree, level=0.8)
+    assert sized["median"].attrs["units"] == "mm^3"
 
 
 @pytest.mark.slow  # the documentation runs them whenever it is built
