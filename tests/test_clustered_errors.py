@@ -72,11 +72,11 @@ def patients(number: int, films: int, rng: np.random.Generator) -> xr.DataTree:
 def test_bootstrap_has_the_error_over_patients() -> None:
     """Accuracy: sd over patients / sqrt(patients); the error over films is a third of it."""
     tree = patients(50, 9, np.random.default_rng(3))
-    found = case_groups.bootstrap(scoring.score, tree, "patient", resamples=400)
+    found = case_groups.bootstrap(scoring.score, tree, "patient", resamples=200)
     share = float(found["accuracy"])
     expected = np.sqrt(share * (1 - share) / 50)
-    # The sd of 400 resamples is known to 1 / sqrt(800) of itself; 4.5 of these.
-    assert abs(float(found["accuracy_se"]) / expected - 1) < 4.5 / np.sqrt(800)
+    # The sd of 200 resamples is known to 1 / sqrt(400) of itself; 4.5 of these.
+    assert abs(float(found["accuracy_se"]) / expected - 1) < 4.5 / np.sqrt(400)
     assert float(scoring.score(tree)["accuracy_se"]) < 0.4 * expected
     assert found["accuracy_lower"] < share < found["accuracy_upper"]
     assert found.attrs["num_groups"] == 50

@@ -98,7 +98,7 @@ def posterior(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def trained(
-    model: Any, guide: Any, data: Data | list[Data], steps: int = 1500, **options: Any
+    model: Any, guide: Any, data: Data | list[Data], steps: int = 900, **options: Any
 ) -> Any:
     """Fit with a step size that falls fast enough to average the noise of single draws out."""
     settings: Any = {"learning_rate": 0.05, "schedule": lambda done: (1 - done) ** 2, **options}
@@ -306,7 +306,7 @@ def test_predictions_follow_the_posterior() -> None:
     loc, scale = mean_field(guide)
     columns = torch.cat([data["features"], torch.ones(CASES, 1).double()], dim=1)
     mean, variance = columns @ loc, columns.square() @ scale.square()
-    tree = predict(model, guide, [data], draws=1500, progress=False)
+    tree = predict(model, guide, [data], draws=500, progress=False)
     for path, noise in (("posterior/loc", 0.0), ("posterior_predictive/target", NOISE**2)):
         drawn = np.asarray(tree[path])[0]
         assert_mean(drawn, mean)
