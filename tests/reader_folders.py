@@ -292,10 +292,10 @@ def write_cityscapes(folder: Path) -> dict[str, Any]:
     return truth
 
 
-def write_lidc_slices(folder: Path) -> dict[str, Any]:
-    """Five patients with a nodule of three slices, which all four readers outlined in one half."""
+def write_lidc_slices(folder: Path, patients: int = 5) -> dict[str, Any]:
+    """Patients with a nodule of three slices, which all four readers outlined in one half."""
     rng, truth = np.random.default_rng(0), {}
-    for person in range(1, 6):
+    for person in range(1, patients + 1):
         place = folder / f"LIDC-IDRI-{person:04d}" / "nodule-0"
         images = rng.integers(0, 256, (3, 128, 128), dtype=np.uint8)
         masks = np.zeros((3, 4, 128, 128), np.uint8)

@@ -2,6 +2,7 @@
 
 import pytest
 from example_runs import ROOT, check_run_and_resume, run
+from reader_folders import write_cells
 
 pytest.importorskip("pyro", reason="the examples train networks")
 
@@ -27,3 +28,13 @@ def test_the_calibration_study_reads_malaria_cells_too(tmp_path, data_folder):
     text = run(script, "--smoke", *options, data_folder, "--out", out)
     assert "| last-layer | vector |" in text
     assert (out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_malaria_study_reads_the_cells_as_released(tmp_path):
+    write_cells(tmp_path / "data")
+    out, options = tmp_path / "run", ["--guide", "frequentist", "mean_field", "--fraction", "1"]
+    options += ["--seed", "0", "--epochs", "1"]
+    script = ROOT / "examples" / "malaria.py"
+    text = run(script, "--smoke", *options, "--data", tmp_path / "data", "--out", out)
+    assert "| mean_field | 100% |" in text and (out / "report.html").exists()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from example_runs import ROOT, check_run_and_resume, run
+from reader_folders import write_lidc_slices
 
 MAPS: dict[str, list[str]] = {
     "depth.py": ["--variant", "epistemic", "both", "--fraction", "1", "0.5"],
@@ -54,6 +55,15 @@ def test_a_latent_model_takes_every_objective(tmp_path, objective):
         text=True,
     )
     assert wrong.returncode == 1 and "was begun with" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_nodules_are_read_as_pylidc_exports_them(tmp_path):
+    write_lidc_slices(tmp_path / "data", patients=24)
+    out, models = tmp_path / "run", ["random_masks", "nearest_masks"]
+    script = ROOT / "examples" / "lung_nodules.py"
+    run(script, "--smoke", "--data", tmp_path / "data", "--model", *models, "--out", out)
+    assert (out / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow
