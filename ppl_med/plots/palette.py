@@ -64,10 +64,27 @@ def overlaid(
     picture: NDArray[np.float64], mask: NDArray, color: str, fill: float = _FILL
 ) -> NDArray[np.float64]:
     """Return a picture (row, col, 1 or 3) with class 1 of a mask tinted, (row, col, 3)."""
+    return tinted(picture, mask, [None, color], fill)
+
+
+def tinted(
+    picture: NDArray[np.float64], mask: NDArray, colors: Sequence[str | None], fill: float = _FILL
+) -> NDArray[np.float64]:
+    """Return a picture (row, col, 1 or 3) tinted with a mask, (row, col, 3); -1 is light grey.
+
+    Args:
+        picture: Values 0 to 1.
+        mask: Class ids (row, col).
+        colors: Of the classes; None leaves the picture as it is.
+        fill: How strongly a colour covers the picture.
+    """
     base = np.broadcast_to(picture, (*picture.shape[:2], 3)).copy()
-    inside, outside = np.asarray(mask) == 1, np.asarray(mask) < 0
-    base[inside] = (1 - fill) * base[inside] + fill * np.array(to_rgb(color))
-    base[outside] = UNKNOWN
+    mask = np.asarray(mask)
+    for number, color in enumerate(colors):
+        if color is not None:
+            inside = mask == number
+            base[inside] = (1 - fill) * base[inside] + fill * np.array(to_rgb(color))
+    base[mask < 0] = UNKNOWN
     return base
 
 

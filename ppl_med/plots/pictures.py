@@ -74,6 +74,31 @@ def in_own_units(images: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> NDArray
     return array * factor + shift
 
 
+def one_picture(
+    image: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0
+) -> NDArray[np.float64]:
+    """Bring the image of one case to the range 0 to 1; of more than 3 channels the first.
+
+    Args:
+        image: (channel, row, col) or (channel, depth, row, col), any unit.
+        loc: As for `in_own_units`.
+        scale: Likewise.
+
+    Returns:
+        ([depth,] row, col, 1 or 3), windowed as in `require_images`.
+
+    Raises:
+        ValueError: Wrong number of axes, or values that are not finite.
+    """
+    array = np.asarray(image, np.float64)
+    if array.ndim not in (3, 4):
+        reject("images", "(channel, row, col) or (channel, depth, row, col) per case", array.shape)
+    flat = in_own_units(array.reshape(1, array.shape[0], -1, array.shape[-1]), loc, scale)
+    flat = flat if flat.shape[1] in (1, 3) else flat[:, :1]
+    shown = require_images(flat, 1)[0]
+    return shown.reshape(*array.shape[1:], shown.shape[-1])
+
+
 def show_picture(ax: Axes, picture: NDArray[np.float64]) -> None:
     """Show an image (row, col, 1 or 3) with values 0 to 1."""
     grey = picture.shape[-1] == 1

@@ -11,11 +11,10 @@ from torch import Tensor
 
 import ppl_med.inference
 from ppl_med import storage
-from ppl_med.analysis import scoring
 from ppl_med.checks import a_path, choice
 from ppl_med.inference.data_digest import data_digest
 from ppl_med.inference.guides.ensemble import members_of
-from ppl_med.plots.report import write_report
+from ppl_med.plots.report import report_tree
 from ppl_med.programs.sites import select_arguments
 from ppl_med.runs.components import Builder
 from ppl_med.runs.configuration import SPLITS, Config, first_difference, read_config
@@ -232,14 +231,11 @@ def report(
     if not isinstance(found, xr.DataTree):
         raise ValueError(f"{path} is no tree of predict; give posterior.nc")
     history = path.parent / HISTORY
-    labelled = bool(found.attrs.get("observations")) and "probs" in found["posterior"]
-    return write_report(
+    return report_tree(
+        found,
         path.with_name("report.html") if out is None else out,
         title=title or f"{found.attrs.get('model', 'Posterior')} in {path.parent.name or path}",
-        tree=found,
         history=storage.load(history) if history.exists() else None,  # type: ignore[arg-type]
-        scores=scoring.score(found) if labelled else None,
-        reliability=scoring.reliability(found) if labelled else None,
         notes=notes,
     )
 

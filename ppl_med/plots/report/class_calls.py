@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.plots.inputs import require_variables
-from ppl_med.plots.report.page import paragraph, table
+from ppl_med.plots.report.page import data_table, paragraph
 
 _SCORING = "ppl_med.analysis.scoring"
 _RANKS = {"auroc_per_class": "AUROC", "average_precision_per_class": "Average precision"}
@@ -32,7 +32,7 @@ def call_tables(discrimination: xr.Dataset | None, operating_point: xr.Dataset |
     if discrimination is not None:
         function = f"{_SCORING}.discrimination"
         require_variables(discrimination, "discrimination", _RANKS, function)
-        text += _table(discrimination, _RANKS)
+        text += _table("Ranking of each class", discrimination, _RANKS)
     if operating_point is not None:
         function = f"{_SCORING}.operating_point"
         require_variables(operating_point, "operating_point", _CALLS, function)
@@ -42,28 +42,20 @@ def call_tables(discrimination: xr.Dataset | None, operating_point: xr.Dataset |
             f"A case is called one of a class where the probability of the class is at least {at}. "
             "PPV and NPV are those at the share of the class in these cases."
         )
-        text += _table(operating_point, _CALLS)
+        text += _table("Calls of each class", operating_point, _CALLS)
     return text
 
 
-def _table(dataset: xr.Dataset, names: Mapping[str, str]) -> str:
+def _table(title: str, dataset: xr.Dataset, names: Mapping[str, str]) -> str:
     level = dataset.attrs.get("level")
     unit = {"case": "cases", "patient": "patients"}.get(str(dataset.attrs.get("unit")), "groups")
     note = "" if level is None else f", {100 * float(level):g} % interval over {unit}"
-    head = ("Class", *(f"{name}{note}" for name in names.values()), "Share of the class")
+    ends = {"": "", " lower": "_lower", " upper": "_upper"}
+    head = [f"{name}{note}{end}" for name in names.values() for end in ends]
     rows = []
     for index, name in enumerate(dataset["class"].values):
         one = dataset.isel({"class": index})
-        cells = [_cell(one, figure) for figure in names]
-        rows.append((str(name), *cells, f"{float(one['prevalence']):.3f}"))
-    return table(head, rows)
-
-
-def _cell(one: xr.Dataset, name: str) -> str:
-    value = float(one[name])
-    if not np.isfinite(value):
-        return "–"
-    ends = [float(one[f"{name}_{end}"]) if f"{name}_{end}" in one else np.nan
-            for end in ("lower", "upper")]  # fmt: skip
-    known = np.isfinite(ends).all()
-    return f"{value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if known else "")
+        found = [f"{figure}{end}" for figure in names for end in ends.values()]
+        cells = [float(one[key]) if key in one else None for key in found]
+        rows.append((str(name), *cells, float(one["prevalence"])))
+    return data_table(title, ("Class", *head, "Share of the class"), rows, most=len(rows))

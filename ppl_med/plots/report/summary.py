@@ -9,7 +9,7 @@ import xarray as xr
 
 from ppl_med import __version__
 from ppl_med.analysis.tree import class_names
-from ppl_med.plots.report.page import part, table
+from ppl_med.plots.report.page import download, part, table, written
 
 _NAMES = {
     "accuracy": "Accuracy",
@@ -17,17 +17,33 @@ _NAMES = {
     "brier": "Brier score",
     "ece": "Expected calibration error",
     "elpd_sum": "Expected log predictive density",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "dice_mean": "Dice, mean of classes",
+    "iou_mean": "IoU, mean of classes",
+    "crps": "Continuous ranked probability score",
+    "rmse": "Root mean squared error",
+    "ged": "Generalised energy distance, squared",
 }
+_HEADLINES = ("accuracy", "auroc", "dice_mean", "rmse", "crps", "ged", "nll", "brier", "ece")
 _MEANINGS = {
     "accuracy": "share of {entries} whose most probable class is right; higher is better",
     "nll": "surprise at the true label; lower is better",
     "brier": "squared distance from the true label; lower is better",
     "ece": "mean distance between confidence and accuracy; lower is better",
     "elpd_sum": "log probability of new labels, summed over cases; higher is better",
+    "auroc": "chance that a case of the class ranks above one of the others; 0.5 is chance",
+    "average_precision": "area under precision over recall; chance is the prevalence",
+    "dice_mean": "overlap of the predicted mask with the annotation; higher is better",
+    "iou_mean": "overlap over union; higher is better",
+    "crps": "distance between the predicted distribution and the number; lower is better",
+    "rmse": "of the mean prediction; lower is better",
+    "ged": "distance between the model's masks and the graders'; lower is better",
 }
+_COLUMNS = ("value", "se", "lower", "upper")
 _UNITS = {"1": "no unit", "probability": "proportion"}
 _HEAD = ("Value", "Standard error", "Single draws, 5 to 95 %", "Unit")
-_SUFFIXES = ("_se", "_mcse", "_per_draw")
+_SUFFIXES = ("_se", "_mcse", "_per_draw", "_lower", "_upper")
 
 
 def score_cards(scores: xr.Dataset) -> list[tuple[str, str, str, str]]:
@@ -39,7 +55,7 @@ def score_cards(scores: xr.Dataset) -> list[tuple[str, str, str, str]]:
             _number(scores, f"{name}_se"),
             _unit(scores, name),
         )
-        for name in ("accuracy", "nll", "brier", "ece")
+        for name in _HEADLINES
         if name in scores and scores[name].ndim == 0
     ]
 
@@ -59,11 +75,17 @@ def score_table(scores: xr.Dataset) -> str:
         str(n) for n in scores.data_vars if not str(n).endswith(_SUFFIXES) and scores[n].ndim == 0
     ]
     entries = _entries(scores)
-    rows = [
-        (_NAMES.get(name, name), *_cells(scores, name), _unit(scores, name),
-         _MEANINGS.get(name, "").format(entries=entries))
-        for name in names
-    ]  # fmt: skip
+    bounds = any(f"{name}_lower" in scores for name in names)
+    level = f"{100 * float(scores.attrs.get('level', 0.95)):g} % interval"
+    head = ("Score", *_HEAD[:2], *((level,) if bounds else ()), *_HEAD[2:], "Meaning")
+    rows = []
+    for name in names:
+        value, error, draws = _cells(scores, name)
+        middle = (interval(scores, name),) if bounds else ()
+        meaning = _MEANINGS.get(name, "").format(entries=entries)
+        rows.append(
+            (_NAMES.get(name, name), value, error, *middle, draws, _unit(scores, name), meaning)
+        )
     per_class = "accuracy_per_class"
     classes = []
     if per_class in scores:
@@ -71,7 +93,31 @@ def score_table(scores: xr.Dataset) -> str:
             one = scores.isel({"class": index})
             cells = _cells(one, per_class, otherwise=f"no {entries[:-1]}")
             classes.append((name, *cells, "proportion"))
-    return part("scores", ("Score", *_HEAD, "Meaning"), rows, ("Class", *_HEAD), classes)
+    body = part("scores", head, rows, ("Class", *_HEAD), classes)
+    return body + download("Scores", ("score", *_COLUMNS, "unit"), _raw(scores, names))
+
+
+def interval(scores: xr.Dataset, name: str) -> str:
+    """Write the interval of a scalar, a dash where there is none."""
+    ends = [_number(scores, f"{name}_{end}") for end in ("lower", "upper")]
+    return f"{ends[0]} to {ends[1]}" if all(ends) else "–"
+
+
+def _raw(scores: xr.Dataset, names: list[str]) -> list[list[object]]:
+    """Scalars and accuracy per class in full precision, for a file."""
+    lines: list[list[object]] = []
+    parts = [(name, scores, name) for name in names]
+    if "accuracy_per_class" in scores:
+        classes = class_names(scores["accuracy_per_class"])
+        parts += [
+            (f"accuracy of {one}", scores.isel({"class": index}), "accuracy_per_class")
+            for index, one in enumerate(classes)
+        ]
+    for label, one, name in parts:
+        found = [name, *(f"{name}_{suffix}" for suffix in _COLUMNS[1:])]
+        cells = [float(one[key]) if key in one else None for key in found]
+        lines.append([label, *cells, _unit(scores, name)])
+    return lines
 
 
 def _cells(scores: xr.Dataset, name: str, otherwise: str = "–") -> tuple[str, str, str]:
@@ -220,11 +266,7 @@ def _finite(scores: xr.Dataset, name: str) -> bool:
 
 
 def _number(scores: xr.Dataset, name: str, otherwise: str = "") -> str:
-    return _written(float(scores[name])) if _finite(scores, name) else otherwise
-
-
-def _written(number: float) -> str:
-    return f"{number:.3f}" if number == 0 or 0.001 <= abs(number) < 1000 else f"{number:.3g}"
+    return written(float(scores[name])) if _finite(scores, name) else otherwise
 
 
 def _draw_range(scores: xr.Dataset, name: str) -> str:
@@ -232,4 +274,4 @@ def _draw_range(scores: xr.Dataset, name: str) -> str:
     if draws not in scores or scores[draws].size < 2 or not _finite(scores, draws):
         return "–"
     low, high = np.quantile(scores[draws].to_numpy(), [0.05, 0.95])
-    return f"{_written(low)} to {_written(high)}"
+    return f"{written(low)} to {written(high)}"

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis.conformal import fill_empty_sets
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.tree import has_probs, open_classes
-from ppl_med.axes import SAMPLES
+from ppl_med.analysis.tree import open_classes
 from ppl_med.checks import reject
 from ppl_med.plots.attribution_maps import attribution as attribution_figure
 from ppl_med.plots.calibration import expected_calibration_error
@@ -21,6 +20,7 @@ from ppl_med.plots.case_cards import cases as cases_figure
 from ppl_med.plots.inputs import require_variables
 from ppl_med.plots.pictures import in_own_units
 from ppl_med.plots.report.class_calls import call_tables
+from ppl_med.plots.report.kinds import kind_of
 from ppl_med.plots.report.page import Section, paragraph, picture, render
 from ppl_med.plots.report.summary import lead, provenance, score_cards, score_table, set_summary
 from ppl_med.plots.training_curves import elbo as elbo_figure
@@ -145,9 +145,9 @@ def write_report(
         ValueError: The inputs do not fit together.
         OSError: The file could not be written, for example because the disk is full.
     """
-    target = _check(path, title, tree, notes)
+    target = check(path, title, tree, notes)
     _check_sections(sections)
-    classifies = _dims_of_probs(tree) == {*SAMPLES, "case", "class"}
+    classifies = kind_of(tree) == "classes"
     if images is not None:
         images = in_own_units(images, loc, scale)
     if prediction_sets is not None and not empty_sets:
@@ -173,16 +173,17 @@ def write_report(
         lead=lead(tree),
         notes=list(notes),
         cards=[] if scores is None else score_cards(scores),
-        masks="row" in _dims_of_probs(tree),
+        masks=kind_of(tree) == "masks",
         smoke=smoke,
     )
     write_text(target, text, "report")
     return target
 
 
-def _check(
+def check(
     path: str | os.PathLike[str], title: str, tree: xr.DataTree, notes: Iterable[str]
 ) -> Path:
+    """Check what every report is given, and return where it will be written, absolute."""
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}")
     if not title.strip():
@@ -215,10 +216,6 @@ def _sections(bodies: Mapping[str, str | None]) -> list[Section]:
         for anchor, body in bodies.items()
         if body is not None
     ]
-
-
-def _dims_of_probs(tree: xr.DataTree) -> set[str]:
-    return set(map(str, tree["posterior/probs"].dims)) if has_probs(tree) else set()
 
 
 def _uncertainty(tree: xr.DataTree) -> str:

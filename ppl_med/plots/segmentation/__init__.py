@@ -10,6 +10,7 @@ mode_bars        true and sampled frequencies of known modes, and flip rates
 ged_by_samples   generalised energy distance against the number of samples
 area_intervals   credible intervals of areas against the graders'
 size_intervals   intervals over the true size, of several methods side by side
+pixel_reliability  share of graders against the probability of a pixel
 """
 
 from ppl_med.plots.segmentation.energy import ged_by_samples
@@ -17,6 +18,7 @@ from ppl_med.plots.segmentation.entropy_maps import uncertainty_maps
 from ppl_med.plots.segmentation.latent import latent_draws, latent_plane
 from ppl_med.plots.segmentation.modes import mode_bars
 from ppl_med.plots.segmentation.overlays import overlay, write_overlays
+from ppl_med.plots.segmentation.reliability import pixel_reliability
 from ppl_med.plots.segmentation.sample_rows import samples
 from ppl_med.plots.segmentation.sizes import area_intervals, size_intervals
 
@@ -27,6 +29,7 @@ __all__ = [
     "latent_plane",
     "mode_bars",
     "overlay",
+    "pixel_reliability",
     "samples",
     "size_intervals",
     "uncertainty_maps",
