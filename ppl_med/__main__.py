@@ -118,17 +118,21 @@ def check(
     print(runs.check(config, changes=_changes(set, seed), allow=allow))
 
 
-def export(run: Positional[Path], bundle: Positional[Path], /, allow: Allow = ()) -> None:
+def export(
+    run: Positional[Path], bundle: Positional[Path], /, as_given: bool = False, allow: Allow = ()
+) -> None:
     """Write a run as a MONAI Bundle with a model card.
 
     Args:
         run: Folder of a run; predict its test data first, so that the card has figures.
         bundle: Folder to write.
+        as_given: Also where the bundle cannot prepare images as the run's were; whoever gives them
+            then has to.
         allow: A Python module of your own that the file may name; may be repeated.
     """
     from ppl_med import runs
 
-    print(f"Wrote {runs.export(run, bundle, allow=allow)}")
+    print(f"Wrote {runs.export(run, bundle, as_given=as_given, allow=allow)}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -136,6 +140,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "predict": predict,
     "report": report,
+    "export": export,
 }
 
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 import torchvision
 
-from ppl_med.runs.allowed_names import PLACES, check_allowed, names_in, resolve
+from ppl_med.runs.allowed_names import (
+    PLACES,
+    PLACES_TO_WRITE,
+    SENDERS,
+    check_allowed,
+    names_in,
+    resolve,
+)
 from ppl_med.runs.components import Builder
 from ppl_med.runs.yaml_files import as_yaml, parse_yaml
 
@@ -110,7 +117,30 @@ def test_packages_of_others_cannot_be_allowed_whole(module: str) -> None:
         check_allowed([module])
 
 
+@pytest.mark.parametrize("name", SENDERS)
+def test_what_sends_figures_elsewhere_is_allowed_by_its_own_name(name: str) -> None:
+    for allow in ((), ("own_module",), tuple(one for one in SENDERS if one != name)):
+        with pytest.raises(ValueError, match=f"sends the figures .* --allow {name}"):
+            resolve(name, allow)
+    assert resolve(name, [name]).__name__ == name.rpartition(".")[2]
+    for other in ("ppl_med.inference.fit", "ppl_med.inference.CsvLogger"):
+        with pytest.raises(ValueError, match="name modules of your own"):
+            check_allowed([other])
+
+
 # ------------------------------------------------------------------------------- components
+
+
+@pytest.mark.parametrize("path", ["/etc/log.csv", "../log.csv", "a/../../log.csv", ".", "", 3])
+@pytest.mark.parametrize("marker", ["name", "function"])
+def test_a_logger_writes_into_the_folder_of_the_run_alone(
+    path: Any, marker: str, tmp_path: Path
+) -> None:
+    for name, key in PLACES_TO_WRITE.items():
+        with pytest.raises(ValueError, match=rf"^fit\.{key} must be a path inside the folder of"):
+            Builder(folder=tmp_path / "run")({marker: name, key: path}, "fit")
+    log = Builder(folder=tmp_path)({"name": "ppl_med.inference.CsvLogger", "path": "a/b.csv"}, "x")
+    assert log.path == tmp_path / "a/b.csv"
 
 
 def test_components_are_called_with_what_stands_beside_their_name(
@@ -135,6 +165,13 @@ def test_components_are_called_with_what_stands_beside_their_name(
     assert built["make"](built["net"].parameters()).param_groups[0]["lr"] == 0.5
     assert built["kind"] is torch.nn.Linear
     assert (built["path"], built["numbers"]) == ("/data/cells", [1, 2.5, None, True])
+
+
+def test_lists_of_a_file_are_tuples_where_a_reader_takes_those(tmp_path: Path) -> None:
+    part = {"name": "ppl_med.data.from_table", "table": str(tmp_path / "none.csv")}
+    settings = {"size": [16, 16], "spacing": [1.0, 1.0], "window": [40.0, 400.0]}
+    with pytest.raises(FileNotFoundError, match=r"none\.csv"):
+        Builder()({**part, **settings}, "data.source")
 
 
 @pytest.mark.parametrize(

@@ -79,18 +79,23 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        module = _needed("torch.utils.tensorboard", type(self).__name__)
-        self._writer = module.SummaryWriter(str(a_path("folder", folder)))
+        self._module = _needed("torch.utils.tensorboard", type(self).__name__)
+        self.folder: Path = a_path("folder", folder)
+        self._writer: Any = None
 
     def on_epoch(self, history: xr.Dataset) -> None:
         """Write the last epoch."""
+        if self._writer is None:
+            self._writer = self._module.SummaryWriter(str(self.folder))
         for name, value in _last(history).items():
             self._writer.add_scalar(name, value, history.attrs["epoch"])
         self._writer.flush()
 
     def on_end(self) -> None:
         """Close the file; another run of ``fit`` opens a new one."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 class MLflowLogger:

@@ -11,6 +11,7 @@ The command line ``ppl-med`` calls these.
 
 from ppl_med.moved import renamed
 from ppl_med.runs.bundle_files import export, load_bundle
+from ppl_med.runs.bundle_images import ReadImage
 from ppl_med.runs.bundle_predictor import BundlePredictor, find_images
 from ppl_med.runs.configuration import read_config
 from ppl_med.runs.experiment import check, fit, predict, report
@@ -18,6 +19,7 @@ from ppl_med.runs.run_folder import Run, load, save
 
 __all__ = [
     "BundlePredictor",
+    "ReadImage",
     "Run",
     "check",
     "export",

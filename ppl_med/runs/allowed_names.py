@@ -4,7 +4,9 @@ A file that somebody sends must not be able to run code. So a name is ``<place>.
 path through other modules' attributes (``torch.os.system``), and what it names must be of the kind
 that its place holds, and defined in the same package: of ``torch.nn`` the modules, of
 ``monai.transforms`` the transforms that write no files. A module of the user's own is a place once
-the user says so (``--allow my_module``, ``allow=("my_module",)``), which no file can.
+the user says so (``--allow my_module``, ``allow=("my_module",)``), which no file can. Nor can it
+name a logger that sends figures elsewhere, unless the user allows that one; a logger that writes
+files writes them into the folder of the run.
 """
 
 import functools
@@ -18,6 +20,13 @@ from typing import Any
 
 from ppl_med.checks import different_names, nearest
 
+# Loggers that send something elsewhere: named once the user allows them, each by its own name.
+SENDERS = ("ppl_med.inference.MLflowLogger", "ppl_med.inference.WandbLogger")
+# The argument that says where a logger writes, which must be inside the folder of the run.
+PLACES_TO_WRITE: Mapping[str, str] = {
+    "ppl_med.inference.CsvLogger": "path",
+    "ppl_med.inference.TensorBoardLogger": "folder",
+}
 Kind = Callable[[ModuleType, str, Any], bool]
 
 # What is public but acts on files or trains, rather than being a part of a run.
@@ -100,18 +109,21 @@ PLACES: Mapping[str, Kind] = {
 
 
 def check_allowed(allow: Iterable[str]) -> tuple[str, ...]:
-    """The modules that the user allows, once they are names of the user's own.
+    """The modules that the user allows, once they are names of the user's own, or ``SENDERS``.
 
     Raises:
-        ValueError: If one is a part of Python, or of a package in ``PLACES``.
+        ValueError: If one is another part of Python, or of a package in ``PLACES``.
     """
     modules = different_names("allow", [allow] if isinstance(allow, str) else list(allow), least=0)
     for module in modules:
+        if module in SENDERS:
+            continue
         root = module.split(".")[0]
         if root in sys.stdlib_module_names or root in {place.split(".")[0] for place in PLACES}:
             raise ValueError(
-                f"allow names {module}; name modules of your own: what is allowed of Python, "
-                f"torch, torchvision, monai and ppl_med is a fixed list: {', '.join(PLACES)}"
+                f"allow names {module}; name modules of your own, or {' or '.join(SENDERS)}: what "
+                "is allowed of Python, torch, torchvision, monai and ppl_med is a fixed list: "
+                f"{', '.join(PLACES)}"
             )
     return modules
 
@@ -125,7 +137,8 @@ def resolve(name: Any, allow: Iterable[str] = (), where: str = "name") -> Any:
         where: What the name stands for, for messages.
 
     Raises:
-        ValueError: If it is no such name, or of a place that nobody allowed.
+        ValueError: If it is no such name, or of a place that nobody allowed, or sends something
+            elsewhere and nobody allowed it.
     """
     if not isinstance(name, str) or not name.isascii():
         raise ValueError(f"{where} must be a name such as torch.nn.Linear, got {name!r}")
@@ -140,6 +153,11 @@ def resolve(name: Any, allow: Iterable[str] = (), where: str = "name") -> Any:
         raise ValueError(
             f"{where} names {name}, which is not in a place that may be named "
             f"({', '.join(PLACES)}){advice}"
+        )
+    if name in SENDERS and name not in check_allowed(allow):
+        raise ValueError(
+            f"{where} names {name}, which sends the figures of the training elsewhere; if that is "
+            f"meant, allow it: --allow {name}"
         )
     module = importlib.import_module(place)
     value = None if last.startswith("_") else getattr(module, last, None)

@@ -1,13 +1,11 @@
 """The two JSON files that make a folder a MONAI Bundle, from a run."""
 
-import inspect
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from ppl_med.checks import reject
-from ppl_med.runs.allowed_names import resolve
-from ppl_med.runs.components import CALL, REFERENCE, is_component
+from ppl_med.runs.bundle_preprocessing import Preprocessing
 from ppl_med.runs.model_card import title_of
 from ppl_med.runs.run_folder import Run
 
@@ -18,20 +16,24 @@ SCHEMA = (
 _PACKAGES = ("ppl-med", "pyro-ppl", "xarray", "safetensors", "nibabel")
 
 
-def metadata(run: Run, figures: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
+def check_shapes(run: Run) -> None:
+    """Raise a ValueError if a run does not know the shape of its images."""
+    if not run.example.get("image"):
+        reject("run", "one that knows its images' shape; save it with example=a batch", run.folder)
+
+
+def metadata(
+    run: Run, figures: Mapping[str, tuple[float, float, float]], preprocessing: Preprocessing
+) -> dict[str, Any]:
     """What MONAI's schema asks for.
 
     Args:
-        run: The run.
+        run: The run, which knows the shape of its images.
         figures: Figures of merit as (value, lower, upper), by name.
-
-    Raises:
-        ValueError: If the run does not know the shape of its images.
+        preprocessing: How its images come from their files.
     """
-    card, images = run.config.get("card", {}), run.example.get("image")
-    if not images:
-        reject("run", "one that knows its images' shape; save it with example=a batch", run.folder)
-    channels, *space = images["shape"][1:]
+    card = run.config.get("card", {})
+    channels, *space = run.example["image"]["shape"][1:]
     is_masks = "mask" in run.example
     task = "segmentation" if is_masks else "classification" if run.classes else "regression"
     own = str(card.get("version", "0.1.0"))
@@ -50,12 +52,14 @@ def metadata(run: Run, figures: Mapping[str, tuple[float, float, float]]) -> dic
         "name": title_of(run),
         "task": f"{task} with uncertainty",
         "description": f"{title_of(run)}. A posterior over networks: every prediction has a mean "
-        "and a spread. See docs/README.md.",
+        f"and a spread. {preprocessing.statement.replace('**', '')} See docs/README.md.",
         "intended_use": card.get("intended_use") or "not stated",
         "authors": _text(card.get("authors")),
         "copyright": _text(card.get("copyright")),
         "data_source": _text(card.get("data")),
-        "data_type": "image files",
+        "data_type": "image files"
+        if preprocessing.is_complete
+        else "images that are prepared as those of the run were, which the bundle does not do",
         "references": list(card.get("references") or []),
         "eval_metrics": {
             name: {"value": value, "lower_95": lower, "upper_95": upper}
@@ -78,8 +82,8 @@ def metadata(run: Run, figures: Mapping[str, tuple[float, float, float]]) -> dic
             },
             "outputs": {
                 "pred": {
-                    "type": "image" if is_masks else "probabilities",
-                    "format": "labels" if is_masks else "classes",
+                    "type": "image" if is_masks else "probabilities" if run.classes else "tuples",
+                    "format": "labels" if is_masks else "classes" if run.classes else "raw",
                     "num_channels": outputs,
                     "spatial_shape": space if is_masks else [1],
                     "dtype": "float32",
@@ -92,16 +96,17 @@ def metadata(run: Run, figures: Mapping[str, tuple[float, float, float]]) -> dic
     }
 
 
-def inference_config(run: Run, allow: Iterable[str]) -> dict[str, Any]:
+def inference_config(
+    run: Run, allow: Iterable[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
     """The program that MONAI's runner executes."""
-    transforms, pattern = _preprocessing(run)
     settings = run.config.get("predict", {})
     window = {n: settings[n] for n in ("window", "overlap", "blend") if n in settings}
     return {
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
-        "pattern": pattern,
+        "pattern": preprocessing.pattern,
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "draws": settings.get("draws", 32),
         "seed": run.config["seed"],
@@ -113,7 +118,7 @@ def inference_config(run: Run, allow: Iterable[str]) -> dict[str, Any]:
             "allow": "@allow",
         },
         "network_def": "$@posterior.model",
-        "preprocessing": {"_target_": "Compose", "transforms": transforms},
+        "preprocessing": {"_target_": "Compose", "transforms": preprocessing.transforms},
         "dataset": {
             "_target_": "Dataset",
             "data": {
@@ -137,69 +142,6 @@ def inference_config(run: Run, allow: Iterable[str]) -> dict[str, Any]:
         },
         "run": ["$@evaluator.run()"],
     }
-
-
-def _preprocessing(run: Run) -> tuple[list[Any], str]:
-    """Transforms in MONAI's words, and a pattern of the files they read."""
-    data = run.config.get("data", {})
-    for split in ("test", "validation", "train"):
-        found = _transform_of(data.get(split))
-        if found is not None:
-            return [_in_monais_words(found)], "*.nii.gz"
-    if run.loc is None or run.scale is None:
-        raise ValueError(
-            "how the run's images were brought to one scale is not known: its data come ready from "
-            "a loader without transforms of MONAI; save it with loc and scale"
-        )
-    volumes = len(run.example["image"]["shape"]) == 5
-    load: dict[str, Any] = {"_target_": "LoadImaged", "keys": ["image"]}
-    load |= {"reader": "NumpyReader"} if volumes else {
-        "reader": "PILReader",
-        "reverse_indexing": False,
-    }  # fmt: skip
-    first = {"channel_dim": 0} if volumes else {}
-    transforms = [load, {"_target_": "EnsureChannelFirstd", "keys": ["image"], **first}]
-    if run.unit == "uint8":
-        span = {"a_min": 0.0, "a_max": 255.0, "b_min": 0.0, "b_max": 1.0}
-        transforms.append({"_target_": "ScaleIntensityRanged", "keys": ["image"], **span})
-    transforms.append(
-        {
-            "_target_": "NormalizeIntensityd",
-            "keys": ["image"],
-            "subtrahend": run.loc,
-            "divisor": run.scale,
-            "channel_wise": True,
-        }
-    )
-    return transforms, "*.npy" if volumes else "*.png"
-
-
-def _transform_of(section: Any) -> Any:
-    """The transforms of a MONAI data set, inside a loader or not."""
-    if not is_component(section):
-        return None
-    inner = section.get("dataset", section)
-    found = inner.get("transform") if isinstance(inner, Mapping) else None
-    if not (isinstance(found, Mapping) and is_component(found)):
-        return None
-    return found if str(found[CALL]).startswith("monai.transforms.") else None
-
-
-def _in_monais_words(part: Any) -> Any:
-    """``name:`` as ``_target_``; keys that new images lack, such as masks, may be missing."""
-    if isinstance(part, list):
-        return [_in_monais_words(one) for one in part]
-    if not isinstance(part, Mapping):
-        return part
-    rest = {key: _in_monais_words(one) for key, one in part.items() if key not in (CALL, REFERENCE)}
-    name = part.get(CALL, part.get(REFERENCE))
-    if name is None:
-        return rest
-    if REFERENCE in part:
-        return {"_target_": name, "_mode_": "partial", **rest}
-    if "allow_missing_keys" in inspect.signature(resolve(name)).parameters:
-        rest["allow_missing_keys"] = True
-    return {"_target_": name, **rest}
 
 
 def version_of(package: str) -> str:

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ppl_med import storage
 from ppl_med.analysis import exports
+from ppl_med.analysis.tree import has_probs
 from ppl_med.checks import a_path, whole
 from ppl_med.data import DatasetBatches
 from ppl_med.inference import predict
@@ -37,7 +39,8 @@ class BundlePredictor:
         posterior: The run.
         dataset: A MONAI data set of dicts with "image", preprocessed as the run was trained.
         output_dir: Where the results go: ``predictions.csv``, a row a case; of masks the NIfTI
-            files ``<case>_mask``, ``_probability``, ``_sd`` and ``_entropy``; ``posterior.nc``.
+            files ``<case>_mask``, ``_probability``, ``_sd`` and ``_entropy``; of maps of numbers
+            ``posterior.nc`` alone.
         draws: Posterior draws.
         seed: Seed of the draws.
         batch_size: Images at a time.
@@ -73,8 +76,11 @@ class BundlePredictor:
             device=self.device,
             **self.settings,
         )
+        if not has_probs(tree) and "row" in tree["posterior"].dims:
+            storage.save(tree, self.folder / "posterior.nc")
+            return tree
         exports.write_csv(tree, self.folder / "predictions.csv")
-        if "row" in tree["posterior/probs"].dims:
+        if has_probs(tree) and "row" in tree["posterior/probs"].dims:
             exports.write_nifti(_placed(tree), self.folder)
         return tree
 

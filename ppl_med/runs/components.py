@@ -5,7 +5,8 @@
 
 Arguments are read off the signature; those of ``*args`` are a list under the name that the
 signature gives them. Arguments may be components themselves. ``${NAME}`` in a text is the
-environment's variable of that name. Names are those of ``allowed_names``.
+environment's variable of that name. Loggers write to paths inside the folder of the run. Names are
+those of ``allowed_names``.
 """
 
 import functools
@@ -14,10 +15,11 @@ import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ppl_med.checks import known_keys
-from ppl_med.runs.allowed_names import resolve
+from ppl_med.runs.allowed_names import PLACES_TO_WRITE, resolve
 
 CALL, REFERENCE = "name", "function"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -40,6 +42,7 @@ class Builder:
             have them.
         without: Arguments of torchvision and MONAI that are left out, with the value to take in
             their place, such as ``{"weights": None}`` for weights that will be replaced anyway.
+        folder: Folder of the run, in which loggers write; None where nothing will be written.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Builder:
         allow: Iterable[str] = (),
         given: Mapping[str, Any] | None = None,
         without: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
+        self.folder = Path() if folder is None else folder
         self.allow, self.given, self.without = tuple(allow), dict(given or {}), dict(without or {})
 
     def __call__(self, value: Any, where: str) -> Any:
@@ -77,6 +82,11 @@ class Builder:
             plain |= {key: self.without[key] for key in self.without.keys() & plain.keys()}
         arguments = {key: self(one, f"{where}.{key}") for key, one in plain.items()}
         _refuse_code(name, arguments, where)
+        if name.startswith("ppl_med."):
+            arguments = _with_tuples(target, arguments)
+        key = PLACES_TO_WRITE.get(name)
+        if key in arguments:
+            arguments[key] = _inside(self.folder, arguments[key], f"{where}.{key}")
         for key, one in self.given.items() if marker == CALL else ():
             if key in signature.parameters and key not in arguments:
                 arguments[key] = one
@@ -138,6 +148,20 @@ def _called(
         raise ValueError(f"{where}: {error}") from error
 
 
+def _with_tuples(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, which are all that a file can say, as tuples where a function takes those."""
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        hints = {}
+    kinds = {key: (hint, *typing.get_args(hint)) for key, hint in hints.items()}
+    takes = {key for key, found in kinds.items() if tuple in map(typing.get_origin, found)}
+    return {
+        key: tuple(one) if isinstance(one, list) and key in takes else one
+        for key, one in arguments.items()
+    }
+
+
 def _refuse_code(name: str, arguments: Mapping[str, Any], where: str) -> None:
     """Arguments by which a class that is allowed would import or unpickle something else."""
     for key, value in arguments.items():
@@ -149,6 +173,17 @@ def _refuse_code(name: str, arguments: Mapping[str, Any], where: str) -> None:
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, str):
                     resolve(f"monai.data.{one}", where=f"{where}.{key}")
+
+
+def _inside(folder: Path, value: Any, where: str) -> Path:
+    """A place in the folder of the run, to which a path is relative."""
+    inside = isinstance(value, str) and (folder / value).resolve().is_relative_to(folder.resolve())
+    if not inside or (folder / value).resolve() == folder.resolve():
+        raise ValueError(
+            f"{where} must be a path inside the folder of the run, such as log/epochs, got "
+            f"{value!r}: a file may write nowhere else"
+        )
+    return folder / value
 
 
 def _with_variables(text: str, where: str) -> str:

@@ -72,7 +72,7 @@ def fit(
     train = data.splits["train"]
     first = first_of(content, train)
     model, guide = build_programs(content, allow, example=first)
-    arguments = Builder(allow)(dict(content.get("fit", {})), "fit")
+    arguments = Builder(allow, folder=out)(dict(content.get("fit", {})), "fit")
     folder = storage.open_run(out, resume=resume)
     storage.write_text(folder / CONFIG, as_yaml(content), "config")
     started = time.time()
