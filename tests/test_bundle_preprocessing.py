@@ -64,7 +64,13 @@ def test_pictures_of_a_table_reach_the_network_as_in_training(
 ) -> None:
     import monai.bundle
 
-    source = {"name": TABLE, "table": str(table), "patient": None, "size": [16, 16], "resize": resize}
+    source = {
+        "name": TABLE,
+        "table": str(table),
+        "patient": None,
+        "size": [16, 16],
+        "resize": resize,
+    }
     run = trained(tmp_path / "run", source, net=colours(16))
     bundle = runs.export(run.folder, tmp_path / "bundle")
     parser = monai.bundle.ConfigParser()

@@ -306,6 +306,20 @@ def test_check_tells_what_a_run_would_be(tmp_path: Path) -> None:
         runs.check(classifier(), changes=["net.args.2.out_features=3"])
 
 
+def test_a_logger_of_a_description_writes_into_each_run_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = {"name": "ppl_med.inference.CsvLogger", "path": "logs/epochs.csv"}
+    config = classifier(fit={"epochs": 1, "device": "cpu", "callbacks": [log]})
+    runs.check(config)
+    assert not (tmp_path / "logs").exists()
+    run = runs.fit(config, "run", progress=False)
+    runs.fit(run.folder / "config.yaml", tmp_path / "again", progress=False)
+    for folder in ("run", "again"):
+        assert len((tmp_path / folder / "logs/epochs.csv").read_text().splitlines()) == 2
+
+
 def test_a_trained_part_cannot_be_changed_at_prediction(run: runs.Run, tmp_path: Path) -> None:
     for change, message in {
         "model.classes=[a, b]": r"set changes model\.classes",

@@ -35,7 +35,9 @@ class ReadImage:
         check_size(shape, ("channels", *("depth", "rows", "cols")[4 - len(shape) :]))
         self.shape = tuple(int(one) for one in shape)
         self.unit = choice("unit", unit, ("uint8", "float"))
-        self.resize = None if resize is None else choice("resize", resize, RESIZES)
+        if resize is not None:
+            choice("resize", resize, RESIZES)
+        self.resize = resize
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Read one.

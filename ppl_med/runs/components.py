@@ -155,7 +155,9 @@ def _with_tuples(target: Callable[..., Any], arguments: Mapping[str, Any]) -> di
     except (NameError, TypeError):
         hints = {}
     kinds = {key: (hint, *typing.get_args(hint)) for key, hint in hints.items()}
-    takes = {key for key, found in kinds.items() if tuple in map(typing.get_origin, found)}
+    takes = {
+        key for key, found in kinds.items() if any(typing.get_origin(one) is tuple for one in found)
+    }
     return {
         key: tuple(one) if isinstance(one, list) and key in takes else one
         for key, one in arguments.items()
