@@ -92,7 +92,7 @@ def _unknown(run: Run, tree: xr.DataTree | None) -> str:
     where = "the cases above" if tree is not None else "no case yet"
     statements = [
         f"It was measured on {where} only. Other scanners, stains, populations and diseases were "
-        "not, and its probabilities may be wrong there without a sign.",
+        "not, and its predictions may be wrong there without a sign.",
         "It always answers with one of its classes, also for an image of something else."
         if run.classes
         else "It always answers with a number, also for an image of something else.",
