@@ -63,6 +63,7 @@ def test_our_steps_never_wait_for_the_device(rows: dict[str, Any]) -> None:
     assert rows["Pyro site per parameter"]["syncs"] >= 1
 
 
+@pytest.mark.slow
 def test_predict_table(tmp_path: Path) -> None:
     result = run("predict.py", tmp_path, "--nets", "lenet")
     for low, median, high in result["nets"]["lenet"][0]["ratios"].values():
@@ -81,6 +82,7 @@ def test_sampling_table(tmp_path: Path) -> None:
         assert 0 < low <= median <= high
 
 
+@pytest.mark.slow
 def test_analyses_table(tmp_path: Path) -> None:
     pytest.importorskip("mapie")
     pytest.importorskip("torchmetrics")

@@ -21,6 +21,7 @@ def test_an_example_runs_and_resumes(name, tmp_path, request):
     check_run_and_resume(name, LABELS[name], tmp_path, request)
 
 
+@pytest.mark.slow
 def test_the_calibration_study_reads_malaria_cells_too(tmp_path, data_folder):
     options = ["--pictures", "malaria", "--guide", "frequentist", "last_layer", "--data"]
     out = tmp_path / "run"

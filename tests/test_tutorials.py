@@ -46,6 +46,7 @@ def test_a_tutorial_is_a_short_script(page: str) -> None:
 
 
 @pytest.mark.skipif("PPL_MED_DATA" not in os.environ, reason="needs the data sets")
+@pytest.mark.slow  # the documentation runs them whenever it is built
 @pytest.mark.parametrize("page", ON_REAL_DATA)
 def test_a_tutorial_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
