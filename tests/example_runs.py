@@ -20,7 +20,7 @@ def run(*arguments: str | Path, cwd: Path = ROOT) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

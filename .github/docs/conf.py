@@ -44,7 +44,7 @@ python_use_unqualified_type_names = True
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 2
 nb_execution_mode = "force"
-nb_execution_timeout = 120
+nb_execution_timeout = 1200
 ON_REAL_DATA = ["monai_volumes", "own_program"]
 if "PPL_MED_DATA" not in os.environ:  # shown without results
     nb_execution_excludepatterns = [f"tutorials/{page}.md" for page in ON_REAL_DATA]

@@ -54,10 +54,16 @@ def _check_image(image: object, in_channels: int | None) -> None:
         )
     check_image_shape(image.shape)
     if in_channels is not None and image.shape[1] != in_channels:
-        hint = "; channels seem to come last: use image.movedim(-1, 1)"
+        fix = ""
+        if image.shape[-1] == in_channels:
+            fix = "; channels seem to come last: use image.movedim(-1, 1)"
+        elif image.shape[1] == 1:
+            fix = (
+                f"; repeat the grey one (in from_table: channels={in_channels}), or change the net"
+            )
         raise ValueError(
             f"image has {image.shape[1]} channel(s), shape {tuple(image.shape)}, but the network "
-            f"takes {in_channels}" + (hint if image.shape[-1] == in_channels else "")
+            f"takes {in_channels}{fix}"
         )
 
 

@@ -19,7 +19,10 @@ def check_size(size: Any, axes: tuple[str, ...]) -> None:
     right = np.ndim(size) == 1 and len(size) == len(axes)
     if not right or not all(is_whole(one) and one >= 1 for one in size):
         shown = tuple(size) if np.ndim(size) else size
-        raise ValueError(f"size must be ({', '.join(axes)}), all at least 1, got {shown}")
+        example = ", ".join(["64"] * len(axes))
+        raise ValueError(
+            f"size must be ({', '.join(axes)}), all at least 1, such as ({example}), got {shown}"
+        )
 
 
 def read_rgb(
