@@ -33,7 +33,7 @@ from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.loader_generators import loader_generators
 from ppl_med.inference.prediction.attributes import attributes
-from ppl_med.inference.prediction.kept_outputs import KeptOutputs
+from ppl_med.inference.prediction.kept_outputs import KeptOutputs, check_keep
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
@@ -145,6 +145,7 @@ def predict(
     store = None if store is None else a_path("store", store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
+    keep = check_keep(keep)
     if keep and windowed is not None:
         raise ValueError("keep: by a window, layers see patches, not cases; leave one out")
     batches = adapted(batches, keys)

@@ -256,7 +256,7 @@ def test_stock_guides_find_the_posterior(make: Callable[[], nn.Module]) -> None:
     data, model = design("correlated"), make()
     mean, precision = posterior(data)
     covariance = torch.linalg.inv(precision)
-    normal = trained(model, AutoNormal(model, init_scale=0.3), data)
+    normal = trained(model, AutoNormal(model, init_scale=0.3), data, 1500)
     sites = ["weights"] if make is LinearRegression else ["layer.weight", "layer.bias"]
 
     def joined(values: Any) -> Tensor:
@@ -264,7 +264,7 @@ def test_stock_guides_find_the_posterior(make: Callable[[], nn.Module]) -> None:
 
     optimum = mean, precision.diagonal().rsqrt()
     assert_found(joined(normal.locs), joined(normal.scales), optimum)
-    full = trained(model, AutoMultivariateNormal(model, init_scale=0.3), data)
+    full = trained(model, AutoMultivariateNormal(model, init_scale=0.3), data, 1500)
     found = full.get_posterior()
     assert_found(
         found.mean.detach(), found.variance.detach().sqrt(), (mean, covariance.diagonal().sqrt())

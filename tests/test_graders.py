@@ -335,7 +335,7 @@ def test_a_map_of_classes_under_label_is_told_where_it_belongs():
         Batches({"image": image, "label": classes})
     model = BayesianSegmenter(nn.Conv2d(1, 2, 1), ["no", "yes"])
     for verb in (fit, predict):
-        with pytest.raises(ValueError, match=r"this model observes mask: pass keys=\{'label': 'mask'\}"):
+        with pytest.raises(ValueError, match=r"observes mask: pass keys=\{'label': 'mask'\}"):
             verb(model, PointEstimate(model), [{"image": image, "label": classes}], progress=False)
 
 

@@ -7,12 +7,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_med.checks import reject
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder
 from ppl_med.programs.sites import Program
 from ppl_med.weights import find_random_weights
 
 LOGIT, FEATURE = "logit", "feature:"
 _NEAR = 3
+
+
+def check_keep(keep: object) -> tuple[str, ...]:
+    """The names in ``keep``; an error where it is no sequence of them."""
+    if isinstance(keep, str):
+        raise TypeError(f"keep must be a sequence of names; pass keep=({keep!r},)")
+    if not isinstance(keep, list | tuple):
+        reject("keep", 'names such as ("logit", "feature:layer4")', keep)
+    return tuple(keep)
 
 
 class KeptOutputs:
@@ -29,11 +39,7 @@ class KeptOutputs:
     """
 
     def __init__(self, models: Iterable[Program], keep: Sequence[str]) -> None:
-        if isinstance(keep, str):
-            raise TypeError(
-                f"keep must be a sequence of names, got {keep!r}; pass keep=({keep!r},)"
-            )
-        self.names = tuple(keep)
+        self.names = check_keep(keep)
         self._caught: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self._layers: list[tuple[nn.Module, str]] = []
         for model in models if self.names else ():

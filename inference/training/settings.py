@@ -78,7 +78,7 @@ class Settings:
         if not isinstance(self.learning_rate, Mapping):
             self.learning_rate = float(self.learning_rate)
         check_factory(self.optimizer)
-        if self.schedule == "plateau":
+        if isinstance(self.schedule, str) and self.schedule == "plateau":
             self.schedule = Plateau()
         if not (callable(self.schedule) or isinstance(self.schedule, Plateau)):
             choice("schedule", self.schedule, SCHEDULES, fix="or pass a function, or Plateau(...)")
