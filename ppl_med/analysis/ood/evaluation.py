@@ -4,12 +4,14 @@ The orientation is fixed, larger is more unlike: a score that is lower off the d
 below 0.5 and is reported so. A constant score has 0.5.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.statistics import ranking
-from ppl_med.analysis.statistics.group_resampling import FEWEST, group_weights, spread
+from ppl_med.analysis.statistics.group_resampling import group_weights, named_errors
 from ppl_med.analysis.tree import case_units, metadata_groups, open_classes
 
 RECALL = 0.95
@@ -62,22 +64,14 @@ def evaluate(
     event = np.repeat([False, True], [len(one) for one in scores])
     groups = np.concatenate([units[0], units[1] + 1 + units[0].max(initial=-1)])
     table = ranking.rank(np.concatenate(scores), event, groups)
-    point = _figures(*table.counts())
     sizes = [len(np.unique(one)) for one in units]
-    drawn = []
-    if resamples and min(sizes) >= FEWEST:
-        pairs = zip(
-            group_weights(sizes[0], resamples, seed),
-            group_weights(sizes[1], resamples, seed + 1),
-            strict=True,
-        )
-        drawn = [_figures(*table.counts(np.concatenate(pair))) for pair in pairs]
-    errors = spread(np.array(drawn).reshape(len(drawn), len(_NAMES)), level)
-    result = xr.Dataset(attrs={"score": inside.attrs.get("score", ""), "level": level})
-    for index, name in enumerate(_NAMES):
-        result[name] = point[index]
-        for suffix, values in zip(("se", "lower", "upper"), errors, strict=True):
-            result[f"{name}_{suffix}"] = float(values[index])
+    pairs = zip(  # of none, where either has too few units
+        group_weights(sizes[0], resamples, seed),
+        group_weights(sizes[1], resamples, seed + 1),
+        strict=False,
+    )
+    result = _with_errors(table, map(np.concatenate, pairs), level)
+    result.attrs = {"score": inside.attrs.get("score", ""), "level": level}
     result["prevalence"] = event.mean()
     result.attrs |= {"num_inside": len(scores[0]), "num_outside": len(scores[1])}
     result.attrs |= {"units_inside": sizes[0], "units_outside": sizes[1]}
@@ -118,19 +112,22 @@ def evaluate_failures(
     by = "case" if group is None else group
     units = np.unique(case_units(tree, by, source.array)[0][rows], return_inverse=True)[1]
     table = ranking.rank(values[rows], wrong, units)
-    number = len(np.unique(units))
-    drawn = (
-        [_figures(*table.counts(w)) for w in group_weights(number, resamples, seed)]
-        if number >= FEWEST
-        else []
-    )
-    errors = spread(np.array(drawn).reshape(len(drawn), len(_NAMES)), level)
-    result = xr.Dataset(attrs={"score": found.attrs.get("score", ""), "level": level, **counts})
-    for index, (name, value) in enumerate(zip(_NAMES, _figures(*table.counts()), strict=True)):
-        result[name] = value
-        for suffix, ends in zip(("se", "lower", "upper"), errors, strict=True):
-            result[f"{name}_{suffix}"] = float(ends[index])
+    weights = group_weights(len(np.unique(units)), resamples, seed)
+    result = _with_errors(table, weights, level)
+    result.attrs = {"score": found.attrs.get("score", ""), "level": level, **counts}
     result["prevalence"] = wrong.mean()
+    return result
+
+
+def _with_errors(table: ranking.Ranking, weights: Iterable[np.ndarray], level: float) -> xr.Dataset:
+    """Every figure with the errors that resamples of the units give; NaN without resamples."""
+    point = _figures(*table.counts())
+    drawn = np.array([_figures(*table.counts(weight)) for weight in weights])
+    drawn = drawn.reshape(-1, len(_NAMES))
+    result = xr.Dataset()
+    for index, name in enumerate(_NAMES):
+        result[name] = point[index]
+        result = result.assign(named_errors(name, drawn[:, index], level))
     return result
 
 

@@ -86,14 +86,14 @@ def fit_reference(
     else:
         order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(rows)
         learning, kept = np.sort(order[: len(ids) // 2]), np.sort(order[len(ids) // 2 :])
-        outside = open_outputs(_cases(tree, kept), layer)
+        outside = open_outputs(tree.isel(case=kept), layer)
     check_unseen(outside.tree, "tree" if held_out is None else "held_out")
     result = xr.Dataset(attrs={"score": score, "orientation": _ORIENTATION})
     result.attrs |= {_IDENTITY + name: value for name, value in inside.identity().items()}
     result.attrs |= dict(zip(("chains", "draws"), inside.samples, strict=True))
     if known is not None:
         result.attrs["layer"] = str(inside.feature().name)
-        result = _fit(result, known, open_outputs(_cases(tree, learning), layer), settings)
+        result = _fit(result, known, open_outputs(tree.isel(case=learning), layer), settings)
     values, _ = _scores(outside, result)
     order = np.argsort(outside.ids.astype(str))
     result["calibration_score"] = ("calibration_case", values[order])
@@ -204,10 +204,6 @@ def check_unseen(tree: xr.DataTree, name: str) -> None:
             "kind: p-values would be too small. Pass held_out= of cases that the network has not "
             "seen."
         )
-
-
-def _cases(tree: xr.DataTree, rows: np.ndarray) -> xr.DataTree:
-    return tree.isel(case=rows)
 
 
 def _fit(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.statistics.group_resampling import FEWEST, group_weights
+from ppl_med.analysis.statistics.group_resampling import group_weights
 from ppl_med.analysis.statistics.ranking import Ranking, rank
 from ppl_med.analysis.tree import (
     Classes,
@@ -76,8 +76,6 @@ class Entries:
 
     def resampled(self, figure: Figure, resamples: int, seed: int) -> np.ndarray:
         """Return it for resamples of the groups (resample, class, ...); none of a few groups."""
-        if self.num_groups < FEWEST:
-            resamples = 0
         rankings = self.rankings(self.source.mixture(), coarse=len(self.label) > MANY)
         rows = [
             [figure(*one.counts(weight)) for one in rankings]

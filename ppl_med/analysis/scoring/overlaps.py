@@ -16,7 +16,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.segmentation.overlap import check_empty
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.statistics.group_resampling import FEWEST, group_weights, spread
+from ppl_med.analysis.statistics.group_resampling import group_weights, named_errors
 from ppl_med.analysis.tree import (
     Classes,
     ClassList,
@@ -86,8 +86,7 @@ def overlap(
     result = xr.Dataset(coords={**case_coords(label), **source.samples})
     result = result.assign_coords({"class": [source.names[index] for index in numbers]})
     num_units = len(np.unique(units))
-    weights = group_weights(num_units, resamples if num_units >= FEWEST else 0, seed)
-    each = [weight[units] for weight in weights]
+    each = [weight[units] for weight in group_weights(num_units, resamples, seed)]
     for index, name in enumerate(_NAMES):
         per_class = _mean(figures[index])
         again = np.array([_mean(figures[index], weight) for weight in each])
@@ -100,8 +99,8 @@ def overlap(
         ):
             result[f"{name}_{suffix}"] = (dims, value)
             if resamples:
-                for end, part in zip(("se", "lower", "upper"), spread(drawn, level), strict=True):
-                    result[f"{name}_{suffix}_{end}"] = (dims, part)
+                for key, part in named_errors(f"{name}_{suffix}", drawn, level).items():
+                    result[key] = (dims, part)
     for variable in result.data_vars.values():
         variable.attrs["units"] = "1"
     about = {"unit": unit, "num_units": num_units, "empty": float(empty)}

@@ -18,7 +18,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.scoring.events import Entries, Figure, open_entries, positive_class
 from ppl_med.analysis.statistics import ranking
-from ppl_med.analysis.statistics.group_resampling import spread
+from ppl_med.analysis.statistics.group_resampling import named_errors
 from ppl_med.analysis.tree import Posterior
 from ppl_med.axes import SAMPLES
 
@@ -205,8 +205,8 @@ def _add(
 ) -> xr.Dataset:
     result[name] = (dims, value)
     if drawn is not None:
-        for suffix, part in zip(("se", "lower", "upper"), spread(drawn, level), strict=True):
-            result[f"{name}_{suffix}"] = (dims, np.where(np.isnan(value), np.nan, part))
+        for key, part in named_errors(name, drawn, level).items():
+            result[key] = (dims, np.where(np.isnan(value), np.nan, part))
     return result
 
 

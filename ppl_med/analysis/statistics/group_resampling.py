@@ -19,7 +19,9 @@ def chosen_groups(num_groups: int, resamples: int, seed: int) -> Iterator[np.nda
 
 
 def group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often every group (group,) stands in a resample, float64."""
+    """Yield how often every group (group,) stands in a resample; nothing of too few groups."""
+    if num_groups < FEWEST:
+        return
     for chosen in chosen_groups(num_groups, resamples, seed):
         yield np.bincount(chosen, minlength=num_groups).astype(np.float64)
 
@@ -43,3 +45,9 @@ def spread(drawn: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, np.
     low, high = np.nanquantile(filled, [tail, 1 - tail], axis=0)
     parts = np.nanstd(filled, axis=0, ddof=1), low, high
     return tuple(np.where(enough, part, np.nan) for part in parts)  # type: ignore[return-value]
+
+
+def named_errors(name: str, drawn: np.ndarray, level: float) -> dict[str, np.ndarray]:
+    """Return what `spread` gives as ``<name>_se``, ``<name>_lower`` and ``<name>_upper``."""
+    ends = ("se", "lower", "upper")
+    return {f"{name}_{end}": part for end, part in zip(ends, spread(drawn, level), strict=True)}
