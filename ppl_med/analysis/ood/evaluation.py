@@ -47,7 +47,7 @@ def evaluate(
         5 units.
 
     Raises:
-        TypeError, ValueError: Malformed arguments, or shared cases.
+        TypeError, ValueError: Malformed arguments, or two different scores.
     """
     checks.whole("resamples", resamples, least=0)
     checks.inside("level", level)

@@ -23,13 +23,14 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.ood import confidence, features
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
-from ppl_med.analysis.tree import case_coords, drop_copies, open_classes
+from ppl_med.analysis.tree import case_coords, check_disjoint, drop_copies, open_classes
 from ppl_med.axes import SAMPLES
 
 SCORES = (*confidence.SCORES, *features.SCORES)
 _FITTED = "fitted_"
 _ORIENTATION = "larger is more unlike the reference"
 _IDENTITY = "same_"
+_FAMILIAR = "a case that a score has learnt from looks more familiar than it is"
 
 
 def fit_reference(
@@ -80,7 +81,7 @@ def fit_reference(
     if held_out is not None:
         outside = open_outputs(held_out, layer)
         check_same_functions(inside.identity(), inside.samples, outside)
-        check_apart(ids, outside.ids, "tree and held_out")
+        check_disjoint(ids, outside.ids, "tree and held_out", _FAMILIAR)
     elif known is None:
         outside = inside
     else:
@@ -163,7 +164,7 @@ def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
     check_same_functions(identity, samples, outputs)
     for name in reference.variables:
         if str(name).endswith(("calibration_case", "learnt_case", "scaled_case")):
-            check_apart(reference[name].values, outputs.ids, "reference and tree")
+            check_disjoint(reference[name].values, outputs.ids, "reference and tree", _FAMILIAR)
     return outputs
 
 
@@ -184,16 +185,6 @@ def check_same_functions(
                 f"The reference and the tree were predicted with another {name}: draw s is not the "
                 "same function in both. Predict both with the same guide, draws and seed."
             )
-
-
-def check_apart(first: np.ndarray, second: np.ndarray, names: str) -> None:
-    """Raise where two sets of cases share one."""
-    shared = np.intersect1d(first.astype(str), second.astype(str))
-    if shared.size:
-        raise ValueError(
-            f"{names} share {shared.size} case(s), e.g. {str(shared[0])!r}: a case that a score "
-            "has learnt from looks more familiar than it is. Split the cases first."
-        )
 
 
 def check_unseen(tree: xr.DataTree, name: str) -> None:

@@ -71,13 +71,25 @@ def case_coords(array: xr.DataArray, *others: str) -> dict[str, xr.Variable]:
     }
 
 
-def check_disjoint(calibration_ids: np.ndarray, test_ids: np.ndarray) -> None:
-    """Raise where calibration (or training) and test share a case."""
-    shared = np.intersect1d(test_ids.astype(str), calibration_ids.astype(str))
+def check_disjoint(
+    first: np.ndarray,
+    second: np.ndarray,
+    names: str = "Calibration and test",
+    why: str = "coverage would not hold",
+) -> None:
+    """Raise where two sets of cases, such as calibration (or training) and test, share one.
+
+    Args:
+        first: Ids (case,).
+        second: Others (case,).
+        names: What the two are, for the error.
+        why: What a shared case does, for the error.
+    """
+    shared = np.intersect1d(second.astype(str), first.astype(str))
     if shared.size:
         raise ValueError(
-            f"Calibration and test share {shared.size} case(s), e.g. {str(shared[0])!r}; coverage "
-            "would not hold. Split the cases first, and give each its own id."
+            f"{names} share {shared.size} case(s), e.g. {str(shared[0])!r}; {why}. Split the cases "
+            "first, and give each its own id."
         )
 
 
