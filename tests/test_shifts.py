@@ -1,6 +1,8 @@
 """Corruptions and populations: the identity at severity 0, closed forms, MONAI and PIL as oracles."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +49,9 @@ def test_what_is_random_belongs_to_the_case_and_the_seed(name: str) -> None:
     image = images(SHAPES["plane"])
     found = shifts.corrupt(image, name, 3, seed=1)
     np.testing.assert_array_equal(shifts.corrupt(image[:2], name, 3, seed=1), found[:2])
-    whole = shifts.corrupt((image * 255).round().astype(np.uint8), name, 3, seed=1)
-    assert np.abs(whole / 255 - found).mean() < 0.01
+    grey = (image * 255).round().astype(np.uint8)
+    whole = shifts.corrupt(grey, name, 3, seed=1)
+    np.testing.assert_allclose(whole / 255, shifts.corrupt(grey / 255, name, 3, seed=1), atol=0.002)
     standardised = shifts.corrupt(image * 4 - 2, name, 3, seed=1, span=(-2, 2))
     np.testing.assert_allclose(standardised, found * 4 - 2, atol=1e-9)
 
@@ -66,7 +69,7 @@ def test_strengths_rise() -> None:
         ("shot_noise", 4, lambda grey: (grey / 100) ** 0.5),
     ],
 )
-def test_noise_has_the_sd_stated(name: str, severity: int, sd) -> None:
+def test_noise_has_the_sd_stated(name: str, severity: int, sd: Callable[[float], float]) -> None:
     grey, size = 0.5, 20_000
     flat = np.full((1, 1, 100, size // 100), grey)
     found = shifts.corrupt(flat, name, severity).ravel()
@@ -162,9 +165,12 @@ def test_what_happens_in_k_space(shape: tuple[int, ...]) -> None:
     bright = image + 5  # so far above 0 that the magnitude changes nothing
     before = np.fft.fftn(bright, axes=axes)
     after = np.fft.fftn(acquisition.ghosting(bright, 0.5, np.random.default_rng(0)), axes=axes)
-    ratio = (np.abs(after) / np.abs(before)).max((0, *range(1, image.ndim - 2), image.ndim - 1))
-    assert ratio[0] == pytest.approx(1)
-    assert set(np.round(ratio, 6)) == {0.5, 1.0}
+    clear = np.abs(before) > 1e-6
+    lines = np.broadcast_to(np.arange(shape[-2])[:, None], before.shape)
+    ratio = {n: np.abs(after / before)[clear & (lines == n)] for n in range(shape[-2])}
+    assert all(np.ptp(one) < 1e-6 for one in ratio.values())
+    means = [round(float(one.mean()), 6) for one in ratio.values()]
+    assert means[0] == 1 and set(means) == {0.5, 1.0}
 
     cut = np.fft.fftn(acquisition.gibbs(bright, 0.4, np.random.default_rng(0)), axes=axes)
     grid = np.meshgrid(*[2 * np.fft.fftfreq(size) for size in shape[1:]], indexing="ij")
@@ -173,16 +179,15 @@ def test_what_happens_in_k_space(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(cut[:, ~inside], 0, atol=1e-8)
 
 
-def test_a_move_before_all_lines_is_a_plain_shift(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Early:
-        """Both moves before the first line but one, by a quarter of the size along columns."""
+def test_a_move_before_all_lines_is_a_plain_shift() -> None:
+    class Early(np.random.Generator):
+        """Both moves before the first line, along columns."""
 
-        def uniform(self, low: float, high: float, size: int) -> np.ndarray:
+        def uniform(self, low: float = 0, high: float = 1, size: Any = None) -> Any:
             return np.full(size, -1.0 if high < 1 else 0.0)
 
     image = images((1, 1, 15, 20))[0]
-    found = acquisition.motion(image, 0.25, Early())  # type: ignore[arg-type]
-    # Every line but the middle one moves; the middle one moves as well, as order 0 > -1.
+    found = acquisition.motion(image, 0.25, Early(np.random.PCG64(0)))
     np.testing.assert_allclose(found, np.abs(np.roll(image, 5, axis=-1)), atol=1e-9)
 
 
@@ -199,7 +204,6 @@ def test_a_spike_is_one_wave() -> None:
     [
         ({"name": "gaussian_nois"}, ValueError, "name"),
         ({"severity": 6}, ValueError, "severity"),
-        ({"severity": 2.5}, ValueError, "severity"),
         ({"image": np.zeros((2, 8, 8))}, ValueError, "image has shape"),
         ({"image": np.zeros((2, 1, 8, 8), int)}, TypeError, "dtype"),
         ({"image": np.full((2, 1, 8, 8), 2.0)}, ValueError, "span"),
@@ -248,6 +252,6 @@ def test_relabelled_cases_and_a_class_held_out() -> None:
         (lambda: shifts.relabel([0.5, 1], {0: 1}), "expected integers"),
     ],
 )
-def test_populations_that_cannot_be(call, message: str) -> None:
+def test_populations_that_cannot_be(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

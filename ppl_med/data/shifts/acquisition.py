@@ -53,7 +53,7 @@ def motion(image: np.ndarray, strength: float, random: np.random.Generator) -> n
     frequencies = _frequencies(image)
     order = np.abs(frequencies[-2])
     spectrum = _transform(image)
-    moments = np.sort(random.uniform(0.1, 0.6, _MOVES))
+    moments = np.sort(random.uniform(0.02, 0.3, _MOVES))
     angles = random.uniform(0.0, 2 * np.pi, _MOVES)
     phase = np.zeros(np.broadcast_shapes(*(part.shape for part in frequencies)))
     for moment, angle in zip(moments, angles, strict=True):

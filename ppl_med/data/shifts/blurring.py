@@ -32,7 +32,8 @@ def motion_blur(image: np.ndarray, strength: float, random: np.random.Generator)
 def pixelate(image: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
     """Keep ``1 - strength`` of the pixels along every axis; each stands for its surroundings.
 
-    Coarse pixels are means over the area they cover, and are drawn as blocks.
+    Coarse pixels are means over the area they cover, and are drawn as blocks; a pixel that two of
+    them share is their mean by area.
     """
     result = image
     for axis in range(1, image.ndim):
@@ -51,7 +52,9 @@ def jpeg(image: np.ndarray, strength: float, random: np.random.Generator) -> np.
     for index, plane in enumerate((slices.clip(0, 1) * 255).round().astype(np.uint8)):
         for part in [slice(None)] if colour else range(channels):
             buffer = io.BytesIO()
-            Image.fromarray(plane[..., part]).save(buffer, "JPEG", quality=round(100 * (1 - strength)))
+            Image.fromarray(plane[..., part]).save(
+                buffer, "JPEG", quality=round(100 * (1 - strength))
+            )
             buffer.seek(0)
             with Image.open(buffer) as read:
                 result[index][..., part] = np.asarray(read) / 255.0
@@ -59,11 +62,9 @@ def jpeg(image: np.ndarray, strength: float, random: np.random.Generator) -> np.
 
 
 def _overlap(size: int, coarse: int) -> np.ndarray:
-    """Matrix (size, size): mean over coarse pixels, then each pixel that of the one it lies in."""
+    """Matrix (size, size): the mean over each coarse pixel, then over those a pixel lies in."""
     edges = np.linspace(0, size, coarse + 1)
     left, right = np.arange(size), np.arange(1, size + 1)
     inner = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
-    shares = inner.clip(0, None)
-    shares /= shares.sum(1, keepdims=True)
-    middle = np.arange(size) + 0.5
-    return shares[np.searchsorted(edges, middle, "right").clip(1, coarse) - 1]
+    shares = inner.clip(0, None)  # (coarse, size), of a pixel's side
+    return (shares / shares.sum(0)).T @ (shares / shares.sum(1, keepdims=True))

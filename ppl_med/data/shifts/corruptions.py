@@ -41,7 +41,9 @@ CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_noise": Corruption(noise.gaussian, (0.04, 0.06, 0.08, 0.10, 0.12), "noise"),
     "speckle_noise": Corruption(noise.speckle, (0.05, 0.07, 0.10, 0.15, 0.20), "noise"),
     "shot_noise": Corruption(noise.shot, (1 / 300, 1 / 200, 1 / 150, 1 / 100, 1 / 80), "noise"),
-    "salt_and_pepper": Corruption(noise.salt_and_pepper, (0.005, 0.01, 0.013, 0.017, 0.02), "noise"),
+    "salt_and_pepper": Corruption(
+        noise.salt_and_pepper, (0.005, 0.01, 0.013, 0.017, 0.02), "noise"
+    ),
     "rician_noise": Corruption(noise.rician, (0.03, 0.06, 0.09, 0.12, 0.15), "noise"),
     "gaussian_blur": Corruption(blurring.gaussian_blur, (0.01, 0.015, 0.02, 0.03, 0.04), "blur"),
     "motion_blur": Corruption(blurring.motion_blur, (0.04, 0.06, 0.09, 0.12, 0.16), "blur"),

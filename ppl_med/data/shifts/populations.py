@@ -34,7 +34,9 @@ def resample_labels(
             there are.
     """
     label = _labels(label)
-    wanted = {int(name): checks.finite(f"shares[{name}]", share, 0, 1) for name, share in shares.items()}
+    wanted = {
+        int(name): checks.finite(f"shares[{name}]", share, 0, 1) for name, share in shares.items()
+    }
     if not wanted or abs(sum(wanted.values()) - 1) > 1e-9:
         raise ValueError(f"shares sum to {sum(wanted.values()):g}; they must sum to 1")
     have = {name: int((label == name).sum()) for name in wanted}
@@ -126,9 +128,7 @@ def _labels(label: Any) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _whole_counts(
-    shares: dict[int, float], number: int, have: dict[int, int]
-) -> dict[int, int]:
+def _whole_counts(shares: dict[int, float], number: int, have: dict[int, int]) -> dict[int, int]:
     """Counts that sum to ``number``, the largest remainders rounded up where there are cases."""
     counts = {name: min(int(share * number + 1e-9), have[name]) for name, share in shares.items()}
     by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name] * number)
