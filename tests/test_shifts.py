@@ -1,4 +1,4 @@
-"""Corruptions and populations: the identity at severity 0, closed forms, MONAI and PIL as oracles."""
+"""Corruptions and populations: identity at severity 0, closed forms, MONAI and PIL as oracles."""
 
 import io
 from collections.abc import Callable
@@ -160,7 +160,7 @@ def test_what_happens_in_k_space(shape: tuple[int, ...]) -> None:
     axes = tuple(range(1, image.ndim))
     moved = acquisition.motion(image, 0.05, np.random.default_rng(0))
     assert np.square(moved).sum() == pytest.approx(np.square(image).sum())
-    assert np.abs(moved - image).max() > 0.02
+    assert np.abs(moved - image).max() > 0.01
 
     bright = image + 5  # so far above 0 that the magnitude changes nothing
     before = np.fft.fftn(bright, axes=axes)

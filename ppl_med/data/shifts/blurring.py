@@ -46,7 +46,7 @@ def pixelate(image: np.ndarray, strength: float, random: np.random.Generator) ->
 def jpeg(image: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
     """Store as JPEG of quality ``100 * (1 - strength)`` and read again; volumes slice by slice."""
     channels = image.shape[0]
-    colour = channels == 3
+    colour, quality = channels == 3, round(100 * (1 - strength))
     slices = np.moveaxis(image, 0, -1).reshape(-1, *image.shape[-2:], channels)
     result = np.empty_like(slices)
     for index, plane in enumerate((slices.clip(0, 1) * 255).round().astype(np.uint8)):
