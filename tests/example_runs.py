@@ -1,29 +1,22 @@
 """Runs of the examples in a process of their own, and what a run must leave."""
 
-import os
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from processes import run_apart, run_script
 
 ROOT = Path(__file__).parents[1]
 NO_DATA = ("depth.py", "quickstart.py", "street_modes.py", "write_your_own.py")
 
 
 def run(*arguments: str | Path, cwd: Path = ROOT) -> str:
-    """Run Python with warnings as errors and give what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    """Run a script with its options in a process of its own and give what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed, errors = Path(folder) / "printed", Path(folder) / "errors"
+        code = run_apart(run_script, [*map(str, arguments)], cwd, printed, errors, limit=1800)
+        assert code == 0, printed.read_text()[-3000:] + errors.read_text()[-3000:]
+        return printed.read_text()
 
 
 def check_run_and_resume(

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import signal
 import threading
@@ -31,7 +30,6 @@ from ppl_med.networks import GaussianEncoder
 
 CASES, BATCH_SIZE, EPOCHS = 44, 8, 3
 STEPS = EPOCHS * -(-CASES // BATCH_SIZE)
-SERVER = multiprocessing.get_context("forkserver")
 
 
 class Moment:
@@ -279,15 +277,3 @@ def draw(kind: str, store: Path, moment: Moment | None, write: int | None = None
     predict(
         model, guide, Batches(cases(), batch_size=BATCH_SIZE), store=store, prior_draws=2, **options
     )
-
-
-def run_apart(target: Callable[..., None], *args: Any, limit: float = 120) -> int:
-    """Run a function in a process of its own and return its exit code: -9 where it was killed."""
-    process = SERVER.Process(target=target, args=args)
-    process.start()
-    process.join(limit)
-    code = process.exitcode
-    if code is None:
-        process.kill()
-        raise TimeoutError(f"{target.__name__}{args} hangs")
-    return code

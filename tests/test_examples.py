@@ -2,10 +2,11 @@
 
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
-from example_runs import ROOT, run
+from example_runs import ROOT
 from test_examples_of_labels import LABELS
 from test_examples_of_maps import MAPS
 
@@ -46,8 +47,10 @@ def test_the_readme_runs_as_it_stands(tmp_path):
     for number, block in enumerate(blocks):
         script = tmp_path / f"block_{number}.py"
         script.write_text(block)
-        printed = run("-W", "error", script, cwd=tmp_path)
-        accuracy = re.search(r"accuracy\s+float64 \S+ ([\d.]+)", printed)
+        command = [sys.executable, "-W", "error", script]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        accuracy = re.search(r"accuracy\s+float64 \S+ ([\d.]+)", done.stdout)
         assert accuracy is not None and float(accuracy[1]) > 0.8, "at chance level nothing is shown"
 
 

@@ -9,7 +9,10 @@ pytest.importorskip("pyro", reason="the examples train networks")
 LABELS: dict[str, list[str]] = {
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
-    "malaria.py": ["--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"],
+    "malaria.py": [
+        *("--guide", "frequentist", "mean_field"),
+        *("--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"),
+    ],
     "quickstart.py": [],
     "right_reason.py": [],
     "write_your_own.py": [],

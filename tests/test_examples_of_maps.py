@@ -12,10 +12,10 @@ from example_runs import ROOT, check_run_and_resume, run
 from reader_folders import write_lidc_slices
 
 MAPS: dict[str, list[str]] = {
-    "depth.py": ["--variant", "epistemic", "both", "--fraction", "1", "0.5"],
+    "depth.py": ["--variant", "both", "--fraction", "1", "0.5"],
     "hippocampus.py": [],
-    "lung_nodules.py": ["--model", "prob_unet", "ensemble"],
-    "street_modes.py": ["--scenes", "--model", "prob_unet", "m_heads"],
+    "lung_nodules.py": ["--model", "prob_unet", "nearest_masks"],
+    "street_modes.py": ["--scenes", "--model", "m_heads"],
     "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
 }
 SEGMENTERS = (

@@ -1,6 +1,5 @@
 """Killed and resumed equals uninterrupted, bit for bit."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +8,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from killed_runs import SCENARIOS, STEPS, Moment, classifier, differences, run_apart
+from killed_runs import SCENARIOS, STEPS, Moment, classifier, differences
+from processes import run_apart
 
 from ppl_med.data import Batches
 from ppl_med.inference import MeanFieldNormal, checkpoint, fit, predict
 
 KILLED = -9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> None:
-    """Import the package once in the process that runs are forked from."""
-    tests = Path(__file__).parent
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    )
-    os.environ["OMP_NUM_THREADS"] = "1"
-    killed_runs.SERVER.set_forkserver_preload(
-        ["killed_runs", "torch._dynamo", "h5netcdf", "h5py", "zarr", "dask.array"]
-    )
 
 
 @pytest.fixture(scope="module")

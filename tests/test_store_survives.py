@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import killed_runs
 import numpy as np
+import processes
 import pytest
 import torch
 import xarray as xr
@@ -350,21 +350,13 @@ def lock_again(path: Path, result: Path) -> None:
     result.write_text(json.dumps(told))
 
 
-@pytest.fixture
-def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    tests = Path(__file__).parent
-    parts = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(parts))
-
-
-@pytest.mark.usefixtures("import_path")
 def test_the_second_process_is_told_and_changes_nothing(tmp_path: Path) -> None:
     folder, result = tmp_path / "runs", tmp_path / "told"
     folder.mkdir()
     names = ("run.zarr", "run.nc", "run.pt")
     with locks.locked(folder / names[0]), locks.locked(folder / names[1]):
         with locks.locked(folder / names[2]):
-            assert killed_runs.run_apart(lock_again, folder, result) == 0
+            assert processes.run_apart(lock_again, folder, result) == 0
     told = json.loads(result.read_text())
     for name in names:
         assert f"process {os.getpid()} on" in told[name] and "another path" in told[name]
@@ -372,11 +364,9 @@ def test_the_second_process_is_told_and_changes_nothing(tmp_path: Path) -> None:
     assert os.listdir(folder) == []
 
 
-@pytest.mark.usefixtures("import_path")
 def test_the_lock_of_a_killed_process_locks_nobody_out(tmp_path: Path) -> None:
     ready, path = tmp_path / "ready", tmp_path / "run.zarr"
-    process = killed_runs.SERVER.Process(target=hold, args=(path, ready, tmp_path / "release"))
-    process.start()
+    process = processes.start(hold, path, ready, tmp_path / "release")
     while not ready.exists():
         process.join(0.01)
     with pytest.raises(BlockingIOError, match=rf"process {process.pid} on .* is writing to store"):

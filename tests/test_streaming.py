@@ -1,13 +1,12 @@
 """Where predict writes: a Zarr store that grows in bounded memory, netCDF, and what they hold."""
 
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import killed_runs
 import numpy as np
+import processes
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -155,15 +154,11 @@ def peak(num_cases: int, store: Path | None, result: Path) -> None:
 
 def test_a_growing_store_needs_no_more_memory(tmp_path: Path) -> None:
     """From 1000 to 10000 cases the result grows by 115 MB, the peak by less than 40."""
-    tests = Path(__file__).parent
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    )
     found = {}
     for kind in ("zarr", "memory"):
         for number in (1000, 10_000):
             store = tmp_path / f"{number}.zarr" if kind == "zarr" else None
-            assert killed_runs.run_apart(peak, number, store, tmp_path / "peak") == 0
+            assert processes.run_apart(peak, number, store, tmp_path / "peak") == 0
             found[kind, number] = int((tmp_path / "peak").read_text())
     growth = {k: found[k, 10_000] - found[k, 1000] for k in ("zarr", "memory")}
     assert growth["zarr"] < 40 * MEGABYTE

@@ -10,21 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import killed_runs
 import numpy as np
 
 SECONDS, MEMORY = 30, 2**31  # for one damaged input, beyond what the process has already
 KILLED = -9
-PRELOADED = ["campaign", "killed_runs", "torch._dynamo", "h5netcdf", "h5py", "zarr", "dask.array"]
-
-
-def start_server() -> None:
-    """Let the processes to come import the package once."""
-    here = Path(__file__).resolve().parent
-    parts = [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(parts)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    killed_runs.SERVER.set_forkserver_preload(PRELOADED)
 
 
 def killed_after(seconds: float | None, function: Callable[..., None], *args: Any) -> None:

@@ -11,8 +11,8 @@ import campaign
 import killed_runs
 import pytest
 import torch
-from killed_runs import run_apart
 from posterior_trees import classification_tree
+from processes import run_apart
 from reader_folders import crops
 from test_readers import READERS
 
@@ -82,11 +82,6 @@ TARGETS: dict[str, Target] = {
         ),
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> None:
-    campaign.start_server()
 
 
 def work_through(name: str, inputs: int, folder: Path, first: int = 0) -> Counter[str]:

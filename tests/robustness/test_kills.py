@@ -11,18 +11,14 @@ import killed_runs
 import numpy as np
 import pytest
 import xarray as xr
-from killed_runs import SCENARIOS, run_apart
+from killed_runs import SCENARIOS
 from posterior_trees import classification_tree
+from processes import run_apart
 
 from ppl_med import storage
 from ppl_med.inference import checkpoint
 
 SMALL, LARGE = 3, 70  # kills of each of the three, in the small and in the large campaign
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> None:
-    campaign.start_server()
 
 
 def kill(

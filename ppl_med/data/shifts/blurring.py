@@ -52,9 +52,7 @@ def jpeg(image: np.ndarray, strength: float, random: np.random.Generator) -> np.
     for index, plane in enumerate((slices.clip(0, 1) * 255).round().astype(np.uint8)):
         for part in [slice(None)] if colour else range(channels):
             buffer = io.BytesIO()
-            Image.fromarray(plane[..., part]).save(
-                buffer, "JPEG", quality=round(100 * (1 - strength))
-            )
+            Image.fromarray(plane[..., part]).save(buffer, "JPEG", quality=quality)
             buffer.seek(0)
             with Image.open(buffer) as read:
                 result[index][..., part] = np.asarray(read) / 255.0
