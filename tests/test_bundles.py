@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from monai.bundle import ConfigParser
 from PIL import Image
 from run_configs import classifier
 
+import ppl_med
 from ppl_med import runs, storage
 from ppl_med.analysis import scoring
 from ppl_med.data import blood_smear
@@ -27,15 +29,26 @@ from ppl_med.runs.run_parts import build_data
 # MONAI tells of decoders and files that it does not find.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
-# Mandatory keys of MONAI's specification: of the schema of 2024 and of the one before.
+# What meta_schema_20240725.json requires, "properties" with their "type", and of tensors also what
+# the text of MONAI's specification does.
+TEXTS = {
+    *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task"),
+    *("description", "authors", "copyright"),
+}
 REQUIRED = {
-    *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
-    *("required_packages_version", "optional_packages_version", "task", "description", "authors"),
-    *("copyright", "network_data_format"),
+    **dict.fromkeys(TEXTS, str),
+    "required_packages_version": dict,
+    "network_data_format": dict,
+}
+OPTIONAL = {
+    **dict.fromkeys(("data_source", "data_type", "intended_use"), str),
+    **dict.fromkeys(("changelog", "eval_metrics", "supported_apps"), dict),
+    "references": list,
 }
 REQUIRED_OF_TENSORS = {
-    *("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data"),
-    "channel_def",
+    **dict.fromkeys(("type", "format", "dtype"), str),
+    **dict.fromkeys(("spatial_shape", "value_range"), list),
+    **{"num_channels": int, "is_patch_data": bool, "channel_def": dict},
 }
 CARD = {
     "title": "Cells",
@@ -181,12 +194,19 @@ def test_a_bundle_gives_its_run_back(bundles: Bundles, tmp_path: Path) -> None:
 def test_metadata_have_every_field_of_the_schema(name: str, bundles: Bundles) -> None:
     run, bundle = bundles[name]
     metadata = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))
-    assert metadata.keys() >= REQUIRED
-    assert all(metadata[key] for key in REQUIRED - {"optional_packages_version"})
+    assert metadata.keys() >= REQUIRED.keys()
+    for key, kind in (REQUIRED | OPTIONAL).items():
+        assert isinstance(metadata[key], kind), key
+    assert all(metadata[key] for key in REQUIRED)
+    # MONAI's parser renames keys of old bundles, over those that are there.
+    parser = ConfigParser()
+    parser.read_meta(bundle / "configs/metadata.json")
+    assert parser["_meta_::required_packages_version"]["ppl-med"] == ppl_med.__version__
     shape = run.example["image"]["shape"]
     for part, sides in {"image": "inputs", "pred": "outputs"}.items():
         found = metadata["network_data_format"][sides][part]
-        assert found.keys() >= REQUIRED_OF_TENSORS
+        assert found.keys() >= REQUIRED_OF_TENSORS.keys()
+        assert all(isinstance(found[key], kind) for key, kind in REQUIRED_OF_TENSORS.items())
         assert len(found["channel_def"]) == found["num_channels"]
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == shape[2:]
     assert list(metadata["network_data_format"]["outputs"]["pred"]["channel_def"].values()) == list(

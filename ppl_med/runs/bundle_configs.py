@@ -47,7 +47,6 @@ def metadata(
         "pytorch_version": version("torch"),
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version_of(name) for name in _PACKAGES},
-        "optional_packages_version": {},
         "supported_apps": {},
         "name": title_of(run),
         "task": f"{task} with uncertainty",
