@@ -1,7 +1,9 @@
 """Callbacks of ``fit`` that write every epoch where one looks: a table, or a service.
 
 Figures are means over the steps of an epoch, in the units of the history, and the validation NLL.
-Members of an ensemble are told apart by a column, or by ``member0/`` before the names.
+Epochs are numbered as in the history, from 0. Members of an ensemble are told apart by a column, or
+by ``member0/`` before the names. What was logged was read back, and was the history's, with
+TensorBoard 2.21.0, MLflow 3.17.2 (a store in SQLite) and Weights & Biases 0.31.0 (offline).
 """
 
 import csv
@@ -87,8 +89,9 @@ class TensorBoardLogger:
         """Write the last epoch."""
         if self._writer is None:
             self._writer = self._module.SummaryWriter(str(self.folder))
-        for name, value in _last(history).items():
-            self._writer.add_scalar(name, value, history.attrs["epoch"])
+        epoch, figures = _last(history)
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
     def on_end(self) -> None:
@@ -119,7 +122,8 @@ class MLflowLogger:
         if self._mlflow.active_run() is None:
             self._mlflow.start_run(run_name=self.run_name)
             self._started = True
-        self._mlflow.log_metrics(_last(history), step=int(history.attrs["epoch"]))
+        epoch, figures = _last(history)
+        self._mlflow.log_metrics(figures, step=epoch)
 
     def on_end(self) -> None:
         """End a run of its own."""
@@ -148,7 +152,8 @@ class WandbLogger:
         """Log the last epoch."""
         if self._run is None:
             self._run = self._wandb.init(project=self.project, **self.options)
-        self._run.log({**_last(history), "epoch": int(history.attrs["epoch"])})
+        epoch, figures = _last(history)
+        self._run.log({**figures, "epoch": epoch})
 
     def on_end(self) -> None:
         """End the run."""
@@ -157,12 +162,13 @@ class WandbLogger:
             self._run = None
 
 
-def _last(history: xr.Dataset) -> dict[str, float]:
-    """Figures of the last epoch, of an ensemble with the member before their names."""
+def _last(history: xr.Dataset) -> tuple[int, dict[str, float]]:
+    """The last epoch and its figures, of an ensemble with the member before their names."""
     attrs = history.attrs
     before = f"member{attrs['member']}/" if attrs["members"] > 1 else ""
     figures = epoch_figures(history)[-1]
-    return {f"{before}{name}": value for name, value in figures.items() if name != "epoch"}
+    epoch = int(figures.pop("epoch"))
+    return epoch, {f"{before}{name}": value for name, value in figures.items()}
 
 
 def _needed(module: str, who: str) -> Any:
