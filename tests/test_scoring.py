@@ -109,8 +109,8 @@ def test_an_absent_class_is_nan_and_named() -> None:
 
 
 def test_standard_errors_are_the_spread_over_replicated_data() -> None:
-    """600 data sets of 120 cases from one calibrated law; every data set is scored."""
-    repeats, cases = 600, 120
+    """250 data sets of 120 cases from one calibrated law; every data set is scored."""
+    repeats, cases = 250, 120
     probs = random_probs(chains=1, draws=1, cases=repeats * cases, seed=3)
     label = draw_labels(probs, np.random.default_rng(4)).values.reshape(repeats, cases)
     values = probs.values.reshape(repeats, cases, 3)

@@ -159,7 +159,7 @@ def test_mcse_is_the_spread_over_replicated_draws() -> None:
     value = rng.normal(size=(3, 2))
     for score in (scoring.crps, lambda tree: scoring.energy(tree, over=("row",))):
         figures, squares = [], []
-        for _ in range(300):
+        for _ in range(150):
             shift = rng.normal(size=(1, 40, 1, 1))  # draws shared by the cases
             drawn = shift + rng.normal(size=(1, 40, 3, 2))
             result = score(number_tree(value, drawn, extra=("row",)))
@@ -167,7 +167,7 @@ def test_mcse_is_the_spread_over_replicated_draws() -> None:
             figures.append(float(result[f"{name}_mean"]))
             squares.append(float(result[f"{name}_mean_mcse"]) ** 2)
         spread = np.var(figures, ddof=1)
-        noise = np.hypot(np.std(squares), spread * (stats.kurtosis(figures) + 2) ** 0.5) / 300**0.5
+        noise = np.hypot(np.std(squares), spread * (stats.kurtosis(figures) + 2) ** 0.5) / 150**0.5
         assert abs(np.mean(squares) - spread) < Z * noise + 0.05 * spread
 
 

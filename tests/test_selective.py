@@ -262,7 +262,7 @@ def test_memory_holds_a_part_of_the_tree_and_the_levels(monkeypatch: pytest.Monk
     )
     monkeypatch.setattr("ppl_med.analysis.tree.blocks.BLOCK_BYTES", 2**20)
     tracemalloc.start()
-    found = selective.risk_coverage(tree, "predictive_entropy", mantissa_bits=7, replicates=20)
+    found = selective.risk_coverage(tree, "predictive_entropy", mantissa_bits=7, replicates=5)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.attrs["num_entries"] == cases * side**2
