@@ -104,6 +104,44 @@ def test_films_come_with_patient_site_and_spacing(tmp_path: Path) -> None:
         load_dicom_films(tmp_path)
 
 
+def test_films_of_other_spacing_or_of_oblong_pixels(tmp_path: Path) -> None:
+    levels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    for k in range(5):
+        save_dicom(tmp_path / f"{k}.dcm", levels, PixelSpacing=[0.2, 0.3 if k == 3 else 0.2])
+    with pytest.raises(ValueError, match=r"not square in 1 of 5 files \(.*3.dcm 0.2 x 0.3 mm\)"):
+        load_dicom_films(tmp_path)
+    kept = load_dicom_films(tmp_path, spacing="mixed")
+    np.testing.assert_allclose(kept["spacing"][3], [0.2, 0.3])
+    made = load_dicom_films(tmp_path, spacing=(0.2, 0.2), size=(6, 8), resize="pad")
+    np.testing.assert_allclose(made["spacing"], 0.2)
+    with pytest.raises(ValueError, match="images of 2 sizes"):
+        load_dicom_films(tmp_path, spacing=(0.2, 0.2))
+    save_dicom(tmp_path / "3.dcm", levels, PixelSpacing=[0.4, 0.4])
+    with pytest.raises(ValueError, match=r"differs .* in 1 of 5 files \(.*3.dcm \(0.4, 0.4\)"):
+        load_dicom_films(tmp_path)
+    with pytest.raises(ValueError, match="spacing must be"):
+        load_dicom_films(tmp_path, spacing=(0.2, -1.0))
+
+
+def test_series_of_other_spacing(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    thick = [path for path in tmp_path.iterdir() if path.name.startswith("1-")]
+    for path in thick:
+        found = pydicom.dcmread(path)
+        found.ImagePositionPatient = [10.0, 20.0, 2 * float(found.ImagePositionPatient[2])]
+        found.save_as(path)
+    before = load_dicom_series(tmp_path, spacing="mixed")
+    np.testing.assert_allclose(before["spacing"][:, 0], [2, 4])
+    with pytest.raises(ValueError, match=r"differs .* in 2 of 2 series \(1.2.0 \(2, 0.5, 0.25\)"):
+        load_dicom_series(tmp_path)
+    one = load_dicom_series(tmp_path, spacing=(4.0, 0.5, 0.25), size=(4, 5, 6), resize="pad")
+    np.testing.assert_allclose(one["spacing"], [[4, 0.5, 0.25]] * 2)
+    np.testing.assert_array_equal(one["image"][1], before["image"][1])
+    # The middle of the outermost pixels of the first, 2 slices each, lies between them.
+    old, new = before["affine"][0], one["affine"][0]
+    np.testing.assert_allclose(new @ [1, 0, 0, 1], old @ [0.5, 0, 0, 1])
+
+
 def test_slices_become_a_volume_in_its_place(tmp_path: Path) -> None:
     truth = write_series(tmp_path)
     arrays = load_dicom_series(tmp_path)

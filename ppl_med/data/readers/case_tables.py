@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ppl_med.checks import a_path, choice, different_names, is_finite, reject, whole
+from ppl_med.checks import a_path, choice, different_names, reject, whole
 from ppl_med.data.readers import table_columns
 from ppl_med.data.readers.dicom_files import Window, check_window
 from ppl_med.data.readers.image_files import check_size
 from ppl_med.data.readers.named_splits import Splits
 from ppl_med.data.readers.resampling import RESIZES, Resize
+from ppl_med.data.readers.spacings import Spacing, check_spacing
 from ppl_med.data.readers.table_files import (
     MOST_CLASSES,
-    Spacing,
     check_headers,
     find_files,
     read_files,
@@ -176,12 +176,7 @@ def _check_arguments(
     if size is not None:
         check_size(size, ("rows", "cols") if np.size(size) < 3 else ("depth", "rows", "cols"))
     choice("resize", resize, RESIZES)
-    if isinstance(spacing, str):
-        choice("spacing", spacing, ("same", "mixed"))
-    elif not isinstance(spacing, tuple) or not all(is_finite(mm) and mm > 0 for mm in spacing):
-        reject("spacing", '"same", "mixed" or a tuple of mm above 0', spacing)
-    elif size is not None and len(size) != len(spacing):
-        reject("spacing", f"{len(size)} numbers, one for each of size", spacing)
+    check_spacing(spacing, None if size is None else len(size))
     if channels is not None:
         choice("channels", channels, (1, 3))
     check_window(window)

@@ -30,7 +30,8 @@ from ppl_med.data.readers.dicom_files import (
 from ppl_med.data.readers.folders import check_memory, find_place, some_of
 from ppl_med.data.readers.image_files import check_size
 from ppl_med.data.readers.nifti_files import affine_of
-from ppl_med.data.readers.resampling import RESIZES, Resize, moved_affine, to_size
+from ppl_med.data.readers.resampling import RESIZES, Resize, at_spacing, moved_affine, to_size
+from ppl_med.data.readers.spacings import Spacing, check_spacing, check_spacings
 
 _UNEVEN = 0.05  # of a gap, by which gaps between slices may differ
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts from right and front
@@ -41,6 +42,7 @@ def load_dicom_films(
     *,
     size: tuple[int, int] | None = None,
     resize: Resize = "fit",
+    spacing: Spacing = "same",
     window: Window = "file",
 ) -> dict[str, Any]:
     """Read every DICOM file below a folder as a film of its own, not yet split.
@@ -52,6 +54,8 @@ def load_dicom_films(
         size: Rows and columns wanted; None for those of the files, which must then be one size.
         resize: "fit" scales to the largest that fits and pads with 0, "scale" stretches, "pad"
             crops or pads about the middle.
+        spacing: "same" wants one in all files that say theirs, and square pixels; (row, col) in mm
+            resamples to it; "mixed" takes them as they are.
         window: See ``read_dicom``: "file", (centre, width) or None.
 
     Returns:
@@ -64,11 +68,12 @@ def load_dicom_films(
     Raises:
         FileNotFoundError: There is no such folder, or no DICOM file in it.
         ModuleNotFoundError: pydicom is not installed.
-        ValueError: Files are damaged, of several sizes, of several frames, or compressed without a
-            decoder.
+        ValueError: Files are damaged, of several sizes, spacings or frames, of pixels that are not
+            square, or compressed without a decoder.
     """
     check_window(window)
     choice("resize", resize, RESIZES)
+    check_spacing(spacing, 2)
     if size is not None:
         check_size(size, ("rows", "cols"))
     root, headers = _headers(folder)
@@ -76,17 +81,23 @@ def load_dicom_films(
     if many:
         raise ValueError(f"{some_of(many, len(headers))} hold several frames; split them first")
     shapes = {(one.channels, *(one.shape if size is None else size)) for one in headers.values()}
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not isinstance(spacing, tuple):
         raise ValueError(
             f"folder {str(root)!r} holds films of {len(shapes)} sizes (channel, row, col): "
             f"{sorted(shapes)[:5]}; give size=(rows, cols), and keep grey and colour apart"
         )
-    images, spacing = [], []
+    check_spacings({path: one.spacing for path, one in headers.items()}, spacing)
+    images, steps = [], []
     for path, header in headers.items():
-        image, growth = to_size(read_dicom(path, window), size or header.shape, resize)
+        pixels, step = read_dicom(path, window), np.array(header.spacing)
+        old = pixels.shape[1:]
+        if isinstance(spacing, tuple):
+            pixels = at_spacing(pixels, step, spacing)
+        image, growth = to_size(pixels, size or pixels.shape[1:], resize)
         images.append(image)
-        spacing.append(np.array(header.spacing) * growth)
-    return {"image": np.stack(images), "spacing": np.stack(spacing), **_names(root, headers)}
+        steps.append(step * (np.array(old) / pixels.shape[1:]) * growth)
+    _check_one_size(images, "rows, cols")
+    return {"image": np.stack(images), "spacing": np.stack(steps), **_names(root, headers)}
 
 
 def load_dicom_series(
@@ -94,6 +105,7 @@ def load_dicom_series(
     *,
     size: tuple[int, int, int] | None = None,
     resize: Resize = "fit",
+    spacing: Spacing = "same",
     window: Window = None,
 ) -> dict[str, Any]:
     """Read every series of slices below a folder as a volume, not yet split.
@@ -102,6 +114,8 @@ def load_dicom_series(
         folder: Holds the files.
         size: Depth, rows and columns wanted; None for those of the series, which must be one size.
         resize: As in ``load_dicom_films``.
+        spacing: "same" wants one in all series; (depth, row, col) in mm resamples to it; "mixed"
+            takes them as they are.
         window: See ``read_dicom``; None gives the values themselves, for CT in HU.
 
     Returns:
@@ -115,10 +129,12 @@ def load_dicom_series(
         ModuleNotFoundError: pydicom or nibabel is not installed.
         ValueError: Files are damaged, compressed without a decoder, or in colours; or a series has
             slices without a place, of several shapes or directions, twice in one place, or not
-            all at one distance, as where one is missing; or volumes are of several sizes.
+            all at one distance, as where one is missing; or volumes are of several sizes or
+            spacings.
     """
     check_window(window)
     choice("resize", resize, RESIZES)
+    check_spacing(spacing, 3)
     if size is not None:
         check_size(size, ("depth", "rows", "cols"))
     root, headers = _headers(folder)
@@ -129,25 +145,42 @@ def load_dicom_series(
         name: volume_of_slices({path: headers[path] for path in paths}, window)
         for name, paths in sorted(series.items())
     }
-    shapes = {values.shape for values, _ in volumes.values()}
-    if size is None and len(shapes) > 1:
-        raise ValueError(
-            f"folder {str(root)!r} holds volumes of {len(shapes)} sizes: {sorted(shapes)[:5]}; "
-            "give size=(depth, rows, cols)"
-        )
+    check_spacings(
+        {name: _steps(affine) for name, (_, affine) in volumes.items()}, spacing, "series"
+    )
     images, affines = [], []
     for values, affine in volumes.values():
-        image, growth = to_size(values[None], size or values.shape, resize)
+        pixels, old = values[None], values.shape
+        if isinstance(spacing, tuple):
+            pixels = at_spacing(pixels, _steps(affine), spacing)
+        middle = pixels.shape[1:]
+        image, growth = to_size(pixels, size or middle, resize)
         images.append(image)
-        affines.append(moved_affine(affine, values.shape, size or values.shape, growth))
+        affine = moved_affine(affine, old, middle, np.array(old) / middle)
+        affines.append(moved_affine(affine, middle, size or middle, growth))
+    _check_one_size(images, "depth, rows, cols")
     firsts = {paths[0]: headers[paths[0]] for _, paths in sorted(series.items())}
     return {
         "image": np.stack(images),
         "affine": np.stack(affines),
-        "spacing": np.stack([np.linalg.norm(one[:3, :3], axis=0) for one in affines]),
+        "spacing": np.stack([_steps(one) for one in affines]),
         **_names(root, firsts),
         "id": np.array(list(volumes)),
     }
+
+
+def _steps(affine: NDArray[Any]) -> NDArray[np.float64]:
+    """Spacing in mm along the columns of an affine."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _check_one_size(images: Sequence[NDArray[Any]], axes: str) -> None:
+    shapes = sorted({one.shape for one in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the folder holds images of {len(shapes)} sizes (channel, {axes}): {shapes[:5]}; give "
+            f"size=({axes})"
+        )
 
 
 def volume_of_slices(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,8 @@ from ppl_med.data.readers.headers import Header, read_header, read_pixels
 from ppl_med.data.readers.image_files import read_classes
 from ppl_med.data.readers.nifti_files import affine_of, check_one_grid, read_volume
 from ppl_med.data.readers.resampling import Resize, at_spacing, moved_affine, to_size
+from ppl_med.data.readers.spacings import Spacing, check_spacings
 
-Spacing = tuple[float, ...] | Literal["same", "mixed"]
-_ALIKE = 0.01  # share by which two spacings may differ and count as one
 MOST_CLASSES = 127
 
 
@@ -73,7 +72,7 @@ def check_headers(
     flat = those(lambda one: len(one.shape) == 2)
     if 0 < len(flat) < len(paths):
         raise ValueError(f"{some_of(flat, len(paths))} are pictures and the others volumes")
-    _check_spacing(pairs, spacing, num_axes=len(headers[0].shape))
+    check_spacings({path: header.spacing for path, header in pairs}, spacing)
     shapes = sorted({one.shape for one in headers})
     if size is None and len(shapes) > 1 and not isinstance(spacing, tuple):
         first = headers[0].shape
@@ -83,49 +82,6 @@ def check_headers(
             f"size=, such as size={tuple(int(n) for n in np.median(shapes, axis=0))}"
         )
     return headers
-
-
-def _check_spacing(pairs: Sequence[tuple[Path, Header]], spacing: Spacing, num_axes: int) -> None:
-    known = [(path, one) for path, one in pairs if not np.isnan(one.spacing).any()]
-    if isinstance(spacing, tuple):
-        unknown = [path for path, one in pairs if np.isnan(one.spacing).any()]
-        if unknown:
-            raise ValueError(
-                f"{some_of(unknown, len(pairs))} do not say their spacing, so that spacing="
-                f"{spacing} cannot be made"
-            )
-        return
-    if spacing == "mixed" or not known:
-        return
-    if num_axes == 2:  # slices of volumes are thick, which nets of volumes learn
-        oblong = [
-            f"{path} {one.spacing[0]:g} x {one.spacing[1]:g} mm"
-            for path, one in known
-            if not np.isclose(one.spacing[0], one.spacing[1], rtol=_ALIKE)
-        ]
-        if oblong:
-            raise ValueError(
-                f"pixels are not square in {some_of(oblong, len(pairs))}; give spacing=(row, col) "
-                'in mm, to which all are resampled, or spacing="mixed" to take them as they are'
-            )
-    usual = np.median([one.spacing for _, one in known], axis=0)
-    shown = "(" + ", ".join(f"{value:.3g}" for value in usual) + ")"
-    others = [
-        f"{path} ({', '.join(f'{value:.3g}' for value in one.spacing)})"
-        for path, one in known
-        if not np.allclose(one.spacing, usual, rtol=_ALIKE)
-    ]
-    if others:
-        raise ValueError(
-            f"spacing differs from the median, {shown} mm, in {some_of(others, len(pairs))}; give "
-            f'spacing={shown}, to which all are resampled, or spacing="mixed" to keep them'
-        )
-    if len(known) < len(pairs):
-        unknown = [path for path, one in pairs if np.isnan(one.spacing).any()]
-        raise ValueError(
-            f"{some_of(unknown, len(pairs))} do not say their spacing and the others do; give "
-            'spacing="mixed" to take them as they are'
-        )
 
 
 def read_files(
