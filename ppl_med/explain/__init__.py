@@ -6,12 +6,15 @@ from ppl_med.explain.counterfactuals import (
     minimal_perturbation,
     sparse_additive,
 )
+from ppl_med.explain.odin import choose_epsilon, odin
 
 __all__ = [
     "AttributionConstrained",
     "NoPositiveAttribution",
     "RightReasons",
+    "choose_epsilon",
     "latent_counterfactual",
     "minimal_perturbation",
+    "odin",
     "sparse_additive",
 ]

@@ -6,15 +6,18 @@
 `fit_reference` and `score` do the same for one score of ``ood.SCORES`` by name: of the
 probabilities and logits (`confidence`) or of features (`features`). `combine` joins p-values of
 several; `evaluate` and `evaluate_failures` say how well a score finds cases from elsewhere, and
-wrong predictions. Larger scores are more unlike the reference, always.
+wrong predictions; `with_pvalues` takes scores made elsewhere. Larger scores are more unlike the
+reference, always.
 """
 
 from ppl_med.analysis.ood.evaluation import evaluate, evaluate_failures
 from ppl_med.analysis.ood.evidence import combine, fit_novelty, novelty
+from ppl_med.analysis.ood.found import as_found, with_pvalues
 from ppl_med.analysis.ood.references import SCORES, fit_reference, score
 
 __all__ = [
     "SCORES",
+    "as_found",
     "combine",
     "evaluate",
     "evaluate_failures",
@@ -22,4 +25,5 @@ __all__ = [
     "fit_reference",
     "novelty",
     "score",
+    "with_pvalues",
 ]

@@ -22,15 +22,14 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.ood import confidence, features
+from ppl_med.analysis.ood.found import FAMILIAR, ORIENTATION, as_found, pvalues
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
-from ppl_med.analysis.tree import case_coords, check_disjoint, drop_copies, open_classes
+from ppl_med.analysis.tree import case_coords, check_disjoint, open_classes
 from ppl_med.axes import SAMPLES
 
 SCORES = (*confidence.SCORES, *features.SCORES)
 _FITTED = "fitted_"
-_ORIENTATION = "larger is more unlike the reference"
 _IDENTITY = "same_"
-_FAMILIAR = "a case that a score has learnt from looks more familiar than it is"
 
 
 def fit_reference(
@@ -81,7 +80,7 @@ def fit_reference(
     if held_out is not None:
         outside = open_outputs(held_out, layer)
         check_same_functions(inside.identity(), inside.samples, outside)
-        check_disjoint(ids, outside.ids, "tree and held_out", _FAMILIAR)
+        check_disjoint(ids, outside.ids, "tree and held_out", FAMILIAR)
     elif known is None:
         outside = inside
     else:
@@ -89,7 +88,7 @@ def fit_reference(
         learning, kept = np.sort(order[: len(ids) // 2]), np.sort(order[len(ids) // 2 :])
         outside = open_outputs(tree.isel(case=kept), layer)
     check_unseen(outside.tree, "tree" if held_out is None else "held_out")
-    result = xr.Dataset(attrs={"score": score, "orientation": _ORIENTATION})
+    result = xr.Dataset(attrs={"score": score, "orientation": ORIENTATION})
     result.attrs |= {_IDENTITY + name: value for name, value in inside.identity().items()}
     result.attrs |= dict(zip(("chains", "draws"), inside.samples, strict=True))
     if known is not None:
@@ -121,17 +120,13 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     outputs = check_reference(tree, reference)
     values, single = _scores(outputs, reference)
     coords = case_coords(outputs.probs, "chain", "draw")
-    result = xr.Dataset(coords={name: coords[name] for name in coords})
-    result["score"] = ("case", values)
     per_draw = xr.DataArray(
-        single.reshape(*outputs.samples, len(values)), dims=(*SAMPLES, "case"), coords=result.coords
+        single.reshape(*outputs.samples, len(values)),
+        {name: coords[name] for name in coords},
+        (*SAMPLES, "case"),
     )
-    distinct = drop_copies(per_draw)
-    number = distinct.sizes["chain"] * distinct.sizes["draw"]
-    apart = distinct - distinct[0, 0].drop_vars(SAMPLES, errors="ignore")  # equal draws: exactly 0
-    result["score_sd"] = apart.std(SAMPLES, ddof=1) if number > 1 else apart[0, 0] * np.nan
+    result = as_found(values, per_draw)
     result["pvalue"] = ("case", pvalues(values, reference["calibration_score"].values))
-    result["score_per_draw"] = per_draw
     result["pvalue"].attrs["units"] = "probability"
     result.attrs = {
         name: reference.attrs[name]
@@ -139,12 +134,6 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
         if name in reference.attrs
     }
     return result
-
-
-def pvalues(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """Conformal p-values of scores (case,) against those of calibration cases (case,)."""
-    below = np.searchsorted(np.sort(calibration), values, "left")
-    return (1 + len(calibration) - below) / (1 + len(calibration))
 
 
 def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
@@ -164,7 +153,7 @@ def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
     check_same_functions(identity, samples, outputs)
     for name in reference.variables:
         if str(name).endswith(("calibration_case", "learnt_case", "scaled_case")):
-            check_disjoint(reference[name].values, outputs.ids, "reference and tree", _FAMILIAR)
+            check_disjoint(reference[name].values, outputs.ids, "reference and tree", FAMILIAR)
     return outputs
 
 
