@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from reader_folders import write_table
 from run_configs import CELLS, classifier
 
 from ppl_med import runs, storage
@@ -260,6 +262,29 @@ def test_splits_come_from_one_reader_or_from_several(tmp_path: Path) -> None:
     assert first.max() <= 1 and first.shape == (8, 1, 16, 16)
     config["data"]["train"] = "train"
     with pytest.raises(ValueError, match=r"but data\.source has no splits"):
+        build_data(config)
+
+
+def test_every_split_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    table = pd.read_csv(tmp_path / "cases.csv", dtype=str)
+    config = runs.read_config(classifier())
+    config["data"] = {"keep": ["image", "label", "patient"]}
+    for name, rows in {"train": table[:12], "test": table[12:]}.items():
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+        reader = {"name": "ppl_med.data.from_table", "table": str(tmp_path / f"{name}.csv")}
+        config["data"][name] = {**reader, "shares": {"all": 1.0}}
+    data = build_data(config)
+    assert {name: batches.num_cases for name, batches in data.splits.items()} == {
+        "train": 12,
+        "test": 8,
+    }
+    # The first patient of test is the last of train, too.
+    table[11:].to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(ValueError, match=r"patients of train and patients of test share 1 id"):
+        build_data(config)
+    config["data"]["train"] = reader
+    with pytest.raises(ValueError, match=r"data\.train gives the splits train, val, test"):
         build_data(config)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_med.checks import reject
 from ppl_med.data import Batches, DatasetBatches, standardization
 from ppl_med.data.dataset_batches import is_dataset
+from ppl_med.data.splits import check_splits
 from ppl_med.inference.adapted import adapted
 from ppl_med.inference.batches import first_batch
 from ppl_med.programs.sites import select_arguments
@@ -77,6 +78,7 @@ def build_data(
         value = _split(section, split, source, build) if needed else None
         if value is not None:
             found[split] = value
+    _check_patients(found)
     settings = build(dict(section.get("batches") or {}), "data.batches")
     arrays = {name: value for name, value in found.items() if isinstance(value, Mapping)}
     for kind in sorted({_kind(value) for value in found.values()}):
@@ -112,11 +114,10 @@ def _split(section: Mapping[str, Any], split: str, source: Any, build: Builder) 
     """What the file says of a split: arrays, or batches; None where it says nothing."""
     value = section.get(split)
     if value is not None and not isinstance(value, str):
-        return build(value, f"data.{split}")
+        return _only_one(build(value, f"data.{split}"), split)
     if source is None:
         return None
-    is_splits = isinstance(source, Mapping) and all(isinstance(v, Mapping) for v in source.values())
-    if not is_splits:
+    if not _is_splits(source):
         if value is None and split == "train":
             return source
         if value is None:
@@ -126,6 +127,29 @@ def _split(section: Mapping[str, Any], split: str, source: Any, build: Builder) 
     if (value and value not in source) or (not names and split == "train"):
         reject(f"data.{split}", f"a split of data.source: {', '.join(source)}", value)
     return source[names[0]] if names else None
+
+
+def _is_splits(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, Mapping) for one in value.values())
+
+
+def _only_one(value: Any, split: str) -> Any:
+    """The arrays of a reader of splits that gives one."""
+    if not _is_splits(value):
+        return value
+    if len(value) > 1:
+        raise ValueError(
+            f"data.{split} gives the splits {', '.join(value)} and needs one; put the reader at "
+            'data.source to use them all, or have it read one: of from_table shares: {"all": 1.0}'
+        )
+    return next(iter(value.values()))
+
+
+def _check_patients(found: Mapping[str, Any]) -> None:
+    """Raise where a patient is in two splits, of those that name the patients of all cases."""
+    named = {name: one for name, one in found.items() if isinstance(one, Mapping)}
+    known = {name: one for name, one in named.items() if all(map(str, one.get("patient", [""])))}
+    check_splits(known, "patient")
 
 
 def _normalize(
