@@ -161,8 +161,10 @@ def test_monais_runner_writes_the_table_of_predict(bundles: Bundles, tmp_path: P
 
     made = blood_smear(10, size=16, seed=1)
     (tmp_path / "images").mkdir()
-    for name, pixels in zip(made["id"], made["image"], strict=True):
-        Image.fromarray(pixels[0]).save(tmp_path / "images" / f"{name}.png")
+    endings = [".png", ".bmp", ".TIF"] * 4
+    for name, pixels, ending in zip(made["id"], made["image"], endings, strict=False):
+        Image.fromarray(pixels[0]).save(tmp_path / "images" / f"{name}{ending}")
+    (tmp_path / "images/notes.txt").write_text("no picture")
     cells, bundle = bundles["cells"]
     settings: dict[str, Any] = {"bundle_root": str(bundle), "dataset_dir": str(tmp_path / "images")}
     monai.bundle.run(
@@ -274,6 +276,8 @@ def test_intervals_of_a_card_are_over_patients_and_hold_at_the_ends() -> None:
 def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file \*\.png in"):
         runs.find_images(tmp_path, "*.png")
+    with pytest.raises(FileNotFoundError, match=r"no file \*\.png, \*\.jpg in"):
+        runs.find_images(tmp_path, ["*.png", "*.jpg"])
 
 
 def test_a_run_without_shapes_or_scale_is_not_exported(cells: runs.Run, tmp_path: Path) -> None:

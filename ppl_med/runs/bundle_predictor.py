@@ -1,5 +1,6 @@
 """What a bundle's inference.json runs: from image files to maps or a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,32 @@ from ppl_med.inference import predict
 from ppl_med.runs.run_folder import Run
 
 
-def find_images(folder: str | Path, pattern: str = "*") -> list[dict[str, str]]:
+def find_images(folder: str | Path, pattern: str | Sequence[str] = "*") -> list[dict[str, str]]:
     """The image files of a folder in the order of their names, as MONAI's data sets take them.
+
+    ``pattern`` is one or several, such as ``*/*.jpg``; their endings may be in capitals.
 
     Raises:
         FileNotFoundError: If there is none.
     """
     place = a_path("folder", folder)
-    files = sorted(path for path in place.glob(pattern) if path.is_file())
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    found = {path for one in patterns for path in place.glob(_any_case(one)) if path.is_file()}
+    files = sorted(found)
     if not files:
         raise FileNotFoundError(
-            f"no file {pattern} in {place}; put the images there, or give --dataset_dir and "
-            "--pattern"
+            f"no file {', '.join(patterns)} in {place}; put the images there, or give "
+            "--dataset_dir and --pattern"
         )
     return [{"image": str(path)} for path in files]
+
+
+def _any_case(pattern: str) -> str:
+    """A pattern whose ending may be in capitals: ``*.png`` as ``*.[pP][nN][gG]``."""
+    stem, dot, ending = pattern.rpartition(".")
+    if not dot or not ending.isalnum():
+        return pattern
+    return stem + dot + "".join(f"[{c}{c.swapcase()}]" if c.isalpha() else c for c in ending)
 
 
 class BundlePredictor:

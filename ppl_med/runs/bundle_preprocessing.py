@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ppl_med.data.readers.headers import PICTURES
 from ppl_med.runs.allowed_names import resolve
 from ppl_med.runs.components import CALL, REFERENCE, is_component
 from ppl_med.runs.run_folder import Run
@@ -36,13 +37,13 @@ class Preprocessing:
 
     Attributes:
         transforms: In the words of MONAI's bundles.
-        pattern: Which files they read.
+        pattern: Which files they read, one or several.
         statement: What card and metadata say of it.
         is_complete: Whether nothing is left to whoever gives the images.
     """
 
     transforms: list[Any]
-    pattern: str
+    pattern: str | list[str]
     statement: str
     is_complete: bool = True
 
@@ -102,7 +103,8 @@ def preprocessing_of(run: Run, as_given: bool = False) -> Preprocessing:
             "were prepared otherwise are answered wrongly, without a sign."
         )
     transforms = [read, *_normalizing(run)]
-    return Preprocessing(transforms, "*.png" if is_picture else "*.npy", said, known)
+    pattern = [f"*{ending}" for ending in PICTURES] if is_picture else "*.npy"
+    return Preprocessing(transforms, pattern, said, known)
 
 
 def _refusal(name: str) -> str:
