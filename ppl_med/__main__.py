@@ -89,17 +89,28 @@ def predict(
     print(f"Wrote {out}: {sizes}; next: ppl-med report {out}")
 
 
-def report(tree: Positional[Path], /, out: Path | None = None, title: str = "") -> None:
+def report(
+    tree: Positional[Path],
+    /,
+    out: Path | None = None,
+    title: str = "",
+    calibration: Path | None = None,
+    alpha: float = 0.1,
+) -> None:
     """Write one self-contained HTML page about a posterior.
 
     Args:
         tree: posterior.nc, or the folder of a run.
         out: The page, by default report.html beside it.
         title: Heading of the page.
+        calibration: For prediction sets: the posterior of other labelled cases, such as
+            calibration.nc.
+        alpha: Share of prediction sets that may miss the true class.
     """
     from ppl_med import runs
 
-    print(f"Wrote {runs.report(tree, out, title=title)}")
+    page = runs.report(tree, out, title=title, calibration=calibration, alpha=alpha)
+    print(f"Wrote {page}")
 
 
 def check(

@@ -34,6 +34,8 @@ def test_from_a_file_to_a_report(
     assert f"Wrote {run / 'posterior.nc'}: 3 draws, 10 cases" in capsys.readouterr().out
     main(["report", str(run / "posterior.nc"), "--title", "Cells"])
     assert (run / "report.html").exists()
+    with pytest.raises(SystemExit, match=r"Calibration and test share 10 case\(s\)"):
+        main(["report", str(run), "--calibration", str(run / "posterior.nc")])
     main(["export", str(run), str(tmp_path / "bundle")])
     assert (tmp_path / "bundle/docs/README.md").exists()
 

@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from analysis_table import class_tree, number_tree
 from report_pages import HOSTILE, RESAMPLES, TREES, few_resamples, page, volume_tree
 from test_report import Page
 
-from ppl_med.analysis import findings, scoring, segmentation, uncertainty
+from ppl_med.analysis import conformal, findings, scoring, segmentation, uncertainty
 from ppl_med.plots.number_intervals import predicted_numbers
 from ppl_med.plots.report import Section, data_table, report_tree
 from ppl_med.plots.report.kinds import kind_of
@@ -229,6 +230,46 @@ def test_wrong_calls_are_refused_before_anything_is_computed(tmp_path: Path) -> 
     masks = class_tree(2, "c", ("row", "col"))
     with pytest.raises(ValueError, match=r"images of case .* are \(5, 5\), its masks \(4, 4\)"):
         report_tree(masks, path, images=np.zeros((2, 1, 5, 5)))
+    assert not path.exists()
+
+
+def test_other_labelled_cases_give_prediction_sets(tmp_path: Path) -> None:
+    tree, other = class_tree(), class_tree(40, "other")
+    with few_resamples(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the two trees are drawn from two laws
+        path = report_tree(tree, tmp_path / "r.html", calibration=other, alpha=0.2)
+        sets = conformal.predict_sets(conformal.calibrate(other, 0.2), tree)
+    sets = conformal.fill_empty_sets(sets, tree)
+    found = Page(path)
+    assert "sets" in found.sections and "(made for 80 %)" in " ".join(found.text)
+    expected = {
+        str(case): " or ".join(sets["class"].values[sets["prediction_set"].sel(case=case)])
+        for case in sets["case"].values
+    }
+    rows = saved(path, "predictions-per-case")
+    assert {row["case"]: row["prediction set"] for row in rows} == expected
+
+
+def test_what_looks_unlike_the_calibration_cases_is_said_on_the_page(tmp_path: Path) -> None:
+    tree, other = class_tree(60), class_tree(60, "other")
+    mean = other["posterior"].to_dataset()
+    other["posterior"] = xr.DataTree(mean.assign(probs=mean["probs"] * 0.01 + 0.33))
+    with few_resamples():
+        path = report_tree(tree, tmp_path / "r.html", calibration=other)
+    assert "Of the prediction sets: " in " ".join(Page(path).text)
+
+
+def test_sets_are_made_of_classes_of_other_cases(tmp_path: Path) -> None:
+    tree, path = class_tree(), tmp_path / "r.html"
+    with pytest.raises(ValueError, match=r"share 12 case"):
+        report_tree(tree, path, calibration=tree)
+    with pytest.raises(ValueError, match="alpha must be"):
+        report_tree(tree, path, calibration=class_tree(40, "other"), alpha=1.0)
+    with pytest.raises(ValueError, match="tree is of numbers, and prediction sets"):
+        report_tree(number_tree(), path, calibration=class_tree(40, "other"))
+    bad: Any = "calibration.nc"
+    with pytest.raises(TypeError, match="calibration"):
+        report_tree(tree, path, calibration=bad)
     assert not path.exists()
 
 

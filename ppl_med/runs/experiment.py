@@ -212,7 +212,13 @@ def check(
 
 
 def report(
-    tree: str | Path, out: str | Path | None = None, *, title: str = "", notes: Sequence[str] = ()
+    tree: str | Path,
+    out: str | Path | None = None,
+    *,
+    title: str = "",
+    notes: Sequence[str] = (),
+    calibration: str | Path | None = None,
+    alpha: float = 0.1,
 ) -> Path:
     """Write the report of a predicted tree.
 
@@ -221,15 +227,16 @@ def report(
         out: The page to write; ``report.html`` beside the tree by default.
         title: Heading; the name of the run by default.
         notes: Paragraphs of plain text, shown first.
+        calibration: For prediction sets: what ``predict`` made of a split that neither training nor
+            the test data holds, such as ``calibration.nc``.
+        alpha: Share of prediction sets that may miss the true class.
 
     Returns:
         The path written.
     """
     path = a_path("tree", tree)
     path = path / POSTERIOR if (path / RECORD).exists() else path
-    found = storage.load(path)
-    if not isinstance(found, xr.DataTree):
-        raise ValueError(f"{path} is no tree of predict; give posterior.nc")
+    found = _tree_of(path, "posterior.nc")
     history = path.parent / HISTORY
     return report_tree(
         found,
@@ -237,7 +244,16 @@ def report(
         title=title or f"{found.attrs.get('model', 'Posterior')} in {path.parent.name or path}",
         history=storage.load(history) if history.exists() else None,  # type: ignore[arg-type]
         notes=notes,
+        calibration=None if calibration is None else _tree_of(calibration, "calibration.nc"),
+        alpha=alpha,
     )
+
+
+def _tree_of(path: str | Path, name: str) -> xr.DataTree:
+    found = storage.load(a_path("tree", path))
+    if not isinstance(found, xr.DataTree):
+        raise ValueError(f"{path} is no tree of predict; give {name}")
+    return found
 
 
 def _check_same(content: Config, out: Path) -> None:

@@ -69,8 +69,8 @@ def calls(tree: xr.DataTree, group: str | None, threshold: float = 0.5) -> str:
     return body + data_table("Confusion matrix", head, rows)
 
 
-def case_table(tree: xr.DataTree) -> str:
-    """Return a table of the least certain cases; its file has all of them."""
+def case_table(tree: xr.DataTree, sets: xr.Dataset | None = None) -> str:
+    """Return a table of the least certain cases, with their sets; its file has all of them."""
     source = open_classes(tree)
     probs, names = source.read(), source.names
     label = source.case_labels().values if has_labels(tree) else None
@@ -90,7 +90,8 @@ def case_table(tree: xr.DataTree) -> str:
             str(ids[index]), names[best], float(mean[index, best]), float(low), float(high),
             names[label[index]] if known else None,  # type: ignore[index]
             float(split["predictive_entropy"].values[index]),
-            float(split["mutual_information"].values[index]), *map(float, mean[index]),
+            float(split["mutual_information"].values[index]),
+            *([] if sets is None else [_set_of(sets, int(index))]), *map(float, mean[index]),
         ])  # fmt: skip
     head = (
         "case",
@@ -101,13 +102,19 @@ def case_table(tree: xr.DataTree) -> str:
         "true",
         "entropy [nats]",
         "of which between draws [nats]",
+        *([] if sets is None else ["prediction set"]),
         *(f"p({name})" for name in names),
     )
-    shown = [one for one in head[:8] if one != "true" or label is not None]
+    shown = [one for one in head[: -len(names)] if one != "true" or label is not None]
     note = (
         f"Behind the probability of the class stands its credible interval of {level}, over draws."
     )
     return paragraph(note) + data_table("Predictions per case", head, rows, most=12, shown=shown)
+
+
+def _set_of(sets: xr.Dataset, index: int) -> str:
+    member = sets["prediction_set"].isel(case=index)
+    return " or ".join(str(name) for name in member["class"].values[member.values])
 
 
 def gallery(ids: NDArray, order: Sequence[int], captions: Sequence[str], images: CaseImages) -> str:

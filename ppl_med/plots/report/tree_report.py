@@ -1,6 +1,7 @@
 """A report on any tree: what it holds decides what is shown.
 
-    probs (case, class)            scores with intervals, ROC, calls, calibration, cases
+    probs (case, class)            scores with intervals, ROC, calls, calibration, cases; with other
+                                   labelled cases prediction sets
     probs (case, class, finding)   the same finding by finding
     probs (case, class, ...)       masks, their entropy, sizes with intervals, Dice or the distance
     or drawn masks                 to several graders; volumes with a slider
@@ -24,6 +25,7 @@ from ppl_med.plots.report import class_sections, mask_sections, number_sections
 from ppl_med.plots.report.images import CaseImages
 from ppl_med.plots.report.kinds import kind_of
 from ppl_med.plots.report.page import Section, data_table, paragraph, picture
+from ppl_med.plots.report.set_sections import check_calibration, learn_sets
 from ppl_med.plots.report.writer import check, write_report
 from ppl_med.plots.segmentation import pixel_reliability as pixel_figure
 
@@ -38,6 +40,8 @@ def report_tree(
     images: Sequence[ArrayLike] | ArrayLike | None = None,
     history: xr.Dataset | None = None,
     group: str | None = None,
+    calibration: xr.DataTree | None = None,
+    alpha: float = 0.1,
     loc: ArrayLike = 0.0,
     scale: ArrayLike = 1.0,
     sections: Sequence[Section] = (),
@@ -55,6 +59,9 @@ def report_tree(
         history: From ``fit``: training curves.
         group: Units of errors and intervals, such as "patient": a column of constant_data or a
             coordinate of the cases. By default patients where the tree knows them, else cases.
+        calibration: For prediction sets of a tree of one class per case: the tree of labelled cases
+            that neither training nor ``tree`` has.
+        alpha: Share of prediction sets that may miss the true class, in (0, 1).
         loc: Mean per channel that was taken off ``images``.
         scale: Standard deviation per channel that they were divided by.
         sections: Further parts, put after those of the tree.
@@ -66,15 +73,21 @@ def report_tree(
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        TypeError, ValueError: ``tree`` is no tree, images do not fit it, or ``group`` is unknown.
+        TypeError, ValueError: ``tree`` is no tree, images do not fit it, ``group`` is unknown, or
+            ``calibration`` or ``tree`` is not of one class per case.
         OSError: The file could not be written.
     """
     title = _title(tree) if title is None else title
     target = check(path, title, tree, notes)
     _check_images(tree, images)
+    check_calibration(calibration, tree, alpha)
     shown = None if images is None else CaseImages(images, loc, scale)  # type: ignore[arg-type]
     kind = kind_of(tree)
     found = _Found(tree, shown, group)
+    notes = list(notes)
+    if calibration is not None:
+        found.sets, told = learn_sets(tree, calibration, alpha)
+        notes += told
     getattr(found, kind)()
     return write_report(
         target,
@@ -82,6 +95,8 @@ def report_tree(
         tree=tree,
         history=history,
         images=shown.slices() if shown is not None and kind == "classes" else None,
+        prediction_sets=found.sets,
+        empty_sets=True,
         reliability=found.reliability,
         scores=found.scores,
         sections=[*found.sections, *sections],
@@ -98,6 +113,7 @@ class _Found:
     def __init__(self, tree: xr.DataTree, images: CaseImages | None, group: str | None) -> None:
         self.tree, self.images, self.group = tree, images, group
         self.sections: list[Section] = []
+        self.sets: xr.Dataset | None = None
         self.scores: xr.Dataset | None = None
         self.reliability: xr.Dataset | dict[str, xr.Dataset] | None = None
 
@@ -132,7 +148,9 @@ class _Found:
             self._add(
                 "calls", "Right and wrong calls", _CALLS, lambda: class_sections.calls(tree, group)
             )
-        self._add("cases-table", "Every case", _CASES, lambda: class_sections.case_table(tree))
+        self._add(
+            "cases-table", "Every case", _CASES, lambda: class_sections.case_table(tree, self.sets)
+        )
 
     def findings(self) -> None:
         """Several findings per case."""
