@@ -222,6 +222,7 @@ class BatchSpec:
     partial: str | None = None
     class_map: bool = False
     value_checks: Mapping[str, Callable[[Tensor], None]] = field(default_factory=dict)
+    least_cases: int = 1
 
     def check(self, batch: Any, num_cases: int | None = None) -> None:
         """Raise if a batch does not fit; reads tensors that are on the CPU only.
@@ -235,6 +236,11 @@ class BatchSpec:
             raise ValueError(
                 f"num_cases is {num_cases}, smaller than a batch of {visited_cases(batch)} cases; "
                 "pass the size of the whole data set"
+            )
+        if size < self.least_cases:
+            raise ValueError(
+                f"a batch has {size} case(s), the model takes {self.least_cases} or more at once: "
+                "use another batch size, so that the last batch has as many too"
             )
         image = batch.get("image")
         on_device = isinstance(image, Tensor) and image.device.type != "cpu"
@@ -293,6 +299,7 @@ def batch_spec(model: Any) -> BatchSpec:
         protocol.partial_site(model),
         getattr(protocol.likelihood(model), "site", None) == "mask",
         value_checks=protocol.value_checks(model),
+        least_cases=protocol.least_cases(model),
     )
 
 

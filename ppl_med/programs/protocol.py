@@ -8,6 +8,7 @@ Attribute            Of                  Meaning
 ===================  ==================  =========================================================
 ``coords``           model               Coordinates of axes, such as the class names.
 ``in_channels``      model               Image channels that the model takes.
+``least_cases``      model               Fewest cases of a batch that it takes.
 ``likelihood``       model               Object with ``site`` and ``partial``, perhaps.
 ``prediction``       likelihood          From the model's output to what is explained.
 ``check_value``      likelihood          Raises on values that its site cannot have.
@@ -73,6 +74,11 @@ def in_channels(model: Any) -> int | None:
     """Image channels; None where the model does not say."""
     found = getattr(model, "in_channels", None)
     return found if isinstance(found, int) else None
+
+
+def least_cases(model: Any) -> int:
+    """Fewest cases of a batch to predict; one where the model does not say."""
+    return int(getattr(model, "least_cases", 1))
 
 
 def likelihood(model: Any) -> Any:

@@ -1,0 +1,15 @@
+"""Fit BatchNorm to the images at hand, without labels, and without touching what was trained.
+
+    model, guide = adapt(model, guide, ward, draws=32)      # statistics of these images, per draw
+    tree = predict(model, guide, ward, draws=32)            # the tree as ever
+
+BatchNorm normalises by statistics of the training images; images of another scanner or stain have
+others, and every layer after it sees what it was not trained on. Statistics are sites of the
+adapted program here (`statistic_sites`), so they have draws of their own like all that is not
+known: a source share with a Beta prior gives a posterior over how far to adapt.
+"""
+
+from ppl_med.inference.adaptation.adapting import Beta, adapt
+from ppl_med.inference.adaptation.statistic_sites import BatchStatistics, StatisticSites
+
+__all__ = ["BatchStatistics", "Beta", "StatisticSites", "adapt"]
