@@ -126,7 +126,8 @@ def adapt(
 
     Returns:
         Model and guide for ``predict(model, guide, ..., draws=draws)``: draw s has the weights of
-        draw s of the guide under ``seed``, and statistics of its own; with "batch", the guide given.
+        draw s of the guide under ``seed``, and statistics of its own; with "batch", the guide is
+        the one given.
 
     Raises:
         ValueError: The model has no BatchNorm, the guide proposes latents of every case, the
