@@ -44,10 +44,9 @@ def test_at_temperature_1_and_without_a_step_it_is_the_maximum_probability(poste
 @pytest.mark.parametrize("temperature", [1.0, 10.0])
 @pytest.mark.parametrize("gradient", ["predictive", "draw"])
 def test_of_one_network_it_is_that_of_pytorch_ood(temperature: float, gradient: str) -> None:
-    from pytorch_ood.detector import ODIN
-
+    detector = pytest.importorskip("pytorch_ood.detector")
     net, image = network().eval(), torch.randn(CASES, 1, 4, 4)
-    theirs = ODIN(net, eps=0.05, temperature=temperature, norm_std=None)(image)
+    theirs = detector.ODIN(net, eps=0.05, temperature=temperature, norm_std=None)(image)
     found = odin([net], image, temperature=temperature, epsilon=0.05, gradient=gradient)
     np.testing.assert_allclose(found["score"], 1 + theirs.detach().numpy(), atol=1e-6)
     assert np.isnan(found["score_sd"]).all()
@@ -92,7 +91,7 @@ def test_pvalues_of_scores_made_elsewhere_are_uniform() -> None:
         single = xr.DataArray(random.normal(size=(1, 1, count)), {"case": ids}, dims)
         return ood.as_found(single.values[0, 0], single, score="mine")
 
-    ranks = []
+    ranks: list[int] = []
     for _ in range(300):
         found = ood.with_pvalues(made(10, "t"), made(number, "v"))
         ranks.extend(np.round(found["pvalue"].values[:1] * (number + 1)).astype(int))

@@ -183,7 +183,7 @@ def test_a_move_before_all_lines_is_a_plain_shift() -> None:
     class Early(np.random.Generator):
         """Both moves before the first line, along columns."""
 
-        def uniform(self, low: float = 0, high: float = 1, size: Any = None) -> Any:
+        def uniform(self, low: Any = 0, high: Any = 1, size: Any = None) -> Any:
             return np.full(size, -1.0 if high < 1 else 0.0)
 
     image = images((1, 1, 15, 20))[0]

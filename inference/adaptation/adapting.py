@@ -88,7 +88,7 @@ class AdaptedDraws(KeptDraws):
 class AdaptedMembers(Ensemble):
     """Adapted pairs, one a chain."""
 
-    def __init__(self, pairs: list[tuple[nn.Module, nn.Module]]) -> None:
+    def __init__(self, pairs: list[tuple[nn.Module, Any]]) -> None:
         nn.Module.__init__(self)
         self.models = nn.ModuleList(model for model, _ in pairs)
         self.guides = nn.ModuleList(guide for _, guide in pairs)
@@ -107,7 +107,7 @@ def adapt(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> tuple[nn.Module, nn.Module]:
+) -> tuple[nn.Module, Any]:
     """Adapt BatchNorm to the images of a domain; labels are not read.
 
     Args:
@@ -147,12 +147,12 @@ def adapt(
     if statistics == "batch":
         if prior_cases is not None or source_share is not None:
             reject("statistics", '"domain" to be pooled with the source', statistics)
-        found = [(BatchStatistics(one), of_one) for one, of_one in pairs]
+        found: list[tuple[nn.Module, Any]] = [(BatchStatistics(one), own) for one, own in pairs]
         return found[0] if len(found) == 1 else (found[0][0], AdaptedMembers(found))
     batches = adapted(batches, keys)
     number = check_iterable(batches)
     chosen = choose_device(device)
-    adapted_pairs: list[tuple[nn.Module, nn.Module]] = []
+    adapted_pairs: list[tuple[nn.Module, Any]] = []
     layers = len(norm_layers(pairs[0][0]))
     with tqdm(
         total=len(pairs) * draws * layers * number, desc="adapt", disable=not progress

@@ -8,7 +8,6 @@ run, buffers included.
 """
 
 import functools
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -78,8 +77,7 @@ class _Wrapped(nn.Module):
         def forward(*inputs: Any, **options: Any) -> Any:
             return own(self, *inputs, **options)
 
-        forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-        self.forward = forward  # type: ignore[method-assign]
+        self.forward = forward
 
     def run(self, *inputs: Any, **options: Any) -> Any:
         """Run the program once."""
