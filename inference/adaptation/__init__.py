@@ -10,6 +10,7 @@ known: a source share with a Beta prior gives a posterior over how far to adapt.
 """
 
 from ppl_med.inference.adaptation.adapting import Beta, adapt
+from ppl_med.inference.adaptation.entropy import minimise_entropy
 from ppl_med.inference.adaptation.statistic_sites import BatchStatistics, StatisticSites
 
-__all__ = ["BatchStatistics", "Beta", "StatisticSites", "adapt"]
+__all__ = ["BatchStatistics", "Beta", "StatisticSites", "adapt", "minimise_entropy"]

@@ -35,6 +35,7 @@ from ppl_med.inference.adaptation.statistic_sites import (
     norm_layers,
     normalising_by,
     pooled,
+    scaling_by,
     source_statistics,
 )
 from ppl_med.inference.adapted import adapted
@@ -158,7 +159,7 @@ def adapt(
         total=len(pairs) * draws * layers * number, desc="adapt", disable=not progress
     ) as bar:
         for chain, pair in enumerate(pairs):
-            domain = _Domain(pair, batches, chosen, seed, chain, bar)
+            domain = Domain(pair, batches, chosen, seed, chain, bar)
             values = []
             for draw in range(draws):
                 random = np.random.default_rng(derive_seed(seed, chain, draw))
@@ -172,7 +173,7 @@ def adapt(
     return adapted_pairs[0][0], AdaptedMembers(adapted_pairs)
 
 
-class _Domain:
+class Domain:
     """All images of a domain, seen by one pair."""
 
     def __init__(
@@ -188,6 +189,7 @@ class _Domain:
         self.layers = norm_layers(pair[0])
         move(pair, device)
         set_mode(pair, False)
+        self.scales: Statistics = {}  # weights and biases of layers in the place of their own
         first = to_device(select_arguments(pair[0], first_batch(batches)), device)
         one = {n: v[:1] if isinstance(v, Tensor) else v for n, v in first.items()}
         with preserved_state(*pair), torch.no_grad():
@@ -199,7 +201,7 @@ class _Domain:
                 "guide proposes latents of every case (a conditional guide), which is not adapted; "
                 "adapt a model whose weights are random, or its network alone"
             )
-        self.num_cases = sum(batch_size(self._images(batch)) for batch in batches)
+        self.num_cases = sum(batch_size(self.images(batch)) for batch in batches)
         if self.num_cases < 2:
             raise ValueError("batches hold one case: a domain needs two or more")
 
@@ -226,10 +228,13 @@ class _Domain:
         sums: dict[str, list[Any]] = {}
         position = 0
         for batch in self.batches:
-            inputs = self._images(batch)
+            inputs = self.images(batch)
             at = np.arange(position, position + batch_size(inputs))
             position += len(at)
-            with _summing(waiting, sums), normalising_by(self.layers, known):
+            with ExitStack() as stack:
+                stack.enter_context(_summing(waiting, sums))
+                stack.enter_context(normalising_by(self.layers, known))
+                stack.enter_context(scaling_by(self.layers, self.scales))
                 try:
                     self.sampler.run(values, draw, inputs, at)
                 except _Found:
@@ -249,7 +254,8 @@ class _Domain:
         mean = total / count
         return name, (mean, (squares / count - mean.square()).clamp(min=0))
 
-    def _images(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def images(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the program reads of a batch, without observations, on the device."""
         chosen = select_arguments(self.pair[0], batch)
         return to_device({n: v for n, v in chosen.items() if n in self.names}, self.device)
 

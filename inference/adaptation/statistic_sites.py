@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ppl_med.programs.parameters import named_modules_of
 from ppl_med.weights.call_cache import caching
 
-MEAN, VARIANCE = "norm_mean", "norm_variance"
+MEAN, VARIANCE, WEIGHT, BIAS = "norm_mean", "norm_variance", "norm_weight", "norm_bias"
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -64,6 +64,20 @@ def normalising_by(layers: Mapping[str, _BatchNorm], values: Statistics) -> Iter
             )
 
 
+@contextmanager
+def scaling_by(layers: Mapping[str, _BatchNorm], values: Statistics) -> Iterator[None]:
+    """Let layers scale and shift by given weights and biases in this block."""
+    before = {name: dict(layers[name]._parameters) for name in values}
+    try:
+        for name, pair in values.items():
+            parameters: dict[str, Any] = layers[name]._parameters
+            parameters.update(zip(("weight", "bias"), pair, strict=True))
+        yield
+    finally:
+        for name, own in before.items():
+            layers[name]._parameters.update(own)
+
+
 class _Wrapped(nn.Module):
     """A program with the arguments, names and attributes of another, which it runs."""
 
@@ -98,14 +112,18 @@ class StatisticSites(_Wrapped):
 
     Args:
         model: A program with BatchNorm layers, trained.
+        scales: Whether the weights and biases by which the layers scale and shift are sites too,
+            ``norm_weight.<layer>`` and ``norm_bias.<layer>``.
 
     Raises:
         ValueError: If it has none.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, scales: bool = False) -> None:
         super().__init__(model)
-        self.norms = tuple(norm_layers(model))
+        layers = norm_layers(model)
+        self.norms = tuple(layers)
+        self.scaled = tuple(scaled_layers(layers)) if scales else ()
 
     def run(self, *inputs: Any, **options: Any) -> Any:
         """Run the program with the statistics of the sites."""
@@ -117,8 +135,15 @@ class StatisticSites(_Wrapped):
             )
             for name in self.norms
         }
+        scales = {
+            name: (
+                _site(f"{WEIGHT}.{name}", layers[name].weight),
+                _site(f"{BIAS}.{name}", layers[name].bias),
+            )
+            for name in self.scaled
+        }
         # Outputs that `predict` keeps for all draws are those of one set of statistics.
-        with normalising_by(layers, values), caching():
+        with normalising_by(layers, values), scaling_by(layers, scales), caching():
             return self.model(*inputs, **options)
 
 
@@ -146,12 +171,12 @@ class BatchStatistics(_Wrapped):
         """Run the program with the statistics of this batch."""
         layers = norm_layers(self.model)
         image = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
-        with nullcontext() if len(image) < self.least_cases else _by_batch(layers):
+        with nullcontext() if len(image) < self.least_cases else by_batch(layers):
             return self.model(*inputs, **options)
 
 
 @contextmanager
-def _by_batch(layers: Mapping[str, _BatchNorm]) -> Iterator[None]:
+def by_batch(layers: Mapping[str, _BatchNorm]) -> Iterator[None]:
     """Let layers normalise by the batch, their running statistics staying as they are."""
     before = {name: (one.training, one.track_running_stats) for name, one in layers.items()}
     held = {name: dict(one._buffers) for name, one in layers.items()}
@@ -171,11 +196,28 @@ def _site(name: str, source: Tensor | None) -> Tensor:
     return pyro.sample(name, dist.Delta(source.detach()).to_event(1))
 
 
-def as_sites(values: Statistics) -> dict[str, Tensor]:
+def as_sites(values: Statistics, scales: Statistics | None = None) -> dict[str, Tensor]:
     """Values of the sites of ``StatisticSites``."""
     found = {}
     for name, (mean, variance) in values.items():
         found[f"{MEAN}.{name}"], found[f"{VARIANCE}.{name}"] = mean, variance
+    for name, (weight, bias) in (scales or {}).items():
+        found[f"{WEIGHT}.{name}"], found[f"{BIAS}.{name}"] = weight, bias
+    return found
+
+
+def scaled_layers(layers: Mapping[str, _BatchNorm]) -> dict[str, _BatchNorm]:
+    """Those that scale and shift by parameters.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = {name: one for name, one in layers.items() if one.affine}
+    if not found:
+        raise ValueError(
+            "no BatchNorm layer of the model scales and shifts (affine=False), so entropy has "
+            "nothing to change; use adapt"
+        )
     return found
 
 
