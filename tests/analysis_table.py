@@ -241,7 +241,7 @@ def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
     """Accuracy over groups of cases; its errors are drawn, and not compared."""
     ids = np.asarray(tree["posterior/probs"]["case"])
     groups = xr.DataArray([f"p{str(one)[1:]}" for one in ids], {"case": ids}, "case")
-    return case_groups.bootstrap(scoring.score, tree, groups, resamples=5)[["accuracy", "nll"]]
+    return case_groups.bootstrap(scoring.score, tree, groups, resamples=20)[["accuracy", "nll"]]
 
 
 def left_out_in_turn(tree: xr.DataTree) -> xr.Dataset:
