@@ -238,6 +238,11 @@ def test_what_cannot_be_reweighted_is_refused() -> None:
             function(first, second.isel(draw=slice(100)))
         with pytest.raises(ValueError, match="alpha"):
             function(first, second, 1.0)
+        renamed = second.map_over_datasets(
+            lambda data: data.assign_coords({"class": ["x", "y"]}) if "class" in data.dims else data
+        )
+        with pytest.raises(ValueError, match=r"training has the classes .* not .*x.*y"):
+            function(first, renamed)
         other = second.copy()
         other.attrs["seed"] = 1
         seeded = first.copy()
