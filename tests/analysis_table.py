@@ -421,6 +421,11 @@ ANALYSES: dict[str, Analysis] = {
         LABELS,
         reads=False,
     ),
+    "ood.with_pvalues": Analysis(
+        lambda tree: ood.with_pvalues(ood_scores(tree), ood_scores(class_tree(9, "n"))),
+        LABELS,
+        reads=False,
+    ),
     "ood.evaluate_failures": Analysis(
         lambda tree: ood.evaluate_failures(ood_scores(tree), tree, resamples=0), LABELS
     ),

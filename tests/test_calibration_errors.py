@@ -187,10 +187,10 @@ def test_the_debiased_error_is_unbiased_and_the_plain_one_is_not() -> None:
 
 @pytest.fixture(scope="module")
 def calibrated_results() -> list[xr.Dataset]:
-    """Errors of 40 data sets of 60 cases from a calibrated law."""
+    """Errors of 60 data sets of 60 cases from a calibrated law."""
     rng = np.random.default_rng(11)
     results = []
-    for seed in range(40):
+    for seed in range(60):
         probs = random_probs(chains=1, draws=1, cases=60, seed=seed).values[0, 0]
         tree = labelled_tree(probs, calibrated_labels(probs, rng))
         results.append(calibration.errors(tree, bins=5, replicates=19, seed=seed))

@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from ppl_med.analysis import ood
+from ppl_med.analysis.ood.found import as_found
 from ppl_med.data import Batches
 from ppl_med.explain import choose_epsilon, odin
 from ppl_med.inference import MeanFieldNormal, functions, predict
@@ -89,7 +90,7 @@ def test_pvalues_of_scores_made_elsewhere_are_uniform() -> None:
     def made(count: int, prefix: str) -> xr.Dataset:
         dims, ids = ("chain", "draw", "case"), [f"{prefix}{i}" for i in range(count)]
         single = xr.DataArray(random.normal(size=(1, 1, count)), {"case": ids}, dims)
-        return ood.as_found(single.values[0, 0], single, score="mine")
+        return as_found(single.values[0, 0], single, score="mine")
 
     ranks: list[int] = []
     for _ in range(300):

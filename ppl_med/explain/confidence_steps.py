@@ -23,7 +23,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppl_med.analysis.ood import as_found
+from ppl_med.analysis.ood.found import as_found
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, finite, positive, reject
 from ppl_med.explain.attribution.score import class_logits

@@ -12,12 +12,11 @@ reference, always.
 
 from ppl_med.analysis.ood.evaluation import evaluate, evaluate_failures
 from ppl_med.analysis.ood.evidence import combine, fit_novelty, novelty
-from ppl_med.analysis.ood.found import as_found, with_pvalues
+from ppl_med.analysis.ood.found import with_pvalues
 from ppl_med.analysis.ood.references import SCORES, fit_reference, score
 
 __all__ = [
     "SCORES",
-    "as_found",
     "combine",
     "evaluate",
     "evaluate_failures",
