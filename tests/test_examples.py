@@ -1,5 +1,6 @@
 """Every example lists its options and is run by a test; the README code runs as it stands."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -48,7 +49,10 @@ def test_the_readme_runs_as_it_stands(tmp_path):
         script = tmp_path / f"block_{number}.py"
         script.write_text(block)
         command = [sys.executable, "-W", "error", script]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, timeout=1800
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         accuracy = re.search(r"accuracy\s+float64 \S+ ([\d.]+)", done.stdout)
         assert accuracy is not None and float(accuracy[1]) > 0.8, "at chance level nothing is shown"
