@@ -237,7 +237,7 @@ class BatchSpec:
                 f"num_cases is {num_cases}, smaller than a batch of {visited_cases(batch)} cases; "
                 "pass the size of the whole data set"
             )
-        if size < self.least_cases:
+        if 0 < size < self.least_cases:
             raise ValueError(
                 f"a batch has {size} case(s), the model takes {self.least_cases} or more at once: "
                 "use another batch size, so that the last batch has as many too"
