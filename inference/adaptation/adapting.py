@@ -95,6 +95,11 @@ class AdaptedMembers(Ensemble):
         self.guides = nn.ModuleList(guide for _, guide in pairs)
 
 
+def joined(pairs: list[tuple[nn.Module, Any]]) -> tuple[nn.Module, Any]:
+    """The one pair, or the first model with all pairs as its guide, as ``predict`` takes them."""
+    return pairs[0] if len(pairs) == 1 else (pairs[0][0], AdaptedMembers(pairs))
+
+
 def adapt(
     model: Program,
     guide: Program,
@@ -149,7 +154,7 @@ def adapt(
         if prior_cases is not None or source_share is not None:
             reject("statistics", '"domain" to be pooled with the source', statistics)
         found: list[tuple[nn.Module, Any]] = [(BatchStatistics(one), own) for one, own in pairs]
-        return found[0] if len(found) == 1 else (found[0][0], AdaptedMembers(found))
+        return joined(found)
     batches = adapted(batches, keys)
     number = check_iterable(batches)
     chosen = choose_device(device)
@@ -168,9 +173,7 @@ def adapt(
                     share = prior_cases / (prior_cases + domain.num_cases)
                 values.append(as_sites(domain.statistics(draw, share)))
             adapted_pairs.append((StatisticSites(pair[0]), AdaptedDraws(domain.sampler, values)))
-    if len(adapted_pairs) == 1:
-        return adapted_pairs[0]
-    return adapted_pairs[0][0], AdaptedMembers(adapted_pairs)
+    return joined(adapted_pairs)
 
 
 class Domain:

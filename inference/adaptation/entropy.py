@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import positive, share, whole
-from ppl_med.inference.adaptation.adapting import AdaptedDraws, AdaptedMembers, Domain
+from ppl_med.inference.adaptation.adapting import AdaptedDraws, Domain, joined
 from ppl_med.inference.adaptation.statistic_sites import (
     Statistics,
     StatisticSites,
@@ -120,9 +120,7 @@ def minimise_entropy(
     for name in ("entropy", "marginal_entropy"):
         history[name].attrs["units"] = "nats"
     history["collapsed"] = (SAMPLES, collapsed)
-    if len(found) == 1:
-        return (*found[0], history)
-    return found[0][0], AdaptedMembers(found), history
+    return (*joined(found), history)
 
 
 class _Descent:
