@@ -40,6 +40,7 @@ from ppl_med.inference.adapted import adapted
 from ppl_med.inference.batches import check_iterable, check_seed, choose_device
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.likelihoods import site_logits
+from ppl_med.likelihoods.stored import class_logits
 from ppl_med.programs.isolation import preserved_state
 from ppl_med.programs.sites import Program, batch_size
 
@@ -203,7 +204,5 @@ class _Descent:
         for name in sampler.observed:
             logits = site_logits(nodes[name]["fn"])
             if logits is not None:
-                if logits.shape[1] == 1:  # log-odds
-                    logits = torch.cat([-logits, logits], 1) / 2
-                return logits.log_softmax(1)
+                return class_logits(logits).log_softmax(1)
         raise ValueError("model has no site of classes, whose entropy could be minimised")

@@ -101,6 +101,11 @@ def site_logits(fn: Distribution) -> Tensor | None:
     return fn.logits.unsqueeze(1) if isinstance(fn, known.Bernoulli) else None
 
 
+def class_logits(output: Tensor) -> Tensor:
+    """Return logits (case, class, ...); one logit is the log-odds of class 1."""
+    return torch.cat([-output, output], 1) / 2 if output.shape[1] == 1 else output
+
+
 @singledispatch
 def stored_parameters(fn: Distribution, names: Sequence[str]) -> Parameters:
     """What ``predict`` keeps of an observed site's distribution.

@@ -12,13 +12,9 @@ import torch
 from torch import Tensor
 
 from ppl_med.explain.function_checks import map_dims, per_case
+from ppl_med.likelihoods.stored import class_logits as class_logits
 
 Output = Literal["logit", "log_probability", "probability", "value"]
-
-
-def class_logits(output: Tensor) -> Tensor:
-    """Return logits (case, class, ...); one logit is the log-odds of class 1."""
-    return torch.cat([-output, output], 1) / 2 if output.shape[1] == 1 else output
 
 
 def region_mean(values: Tensor, region: Tensor | None) -> Tensor:
