@@ -19,55 +19,10 @@ import warnings
 
 import numpy as np
 import xarray as xr
-from scipy.stats import ks_2samp, kstwobign
+
+from ppl_med.analysis.statistics.two_sample import kolmogorov_smirnov
 
 FALSE_ALARM = 0.01
-_EXACT = 500  # cases in either sample, beyond which the asymptotic distribution is used
-
-
-def two_sample_pvalue(
-    first: np.ndarray, second: np.ndarray, weights: np.ndarray | None = None
-) -> float:
-    """Return the Bonferroni p-value over the features.
-
-    Args:
-        first: (case, feature).
-        second: (case, feature), other cases; NaN where a feature is not known.
-        weights: Likelihood ratio second / first (case), by which the first sample is weighted.
-
-    Returns:
-        Probability, at most 1; 1 where a sample is empty.
-    """
-    if not len(first) or not len(second):
-        return 1.0
-    method = "exact" if max(len(first), len(second)) <= _EXACT else "asymp"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
-        found = []
-        for one, other in zip(first.T, second.T, strict=True):
-            other = other[~np.isnan(other)]
-            if not other.size:
-                found.append(1.0)
-            elif weights is None:
-                found.append(float(ks_2samp(one, other, method=method).pvalue))
-            else:
-                found.append(_weighted_pvalue(one, weights / weights.sum(), np.sort(other)))
-    return min(1.0, min(found) * len(found))
-
-
-def _weighted_pvalue(one: np.ndarray, share: np.ndarray, other: np.ndarray) -> float:
-    """Of a Kolmogorov-Smirnov test, asymptotic; ``other`` is sorted, ``share`` sums to 1."""
-    places = np.concatenate([one, other])
-    order = np.argsort(one, kind="stable")
-    below = np.concatenate([[0.0], np.cumsum(share[order])])
-    distances = [
-        below[np.searchsorted(one[order], places, side)]
-        - np.searchsorted(other, places, side) / other.size
-        for side in ("left", "right")
-    ]
-    effective = 1 / (share**2).sum()
-    size = effective * other.size / (effective + other.size)
-    return float(kstwobign.sf(size**0.5 * np.abs(distances).max()))
 
 
 def compare(
@@ -96,10 +51,12 @@ def compare(
         RuntimeWarning: The p-value is below ``false_alarm``.
     """
     if groups is None:
-        pvalue = two_sample_pvalue(first, second, weights)
+        pvalue = kolmogorov_smirnov(first, second, weights=weights).pvalue
     else:
         names = np.unique(groups[1])
-        parts = [two_sample_pvalue(first[groups[0] == g], second[groups[1] == g]) for g in names]
+        parts = [
+            kolmogorov_smirnov(first[groups[0] == g], second[groups[1] == g]).pvalue for g in names
+        ]
         pvalue = min(1.0, min(parts) * len(parts))
     sign = "look different"
     if coverage_pvalue is not None:
