@@ -295,7 +295,7 @@ def test_novelty_finds_either_kind(train, held_out, inside, outside) -> None:
     one, other = ood.novelty(inside, reference), ood.novelty(outside, reference)
     assert float(ood.evaluate(one, other, resamples=0)["auroc"]) > 0.95
     assert (one["pvalue"] <= 0.1).mean() < 0.25 and (other["pvalue"] <= 0.05).mean() > 0.9
-    assert one["component"].values.tolist() == ["mahalanobis", "mutual_information"]
+    assert one["component"].values.tolist() == ["mahalanobis of head", "mutual_information"]
 
 
 def test_novelty_is_saved(train, held_out, outside, tmp_path) -> None:
@@ -366,3 +366,30 @@ def test_features_that_no_draw_moves_are_learnt_once(held_out) -> None:
     reference = ood.fit_reference("mahalanobis", trees[0], held_out=trees[1])
     assert reference.sizes["function"] == 1
     assert float(ood.score(trees[2], reference)["score_sd"].max()) == 0.0
+
+
+def test_novelty_looks_at_every_kept_layer(train, held_out, inside, outside) -> None:
+    """What only one layer shows is found among several; layer= chooses."""
+
+    def with_early(tree: xr.DataTree, shift: float) -> xr.DataTree:
+        random = np.random.default_rng(tree["posterior"].sizes["case"] + int(shift))
+        shape = tree["posterior"]["feature:head"].shape
+        own = tree["posterior"].to_dataset()
+        own["feature:early"] = (own["feature:head"].dims, random.normal(shift, 1.0, shape))
+        return xr.DataTree.from_dict(
+            {"/": xr.Dataset(attrs=tree.attrs), "/posterior": own,
+             "/observed_data": tree["observed_data"].to_dataset()}
+        )  # fmt: skip
+
+    trees = [with_early(one, 0.0) for one in (train, held_out, inside)]
+    unlike = with_early(feature_tree(120, "u"), 5.0)
+    reference = ood.fit_novelty(*trees[:2])
+    names = ["mahalanobis of head", "mahalanobis of early", "mutual_information"]
+    found = ood.novelty(unlike, reference)
+    assert found["component"].values.tolist() == names
+    assert float(ood.evaluate(ood.novelty(trees[2], reference), found, resamples=0)["auroc"]) > 0.95
+    one = ood.fit_novelty(*trees[:2], layer="head")
+    blind = ood.evaluate(ood.novelty(trees[2], one), ood.novelty(unlike, one), resamples=0)
+    assert 0.3 < float(blind["auroc"]) < 0.7
+    with pytest.raises(ValueError, match="layer must be one of"):
+        ood.fit_novelty(*trees[:2], layer="haed")

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
+from ppl_med.analysis.ood import features
 from ppl_med.analysis.ood.outputs import open_outputs
 from ppl_med.analysis.ood.references import (
     check_reference,
@@ -57,20 +58,21 @@ def fit_novelty(
     tree: xr.DataTree,
     held_out: xr.DataTree,
     *,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     components: Sequence[str] = COMPONENTS,
     seed: int = 0,
 ) -> xr.Dataset:
     """Learn what `novelty` compares with: the default for whoever does not want to choose a score.
 
-    A case is novel if its features are far from those of training, or if the draws disagree. One
-    half of the held-out cases puts the two on one scale, their tail probability; the other half
-    gives the p-value.
+    A case is novel if its features are far from those of training, in any layer that was kept, or
+    if the draws disagree. One half of the held-out cases puts these on one scale, their tail
+    probability; the other half gives the p-value. Keep early layers too: what is new in an image
+    (its grey values, its sharpness) is often forgotten by the last.
 
     Args:
-        tree: The tree of `predict` on training cases, with ``keep=("feature:<layer>",)``.
+        tree: The tree of `predict` on training cases, with ``keep=("feature:<layer>", ...)``.
         held_out: The same on in-distribution cases that the network has not seen, 4 or more.
-        layer: Layer of the features; None for the only one that was kept.
+        layer: Layer of the features, or several; None for all that were kept.
         components: Names of ``ood.SCORES``; a case is as novel as the score that says so most.
         seed: Seed of the halves.
 
@@ -88,8 +90,10 @@ def fit_novelty(
     order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(len(ids))
     halves = [held_out.isel(case=np.sort(part)) for part in np.array_split(order, 2)]
     parts = []
-    for name in names:
-        part = fit_reference(name, tree, held_out=halves[0], layer=layer)
+    pairs = _with_layers(names, tree, layer)
+    names = [name if own is None else f"{name} of {own}" for name, own in pairs]
+    for name, own in pairs:
+        part = fit_reference(name, tree, held_out=halves[0], layer=own)
         part = part.rename({"calibration_case": "scaled_case"})
         parts.append(part.drop_indexes("scaled_case").reset_coords("scaled_case"))
     result = xr.Dataset(attrs={**parts[0].attrs, "score": "novelty", "components": list(names)})
@@ -103,6 +107,23 @@ def fit_novelty(
     result["calibration_score"] = ("calibration_case", values)
     result.attrs["n"] = len(values)
     return result.assign_coords(calibration_case=open_outputs(halves[1]).ids)
+
+
+def _with_layers(
+    components: Sequence[str], tree: xr.DataTree, layer: str | Sequence[str] | None
+) -> list[tuple[str, str | None]]:
+    """Every component with every layer that it reads; None for those that read no features."""
+    if not set(components) & set(features.SCORES):
+        return [(name, None) for name in components]
+    outputs = open_outputs(tree)
+    if layer is None:
+        layer = outputs.layers()
+    layers = [layer] if isinstance(layer, str) else checks.different_names("layer", layer)
+    return [
+        (name, own)
+        for name in components
+        for own in (layers if name in features.SCORES else [None])
+    ]
 
 
 def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:

@@ -74,11 +74,11 @@ class Outputs:
             )
         return group["logit"].transpose(*SAMPLES, "case", "class")
 
-    def feature(self) -> xr.DataArray:
-        """Return the kept features of the layer (chain, draw, case, unit), not yet read.
+    def layers(self) -> list[str]:
+        """Names of the layers whose features were kept.
 
         Raises:
-            ValueError: No features were kept, not those of this layer, or those of several.
+            ValueError: None were.
         """
         group = find_group(self.tree, "posterior")
         kept = [str(name) for name in group if str(name).startswith(FEATURE)]
@@ -87,15 +87,23 @@ class Outputs:
                 "The posterior group holds no features; call predict(..., "
                 "keep=('feature:<name of a layer>',))."
             )
-        layers = [name.removeprefix(FEATURE) for name in kept]
-        if self.layer is None and len(kept) > 1:
+        return [name.removeprefix(FEATURE) for name in kept]
+
+    def feature(self) -> xr.DataArray:
+        """Return the kept features of the layer (chain, draw, case, unit), not yet read.
+
+        Raises:
+            ValueError: No features were kept, not those of this layer, or those of several.
+        """
+        layers = self.layers()
+        if self.layer is None and len(layers) > 1:
             raise ValueError(f"Features of the layers {layers} were kept; pass layer=.")
         layer = layers[0] if self.layer is None else self.layer
         if layer not in layers:
             near = get_close_matches(layer, layers, n=1)
             hint = f", such as {near[0]!r}" if near else ""
             raise ValueError(f"layer must be one of {layers}{hint}, got {layer!r}.")
-        array = group[FEATURE + layer].transpose(*SAMPLES, "case", ...)
+        array = find_group(self.tree, "posterior")[FEATURE + layer].transpose(*SAMPLES, "case", ...)
         if array.ndim != 4:
             raise ValueError(f"{array.name} has dimensions {array.dims}, not one axis of units.")
         return array
