@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 from ood_trees import CLASSES, UNITS, feature_tree
 from scipy import stats
+from scipy.special import softmax
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -205,6 +206,12 @@ def test_residual_is_what_the_main_directions_leave() -> None:
     np.testing.assert_allclose(features.residual(learnt, point, None), [0, 5], atol=1e-10)
 
 
+def test_figures_of_cases_that_stand_on_both_sides_are_refused(train, held_out, inside) -> None:
+    found = ood.score(inside, ood.fit_reference("mcp", held_out))
+    with pytest.raises(ValueError, match="inside and outside"):
+        ood.evaluate(found, found, resamples=0)
+
+
 def test_far_away_confidence_is_blind_and_distance_is_not() -> None:
     """A rectified net is the surer the farther it is from its data (Hein et al., CVPR 2019)."""
     random = np.random.default_rng(0)
@@ -393,3 +400,48 @@ def test_novelty_looks_at_every_kept_layer(train, held_out, inside, outside) -> 
     assert 0.3 < float(blind["auroc"]) < 0.7
     with pytest.raises(ValueError, match="layer must be one of"):
         ood.fit_novelty(*trees[:2], layer="haed")
+
+
+# --- masks
+
+
+def of_masks(tree: xr.DataTree) -> xr.DataTree:
+    """A tree whose probabilities are maps of 2 x 3 pixels that differ from one to the next."""
+    posterior = tree["posterior"].to_dataset()
+    random = np.random.default_rng(posterior.sizes["case"])
+    logit = posterior["logit"].values[..., None, None]
+    maps = softmax(logit + random.normal(size=(*logit.shape[:4], 2, 3)), 3)
+    posterior = posterior.drop_vars(["probs", "logit"])
+    posterior["probs"] = (("chain", "draw", "case", "class", "row", "col"), maps)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), "/posterior": posterior})
+
+
+@pytest.mark.parametrize("name", ["mcp", "entropy", "expected_entropy", "mutual_information"])
+def test_scores_of_masks_are_means_over_pixels(name: str, inside: xr.DataTree) -> None:
+    masks = of_masks(inside)
+    found = ood.score(masks, ood.fit_reference(name, of_masks(feature_tree(50, "m"))))
+    flat = masks["posterior"]["probs"].values.mean((0, 1))
+    parts = uncertainty.entropy(masks, mcse=False)
+    expected = {
+        "mcp": (1 - flat.max(1)).mean((1, 2)),
+        "entropy": parts["predictive_entropy"].mean(("row", "col")).values,
+        "expected_entropy": parts["expected_entropy"].mean(("row", "col")).values,
+        "mutual_information": parts["mutual_information"].mean(("row", "col")).values,
+    }[name]
+    np.testing.assert_allclose(found["score"], expected, atol=1e-12)
+
+
+def test_features_of_segmenters_are_of_one_kind(train, held_out, inside) -> None:
+    reference = ood.fit_reference("mahalanobis", of_masks(train), held_out=of_masks(held_out))
+    found = ood.score(of_masks(inside), reference)
+    oracle = EmpiricalCovariance()
+    expected = [
+        oracle.fit(table(train, "feature:head", d)).mahalanobis(table(inside, "feature:head", d))
+        for d in range(4)
+    ]
+    np.testing.assert_allclose(found["score"], np.mean(expected, 0), rtol=1e-6)
+    assert ood.novelty(
+        of_masks(inside), ood.fit_novelty(of_masks(train), of_masks(held_out))
+    ).sizes["component"] == 2  # fmt: skip
+    with pytest.raises(ValueError, match="no logit"):
+        ood.fit_reference("energy", of_masks(held_out))

@@ -7,6 +7,9 @@
     energy               mean over draws of -logsumexp(z_s)                      nats
     max_logit            mean over draws of -max_c z_s,c                         nats
 
+Of masks, the score is the mean over the pixels of the image; for another way see
+``ppl_med.analysis.aggregation`` and `with_pvalues`.
+
 Logits have a constant of their own in every draw, which the softmax does not see and the prior ties
 down only weakly: compare energies within one fit.
 
@@ -26,7 +29,14 @@ Found = tuple[np.ndarray, np.ndarray]
 
 
 def _per_draw(outputs: Outputs) -> np.ndarray:
-    return np.stack([table(outputs.probs, place) for place in outputs.places()])
+    """Probabilities (sample, case, *space, class)."""
+    own = [table(outputs.probs, place) for place in outputs.places()]
+    return np.moveaxis(np.stack(own), 2, -1)
+
+
+def _over_pixels(mean: np.ndarray, single: np.ndarray) -> Found:
+    """Scores (case, *space) and (sample, case, *space), averaged over space."""
+    return mean.reshape(len(mean), -1).mean(1), single.reshape(*single.shape[:2], -1).mean(2)
 
 
 def _by_logit(outputs: Outputs, of_draw: Callable[[np.ndarray], np.ndarray]) -> Found:
@@ -42,19 +52,19 @@ def _entropy(probs: np.ndarray) -> np.ndarray:
 def mcp(outputs: Outputs) -> Found:
     """One minus the largest probability."""
     probs = _per_draw(outputs)
-    return 1 - probs.mean(0).max(-1), 1 - probs.max(-1)
+    return _over_pixels(1 - probs.mean(0).max(-1), 1 - probs.max(-1))
 
 
 def entropy(outputs: Outputs) -> Found:
     """Entropy of the mean over draws."""
     probs = _per_draw(outputs)
-    return _entropy(probs.mean(0)), _entropy(probs)
+    return _over_pixels(_entropy(probs.mean(0)), _entropy(probs))
 
 
 def expected_entropy(outputs: Outputs) -> Found:
     """Mean entropy of the draws."""
     single = _entropy(_per_draw(outputs))
-    return single.mean(0), single
+    return _over_pixels(single.mean(0), single)
 
 
 def mutual_information(outputs: Outputs) -> Found:
@@ -63,7 +73,7 @@ def mutual_information(outputs: Outputs) -> Found:
     mean = probs.mean(0)
     safe = np.log(np.where(mean > 0, mean, 1.0))
     divergence = (xlogy(probs, probs) - probs * safe).sum(-1)
-    return divergence.mean(0).clip(min=0), divergence
+    return _over_pixels(divergence.mean(0).clip(min=0), divergence)
 
 
 def energy(outputs: Outputs) -> Found:

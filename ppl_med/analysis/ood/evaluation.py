@@ -12,7 +12,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis.statistics import ranking
 from ppl_med.analysis.statistics.group_resampling import group_weights, named_errors
-from ppl_med.analysis.tree import case_units, metadata_groups, open_classes
+from ppl_med.analysis.tree import case_units, check_disjoint, metadata_groups, open_classes
 
 RECALL = 0.95
 _NAMES = ("auroc", "average_precision", "false_alarms_at_95")
@@ -57,6 +57,9 @@ def evaluate(
             f"inside has the score {inside.attrs.get('score')!r}, outside "
             f"{outside.attrs.get('score')!r}; compare one score."
         )
+    if all("case" in one.coords for one in (inside, outside)):
+        ids = inside["case"].values, outside["case"].values
+        check_disjoint(*ids, "inside and outside", "a case is either of the same kind or not")
     units = [
         _units(inside, group_inside, "group_inside"),
         _units(outside, group_outside, "group_outside"),

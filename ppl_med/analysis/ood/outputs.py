@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.tree import case_ids, find_group, open_classes
-from ppl_med.axes import SAMPLES
+from ppl_med.axes import SAMPLES, SPACE
 
 FEATURE = "feature:"
 _IDENTITY = ("parameters_sha256", "seed")
@@ -27,7 +27,7 @@ class Outputs:
 
     Args:
         tree: The tree of `predict`.
-        probs: Probabilities (chain, draw, case, class).
+        probs: Probabilities (chain, draw, case, class), of masks with space behind.
         layer: Layer of the features, or None for the only one that was kept.
     """
 
@@ -134,19 +134,18 @@ def open_outputs(tree: xr.DataTree, layer: str | None = None) -> Outputs:
     """Find what a tree of a classifier holds, without reading it.
 
     Args:
-        tree: The tree of `predict`, one class per case.
+        tree: The tree of `predict`, of one class per case, or of masks.
         layer: Layer of the features; None for the only one there is.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
-        ValueError: No probabilities, or maps of them.
+        ValueError: No probabilities of classes.
     """
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"tree must be the DataTree of predict, not {type(tree).__name__}.")
     probs = open_classes(tree, copies=True).array
-    if probs.ndim != 4:
+    if set(probs.dims[4:]) - set(SPACE[3]):
         raise ValueError(
-            f"probs has dimensions {probs.dims}: scores are of cases. Reduce maps by "
-            "ppl_med.analysis.aggregation, or select one finding."
+            f"probs has dimensions {probs.dims}: scores are of cases. Select one finding."
         )
     return Outputs(tree, probs, layer)

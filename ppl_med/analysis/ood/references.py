@@ -196,8 +196,11 @@ def _fit(
     number = outputs.functions(*arrays)
     rows, label = np.arange(len(outputs.ids)), None
     if "label" in known.needs:
-        label, rows, counts = open_classes(outputs.tree).labelled_cases()
-        result.attrs |= counts
+        if outputs.probs.ndim > 4:  # of masks: no case has a class, all are of one kind
+            label = np.zeros(len(rows), np.int64)
+        else:
+            label, rows, counts = open_classes(outputs.tree).labelled_cases()
+            result.attrs |= counts
     learnt = []
     for place in _first_places(number):
         own = None if logit is None else table(logit, place)[rows]
