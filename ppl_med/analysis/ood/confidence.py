@@ -30,7 +30,8 @@ Found = tuple[np.ndarray, np.ndarray]
 
 def _per_draw(outputs: Outputs) -> np.ndarray:
     """Probabilities (sample, case, *space, class)."""
-    own = [table(outputs.probs, place) for place in outputs.places()]
+    probs = outputs.probs.compute()
+    own = [table(probs, place) for place in outputs.places()]
     return np.moveaxis(np.stack(own), 2, -1)
 
 
@@ -40,7 +41,7 @@ def _over_pixels(mean: np.ndarray, single: np.ndarray) -> Found:
 
 
 def _by_logit(outputs: Outputs, of_draw: Callable[[np.ndarray], np.ndarray]) -> Found:
-    logit = outputs.logit()
+    logit = outputs.logit().compute()
     single = np.stack([of_draw(table(logit, place)) for place in outputs.places()])
     return single.mean(0), single
 

@@ -4,9 +4,11 @@
     posterior/logit             (chain, draw, case, class)   predict(..., keep=("logit",))
     posterior/feature:<layer>   (chain, draw, case, unit)    predict(..., keep=("feature:<layer>",))
 
-A tree is read draw by draw, so that memory holds the table (case, unit) of one draw.
+Scores are computed by runs of cases, all draws of them, so that the memory they take does not grow
+with the cases. What is learnt is learnt draw by draw, from the table (case, unit) of one draw.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -14,7 +16,7 @@ from hashlib import blake2b
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import case_ids, find_group, open_classes
+from ppl_med.analysis.tree import case_ids, find_group, open_classes, split_blocks
 from ppl_med.axes import SAMPLES, SPACE
 
 FEATURE = "feature:"
@@ -48,6 +50,16 @@ class Outputs:
     def places(self) -> list[tuple[int, int]]:
         """Chain and draw of every sample."""
         return list(np.ndindex(*self.samples))
+
+    def blocks(self, *read: xr.DataArray) -> Iterator["Outputs"]:
+        """Yield runs of the cases, in their order, of which these arrays fit the memory limit."""
+        per_case = sum(array.size // max(array.sizes["case"], 1) for array in read)
+        cases = self.probs.sizes["case"]
+        for block in split_blocks({"case": cases}, per_case):
+            if block["case"] == slice(0, cases):
+                yield self
+            else:
+                yield Outputs(self.tree.isel(block), self.probs.isel(block), self.layer)
 
     def functions(self, *arrays: xr.DataArray) -> np.ndarray:
         """Number the functions (chain, draw): draws that agree in all values have one number."""

@@ -222,19 +222,30 @@ def _first_places(number: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _scores(outputs: Outputs, reference: xr.Dataset) -> confidence.Found:
-    """The score (case,), and that of every draw (sample, case)."""
+    """The score (case,), and that of every draw (sample, case), by runs of cases."""
     name = reference.attrs["score"]
-    if name in confidence.SCORES:
-        return confidence.SCORES[name](outputs)
-    known = features.SCORES[name]
-    feature = outputs.feature()
-    logit = outputs.logit() if "logit" in known.needs else None
+    known = features.SCORES.get(name)
+    if known is None:
+        found = [confidence.SCORES[name](part) for part in outputs.blocks(outputs.probs)]
+        return np.concatenate([one for one, _ in found]), np.concatenate([s for _, s in found], 1)
     names = [str(key) for key in reference.data_vars if str(key).startswith(_FITTED)]
     number = reference["function_of_draw"].values
-    found = []
-    for row, place in enumerate(_first_places(number)):
-        learnt = {key.removeprefix(_FITTED): reference[key].values[row] for key in names}
-        own = None if logit is None else table(logit, place)
-        found.append(known.score(learnt, table(feature, place), own))
-    single = np.stack(found)[number.ravel()]
+    places = _first_places(number)
+    learnt = [
+        {key.removeprefix(_FITTED): reference[key].values[row] for key in names}
+        for row in range(len(places))
+    ]
+    read = [outputs.feature(), *([outputs.logit()] if "logit" in known.needs else [])]
+    runs = []
+    for part in outputs.blocks(*read):
+        feature = part.feature().compute()
+        logit = part.logit().compute() if "logit" in known.needs else None
+        own = [None if logit is None else table(logit, place) for place in places]
+        runs.append(
+            [
+                known.score(one, table(feature, place), logits)
+                for one, place, logits in zip(learnt, places, own, strict=True)
+            ]
+        )
+    single = np.concatenate([np.stack(run) for run in runs], 1)[number.ravel()]
     return single.mean(0), single
