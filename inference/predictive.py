@@ -246,10 +246,7 @@ class _Run:
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         values = to_device(select_arguments(self.model, batch), self.device)
-        return values if self.with_observations else self._bare(values)
-
-    def _bare(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name not in self.observed}
+        return values if self.with_observations else self.samplers[0].bare(values)
 
     def chunks(self, bar: Any, ids_done: Sequence[Any]) -> Iterator[Chunk]:
         """Results of ``CHUNK_CASES`` cases or ``CHUNK_NUMBERS`` numbers, past ``ids_done``."""
@@ -312,7 +309,7 @@ class _Run:
                     values = sampler.kept(draw)
                     for given, observed, at in zip(inputs, observations, cases, strict=True):
                         with self.kept.caught():
-                            trace = sampler.run(values, draw, self._bare(given), at)
+                            trace = sampler.run(values, draw, sampler.bare(given), at)
                         offset = int(at[0]) - start
                         self.builder.record(chunk, trace, observed, chain, draw, offset)
                         self.kept.record(self.builder, chunk, (chain, draw, offset), len(at))

@@ -7,6 +7,7 @@ from ppl_med.models.dense_regressor import DenseRegressor
 from ppl_med.models.findings_classifier import FindingsClassifier
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
+from ppl_med.models.image_vae import ImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
 from ppl_med.models.multi_head_unet import MultiHeadUNet
 from ppl_med.models.probabilistic_unet import ProbabilisticUNet
@@ -25,6 +26,7 @@ __all__ = [
     "FindingsClassifier",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",
+    "ImageVAE",
     "LatentClassifier",
     "MultiHeadUNet",
     "ProbabilisticUNet",

@@ -41,7 +41,7 @@ from ppl_med.axes import dims
 from ppl_med.checks import different_names, reject
 from ppl_med.likelihoods.interface import observe, precision
 from ppl_med.networks.encoder import LOG_SCALE_RANGE
-from ppl_med.networks.image_code import LabelledDecoder, LabelledEncoder
+from ppl_med.networks.image_code import CodeDecoder, CodeEncoder, check_size
 
 
 class _ImageAndLabel(TorchDistribution):
@@ -99,7 +99,7 @@ class ConditionalVAE(nn.Module):
             reject("class_probs", f"{len(classes)} positive numbers", class_probs)
         self.in_channels, self.latent_dim = in_channels, latent_dim
         self._size, self._width = (size[0], size[1]), width
-        self.decoder = LabelledDecoder(in_channels, self._size, len(classes), latent_dim, width)
+        self.decoder = CodeDecoder(in_channels, self._size, len(classes), latent_dim, width)
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("log_class_probs", (probs / probs.sum()).log())
         self.coords = {"class": list(classes)}
@@ -108,10 +108,10 @@ class ConditionalVAE(nn.Module):
         """Put the noise back to its start, as an ensemble does for every member."""
         nn.init.zeros_(self.log_scale)
 
-    def posterior_net(self) -> LabelledEncoder:
+    def posterior_net(self) -> CodeEncoder:
         """A new posterior net q(z | image, label), for the guide."""
         num_classes = len(self.log_class_probs)
-        return LabelledEncoder(
+        return CodeEncoder(
             self.in_channels, self._size, num_classes, self.latent_dim, self._width
         )
 
@@ -122,9 +122,8 @@ class ConditionalVAE(nn.Module):
             z: Codes, dims (..., case, latent).
             label: Classes, dims (case,), or as the codes have.
         """
-        label = label.expand(z.shape[:-1])
-        images = self.decoder(z.flatten(0, -2), label.flatten())
-        return images.view(*z.shape[:-1], *images.shape[1:])
+        images: Tensor = self.decoder(z, label)
+        return images
 
     def forward(
         self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
@@ -140,9 +139,7 @@ class ConditionalVAE(nn.Module):
             Without a label ``log p(image, label | z)`` of every class, dims (case, class): logits
             of the class. Else None.
         """
-        if tuple(image.shape[1:]) != (self.in_channels, *self._size):
-            expected = f"(case, {self.in_channels}, {', '.join(map(str, self._size))})"
-            raise ValueError(f"image must be {expected}, got shape {tuple(image.shape)}")
+        check_size(image, self.in_channels, self._size)
         loc = torch.zeros(len(image), self.latent_dim, device=image.device)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1), infer=dims("latent"))

@@ -13,7 +13,8 @@ class ConditionalGuide(nn.Module):
     fall back to the model's own prior. So ``predict`` needs no second path.
 
     Args:
-        observation: Name of the observation's argument.
+        observation: Name of the observation's argument; "image" where the model generates the image
+            itself, which is always there: q(latents | image).
     """
 
     def __init__(self, observation: str) -> None:
@@ -29,7 +30,7 @@ class ConditionalGuide(nn.Module):
     ) -> None:
         """Propose where the observation is given, by its name or after the image."""
         value = observations.get(self.observation, observed[0] if observed else None)
-        if value is None:
+        if value is None and self.observation != "image":
             return
         with pyro.plate("case", num_cases or len(image), subsample=image):
             self.propose(image, value)

@@ -21,7 +21,8 @@ class ConditionalNormal(ConditionalGuide):
         encoder: Posterior net, called as ``encoder(image, observation)``; returns the distribution
             of z with event dims (latent,), such as ``networks.GaussianEncoder``.
         site: Name of the latent site.
-        observation: Name of the observation's argument.
+        observation: Name of the observation's argument; "image" where the model generates the image
+            itself, as ``ImageVAE`` does: the encoder is then called as ``encoder(image)``.
     """
 
     def __init__(self, encoder: nn.Module, site: str = "z", observation: str = "label") -> None:
@@ -30,4 +31,5 @@ class ConditionalNormal(ConditionalGuide):
 
     def propose(self, image: Tensor, value: Any) -> None:
         """Sample z from the encoder's distribution."""
-        pyro.sample(self.site, self.encoder(image, value), infer=dims("latent"))
+        seen = (image,) if self.observation == "image" else (image, value)
+        pyro.sample(self.site, self.encoder(*seen), infer=dims("latent"))

@@ -3,7 +3,7 @@
 Draw s of chain c is one function: the same weights serve every case, patch and batch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,18 @@ from ppl_med.inference.batches import has_graders
 from ppl_med.inference.guides.kept_draws import KeptDraws
 from ppl_med.inference.guides.stock import check_stock_guide
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
-from ppl_med.likelihoods import stored_parameters
+from ppl_med.likelihoods import log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
 from ppl_med.programs.elbo import latent_faults
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
 from ppl_med.programs.sites import (
     Program,
+    Site,
     argument_names,
     case_dim,
     is_local,
+    required_arguments,
     sample_sites,
     site_dims,
 )
@@ -98,10 +100,12 @@ class PosteriorSampler:
         arguments = set(argument_names(model))
         self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
         self.discrete = {n for n in self.observed if sites[n]["fn"].support.is_discrete}
+        self.generated = required_arguments(model) & self.observed.keys()
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
         named = [(sites[n]["infer"] or {}).get("classes") for n in self.observed]
         self.class_names = {"class": list(named[0])} if named and named[0] else {}
         self.local = [name for name in latents if is_local(sites[name])]
+        self.noted = [n for n, s in sites.items() if _is_noted(s) and n not in arguments]
         self.globals = {n: site_dims(trace, n) for n in latents if n not in self.local}
         of_case = {n: n in self.observed for n in [*self.observed, *self.local]}
         self.numbers_per_case = sum(_num_stored(sites[n], seen) for n, seen in of_case.items())
@@ -156,6 +160,11 @@ class PosteriorSampler:
             self._num_kept += size
         return values
 
+    def bare(self, inputs: Inputs) -> dict[str, Any]:
+        """Inputs without observations, but for those that the program cannot do without."""
+        left_out = self.observed.keys() - self.generated
+        return {name: value for name, value in inputs.items() if name not in left_out}
+
     def run(
         self,
         values: Globals,
@@ -166,18 +175,30 @@ class PosteriorSampler:
     ) -> poutine.Trace:
         """Trace the model on a batch without observations, with the latents that ``draw`` gave.
 
+        A node of a latent that the guide proposed has the guide's distribution as ``proposal``, and
+        one of an observation that is among the inputs a draw of it as ``drawn``, if that is stored.
         ``salt`` changes the seed of what cannot be drawn case by case, if given.
         """
-        keys = (self.seed, self.chain, draw)
+        keys, proposed = (self.seed, self.chain, draw), dict[str, Site]()
         with torch_restored(), private_store():
             # For what cannot be drawn case by case: the same for the same batch at least.
             seed_torch(derive_seed(*keys, int(cases[0]), *(() if salt is None else (salt,))))
             if self.guide_has_local and not set(self.local) <= values.keys():
                 with _Substitute(values, keys, cases):
                     sites = sample_sites(_trace(self.guide, inputs))
-                values = values | {n: s["value"] for n, s in sites.items() if is_local(s)}
+                proposed = {name: site for name, site in sites.items() if is_local(site)}
+                values = values | {name: site["value"] for name, site in proposed.items()}
             with _Substitute(values, keys, cases):
-                return _trace(self.model, inputs)
+                trace = _trace(self.model, inputs)
+            nodes: dict[str, Any] = trace.nodes
+            for name in self.generated:
+                if is_stored(nodes[name]):
+                    fn, dim = nodes[name]["fn"], case_dim(nodes[name])
+                    drawn = sample_by_case(fn, keys, name, cases, dim)
+                    nodes[name]["drawn"] = fn.sample() if drawn is None else drawn
+        for name in proposed.keys() & nodes.keys():
+            nodes[name]["proposal"] = proposed[name]["fn"]
+        return trace
 
     def observations(self, inputs: Inputs, cases: NDArray[np.integer]) -> Globals:
         """What a batch's observed sites condition on, in the site's layout.
@@ -218,9 +239,20 @@ class PosteriorSampler:
         return {name: nodes[name]["value"] for name in names}
 
 
+def _is_noted(site: Mapping[str, Any]) -> bool:
+    """Whether a site is ``pyro.deterministic``, of each case by its ``event_dim``."""
+    known = is_local(site) and (site["infer"] or {}).get("_deterministic")
+    return bool(known) and site["value"].dim() == len(site["fn"].shape())
+
+
+def is_stored(site: Mapping[str, Any]) -> bool:
+    """Whether ``predict`` keeps the values of a site."""
+    return bool((site["infer"] or {}).get("stored", True))
+
+
 def _num_stored(site: Mapping[str, Any], parameters: bool) -> int:
     """Numbers that ``predict`` keeps of a site in one draw of one case."""
-    if not (site["infer"] or {}).get("stored", True):
+    if not is_stored(site):
         return 0
     stored = stored_parameters(site["fn"], []) if parameters else {}
     return int(site["value"].numel()) + sum(values.numel() for _, values in stored.values())
@@ -262,6 +294,21 @@ def _same(taken: Tensor, given: Tensor) -> bool:
     return taken.shape == given.shape and torch.allclose(
         taken.double(), given.double(), rtol=0.0, atol=0.0, equal_nan=True
     )
+
+
+def local_densities(
+    trace: poutine.Trace, names: Sequence[str]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of the latents of every case that a guide proposed: log p(z), log q(z), both (case,)."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name in names:
+        node = nodes[name]
+        if "proposal" in node:
+            prior, guide = (
+                log_prob_in_double(fn, node["value"]).double().movedim(case_dim(node), 0)
+                for fn in (node["fn"], node["proposal"])
+            )
+            yield name, *(one.reshape(len(one), -1).sum(1) for one in (prior, guide))
 
 
 def _trace(program: Any, inputs: Inputs) -> poutine.Trace:

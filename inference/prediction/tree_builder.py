@@ -4,7 +4,6 @@ import math
 import numbers
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,12 @@ from torch import Tensor
 
 from ppl_med.checks import present
 from ppl_med.inference.batches import has_graders
-from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.inference.prediction.columns import as_column, column_dims, find_columns
+from ppl_med.inference.prediction.posterior_sampler import (
+    PosteriorSampler,
+    is_stored,
+    local_densities,
+)
 from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
 from ppl_med.programs.sites import (
@@ -103,12 +107,15 @@ class TreeBuilder:
         self.chains, self.draws = chains, draws
         self.scratch: Path | None = None
         self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
-        self.given = [name for name in self.observed if name in inputs]
+        self.given, self.noted = [n for n in self.observed if n in inputs], sampler.noted
         local = f"of each case {', '.join(self.local)}" if self.local else ""
         self.attrs = {"draws_of": "; ".join(filter(None, [", ".join(self.globals), local]))}
         unseen = protocol.told_by_image(model) & set(self.local)
         if unseen and not sampler.guide_has_local:
             self.attrs["given"] = ", ".join(sorted(unseen))
+        self.generates = bool(sampler.generated) and sampler.guide_has_local
+        if self.generates:
+            self.attrs["given_itself"] = ", ".join(self.local)
         self.coords = sampler.class_names | protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
@@ -116,7 +123,7 @@ class TreeBuilder:
         # Inputs such as the number of a site are metadata too; further pictures are not.
         pictures = {n for n, v in inputs.items() if isinstance(v, Tensor) and v.dim() > 2}
         taken = {"id", "image", argument_names(model)[0], *self.observed, *pictures}
-        self.columns = _columns(first, taken, batch_size(inputs))
+        self.columns = find_columns(first, taken, batch_size(inputs))
 
     def start(
         self,
@@ -153,11 +160,11 @@ class TreeBuilder:
             chunk.dims["observed_data", name] = dims
         for name in self.columns:
             parts = [
-                _array(batch.get(name), batch_size(v))
+                as_column(batch.get(name), batch_size(v))
                 for batch, v in zip(group, inputs, strict=True)
             ]
             found = [part for part in parts if part is not None]
-            dims = _column_dims(name, found[0], group[0].get("image")) if found else ()
+            dims = column_dims(name, found[0], group[0].get("image")) if found else ()
             try:
                 if len(found) < len(parts):
                     raise ValueError("a batch lacks it")
@@ -185,15 +192,8 @@ class TreeBuilder:
             node: Any = trace.nodes[name]
             case_dim(node)  # raises on a site outside the plate of cases
             names, fn = site_dims(trace, name), in_double(node["fn"])
-            prefix = "" if len(self.observed) == 1 else f"{name}_"
-            for parameter, (dims, value) in stored_parameters(fn, names).items():
-                if len(names) > len(node["fn"].batch_shape):  # maps are large; 7 digits do
-                    value = value.float()
-                self.put(chunk, (self.group, prefix + parameter), dims, value, where, self.attrs)
-            value = node["value"]
-            drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
-            key = f"{self.group}_predictive", name
-            self.put(chunk, key, names, drawn, where, self.attrs)
+            if is_stored(node):
+                self._record_prediction(chunk, name, node, names, where)
             front = int(self.by_graders and name == "mask" and name in observations)
             check_densities({name: node}, observations, front)
             if name in observations and self.group == "posterior":
@@ -206,9 +206,29 @@ class TreeBuilder:
         for name in self.local:
             local: Any = trace.nodes[name]
             check_densities({name: local})
-            if local["infer"].get("stored", True):
+            if is_stored(local):
                 value = local["value"]
                 self.put(chunk, (self.group, name), site_dims(trace, name), value, where)
+        for name in self.noted:
+            value = trace.nodes[name]["value"]
+            self.put(chunk, (self.group, name), site_dims(trace, name), value, where)
+        if self.generates:
+            for name, prior, guide in local_densities(trace, self.local):
+                self.put(chunk, ("log_prior", name), ["case"], prior, where)
+                self.put(chunk, ("log_guide", name), ["case"], guide, where)
+
+    def _record_prediction(
+        self, chunk: Chunk, name: str, node: Any, names: list[str], where: tuple[int, int, int]
+    ) -> None:
+        """Store the parameters of an observed site, and what was drawn from it."""
+        prefix = "" if len(self.observed) == 1 else f"{name}_"
+        for parameter, (dims, value) in stored_parameters(in_double(node["fn"]), names).items():
+            if len(names) > len(node["fn"].batch_shape):  # maps are large; 7 digits do
+                value = value.float()
+            self.put(chunk, (self.group, prefix + parameter), dims, value, where, self.attrs)
+        value = node.get("drawn", node["value"])
+        drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
+        self.put(chunk, (f"{self.group}_predictive", name), names, drawn, where, self.attrs)
 
     def _observation_dims(self, name: str) -> list[str]:
         """Dims of what an observed site conditions on, in the site's layout."""
@@ -300,48 +320,3 @@ def _check_ids(start: int, ids: Sequence[Any]) -> None:
             f"and the like for {len(wrong)} of {len(ids)} cases, first at position "
             f"{start + wrong[0]}; name every case"
         )
-
-
-def _columns(batch: Mapping[str, Any], taken: set[str], size: int) -> list[str]:
-    """Entries of a batch that hold a number, a text or an array of one shape for every case."""
-    names = sorted(name for name in batch.keys() - taken if batch[name] is not None)
-    fitting = [name for name in names if _array(batch[name], size) is not None]
-    left_out = [name for name in names if name not in fitting]
-    if left_out:
-        warnings.warn(
-            f"{left_out} are left out of constant_data: they are no number, text or array of one "
-            "shape for every case",
-            stacklevel=5,
-        )
-    return fitting
-
-
-def _array(values: Any, size: int) -> np.ndarray | None:
-    """Values with the case on the first axis; None where they are no such thing."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        array = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
-    elif isinstance(values, np.ndarray | list | tuple):
-        try:
-            array = np.asarray(values)
-        except ValueError:  # rows of different lengths
-            return None
-    else:
-        return None
-    if array.dtype == object and all(isinstance(one, str) for one in array.flat):
-        array = array.astype(str)
-    fits = array.ndim > 0 and len(array) == size and array.dtype.kind in "biufUM"
-    return array if fits else None
-
-
-def _column_dims(name: str, column: np.ndarray, image: Any) -> tuple[str, ...]:
-    """Dims of metadata: those of the image where shapes agree, ``<name>_dim_<axis>`` elsewhere."""
-    rest = column.shape[1:]
-    dims = [f"{name}_dim_{axis}" for axis in range(len(rest))]
-    if isinstance(image, Tensor) and image.dim() in (4, 5):
-        spatial = ["row", "col"] if image.dim() == 4 else ["depth", "row", "col"]
-        if len(rest) >= len(spatial) and rest[-len(spatial) :] == image.shape[2:]:
-            dims[-len(spatial) :] = spatial
-        if tuple(rest) == tuple(image.shape[1:]):
-            dims[0] = "channel"
-    return ("case", *dims)

@@ -24,9 +24,9 @@ from ppl_med.programs.sites import (
     case_dim,
     describe,
     is_local,
+    required_arguments,
     sample_sites,
     select_arguments,
-    signature,
     takes_num_cases,
     to_device,
 )
@@ -75,7 +75,7 @@ class DryRun:
                 check_stock_guide(guide)
                 one = {n: v[:1] if isinstance(v, Tensor) else v for n, v in values.items()}
                 # An observation without a default must be given, here too.
-                needed = {n for n, p in signature(model).items() if p.default is p.empty}
+                needed = required_arguments(model)
                 bare = {n: v for n, v in one.items() if n not in sites or n in needed}
                 PosteriorSampler(model, guide, bare, 0, 0).check_function()
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_med.inference.batches import check_one_grader, first_batch
-from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, local_densities
 from ppl_med.likelihoods import log_prob_in_double
 from ppl_med.programs.sites import (
     Program,
@@ -26,6 +26,9 @@ def heldout_nll(
     model: Program, guide: Program, batches: Any, device: torch.device, draws: int, seed: int
 ) -> float:
     """Mean over cases of -log of the mean over draws of the likelihood, in nats per case.
+
+    Where the guide reads what is scored, as that of a VAE reads the image, draws are weighed by
+    prior over guide: the importance-weighted bound.
 
     Model and guide are in evaluation mode, on the device; ``seed`` is that of the draws.
 
@@ -46,7 +49,7 @@ def heldout_nll(
         positions = np.arange(cases, cases + batch_size(inputs))
         with torch.no_grad():
             seen = sampler.observations(inputs, positions)
-            bare = {name: value for name, value in inputs.items() if name not in seen}
+            bare = sampler.bare(inputs)
             logs = [_log_likelihood(sampler, draw, bare, seen, positions) for draw in range(draws)]
         mixture = torch.stack(logs).logsumexp(0) - math.log(draws)
         summed, cases = summed - float(mixture.sum()), cases + len(positions)
@@ -68,4 +71,6 @@ def _log_likelihood(
         check_densities({name: node}, observations)
         log_prob = log_prob_in_double(node["fn"], value).double().movedim(case_dim(node), 0)
         by_site.append(log_prob.reshape(len(positions), -1).sum(1))
+    if sampler.generated:
+        by_site += [prior - guide for _, prior, guide in local_densities(trace, sampler.local)]
     return torch.stack(by_site).sum(0)

@@ -121,7 +121,9 @@ def precision(output: Tensor, *, training: bool) -> torch.dtype:
     return torch.float32 if training and output.dtype != torch.float64 else torch.float64
 
 
-def observe(site: str, fn: Any, event: tuple[str, ...], value: Tensor | None) -> None:
+def observe(
+    site: str, fn: Any, event: tuple[str, ...], value: Tensor | None, *, stored: bool = True
+) -> None:
     """Observe a site: the sample statement that all likelihoods share.
 
     Args:
@@ -129,6 +131,7 @@ def observe(site: str, fn: Any, event: tuple[str, ...], value: Tensor | None) ->
         fn: Distribution of one entry, batch dims (..., case, *event).
         event: Names of the axes after the case.
         value: The observation, or None to draw it.
+        stored: Whether `predict` keeps the distribution's parameters, and draws of it.
 
     Raises:
         ValueError: If the observation has another shape than the distribution: broadcast, every
@@ -137,7 +140,8 @@ def observe(site: str, fn: Any, event: tuple[str, ...], value: Tensor | None) ->
     fn = fn.to_event(len(event)) if event else fn
     if value is not None:
         _check_shape(site, tuple(value.shape), fn)
-    pyro.sample(site, fn, obs=value, infer=dims(*event) if event else None)
+    plain = stored and not event
+    pyro.sample(site, fn, obs=value, infer=None if plain else dims(*event, stored=stored))
 
 
 def _check_shape(site: str, shape: tuple[int, ...], fn: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small networks between an image of fixed size and a latent code, given a class."""
+"""Small networks between an image of fixed size and a latent code, given a class or not."""
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +11,7 @@ from ppl_med.networks.encoder import LOG_SCALE_RANGE, one_hot
 SHRINKING = 4  # two layers of stride 2
 
 
-class LabelledEncoder(nn.Module):
+class CodeEncoder(nn.Module):
     """A diagonal normal over the code of an image and its class; places are kept, not averaged.
 
     Log-scales are clamped to (-7, 5).
@@ -19,7 +19,7 @@ class LabelledEncoder(nn.Module):
     Args:
         in_channels: Image channels.
         size: Rows and columns of the image; a ValueError if one is not a multiple of 4.
-        num_classes: Classes.
+        num_classes: Classes; 0 for an encoder of the image alone.
         latent_dim: Size of the code.
         width: Channels of the first convolution.
     """
@@ -39,16 +39,15 @@ class LabelledEncoder(nn.Module):
         row, col = reduced(size)
         self.numbers = nn.Linear(2 * width * row * col + num_classes, 2 * latent_dim)
 
-    def forward(self, image: Tensor, label: Tensor) -> Distribution:
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Distribution:
         """The distribution of the codes of images (case, channel, row, col) and labels (case,)."""
-        features = self.features(image)
-        joined = torch.cat([features, one_hot(label, self.num_classes, features)], dim=1)
+        joined = _with_class(self.features(image), label, self.num_classes)
         loc, log_scale = self.numbers(joined).float().chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp()).to_event(1)
 
 
-class LabelledDecoder(nn.Module):
-    """The mean image of a code and a class; arguments as in ``LabelledEncoder``."""
+class CodeDecoder(nn.Module):
+    """The mean image of a code and a class; arguments as in ``CodeEncoder``."""
 
     def __init__(
         self, in_channels: int, size: tuple[int, int], num_classes: int, latent_dim: int, width: int
@@ -67,9 +66,27 @@ class LabelledDecoder(nn.Module):
             nn.Conv2d(width, in_channels, 3, padding=1),
         )
 
-    def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """Images (case, channel, row, col) of codes (case, latent) and labels (case,)."""
-        return self.layers(torch.cat([z, one_hot(label, self.num_classes, z)], dim=1))
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Images (..., case, channel, row, col) of codes (..., case, latent) and labels (case,)."""
+        flat = z.flatten(0, -2)
+        if label is not None:
+            label = label.expand(z.shape[:-1]).flatten()
+        images = self.layers(_with_class(flat, label, self.num_classes))
+        return images.view(*z.shape[:-1], *images.shape[1:])
+
+
+def _with_class(numbers: Tensor, label: Tensor | None, num_classes: int) -> Tensor:
+    """Numbers (case, number), and behind them the class where there are classes."""
+    if label is None:
+        return numbers
+    return torch.cat([numbers, one_hot(label, num_classes, numbers)], dim=1)
+
+
+def check_size(image: Tensor, in_channels: int, size: tuple[int, int]) -> None:
+    """A ValueError unless images are (case, channel, row, col) of that size."""
+    if tuple(image.shape[1:]) != (in_channels, *size):
+        expected = f"(case, {in_channels}, {', '.join(map(str, size))})"
+        raise ValueError(f"image must be {expected}, got shape {tuple(image.shape)}")
 
 
 def reduced(size: tuple[int, int]) -> tuple[int, int]:

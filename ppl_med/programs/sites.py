@@ -26,6 +26,15 @@ def argument_names(program: Program) -> list[str]:
     return list(signature(program))
 
 
+def required_arguments(program: Program) -> frozenset[str]:
+    """Arguments without a default: what a program reads whether it is conditioned or not.
+
+    An observed site of such a name is what the program generates and its guide reads, as a VAE's
+    ``image``: it is given to ``predict`` too.
+    """
+    return frozenset(name for name, p in signature(program).items() if p.default is p.empty)
+
+
 def takes_num_cases(program: Program) -> bool:
     """Whether a program has the keyword ``num_cases``."""
     known = signature(program)
@@ -207,7 +216,8 @@ def full_name(program: Program) -> str:
 
 
 def without_observations(program: Program, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a batch that condition no observation site of the program."""
+    """The arguments of a batch that condition no observation site, or that it cannot do without."""
     with torch.no_grad():
         sites = sample_sites(poutine.trace(program).get_trace(**inputs))
-    return {name: value for name, value in inputs.items() if name not in sites}
+    needed = required_arguments(program)
+    return {name: v for name, v in inputs.items() if name not in sites or name in needed}

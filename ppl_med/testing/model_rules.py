@@ -98,8 +98,10 @@ def _observation_names(traces: Mapping[str, Trace], call: Call) -> list[str]:
     found = []
     arguments = list(call.observations)
     observed = stated_sites(traces["alone"], observed=True)
+    if not observed:
+        found.append("it observes nothing; observe a site of the name of an argument")
     for name in observed:
-        if name not in call.observations:
+        if name not in call.observations and name not in call.inputs:
             found.append(
                 f"observed site {name!r} is not the name of an observation argument "
                 f"({arguments}); give both one name, so that predict knows what conditions it"

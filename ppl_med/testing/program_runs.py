@@ -52,7 +52,8 @@ class Call:
 def bind(model: Program, batch: Mapping[str, Any]) -> Call:
     """Pick the model's arguments from a batch.
 
-    A model may name in ``training_inputs`` arguments that condition no site: what its factors read
+    A model without optional arguments observes one that it needs, as a VAE its ``image``. A model
+    may name in ``training_inputs`` arguments that condition no site: what its factors read
     in training besides the observations, such as a mask of an attribution constraint.
 
     Raises:
@@ -75,7 +76,7 @@ def bind(model: Program, batch: Mapping[str, Any]) -> Call:
     given = {name: batch[name] for name in optional if batch.get(name) is not None}
     aids = protocol.training_inputs(model)
     observations = {name: value for name, value in given.items() if name not in aids}
-    if not observations:
+    if optional and not observations:
         raise ValueError(f"batch holds none of the model's observations {optional}")
     inputs = {name: batch[name] for name in required}
     lengths = {name: len(value) for name, value in {**inputs, **given}.items()}

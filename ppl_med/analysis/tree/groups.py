@@ -37,7 +37,7 @@ def check_predictive(array: xr.DataArray, name: str) -> None:
     """Raise where `predict` has marked a variable as conditional on what the image tells of.
 
     Raises:
-        ValueError: The attribute ``given`` names latents.
+        ValueError: The attribute ``given`` or ``given_itself`` names latents.
     """
     given = array.attrs.get("given")
     if given:
@@ -46,6 +46,13 @@ def check_predictive(array: xr.DataArray, name: str) -> None:
             "over draws is no prediction of the case. Use "
             "ppl_med.explain.counterfactuals.class_probabilities(model, guide, image), or a "
             "classifier."
+        )
+    itself = array.attrs.get("given_itself")
+    if itself:
+        raise ValueError(
+            f"{name} is given {itself}, which the guide draws after it has seen this very "
+            "observation, so its mean over draws is neither prediction nor density of the case. "
+            "ppl_med.analysis.ood has scores of such models, 'likelihood' among them."
         )
 
 

@@ -20,7 +20,7 @@ from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
 from ppl_med.analysis.tree.classes import has_probs
 from ppl_med.analysis.tree.distinct_draws import drop_copies
-from ppl_med.analysis.tree.groups import class_site, find_group
+from ppl_med.analysis.tree.groups import check_predictive, class_site, find_group
 from ppl_med.axes import SAMPLES
 
 DRAWS = "posterior_predictive"
@@ -129,6 +129,7 @@ def open_numbers(tree: xr.DataTree, site: str | None = None) -> Numbers:
                 f"tree has no {group}/{name}; call predict on batches with observations."
             )
     assert value is not None and drawn is not None
+    check_predictive(drawn, f"{DRAWS}/{name}")
     classes = name == class_site(tree, "observed_data") and has_probs(tree)
     if classes or value.dtype.kind not in "fiu":
         raise TypeError(f"{name} holds classes or {value.dtype}; this is for numbers.")
