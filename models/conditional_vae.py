@@ -111,9 +111,7 @@ class ConditionalVAE(nn.Module):
     def posterior_net(self) -> CodeEncoder:
         """A new posterior net q(z | image, label), for the guide."""
         num_classes = len(self.log_class_probs)
-        return CodeEncoder(
-            self.in_channels, self._size, num_classes, self.latent_dim, self._width
-        )
+        return CodeEncoder(self.in_channels, self._size, num_classes, self.latent_dim, self._width)
 
     def decode(self, z: Tensor, label: Tensor) -> Tensor:
         """Mean images (..., case, channel, row, col) of codes, each as the class of its label.

@@ -8,8 +8,8 @@ Program:
 Sites and their dimensions: z (case, latent), no unit; image (case, channel, row, col), in the unit
 of the intensities; at prediction also error (case), the length of image - decode(z), likewise.
 
-Input: ``image`` (case, channel, row, col), float, standardised, of a fixed size. It is both what the
-guide reads and what is observed, so it is never drawn: ``predict`` gives codes of the posterior
+Input: ``image`` (case, channel, row, col), float, standardised, of a fixed size. It is both what
+the guide reads and what is observed, so it is never drawn: ``predict`` gives codes of the posterior
 q(z | image), and with them
 
     log_likelihood/image   (chain, draw, case)             log p(image | z), nats

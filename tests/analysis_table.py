@@ -32,6 +32,7 @@ from ppl_med.analysis import (
     spray,
     uncertainty,
 )
+from ppl_med.analysis.ood import generative
 from ppl_med.axes import SAMPLES
 
 Result: TypeAlias = xr.Dataset | xr.DataArray
@@ -165,6 +166,40 @@ def map_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     values = np.random.default_rng(0).random((number, SIDE, SIDE))
     maps = xr.Dataset({"map": (("case", "row", "col"), values)}, ids(number, prefix))
     return xr.DataTree.from_dict({"/maps": maps})
+
+
+def generated_tree(number: int = CASES, prefix: str = "c", model: str = "one") -> xr.DataTree:
+    """Images, their likelihoods under codes of two chains of three draws, and those codes."""
+    rng = np.random.default_rng(len(prefix) + len(model))
+    coords, dims = ids(number, prefix), (*SAMPLES, "case")
+    image = rng.normal(size=(number, 1, SIDE, SIDE))
+    code = rng.normal(size=(2, 3, number, 2))
+    density = {name: rng.normal(size=(2, 3, number)) for name in ("image", "prior", "guide")}
+    posterior = {"z": ((*dims, "latent"), code), "error": (dims, np.exp(density["image"]))}
+    groups = {
+        "/": xr.Dataset(attrs={"log_likelihood_of": "held-out", "parameters_sha256": model}),
+        "/posterior": xr.Dataset(posterior, coords),
+        "/log_likelihood": xr.Dataset({"image": (dims, density["image"])}, coords),
+        "/log_prior": xr.Dataset({"z": (dims, density["prior"])}, coords),
+        "/log_guide": xr.Dataset({"z": (dims, density["guide"])}, coords),
+        "/observed_data": xr.Dataset({"image": (("case", "channel", "row", "col"), image)}, coords),
+    }
+    return xr.DataTree.from_dict(groups)
+
+
+def generative_scores(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """Scores of generated cases against others."""
+    learnt = unseen(lambda number, prefix: generated_tree(number, "learnt"), tree)
+    return ood.score(tree, ood.fit_reference(name, learnt, held_out=unseen(generated_tree, tree)))
+
+
+def background(tree: xr.DataTree) -> xr.DataTree:
+    """The tree as another model would give it: densities in another order."""
+    result = tree.copy()
+    density = tree["log_likelihood"].to_dataset()
+    result["log_likelihood"] = xr.DataTree(density.assign(image=2 * density["image"]))
+    result.attrs["parameters_sha256"] = "another"
+    return result
 
 
 def recalibrated(tree: xr.DataTree) -> xr.Dataset:
@@ -368,6 +403,7 @@ def novelties(tree: xr.DataTree) -> xr.Dataset:
     return ood.novelty(tree, ood.fit_novelty(unseen(feature_tree, tree), held_out))
 
 
+IMAGES = Kind(generated_tree, "observed_data/image")
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
@@ -409,6 +445,13 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "ood.score": Analysis(ood_scores, LABELS, reads=False),
     "ood.score/features": Analysis(distances, FEATURES, reads=False),
+    **{
+        f"ood.score/{name}": Analysis(partial(generative_scores, name=name), IMAGES, reads=False)
+        for name in generative.SCORES
+    },
+    "ood.background_ratio": Analysis(
+        lambda tree: ood.background_ratio(tree, background(tree)), IMAGES, reads=False
+    ),
     "ood.fit_novelty": Analysis(
         lambda tree: ood.fit_novelty(tree, unseen(feature_tree, tree)), FEATURES
     ),

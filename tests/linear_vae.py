@@ -1,4 +1,4 @@
-"""A conditional VAE with a linear decoder and its exact posterior: everything is a closed form."""
+"""VAEs with a linear decoder and their exact posteriors: everything is a closed form."""
 
 import math
 
@@ -70,3 +70,61 @@ class ExactPosterior(nn.Module):
             return
         with pyro.plate("case", num_cases or len(image), subsample=image):
             pyro.sample("z", self.encoder(image, label), infer=dims("latent"))
+
+
+class LinearImageVAE(nn.Module):
+    """z ~ Normal(0, I), image ~ Normal(weight z + offset, scale^2), columns orthogonal."""
+
+    def __init__(self, shape: tuple[int, ...], latent: int, scale: float) -> None:
+        super().__init__()
+        self.shape, self.scale = shape, scale
+        size = math.prod(shape)
+        turned = torch.linalg.qr(torch.randn(size, latent).double())[0]
+        self.weight = nn.Parameter(turned * torch.linspace(1.5, 3.0, latent))
+        self.offset = nn.Parameter(torch.randn(size).double())
+
+    def decode(self, z: Tensor) -> Tensor:
+        flat = z.to(self.weight) @ self.weight.T + self.offset
+        return flat.view(*z.shape[:-1], *self.shape)
+
+    def sample(self, cases: int) -> Tensor:
+        """Images of the model itself."""
+        with torch.no_grad():
+            mean = self.decode(torch.randn(cases, self.weight.shape[1]).double())
+            return mean + self.scale * torch.randn_like(mean)
+
+    def forward(self, image: Tensor, *, num_cases: int | None = None) -> None:
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            zero = image.new_zeros(len(image), self.weight.shape[1])
+            z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1), infer=dims("latent"))
+            mean = self.decode(z)
+            pyro.deterministic("error", (image - mean).flatten(-3).norm(dim=-1), event_dim=0)
+            law = dist.Normal(mean, self.scale).to_event(len(self.shape))
+            pyro.sample("image", law, obs=image, infer=dims("channel", "row", "col", stored=False))
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (case, latent) and standard deviation (latent) of the code."""
+        weight = self.weight.detach()
+        variance = 1 / (1 + weight.square().sum(0) / self.scale**2)
+        rest = image.flatten(1) - self.offset.detach()
+        return variance * (rest @ weight) / self.scale**2, variance.sqrt()
+
+    def log_density(self, image: Tensor) -> np.ndarray:
+        """log p(image)."""
+        weight, offset = self.weight.detach().numpy(), self.offset.detach().numpy()
+        covariance = weight @ weight.T + self.scale**2 * np.eye(len(weight))
+        return stats.multivariate_normal(offset, covariance).logpdf(image.flatten(1).numpy())
+
+
+class DiagonalPosterior(nn.Module):
+    """q(z | image), that of a ``LinearImageVAE``, its mean moved by an offset, its sd widened."""
+
+    def __init__(self, model: LinearImageVAE, offset: float = 0.0, widen: float = 1.0) -> None:
+        super().__init__()
+        self.exact, self.offset, self.widen = [model], offset, widen  # whose parameters are its own
+
+    def forward(self, image: Tensor, *, num_cases: int | None = None) -> None:
+        loc, scale = self.exact[0].posterior(image)
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            law = dist.Normal(loc + self.offset, (self.widen * scale).expand_as(loc)).to_event(1)
+            pyro.sample("z", law, infer=dims("latent"))

@@ -14,9 +14,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from ppl_med import storage
 from ppl_med.analysis import ood, uncertainty
-from ppl_med.analysis.ood import features
+from ppl_med.analysis.ood import confidence, features
 
-POST_HOC = sorted(features.SCORES)
+OF_CLASSIFIERS = [*confidence.SCORES, *features.SCORES]
 FALSE_ALARM = 1e-6
 
 
@@ -53,7 +53,7 @@ def labels(tree: xr.DataTree) -> np.ndarray:
 # --- the contract of every score
 
 
-@pytest.mark.parametrize("name", ood.SCORES)
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_a_score_has_a_value_a_spread_and_a_pvalue_of_every_case(
     name: str, train: xr.DataTree, held_out: xr.DataTree, inside: xr.DataTree
 ) -> None:
@@ -67,7 +67,7 @@ def test_a_score_has_a_value_a_spread_and_a_pvalue_of_every_case(
     xr.testing.assert_allclose(backwards.isel(case=slice(None, None, -1)), found)
 
 
-@pytest.mark.parametrize("name", ood.SCORES)
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_a_saved_reference_scores_alike(
     name: str, train: xr.DataTree, held_out: xr.DataTree, inside: xr.DataTree, tmp_path
 ) -> None:

@@ -13,12 +13,14 @@ from ood_trees import UNITS, feature_tree
 from scipy.special import softmax
 
 from ppl_med.analysis import ood
+from ppl_med.analysis.ood import confidence, features
 from ppl_med.analysis.tree import blocks
 
 CASES, MORE = 500, 4
 LIMIT = 2**21  # of which a block holds fewer cases
 WIDE, NUM_CLASSES = 40, 30
 OF_DRAWS = 4  # times the scores of all draws: they are joined, copied, and their spread is taken
+OF_CLASSIFIERS = (*confidence.SCORES, *features.SCORES)
 QUICK = ("mutual_information", "mahalanobis")
 
 
@@ -52,7 +54,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
 def learnt() -> dict[str, xr.Dataset]:
     """A reference of every score."""
     train, held_out = wide_tree(200, "t"), wide_tree(40, "v")
-    return {name: ood.fit_reference(name, train, held_out=held_out) for name in ood.SCORES}
+    return {name: ood.fit_reference(name, train, held_out=held_out) for name in OF_CLASSIFIERS}
 
 
 def peak(tree: xr.DataTree, reference: xr.Dataset) -> tuple[int, xr.Dataset]:
@@ -65,7 +67,7 @@ def peak(tree: xr.DataTree, reference: xr.Dataset) -> tuple[int, xr.Dataset]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ood.SCORES]
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in OF_CLASSIFIERS]
 )
 def test_memory_is_constant_in_cases(
     name: str,

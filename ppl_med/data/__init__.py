@@ -51,6 +51,7 @@ from ppl_med.data.synthetic.scene_generator import SCENE_FLIPS, scenes
 
 if TYPE_CHECKING:
     from ppl_med.data.augmentation import (
+        RandomPixels,
         RotateAndScale,
         flips_and_turns,
         flips_and_turns_with_mask,
@@ -70,6 +71,7 @@ __all__ = [
     "ClassFlips",
     "DatasetBatches",
     "FreshBatches",
+    "RandomPixels",
     "RotateAndScale",
     "apply_split",
     "blood_smear",
@@ -116,6 +118,7 @@ _NEED_TORCH = {
     "Batches": "batches",
     "DatasetBatches": "dataset_batches",
     "FreshBatches": "fresh",
+    "RandomPixels": "augmentation",
     "RotateAndScale": "augmentation",
     "check_batch": "validation",
     "flips_and_turns": "augmentation",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_med.checks import finite
+from ppl_med.checks import finite, reject
 
 SQUARE = 0.01  # by which the sides of a pixel may differ
 
@@ -73,6 +73,34 @@ def mirror_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[
     choice = torch.rand(3, len(batch["image"]), generator=generator) < 0.5
     choice[1:] = False
     return batch | {name: _turn(values, choice) for name, values in _maps(batch).items()}
+
+
+class RandomPixels:
+    """Replace pixels by random intensities, as the background model of a likelihood ratio needs.
+
+    An ``augment`` of ``Batches``. What is left of an image then is what it has in common with any
+    other, such as smoothness (Ren et al., NeurIPS 2019, arXiv:1906.02845, who replace 10 to 30 %).
+
+    Args:
+        share: Probability with which a value of a pixel and channel is replaced.
+        low: Least of the new intensities, which are uniform, in the unit of the images.
+        high: Largest of them.
+
+    Raises:
+        ValueError: A share outside [0, 1], or a range without extent.
+    """
+
+    def __init__(self, share: float, low: float, high: float) -> None:
+        """Check the settings; see the class."""
+        self.share = finite("share", share, 0, 1)
+        self.low, self.high = finite("low", low), finite("high", high)
+        if not self.low < self.high:
+            reject("high", f"above low, {low:g}", high)
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Replace pixels of a batch (case, channel, [depth,] row, col) in a new tensor."""
+        chance, value = torch.rand(2, *image.shape, generator=generator).to(image)
+        return torch.where(chance < self.share, self.low + (self.high - self.low) * value, image)
 
 
 class RotateAndScale:

@@ -7,6 +7,7 @@ from ppl_med.explain.counterfactuals import (
     minimal_perturbation,
     sparse_additive,
 )
+from ppl_med.explain.refitted_codes import likelihood_regret
 
 __all__ = [
     "AttributionConstrained",
@@ -14,6 +15,7 @@ __all__ = [
     "RightReasons",
     "choose_epsilon",
     "latent_counterfactual",
+    "likelihood_regret",
     "minimal_perturbation",
     "odin",
     "sparse_additive",

@@ -57,16 +57,22 @@ def whitening(feature: np.ndarray, centre: np.ndarray) -> np.ndarray:
     Columns of directions in which they do not vary are 0.
     """
     centred = feature - centre
-    scale = centred.std(0)
-    constant = scale <= RESOLUTION * np.abs(feature).max(0)
+    return whitening_of(centred.T @ centred / len(centred), np.abs(feature).max(0))
+
+
+def whitening_of(covariance: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """As `whitening`, of the covariance of features and the largest size of each (unit)."""
+    scale = np.sqrt(np.diag(covariance))
+    constant = scale <= RESOLUTION * largest
     scale = np.where(constant, np.inf, scale)  # units of any scale are alike
-    values, vectors = np.linalg.eigh((centred / scale).T @ (centred / scale) / len(centred))
+    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
     kept = values > max(values[-1], 0.0) * CUT
     inverse = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
     return (vectors * inverse) / scale[:, None]
 
 
-def _square(centred: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def square_length(centred: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Squared Mahalanobis distance (case) of centred features, by their whitening."""
     return ((centred @ matrix) ** 2).sum(-1)
 
 
@@ -93,7 +99,7 @@ def mahalanobis(
     means = learnt["mean"]
     known = [mean for mean in means if not np.isnan(mean).any()]
     matrix = learnt["whitening"]
-    return np.min([_square(feature - mean, matrix) for mean in known], axis=0)
+    return np.min([square_length(feature - mean, matrix) for mean in known], axis=0)
 
 
 def fit_relative(
@@ -109,7 +115,7 @@ def relative_mahalanobis(
     learnt: Mapping[str, np.ndarray], feature: np.ndarray, logit: np.ndarray | None
 ) -> np.ndarray:
     """Distance from the nearest class less that from all of them."""
-    of_all = _square(feature - learnt["centre"], learnt["whitening_of_all"])
+    of_all = square_length(feature - learnt["centre"], learnt["whitening_of_all"])
     return mahalanobis(learnt, feature, logit) - of_all
 
 

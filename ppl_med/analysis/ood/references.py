@@ -15,19 +15,20 @@ Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 200
 Annals of Statistics 51, 2023, arXiv:2104.08279.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.ood import confidence, features
+from ppl_med.analysis.ood import confidence, features, generative
 from ppl_med.analysis.ood.found import FAMILIAR, ORIENTATION, as_found, pvalues
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
 from ppl_med.analysis.tree import case_coords, check_disjoint, open_classes
 from ppl_med.axes import SAMPLES
 
-SCORES = (*confidence.SCORES, *features.SCORES)
+SCORES = (*confidence.SCORES, *features.SCORES, *generative.SCORES)
 _FITTED = "fitted_"
 _IDENTITY = "same_"
 
@@ -46,7 +47,9 @@ def fit_reference(
     Args:
         score: A name of ``ood.SCORES``: "mcp", "entropy", "expected_entropy", "mutual_information",
             "energy", "max_logit" learn nothing; "mahalanobis", "relative_mahalanobis", "knn",
-            "residual" and "vim" learn from features.
+            "residual" and "vim" learn from features. Of a model that generates the image:
+            "reconstruction", "likelihood" and "waic" learn nothing, "reconstruction_mahalanobis"
+            and "input_complexity" learn; read the warning in ``ood.generative``.
         tree: The tree of `predict` on in-distribution cases: for scores of features best the
             training cases, with ``keep=("feature:<layer>",)``.
         held_out: The same on in-distribution cases that the network has not seen, which give the
@@ -67,7 +70,8 @@ def fit_reference(
     """
     checks.choice("score", score, SCORES)
     inside = open_outputs(tree, layer)
-    known = features.SCORES.get(score)
+    known, generating = features.SCORES.get(score), generative.SCORES.get(score)
+    learns = known is not None or (generating is not None and generating.fit is not None)
     allowed = dict(known.settings or {}) if known else {}
     for name, value in settings.items():
         if name not in allowed:
@@ -76,12 +80,12 @@ def fit_reference(
         settings[name] = checks.whole(name, value)
     ids = inside.ids
     rows = np.arange(len(ids))
-    learning = rows if known is not None else rows[:0]
+    learning = rows if learns else rows[:0]
     if held_out is not None:
         outside = open_outputs(held_out, layer)
         check_same_functions(inside.identity(), inside.samples, outside)
         check_disjoint(ids, outside.ids, "tree and held_out", FAMILIAR)
-    elif known is None:
+    elif not learns:
         outside = inside
     else:
         order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(rows)
@@ -94,6 +98,11 @@ def fit_reference(
     if known is not None:
         result.attrs["layer"] = str(inside.feature().name)
         result = _fit(result, known, open_outputs(tree.isel(case=learning), layer), settings)
+    elif generating is not None and generating.fit is not None:
+        taught = open_outputs(tree.isel(case=learning))
+        for name, value in generating.fit(taught).items():
+            result[_FITTED + name] = _as_variable(name, value)
+        result["learnt_case"] = ("learnt", np.sort(taught.ids.astype(str)))
     values, _ = _scores(outside, result)
     order = np.argsort(outside.ids.astype(str))
     result["calibration_score"] = ("calibration_case", values[order])
@@ -119,7 +128,7 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     """
     outputs = check_reference(tree, reference)
     values, single = _scores(outputs, reference)
-    coords = case_coords(outputs.probs, "chain", "draw")
+    coords = case_coords(outputs.array, "chain", "draw")
     per_draw = xr.DataArray(
         single.reshape(*outputs.samples, len(values)),
         {name: coords[name] for name in coords},
@@ -208,11 +217,17 @@ def _fit(
         learnt.append(known.fit(point, label, own, classes, **settings))
     for name in learnt[0]:
         stacked = np.stack([one[name] for one in learnt])
-        axes = tuple(f"{name}_dim_{axis}" for axis in range(stacked.ndim - 1))
-        result[_FITTED + name] = (("function", *axes), stacked)
+        result[_FITTED + name] = _as_variable(name, stacked, "function")
     result["function_of_draw"] = (SAMPLES, number)
     result["learnt_case"] = ("learnt", np.sort(outputs.ids[rows].astype(str)))
     return result
+
+
+def _as_variable(name: str, value: Any, *first: str) -> xr.Variable:
+    """What was learnt under a name; axes beyond the first named ones are numbered."""
+    values = np.asarray(value)
+    axes = tuple(f"{name}_dim_{axis}" for axis in range(values.ndim - len(first)))
+    return xr.Variable((*first, *axes), values)
 
 
 def _first_places(number: np.ndarray) -> list[tuple[int, int]]:
@@ -225,10 +240,16 @@ def _scores(outputs: Outputs, reference: xr.Dataset) -> confidence.Found:
     """The score (case,), and that of every draw (sample, case), by runs of cases."""
     name = reference.attrs["score"]
     known = features.SCORES.get(name)
-    if known is None:
-        found = [confidence.SCORES[name](part) for part in outputs.blocks(outputs.probs)]
-        return np.concatenate([one for one, _ in found]), np.concatenate([s for _, s in found], 1)
     names = [str(key) for key in reference.data_vars if str(key).startswith(_FITTED)]
+    if known is None:
+        runs: Iterable[confidence.Found]
+        if name in generative.SCORES:
+            fitted = {key.removeprefix(_FITTED): reference[key].values for key in names}
+            runs = generative.score_runs(name, fitted, outputs)
+        else:
+            runs = (confidence.SCORES[name](part) for part in outputs.blocks(outputs.probs))
+        found = list(runs)
+        return np.concatenate([one for one, _ in found]), np.concatenate([s for _, s in found], 1)
     number = reference["function_of_draw"].values
     places = _first_places(number)
     learnt = [
@@ -236,16 +257,16 @@ def _scores(outputs: Outputs, reference: xr.Dataset) -> confidence.Found:
         for row in range(len(places))
     ]
     read = [outputs.feature(), *([outputs.logit()] if "logit" in known.needs else [])]
-    runs = []
+    by_run = []
     for part in outputs.blocks(*read):
         feature = part.feature().compute()
         logit = part.logit().compute() if "logit" in known.needs else None
         own = [None if logit is None else table(logit, place) for place in places]
-        runs.append(
+        by_run.append(
             [
                 known.score(one, table(feature, place), logits)
                 for one, place, logits in zip(learnt, places, own, strict=True)
             ]
         )
-    single = np.concatenate([np.stack(run) for run in runs], 1)[number.ravel()]
+    single = np.concatenate([np.stack(run) for run in by_run], 1)[number.ravel()]
     return single.mean(0), single
