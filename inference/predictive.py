@@ -122,6 +122,9 @@ def predict(
         DataTree with the groups ``posterior`` (likelihood parameters such as ``probs``, local
         latents, ``weight_norm`` per layer), ``posterior_predictive``, ``log_likelihood`` and
         ``observed_data`` where observations were given, ``constant_data`` where there is metadata.
+        Of a model that generates what its guide reads, such as the image, ``log_prior`` and
+        ``log_guide``: densities of the latents of every case, nats. ``pyro.deterministic`` sites of
+        every case (``event_dim`` given, in the plate of cases) stand in ``posterior``.
         Dims (chain, draw, case, …); ``case`` carries the ids.
 
     Raises:

@@ -65,12 +65,14 @@ class Analysis:
         kind: Of the tree.
         reads: Whether it reads observations; if not, it leaves nothing out.
         unknown: Results that are NaN for a case without observation.
+        members: Whether chains mean members to it, and are not pooled.
     """
 
     run: Callable[[xr.DataTree], Result]
     kind: Kind
     reads: bool = True
     unknown: tuple[str, ...] = ()
+    members: bool = False
 
 
 def ids(number: int, prefix: str) -> dict[str, Any]:
@@ -446,7 +448,9 @@ ANALYSES: dict[str, Analysis] = {
     "ood.score": Analysis(ood_scores, LABELS, reads=False),
     "ood.score/features": Analysis(distances, FEATURES, reads=False),
     **{
-        f"ood.score/{name}": Analysis(partial(generative_scores, name=name), IMAGES, reads=False)
+        f"ood.score/{name}": Analysis(
+            partial(generative_scores, name=name), IMAGES, reads=False, members=name == "waic"
+        )
         for name in generative.SCORES
     },
     "ood.background_ratio": Analysis(

@@ -36,6 +36,11 @@ def attributes(
             f"training cases, but {', '.join(sampler.local)} of each case was drawn from their "
             "prior: no draw has seen the case, and leaving it out would do so twice"
         )
+    elif sampler.generated and sampler.guide_has_local and origin == "training":
+        origin = (
+            f"training cases, but the guide draws {', '.join(sampler.local)} of each case from what "
+            "is predicted: leaving it out would take other draws"
+        )
     return {
         "model": full_name(model),
         "guide": "prior" if guide is None else full_name(guide),

@@ -57,15 +57,10 @@ def whitening(feature: np.ndarray, centre: np.ndarray) -> np.ndarray:
     Columns of directions in which they do not vary are 0.
     """
     centred = feature - centre
-    return whitening_of(centred.T @ centred / len(centred), np.abs(feature).max(0))
-
-
-def whitening_of(covariance: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """As `whitening`, of the covariance of features and the largest size of each (unit)."""
-    scale = np.sqrt(np.diag(covariance))
-    constant = scale <= RESOLUTION * largest
+    scale = centred.std(0)
+    constant = scale <= RESOLUTION * np.abs(feature).max(0)
     scale = np.where(constant, np.inf, scale)  # units of any scale are alike
-    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    values, vectors = np.linalg.eigh((centred / scale).T @ (centred / scale) / len(centred))
     kept = values > max(values[-1], 0.0) * CUT
     inverse = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
     return (vectors * inverse) / scale[:, None]

@@ -7,9 +7,8 @@
     waic                         -(mean - variance) over chains of log p(x)                   nats
 
 with z_s drawn from the guide, q(z | x), x_s its decoded image and d the Mahalanobis distance from
-the codes of training, chain by chain; a and b are the standard deviations of |x - x_s| and of d
-over training cases, so that neither needs a case from elsewhere. `background_ratio` compares two
-trees.
+the codes of training, draw by draw; a and b are the standard deviations of |x - x_s| and of d over
+training cases, so that neither needs a case from elsewhere. `background_ratio` compares two trees.
 
 **A density is no familiarity.** log p(x) and log p(x | z) are *higher* for images that are simpler
 than those of training: smooth, dark or empty ones (Nalisnick et al., ICLR 2019, arXiv:1810.09136).
@@ -34,7 +33,7 @@ from PIL import Image
 from scipy.special import logsumexp
 
 from ppl_med.analysis.ood.confidence import Found
-from ppl_med.analysis.ood.features import Fitted, square_length, whitening_of
+from ppl_med.analysis.ood.features import Fitted, square_length, whitening
 from ppl_med.analysis.ood.found import as_found
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
 from ppl_med.analysis.tree import case_coords, check_cases, find_group
@@ -87,8 +86,8 @@ def waic(learnt: Mapping[str, np.ndarray], outputs: Outputs) -> Found:
     chains, draws = outputs.samples
     if chains < 2:
         raise ValueError(
-            "waic needs models that differ, and the tree has 1 chain: predict with an Ensemble of "
-            "two members or more."
+            f"waic needs models that differ, and the tree has 1 chain of {draws} draws: predict "
+            "with an Ensemble of two members or more."
         )
     log_weight = log_weights(outputs).reshape(chains, draws, -1)
     by_chain = np.stack([_log_mean(one) for one in log_weight])
@@ -129,20 +128,15 @@ def png_bits(image: NDArray[np.uint8]) -> int:
 
 
 def fit_reconstruction(outputs: Outputs) -> Fitted:
-    """Of every chain the mean of the codes, their whitening, and both standard deviations."""
+    """Of every draw the mean of the codes, their whitening, and both standard deviations."""
     found: dict[str, list[np.ndarray]] = {"centre": [], "whitening": [], "scale": []}
     error, codes = outputs.error(), outputs.codes()
-    for places in _by_chain(outputs):
-        centre = np.mean([_code(codes, place).mean(0) for place in places], axis=0)
-        largest, covariance = np.zeros(len(centre)), np.zeros((len(centre), len(centre)))
-        for place in places:
-            code = _code(codes, place)
-            largest = np.maximum(largest, np.abs(code).max(0))
-            covariance += (code - centre).T @ (code - centre) / (len(code) * len(places))
-        matrix = whitening_of(covariance, largest)
-        distance = [_distance(_code(codes, place), centre, matrix) for place in places]
-        of_error = [table(error, place) for place in places]
-        scale = np.array([np.mean(one, axis=0).std(ddof=1) for one in (of_error, distance)])
+    for place in outputs.places():
+        code = _code(codes, place)
+        centre = code.mean(0)
+        matrix = whitening(code, centre)
+        parts = table(error, place), _distance(code, centre, matrix)
+        scale = np.array([one.std() for one in parts])
         if not (scale > 0).all():
             raise ValueError(
                 "reconstruction_mahalanobis: the errors or the codes of the training cases are all "
@@ -157,12 +151,11 @@ def reconstruction_mahalanobis(learnt: Mapping[str, np.ndarray], outputs: Output
     """Length of what the code leaves of the image, and the distance of the code, each scaled."""
     error, codes = outputs.error().compute(), [one.compute() for one in outputs.codes()]
     found = []
-    for chain, places in enumerate(_by_chain(outputs)):
-        of_error, of_code = learnt["scale"][chain]
-        for place in places:
-            code = _code(codes, place)
-            distance = _distance(code, learnt["centre"][chain], learnt["whitening"][chain])
-            found.append(table(error, place) / of_error + distance / of_code)
+    for row, place in enumerate(outputs.places()):
+        of_error, of_code = learnt["scale"][row]
+        code = _code(codes, place)
+        distance = _distance(code, learnt["centre"][row], learnt["whitening"][row])
+        found.append(table(error, place) / of_error + distance / of_code)
     single = np.stack(found)
     return single.mean(0), single
 
@@ -251,12 +244,6 @@ def _images(outputs: Outputs) -> xr.DataArray:
             f"{image.name} has dimensions {image.dims}."
         )
     return image
-
-
-def _by_chain(outputs: Outputs) -> list[list[tuple[int, int]]]:
-    """The samples of every chain."""
-    chains, draws = outputs.samples
-    return [[(chain, draw) for draw in range(draws)] for chain in range(chains)]
 
 
 SCORES: dict[str, Generative] = {
