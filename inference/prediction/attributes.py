@@ -38,8 +38,8 @@ def attributes(
         )
     elif sampler.generated and sampler.guide_has_local and origin == "training":
         origin = (
-            f"training cases, but the guide draws {', '.join(sampler.local)} of each case from what "
-            "is predicted: leaving it out would take other draws"
+            f"training cases, but the guide draws {', '.join(sampler.local)} of each case from "
+            "what is predicted: leaving it out would take other draws"
         )
     return {
         "model": full_name(model),
