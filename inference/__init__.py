@@ -1,8 +1,9 @@
 """One guide per file, and the verbs.
 
-``fit``, ``predict``, ``from_mcmc``, ``functions``, ``save``, ``load``.
+``fit``, ``predict``, ``predict_augmented``, ``from_mcmc``, ``functions``, ``save``, ``load``.
 """
 
+from ppl_med.inference.augmented import predict_augmented
 from ppl_med.inference.checkpoint import load, save
 from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
 from ppl_med.inference.guides.best_head import BestHead
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "one_cycle",
     "predict",
+    "predict_augmented",
     "save",
     "warm_up",
 ]

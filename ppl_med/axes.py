@@ -25,6 +25,9 @@ AXES = (
 SAMPLES = ("chain", "draw")
 """Axes of draws: independently trained members, and draws of each."""
 
+AUGMENTATION = "augmentation"
+"""Axis of augmentations, under each of which all draws were predicted."""
+
 SPACE = {2: ("row", "col"), 3: ("depth", "row", "col")}
 """Names of the spatial axes of images and of volumes."""
 

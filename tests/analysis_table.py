@@ -19,6 +19,7 @@ from scipy.special import expit, softmax
 from ppl_med import analysis
 from ppl_med.analysis import (
     aggregation,
+    augmentation,
     calibration,
     case_groups,
     class_subsets,
@@ -110,6 +111,22 @@ def class_tree(
 def pixel_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     """The same with a class per pixel."""
     return class_tree(number, prefix, ("row", "col"))
+
+
+def augmented_tree(
+    number: int = CASES, prefix: str = "c", extra: tuple[str, ...] = ()
+) -> xr.DataTree:
+    """The draws of a tree of classes, each under four augmentations."""
+    tree = class_tree(number, prefix, extra)
+    group = tree["posterior"].to_dataset()
+    probs = group["probs"]
+    moved = np.random.default_rng(7).normal(size=(4, *probs.shape[2:]))
+    effect = xr.DataArray(moved, dims=("augmentation", *probs.dims[2:]))
+    logs: Any = np.log(probs)
+    odds = (logs + 0.4 * effect).transpose(*SAMPLES, "augmentation", ...)
+    under = odds.copy(data=softmax(odds.values, odds.get_axis_num("class")))
+    tree["posterior"] = xr.DataTree(group.assign(probs=under))
+    return tree
 
 
 def number_tree(
@@ -409,6 +426,8 @@ IMAGES = Kind(generated_tree, "observed_data/image")
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
+AUGMENTED = Kind(augmented_tree, "observed_data/label")
+AUGMENTED_PIXELS = Kind(partial(augmented_tree, extra=("row", "col")), "observed_data/mask")
 PIXELS = Kind(pixel_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
@@ -563,6 +582,9 @@ ANALYSES: dict[str, Analysis] = {
     "uncertainty.variance": Analysis(uncertainty.variance, LABELS, reads=False),
     "uncertainty.variance/numbers": Analysis(uncertainty.variance, DEPTHS, reads=False),
     "uncertainty.summary": Analysis(uncertainty.summary, PIXELS, reads=False),
+    "augmentation.variance": Analysis(augmentation.variance, AUGMENTED, reads=False),
+    "augmentation.variance/pixels": Analysis(augmentation.variance, AUGMENTED_PIXELS, reads=False),
+    "augmentation.summary": Analysis(augmentation.summary, AUGMENTED_PIXELS, reads=False),
     "exports.to_frame": Analysis(table, LABELS, reads=False),
     "exports.to_frame/pixels": Analysis(table, PIXELS, reads=False),
     "exports.to_frame/numbers": Analysis(table, NUMBERS, reads=False),

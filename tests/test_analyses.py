@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from analysis_table import (
     ANALYSES,
+    AUGMENTED_PIXELS,
     CASES,
     DEPTHS,
     GRADERS,
@@ -36,7 +37,7 @@ MAPS = pytest.mark.parametrize(
     [
         name
         for name, row in ANALYSES.items()
-        if row.kind in (PIXELS, DEPTHS, GRADERS, WHOLE, MAP_KIND)
+        if row.kind in (PIXELS, AUGMENTED_PIXELS, DEPTHS, GRADERS, WHOLE, MAP_KIND)
     ],
 )
 READERS = pytest.mark.parametrize("name", [name for name, row in ANALYSES.items() if row.reads])

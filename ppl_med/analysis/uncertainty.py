@@ -14,7 +14,8 @@ below; where it vanishes for all draws (H at a uniform p) the
 error is of second order and the one reported is not smaller than it on average.
 The epistemic part is that of all that differs between draws: the weights, and in a model with a
 latent code or noise of each case that too, as another observer or another outline of the same case
-is. The two are not told apart; ``attrs["epistemic_of"]`` of the result names them.
+is. The two are not told apart; ``attrs["epistemic_of"]`` of the result names them. Draws under
+several augmentations are split by `ppl_med.analysis.augmentation`.
 The plug-in mutual information of S draws is too small by a share of about 1/S; that bias is
 not part of the standard error.
 

@@ -3,6 +3,7 @@
     batches, fresh     batches of arrays in memory, and of cases made on the way
     dataset_batches    batches of a data set that returns dicts, MONAI's or one's own
     augmentation       functions of a batch and a generator, as in graders and class_flips
+    reversible         augmentations for prediction, undone on maps
     splits             by patient, in files that tell when something has changed
     validation, masks  what is wrong with a batch, said before any work starts
     readers            one data set a file, all of them in READERS; from_table for one's own
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from ppl_med.data.batches import Batches
     from ppl_med.data.dataset_batches import DatasetBatches
     from ppl_med.data.fresh import FreshBatches
+    from ppl_med.data.reversible import Augmentation, drawn, symmetries, turns
     from ppl_med.data.validation import check_batch
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "MEDMNIST",
     "READERS",
     "SCENE_FLIPS",
+    "Augmentation",
     "Batches",
     "ClassFlips",
     "DatasetBatches",
@@ -81,6 +84,7 @@ __all__ = [
     "check_masks",
     "convert_lidc_pickle",
     "depth_scenes",
+    "drawn",
     "flips_and_turns",
     "flips_and_turns_with_mask",
     "from_table",
@@ -112,18 +116,24 @@ __all__ = [
     "scenes",
     "split_patients",
     "standardization",
+    "symmetries",
+    "turns",
 ]
 
 _NEED_TORCH = {
+    "Augmentation": "reversible",
     "Batches": "batches",
     "DatasetBatches": "dataset_batches",
     "FreshBatches": "fresh",
     "RandomPixels": "augmentation",
     "RotateAndScale": "augmentation",
     "check_batch": "validation",
+    "drawn": "reversible",
     "flips_and_turns": "augmentation",
     "flips_and_turns_with_mask": "augmentation",
     "mirror_with_mask": "augmentation",
+    "symmetries": "reversible",
+    "turns": "reversible",
 }
 
 

@@ -10,6 +10,7 @@ likelihoods    log-likelihood of the observation                ``open_log_likel
 attributions   maps of attribution                              ``select_maps``
 copies         draws that are copies of each other, dropped     ``drop_copies``
 cases          ids, groups, weights; the same cases everywhere
+augmentations  trees of `predict_augmented`: ``open_augmented``, ``average_augmentations``
 blocks         parts that fit in memory: trees may be larger than it
 left_out       what was not observed, and how it is reported
 
@@ -27,6 +28,11 @@ NaN is an error: it says that a draw has diverged.
 """
 
 from ppl_med.analysis.tree.attributions import select_maps
+from ppl_med.analysis.tree.augmentations import (
+    augmented_blocks,
+    average_augmentations,
+    open_augmented,
+)
 from ppl_med.analysis.tree.blocks import Block, Part, join_blocks, split_blocks
 from ppl_med.analysis.tree.case_numbers import CaseNumbers, open_case_numbers
 from ppl_med.analysis.tree.cases import (
@@ -77,6 +83,8 @@ __all__ = [
     "Part",
     "Posterior",
     "Weights",
+    "augmented_blocks",
+    "average_augmentations",
     "case_coords",
     "case_ids",
     "case_units",
@@ -100,6 +108,7 @@ __all__ = [
     "known",
     "metadata_groups",
     "open_annotations",
+    "open_augmented",
     "open_case_numbers",
     "open_classes",
     "open_draws",

@@ -1,10 +1,11 @@
 """Groups of a tree: the one place of the analyses that looks into them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import xarray as xr
 
-from ppl_med.axes import AXES
+from ppl_med.axes import AUGMENTATION, AXES
 
 OBSERVATIONS = ("label", "mask")
 """Usual names of sites of classes."""
@@ -18,12 +19,31 @@ def find_group(tree: object, name: str) -> xr.Dataset:
     Args:
         tree: The tree of `predict`, or a Dataset, which stands for a posterior group.
         name: Such as "observed_data".
+
+    Raises:
+        ValueError: The group has an axis of augmentations.
     """
     if isinstance(tree, xr.DataTree) and name in tree.children:
-        return _with_case_axis(tree[name].to_dataset())
+        return _with_case_axis(check_plain(tree[name].to_dataset(), name))
     if isinstance(tree, xr.Dataset) and name == "posterior":
-        return _with_case_axis(tree)
+        return _with_case_axis(check_plain(tree, name))
     return xr.Dataset()
+
+
+def check_plain(found: Any, name: str) -> Any:
+    """Return a group or variable; raise where it has an axis of augmentations.
+
+    Raises:
+        ValueError: It has one: draws under several augmentations are not as many draws.
+    """
+    if AUGMENTATION in found.dims:
+        raise ValueError(
+            f"{name} has an axis of augmentations, of which this analysis knows nothing: average "
+            "their probabilities by ppl_med.analysis.tree.average_augmentations(tree), choose one "
+            "by tree.isel(augmentation=0), or split the variance by "
+            "ppl_med.analysis.augmentation.variance(tree)."
+        )
+    return found
 
 
 def _with_case_axis(group: xr.Dataset) -> xr.Dataset:
@@ -67,10 +87,10 @@ def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArr
 
     Raises:
         TypeError: ``tree`` is none of the three.
-        ValueError: The group or the variable is absent.
+        ValueError: The group or the variable is absent, or has an axis of augmentations.
     """
     if isinstance(tree, xr.DataArray):
-        return tree
+        return check_plain(tree, name)
     if not isinstance(tree, xr.DataTree | xr.Dataset):
         raise TypeError(
             f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
@@ -80,7 +100,7 @@ def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArr
             f"tree has no {group} group, only {sorted(tree.children)}; pass the DataTree that "
             "predict returned."
         )
-    found = tree if isinstance(tree, xr.Dataset) else find_group(tree, group)
+    found = check_plain(tree, group) if isinstance(tree, xr.Dataset) else find_group(tree, group)
     if name not in found:
         raise ValueError(
             f"The {group} group holds no {name}, only {sorted(map(str, found.data_vars))}; this "
