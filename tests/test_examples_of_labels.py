@@ -42,3 +42,12 @@ def test_the_malaria_study_reads_the_cells_as_released(tmp_path):
     script = ROOT / "examples" / "malaria.py"
     text = run(script, "--smoke", *options, "--data", tmp_path / "data", "--out", out)
     assert "| mean_field | 100% |" in text and (out / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_vae_scores_are_compared_with_baselines(tmp_path, data_folder):
+    script, out = ROOT / "examples" / "unknown_inputs" / "vae_scores.py", tmp_path / "run"
+    options = ["--pair", "digits", "--seed", "0", "--data", data_folder, "--out", out]
+    text = run(script, "--smoke", *options)
+    assert "| digits | likelihood_regret |" in text and "(baseline)" in text
+    assert len((out / "scores.csv").read_text().splitlines()) == 10

@@ -240,6 +240,13 @@ def test_waic_is_mean_less_variance_over_members(model: LinearImageVAE) -> None:
         ood.fit_reference("waic", tree_of(*members[0], images["v"], "v", 2))
 
 
+def test_novelty_takes_scores_of_generated_images(trees: dict[str, xr.DataTree]) -> None:
+    names = ("reconstruction_mahalanobis", "likelihood")
+    reference = ood.fit_novelty(trees["t"], trees["v"], components=names)
+    one, other = (ood.novelty(trees[name], reference) for name in "io")
+    assert float(ood.evaluate(one, other, resamples=0)["auroc"]) > 0.9
+
+
 # --- likelihood regret
 
 

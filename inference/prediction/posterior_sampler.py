@@ -308,7 +308,8 @@ def local_densities(
                 log_prob_in_double(fn, node["value"]).double().movedim(case_dim(node), 0)
                 for fn in (node["fn"], node["proposal"])
             )
-            yield name, *(one.reshape(len(one), -1).sum(1) for one in (prior, guide))
+            prior, guide = (one.reshape(len(one), -1).sum(1) for one in (prior, guide))
+            yield name, prior, guide
 
 
 def _trace(program: Any, inputs: Inputs) -> poutine.Trace:

@@ -210,8 +210,8 @@ class TreeBuilder:
                 value = local["value"]
                 self.put(chunk, (self.group, name), site_dims(trace, name), value, where)
         for name in self.noted:
-            value = trace.nodes[name]["value"]
-            self.put(chunk, (self.group, name), site_dims(trace, name), value, where)
+            noted: Any = trace.nodes[name]
+            self.put(chunk, (self.group, name), site_dims(trace, name), noted["value"], where)
         if self.generates:
             for name, prior, guide in local_densities(trace, self.local):
                 self.put(chunk, ("log_prior", name), ["case"], prior, where)
