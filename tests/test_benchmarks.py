@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("pyro")
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "ppl_med"
+NOTHING_LEARNT = ("mcp", "expected_entropy", "energy", "max_logit")
 
 
 def run(script: str, folder: Path, *options: str) -> dict[str, Any]:
@@ -93,3 +94,17 @@ def test_analyses_table(tmp_path: Path) -> None:
     # torchmetrics computes in float32 and puts edges of bins elsewhere.
     assert float(rows["ECE"]["agreement"].split()[1]) < 1e-3
     assert rows["LAC"]["agreement"] == "100.0000% of entries"
+
+
+@pytest.mark.slow
+def test_ood_table(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_ood")
+    result = run("ood.py", tmp_path)
+    rows = {row["score"]: row for row in result["rows"]}
+    peers = {name for name, row in rows.items() if row["peer"]}
+    assert {"energy", "mahalanobis", "relative_mahalanobis", "knn", "vim"} <= peers < set(rows)
+    for name in peers:
+        row = rows[name]
+        assert row["agreement"] > 0.999, name  # of ranks and spread, in single precision there
+        assert 0 < row["ratio_600"][0] <= row["ratio_600"][2]
+        assert (row["ratio_fit"] is None) == (name in NOTHING_LEARNT), name

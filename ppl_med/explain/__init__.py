@@ -7,6 +7,7 @@ from ppl_med.explain.counterfactuals import (
     minimal_perturbation,
     sparse_additive,
 )
+from ppl_med.explain.outside_detectors import score_with
 from ppl_med.explain.refitted_codes import likelihood_regret
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "likelihood_regret",
     "minimal_perturbation",
     "odin",
+    "score_with",
     "sparse_additive",
 ]

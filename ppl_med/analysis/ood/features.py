@@ -92,9 +92,10 @@ def mahalanobis(
 ) -> np.ndarray:
     """Squared distance from the nearest class mean."""
     means = learnt["mean"]
-    known = [mean for mean in means if not np.isnan(mean).any()]
-    matrix = learnt["whitening"]
-    return np.min([square_length(feature - mean, matrix) for mean in known], axis=0)
+    known = means[~np.isnan(means).any(1)]
+    white = (feature - known[0]) @ learnt["whitening"]  # once, not for every class
+    centres = (known - known[0]) @ learnt["whitening"]
+    return np.min([((white - centre) ** 2).sum(1) for centre in centres], axis=0)
 
 
 def fit_relative(
@@ -179,6 +180,24 @@ def residual(
     return np.linalg.norm((feature - learnt["origin"]) @ learnt["outside"], axis=1)
 
 
+def last_layer(feature: np.ndarray, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (class, unit) and biases (class) of the last layer, from its inputs and outputs.
+
+    Raises:
+        ValueError: The features are not the inputs of the last layer.
+    """
+    design = np.concatenate([feature, np.ones((len(feature), 1))], 1)
+    solved, *_ = np.linalg.lstsq(design, logit, rcond=None)
+    off = np.abs(design @ solved - logit).max()
+    if len(feature) <= design.shape[1] or off > 1e-3 * max(1.0, np.abs(logit).max()):
+        raise ValueError(
+            f"logits are no linear function of these features (off by {off:.3g} over "
+            f"{len(feature)} cases of {feature.shape[1]} units): this score needs the inputs of "
+            "the last linear layer, and more cases than units."
+        )
+    return solved[:-1].T, solved[-1]
+
+
 def fit_vim(
     feature: np.ndarray,
     label: np.ndarray | None,
@@ -193,16 +212,8 @@ def fit_vim(
     Raises:
         ValueError: The features are not the inputs of the last layer.
     """
-    design = np.concatenate([feature, np.ones((len(feature), 1))], 1)
-    solved, *_ = np.linalg.lstsq(design, logit, rcond=None)
-    off = np.abs(design @ solved - logit).max()
-    if len(feature) <= design.shape[1] or off > 1e-3 * max(1.0, np.abs(logit).max()):
-        raise ValueError(
-            f"logits are no linear function of these features (off by {off:.3g} over "
-            f"{len(feature)} cases of {feature.shape[1]} units): vim needs the inputs of the last "
-            "linear layer, and more cases than units."
-        )
-    origin = -np.linalg.pinv(solved[:-1].T) @ solved[-1]
+    weights, bias = last_layer(feature, logit)
+    origin = -np.linalg.pinv(weights) @ bias
     found = _subspace(feature, origin, dimension)
     return {**found, "scale": np.array(logit.max(1).mean() / residual(found, feature, None).mean())}
 
