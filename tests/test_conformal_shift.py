@@ -9,6 +9,7 @@ from scipy import stats
 
 from ppl_med.analysis import conformal
 from ppl_med.analysis.conformal import order_statistics, shift
+from ppl_med.analysis.conformal.compared import Compared
 
 
 def test_shift_is_seen_in_predictions_and_in_scores() -> None:
@@ -39,10 +40,11 @@ def test_groups_are_compared_one_by_one() -> None:
         return rng.normal(np.where(group == "a", 3.0, move), 1.0)[:, None], group
 
     (one, first), (two, second) = sample(300, 0.2, 0), sample(300, 0.8, 0)
-    assert float(shift.compare(one, two, None, 0)) < 1e-6
-    assert float(shift.compare(one, two, (first, second), 0)) > 1e-3
+    assert float(shift.compare(Compared(one), Compared(two), 0)) < 1e-6
+    within = [Compared(one, groups=first), Compared(two, groups=second)]
+    assert float(shift.compare(*within, 0)) > 1e-3
     three, third = sample(300, 0.8, 1.5)
-    assert float(shift.compare(one, three, (first, third), 0)) < 1e-3
+    assert float(shift.compare(within[0], Compared(three, groups=third), 0)) < 1e-3
 
 
 def test_weighted_thresholds_follow_the_definition() -> None:
@@ -150,9 +152,9 @@ def test_low_coverage_alone_is_told() -> None:
         share = float(np.mean(hits <= covered))
         found = order_statistics.coverage_pvalue(parts, covered)
         assert abs(found - share) < 4.5 * (share * (1 - share) / 200_000) ** 0.5 + 1e-9
-    same = rng.normal(size=(500, 1))
+    same = Compared(rng.normal(size=(500, 1)))
     with pytest.warns(RuntimeWarning, match="fewer test cases are covered than chance"):
-        result = shift.compare(same, same, None, 0.01, coverage_pvalue=0.002)
+        result = shift.compare(same, same, 0.01, coverage_pvalue=0.002)
     assert float(result) == pytest.approx(0.004)
 
 

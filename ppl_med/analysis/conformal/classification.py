@@ -17,7 +17,8 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.conformal import shift, thresholds
+from ppl_med.analysis.conformal import compared, shift, thresholds
+from ppl_med.analysis.conformal.achieved import coverage_figures
 from ppl_med.analysis.conformal.hits import of_label
 from ppl_med.analysis.conformal.nonconformity import Score, case_scores, score_of
 from ppl_med.analysis.tree import (
@@ -37,6 +38,7 @@ def calibrate(
     method: str | Score = "lac",
     within: str | xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
+    group: str | xr.DataArray | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Learn the threshold from labelled cases that the model was not trained on.
@@ -50,15 +52,19 @@ def calibrate(
             constant_data, or the groups (case).
         weights: Likelihood ratio test / calibration of every case, for a covariate shift; e.g.
             from `density_ratio`. Then `predict_sets` needs those of its cases.
+        group: Whose the cases are, so that cases of one patient count as one in the tests of
+            shift and the band of the coverage: a column or coordinate, or the groups (case); None
+            for "patient" where there is one; "case" for every case by itself.
         seed: Seed of the uniform numbers of randomised scores.
 
     Returns:
         Dataset with ``threshold`` (in units of the score; infinite when n is too small for alpha,
         which gives full sets), ``n``, ``k`` (over ``group`` with ``within``), ``alpha``, ``score``
         (case) with the ids of the calibration cases and the names ``class`` as coordinates, and
-        ``features`` (case, feature), the mixture probabilities and the largest of them. With
-        ``weights`` no threshold or k, but ``weight`` (case) and ``effective_n``. It saves, loads
-        and applies to any other tree.
+        ``features`` (case, feature), the mixture probabilities and the largest of them, and
+        ``feature:<layer>`` (case, unit:<layer>), the mean over draws of those that the tree keeps.
+        With ``weights`` no threshold or k, but ``weight`` (case) and ``effective_n``. It saves,
+        loads and applies to any other tree.
 
     Raises:
         TypeError, ValueError: ``alpha`` out of range; ``probs``, labels, groups or weights
@@ -79,7 +85,7 @@ def calibrate(
     result = thresholds.learn(
         of_label(scores, label),
         alpha,
-        features=_features(mixture),
+        compared=compared.read(tree, _outputs(mixture), classes.array, group),
         groups=groups,
         names=names,
         weights=weights,
@@ -104,6 +110,7 @@ def predict_sets(
     *,
     within: xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
+    group: xr.DataArray | None = None,
     shift_alarm: float = shift.FALSE_ALARM,
 ) -> xr.Dataset:
     """Return the prediction set of every case and, with labels, how often it covers.
@@ -113,27 +120,34 @@ def predict_sets(
         tree: The tree of `predict` on other cases, or its ``probs``.
         within: Groups (case), where `calibrate` was given an array of groups.
         weights: Likelihood ratios of these cases, where `calibrate` had some.
+        group: Patients (case), where `calibrate` was given an array of them; by default the column
+            that it knows them by.
         shift_alarm: Warn when a two-sample test of shift has a p-value below this; the rate of
             false alarms is at most this. 0 never warns.
 
     Returns:
         Dataset with ``prediction_set`` (case, class) bool and ``set_size`` (case); ``n``, ``k``,
-        ``threshold`` of the calibration; ``shift_pvalue`` of the tests on mixture probabilities
-        and, with labels, on the scores and the coverage (NaN: not tested). With observed labels
+        ``threshold`` of the calibration; ``shift_pvalue`` of the tests on mixture probabilities,
+        on features that both trees keep and, with labels, on the scores and the coverage (NaN: not
+        tested; attributes give what was tested). With observed labels
         also ``covered`` (case), ``coverage``, the share of covered cases; ``coverage_expected`` =
         k / (n + 1) and ``coverage_lower``, ``coverage_upper``, the 99 % band of the Beta-binomial:
         coverage outside says that calibration and test cases are not exchangeable (below) or that
-        scores are tied (above); ``coverage_pvalue``, the probability that so few are covered. With
-        weights there is no such distribution and no band, and the p-values are approximate. A case
-        whose label is -1 has a set and does not count in the coverage: its ``covered`` is NaN.
+        scores are tied (above); ``coverage_pvalue``, the probability that so few are covered. Where
+        cases are of patients, these three come from permuting patients between calibration and
+        test. With weights there is no such distribution and no band, and the p-values are
+        approximate. A case whose label is -1 has a set and does not count in the coverage: its
+        ``covered`` is NaN. Weights that cannot carry the level give sets of all classes; the
+        attribute ``unbounded`` counts them.
 
     Raises:
         TypeError, ValueError: ``calibration`` is not from `calibrate`, the classes differ,
-            calibration and test share cases, a case id appears twice, a group has no threshold, or
-            ``probs`` malformed.
+            calibration and test share cases or patients, a case id appears twice, a group has no
+            threshold, features are of other functions, or ``probs`` malformed.
 
     Warns:
-        RuntimeWarning: Calibration and test cases look different.
+        RuntimeWarning: Calibration and test cases look different; weights that leave sets of all
+            classes.
     """
     settings = _check_calibration(calibration)
     checks.share("shift_alarm", shift_alarm, "0 never warns")
@@ -147,12 +161,14 @@ def predict_sets(
     by_class = None if label is None else thresholds.class_groups(classes, label)
     groups = thresholds.test_groups(calibration, tree, within, probs, by_class)
     mixture, scores = _scores(classes, settings, int(calibration.attrs["seed"]))
+    seen = compared.read_like(calibration, tree, _outputs(mixture), probs, group)
     if calibration.attrs["within"] == "class":
         limit = calibration["threshold"].rename(group="class").assign_coords(scores["class"].coords)
     else:
         limit = thresholds.per_case(calibration, probs, groups=groups, weights=weights)
     member = scores <= limit
     result = xr.Dataset({"prediction_set": member, "set_size": member.sum("class")})
+    result.attrs.update(limit.attrs)
     result["set_size"].attrs["units"] = "classes"
     result = result.assign(thresholds.carried(calibration).data_vars)
     if groups is not None:
@@ -160,10 +176,12 @@ def predict_sets(
     reached = None
     if label is not None:
         reached = of_label(scores, label)
-        figures = thresholds.coverage_figures(of_label(member, label), calibration, groups)
+        figures = coverage_figures(
+            of_label(member, label), calibration, groups, reached, seen.units
+        )
         result = result.assign(figures.data_vars).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
-        calibration, _features(mixture), reached, groups, shift_alarm, result.get("coverage_pvalue")
+        calibration, seen, reached, groups, shift_alarm, result.get("coverage_pvalue")
     )
     result.attrs.update({key: calibration.attrs[key] for key in ("method", "within")})
     result.attrs["alpha"] = float(calibration["alpha"])
@@ -180,12 +198,11 @@ def _scores(classes: Classes, settings: Score, seed: int) -> tuple[xr.DataArray,
     return mixture, classes.map(lambda part: case_scores(part, settings, seed))
 
 
-def _features(mixture: xr.DataArray) -> xr.DataArray:
-    mixture = mixture.transpose("case", "class")
+def _outputs(mixture: xr.DataArray) -> np.ndarray:
+    values = mixture.transpose("case", "class").values
     # Two classes are one number; their two tests would be the same.
-    values = mixture.values if mixture.sizes["class"] > 2 else mixture.values[:, 1:]
-    values = np.column_stack([values, mixture.values.max(1)])
-    return xr.DataArray(values, dims=("case", "feature"))
+    shown = values if values.shape[1] > 2 else values[:, 1:]
+    return np.column_stack([shown, values.max(1)])
 
 
 def _check_calibration(calibration: xr.Dataset) -> Score:

@@ -6,34 +6,61 @@ case, up to a factor. A classifier that tells the two sets apart by features est
 odds of being a test case. Then coverage is as good as the estimate; it is exact only for the true
 ratio.
 
+The better the two sets are told apart, the fewer calibration cases resemble a test case. What is
+left is Kish's effective number of them. Where it cannot carry the level (below 9 at 90 %), the sets
+of `predict_sets` hold every class, with a warning; sets that do not overlap at all raise here.
+
 Source: Tibshirani, Barber, Candes and Ramdas, NeurIPS 2019, arXiv:1904.06019, section 2.3.
 """
+
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ppl_med import checks
+from ppl_med.analysis.conformal import compared
+from ppl_med.analysis.statistics.principal_shift import (
+    LEADING,
+    distances,
+    principal_coordinates,
+)
+from ppl_med.analysis.statistics.unit_permutations import check_units
+from ppl_med.analysis.tree import case_ids, check_disjoint, open_layers, unit_names
+from ppl_med.moved import renamed_argument
 
 _FOLDS = 5
+Features = TypeVar("Features", xr.DataArray, xr.DataTree)
 
 
+@renamed_argument("calibration_features", "calibration")
+@renamed_argument("test_features", "test")
 def density_ratio(
-    calibration_features: xr.DataArray,
-    test_features: xr.DataArray,
+    calibration: Features,
+    test: Features,
     *,
+    layer: str | None = None,
+    group: str | None = None,
     penalty: float = 1.0,
     seed: int = 0,
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Estimate the likelihood ratio test / calibration of every case by logistic regression.
 
     Args:
-        calibration_features: (case, feature), e.g. metadata or an embedding of the image.
-        test_features: The same features of the test cases, (case, feature); no labels are used.
+        calibration: The tree of `predict` on the calibration cases with
+            ``keep=("feature:<layer>",)``; or features (case, feature), e.g. metadata.
+        test: The same of the test cases; no labels are used. Of trees, every layer is reduced to
+            its 8 leading directions and the distances within them and outside, as in the tests of
+            shift.
+        layer: Layer of the trees; None for all that were kept.
+        group: Column of the trees, or coordinate of the features, that says whose the cases are:
+            a patient is weighted by a fit without any case of that patient. None for "patient"
+            where there is one; "case" for every case by itself.
         penalty: Penalty of the squared coefficients of standardised features, 1 / C of
             scikit-learn.
         seed: Seed of the folds.
@@ -45,25 +72,38 @@ def density_ratio(
         ``effective_n``, Kish's effective number of calibration cases.
 
     Raises:
-        ValueError: Other dimensions or features, values not finite, too few cases, or sets that do
-            not overlap (AUC of 1): no weights can help then.
+        TypeError: A tree and an array.
+        ValueError: Other dimensions, features, layers or functions, nothing kept, values not
+            finite, too few cases or patients, shared ones, or sets that do not overlap (AUC of 1):
+            no weights can help then.
     """
-    arrays = [calibration_features, test_features]
-    for name, array in zip(("calibration_features", "test_features"), arrays, strict=True):
+    kinds = [isinstance(given, xr.DataTree) for given in (calibration, test)]
+    if len(set(kinds)) > 1:
+        raise TypeError("calibration and test must be two trees, or features of both.")
+    if layer is not None and not all(kinds):
+        checks.reject("layer", "None, where trees are not given", layer)
+    arrays = _reduced(calibration, test, layer) if all(kinds) else [calibration, test]
+    for name, array in zip(("calibration", "test"), arrays, strict=True):
         _check(array, name)
-    if calibration_features.sizes["feature"] != test_features.sizes["feature"]:
+    if arrays[0].sizes["feature"] != arrays[1].sizes["feature"]:
         raise ValueError(
-            f"calibration_features has {calibration_features.sizes['feature']} features, "
-            f"test_features {test_features.sizes['feature']}; give the same ones."
+            f"calibration has {arrays[0].sizes['feature']} features, "
+            f"test {arrays[1].sizes['feature']}; give the same ones."
         )
     checks.positive("penalty", penalty)
     values = [array.transpose("case", "feature").values.astype(np.float64) for array in arrays]
     sizes = [len(part) for part in values]
     is_test = np.repeat([0, 1], sizes)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / penalty, max_iter=1000))
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
+    units = _units((calibration, test), arrays, group)
+    kind = StratifiedKFold if units is None else StratifiedGroupKFold
     odds = cross_val_predict(
-        model, np.concatenate(values), is_test, cv=folds, method="decision_function"
+        model,
+        np.concatenate(values),
+        is_test,
+        groups=units,
+        cv=kind(_FOLDS, shuffle=True, random_state=seed),
+        method="decision_function",
     )
     auc = float(roc_auc_score(is_test, odds))
     if auc == 1:
@@ -74,8 +114,56 @@ def density_ratio(
     ratio = np.exp(odds - odds.max())
     own = ratio[: sizes[0]]
     attrs = {"auc": auc, "effective_n": float(own.sum() ** 2 / (own**2).sum())}
-    first = _weights(own, calibration_features, attrs)
-    return first, _weights(ratio[sizes[0] :], test_features, attrs)
+    first = _weights(own, arrays[0], attrs)
+    return first, _weights(ratio[sizes[0] :], arrays[1], attrs)
+
+
+def _reduced(calibration: xr.DataTree, test: xr.DataTree, layer: str | None) -> list[xr.DataArray]:
+    """Leading coordinates and distances of both trees, each (case, feature)."""
+    found = []
+    for tree in (calibration, test):
+        layers = open_layers(tree)
+        if not layers:
+            raise ValueError(
+                "A tree holds no features; call predict(..., keep=('feature:<name of a layer>',))."
+            )
+        if layer is not None:
+            layers = {checks.choice("layer", layer, layers): layers[layer]}
+        array = next(iter(layers.values()))
+        found.append((array, compared.read_layers(tree, layers)))
+    (first, own), (second, other) = found
+    check_disjoint(case_ids(first), case_ids(second))
+    other.check_like(own)
+    columns = []
+    for name, values in own.features.items():
+        both = np.concatenate([values, other.features[name]]).astype(np.float64)
+        coordinates, rest = principal_coordinates(both, LEADING[0])
+        columns += [coordinates, distances(coordinates, rest)]
+    table = np.concatenate(columns, 1)
+    parts = np.split(table, [first.sizes["case"]])
+    return [
+        xr.DataArray(part, {"case": array["case"].values}, ("case", "feature"))
+        for part, array in zip(parts, (first, second), strict=True)
+    ]
+
+
+def _units(
+    given: tuple[Features, Features], arrays: list[xr.DataArray], group: str | None
+) -> np.ndarray | None:
+    """Whose the cases of both are; None where every one is for itself."""
+    names = [
+        unit_names(source, group, next(iter(open_layers(source).values()), array))
+        for source, array in zip(given, arrays, strict=True)
+    ]
+    if "case" in (names[0][1], names[1][1]):
+        return None
+    units = check_units(arrays[0].values, arrays[1].values, (names[0][0], names[1][0]))
+    if units is None:
+        return None
+    fewest = min(len(np.unique(own)) for own in units)
+    if fewest < _FOLDS:
+        checks.reject("group", f"{_FOLDS} patients or more in either set", fewest)
+    return np.concatenate(units)
 
 
 def _check(array: xr.DataArray, name: str) -> None:

@@ -5,6 +5,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.conformal import order_statistics, thresholds
+from ppl_med.analysis.conformal.achieved import group_counts
 from ppl_med.analysis.statistics import binning
 from ppl_med.analysis.tree import (
     Posterior,
@@ -148,7 +149,7 @@ def _bands(sets: xr.Dataset, member: list[np.ndarray], level: float) -> dict[str
     parts = []
     for part in member:
         own = sets["case_group"][part] if "case_group" in sets else None
-        parts.append(thresholds.group_counts(sets, int(part.sum()), own))
+        parts.append(group_counts(sets, int(part.sum()), own))
     bands = np.array([order_statistics.joint_band(part, level) for part in parts])
     expected = np.array([order_statistics.expected_coverage(part) for part in parts])
     return {"expected": expected, "lower": bands[:, 0], "upper": bands[:, 1]}

@@ -24,7 +24,8 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.conformal import shift, thresholds
+from ppl_med.analysis.conformal import compared, shift, thresholds
+from ppl_med.analysis.conformal.achieved import coverage_figures
 from ppl_med.analysis.conformal.hits import where_known
 from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree import (
@@ -61,6 +62,7 @@ def calibrate_intervals(
     site: str | None = None,
     within: str | xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
+    group: str | xr.DataArray | None = None,
 ) -> xr.Dataset:
     """Learn how far to widen intervals from cases that the model was not trained on.
 
@@ -72,6 +74,7 @@ def calibrate_intervals(
         site: Name of the observed numbers; needed where there are several.
         within: A threshold per group: a column of constant_data, or the groups (case).
         weights: Likelihood ratio test / calibration (case), for a covariate shift.
+        group: Whose the cases are, such as "patient"; as for `conformal.calibrate`.
 
     Returns:
         As `conformal.calibrate`; ``threshold`` in the unit of the observation for absolute and cqr,
@@ -90,8 +93,9 @@ def calibrate_intervals(
     groups = None
     if within is not None:
         groups = metadata_groups(tree, within, proposal.lower, "within")
-    features = _features(proposal, method)
-    result = thresholds.learn(score, alpha, features=features, groups=groups, weights=weights)
+    outputs = _outputs(proposal, method)
+    own = compared.read(tree, outputs, proposal.lower, group)
+    result = thresholds.learn(score, alpha, compared=own, groups=groups, weights=weights)
     kind = thresholds.within_name(within)
     return result.assign_attrs(method=method, outcome=numbers.site, within=kind)
 
@@ -102,6 +106,7 @@ def predict_intervals(
     *,
     within: xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
+    group: xr.DataArray | None = None,
     shift_alarm: float = shift.FALSE_ALARM,
 ) -> xr.Dataset:
     """Return the interval of every case and, with observed numbers, how often it covers.
@@ -111,19 +116,20 @@ def predict_intervals(
         tree: The tree of `predict` on other cases.
         within: Groups (case), where the calibration was given an array of groups.
         weights: Likelihood ratios of these cases, where the calibration had some.
+        group: Patients (case); as for `conformal.predict_sets`.
         shift_alarm: As for `conformal.predict_sets`.
 
     Returns:
         ``interval`` (case, bound) with bound "lower" and "upper", infinite where n is too small
-        for alpha, and lower above upper where the interval is empty; ``width`` (case), not
-        negative; and as `conformal.predict_sets`: ``n``, ``k``, ``threshold``, ``shift_pvalue``,
-        ``covered``, ``coverage`` and its band.
+        for alpha or weights cannot carry the level, and lower above upper where the interval is
+        empty; ``width`` (case), not negative; and as `conformal.predict_sets`: ``n``, ``k``,
+        ``threshold``, ``shift_pvalue``, ``covered``, ``coverage`` and its band.
 
     Raises:
         TypeError, ValueError: As `conformal.predict_sets`.
 
     Warns:
-        RuntimeWarning: Calibration and test cases look different.
+        RuntimeWarning: As `conformal.predict_sets`.
     """
     thresholds.check_calibration(calibration, "calibrate_intervals")
     checks.share("shift_alarm", shift_alarm, "0 never warns")
@@ -133,24 +139,26 @@ def predict_intervals(
     proposal = _propose(numbers, attrs["method"], alpha)
     check_disjoint(calibration["case"].values, case_ids(proposal.lower, "posterior"))
     groups = thresholds.test_groups(calibration, tree, within, proposal.lower)
+    outputs = _outputs(proposal, attrs["method"])
+    seen = compared.read_like(calibration, tree, outputs, proposal.lower, group)
     limit = thresholds.per_case(calibration, proposal.lower, groups=groups, weights=weights)
     lower = proposal.lower - limit * proposal.lower_unit
     upper = proposal.upper + limit * proposal.upper_unit
     bound = xr.IndexVariable("bound", ["lower", "upper"])
     interval = xr.concat([lower, upper], bound).transpose("case", "bound")
     result = xr.Dataset({"interval": interval, "width": (upper - lower).clip(min=0)})
-    result = result.assign(thresholds.carried(calibration).data_vars)
+    result = result.assign(thresholds.carried(calibration).data_vars).assign_attrs(limit.attrs)
     if groups is not None:
         result["case_group"] = ("case", groups.values)
     observed, reached = numbers.observed(), None
     if observed is not None:
         reached = _score(proposal, observed)
         hits = reached.copy(data=where_known((reached <= limit).values, known(observed).values))
-        figures = thresholds.coverage_figures(hits, calibration, groups)
+        figures = coverage_figures(hits, calibration, groups, reached, seen.units)
         result = result.assign(figures.data_vars).assign_attrs(figures.attrs)
     result["shift_pvalue"] = thresholds.shift_check(
         calibration,
-        _features(proposal, attrs["method"]),
+        seen,
         reached,
         groups,
         shift_alarm,
@@ -234,9 +242,9 @@ def _score(proposal: Proposal, observed: xr.DataArray) -> xr.DataArray:
     )
 
 
-def _features(proposal: Proposal, method: str) -> xr.DataArray:
+def _outputs(proposal: Proposal, method: str) -> np.ndarray:
     """Return what the test of shift compares: where the interval lies, how wide, in what unit."""
     parts = [(proposal.lower + proposal.upper) / 2]
     parts += [proposal.upper - proposal.lower] if method.startswith("cqr") else []
     parts += [proposal.lower_unit] if method not in ("absolute", "cqr") else []
-    return xr.DataArray(np.stack([part.values for part in parts], 1), dims=("case", "feature"))
+    return np.stack([part.values for part in parts], 1)

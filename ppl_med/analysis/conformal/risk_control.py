@@ -22,6 +22,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.conformal import shift
+from ppl_med.analysis.conformal.compared import Compared
 from ppl_med.analysis.tree import (
     UNANNOTATED,
     ClassList,
@@ -164,9 +165,10 @@ def predict_masks(
         error = np.std(risk[kept], ddof=1) / count**0.5 if count > 1 else np.nan
         result = result.assign(risk=("case", risk), risk_mean=mean, risk_se=error)
         result.attrs |= count_left_out(graded, empty=True)
-    result["shift_pvalue"] = shift.compare(
-        calibration["foreground"].values[:, None], np.array(means)[:, None], None, shift_alarm
+    first, second = (
+        Compared(values[:, None]) for values in (calibration["foreground"].values, np.array(means))
     )
+    result["shift_pvalue"] = shift.compare(first, second, shift_alarm)
     settings = {name: calibration.attrs[name] for name in ("method", "risk", "truth", "classes")}
     result.attrs.update(settings, alpha=float(calibration["alpha"]))
     return _with_units(result)

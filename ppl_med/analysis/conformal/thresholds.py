@@ -1,17 +1,21 @@
 """Learning a threshold from calibration scores and applying it: groups, weights, coverage.
 
 A calibration is a Dataset: ``threshold``, ``n``, ``k`` (scalars, or over ``group``), ``alpha``,
-``score`` (case), ``features`` (case, feature) for the test of shift, and, where
-asked for, ``case_group`` (case) and ``weight`` (case).
+``score`` (case), what the test of shift compares (see `compared`) and, where asked for,
+``case_group`` (case) and ``weight`` (case).
 
 Scores of cases without an observation are NaN: such cases do not calibrate, and do not count in
 the coverage. Their group by class is "".
 """
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.conformal import order_statistics, shift
+from ppl_med.analysis.conformal.compared import Compared, of_calibration
 from ppl_med.analysis.tree import (
     Classes,
     Posterior,
@@ -29,7 +33,7 @@ def learn(
     score: xr.DataArray,
     alpha: float,
     *,
-    features: xr.DataArray | None = None,
+    compared: Compared | None = None,
     groups: xr.DataArray | None = None,
     names: list[str] | None = None,
     weights: xr.DataArray | None = None,
@@ -39,7 +43,7 @@ def learn(
     Args:
         score: Nonconformity scores of the observations (case), with ids; NaN where there is none.
         alpha: Miss rate, in (0, 1).
-        features: What the test of shift compares (case, feature).
+        compared: What the test of shift compares.
         groups: Group of every case (case); one threshold each.
         names: The groups there must be; by default those that occur.
         weights: Likelihood ratio test / calibration of every case (case).
@@ -61,8 +65,9 @@ def learn(
         case_coords(score),
         count_left_out(seen),
     )
-    if features is not None:
-        result["features"] = features.variable
+    if compared is not None:
+        kept = compared.stored()
+        result = result.assign(kept.variables).assign_attrs(kept.attrs)
     if groups is not None:
         result["case_group"] = ("case", groups.values)
     if values is not None:
@@ -173,25 +178,50 @@ def per_case(
         groups: Group of every test case, where the calibration has groups.
         weights: Likelihood ratios of the test cases, where the calibration has weights.
 
+    Returns:
+        With weights the attribute ``unbounded`` counts the thresholds that are infinite: those of
+        test cases that weigh more than the calibration cases can answer for, or all of them, where
+        the effective number of calibration cases is below (1 - alpha) / alpha, the least for which
+        n cases give a threshold at all.
+
     Raises:
         TypeError, ValueError: Weights missing or malformed, or a group without a threshold.
+
+    Warns:
+        RuntimeWarning: Some are infinite.
     """
     if ("weight" in calibration) != (weights is not None):
         raise ValueError(
             "weights must be given to both the calibration and the prediction, or to neither."
         )
     if weights is not None:
-        values = order_statistics.weighted_threshold(
-            calibration["score"].values,
-            calibration["weight"].values,
-            case_weights(weights, test),
-            float(calibration["alpha"]),
-        )
-        return xr.DataArray(values, dims="case")
+        values = _weighted_thresholds(calibration, case_weights(weights, test))
+        return xr.DataArray(values, dims="case", attrs={"unbounded": int(np.isinf(values).sum())})
     if groups is None:
         return calibration["threshold"].reset_coords(drop=True)
     check_groups(calibration, groups)
     return calibration["threshold"].sel(group=groups).drop_vars("group")
+
+
+def _weighted_thresholds(calibration: xr.Dataset, weights: np.ndarray) -> np.ndarray:
+    alpha, size = float(calibration["alpha"]), float(calibration["effective_n"])
+    values = order_statistics.weighted_threshold(
+        calibration["score"].values, calibration["weight"].values, weights, alpha
+    )
+    least = (1 - alpha) / alpha
+    if size < least * (1 - 1e-9):
+        values = np.full_like(values, np.inf)
+    unbounded = int(np.isinf(values).sum())
+    if unbounded:
+        warnings.warn(
+            f"{unbounded} of {len(values)} test cases get the set of everything: the weights leave "
+            f"an effective number of {size:.1f} calibration cases, where a level of {1 - alpha:g} "
+            f"needs {least:.3g}, and no test case may weigh more than its share of them. Calibrate "
+            "on cases like the test cases.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return values
 
 
 def check_groups(calibration: xr.Dataset, groups: xr.DataArray) -> None:
@@ -205,58 +235,6 @@ def check_groups(calibration: xr.Dataset, groups: xr.DataArray) -> None:
         )
 
 
-def coverage_figures(
-    hits: xr.DataArray, calibration: xr.Dataset, groups: xr.DataArray | None
-) -> xr.Dataset:
-    """Return the share of covered cases with what it should be.
-
-    Args:
-        hits: Which cases are covered (case): bool, or 1, 0 and NaN for no observation.
-        calibration: Anything with ``n`` and ``k``.
-        groups: Group of every test case, where ``n`` and ``k`` have groups.
-
-    Returns:
-        ``covered``, ``coverage`` and, unless weights were used, ``coverage_expected``,
-        ``coverage_lower`` and ``coverage_upper``; ``coverage_pvalue``, the probability that so few
-        are covered, with weights by Kish's effective number of calibration cases (approximate);
-        attributes count cases and those left out.
-    """
-    seen = hits.notnull()
-    kept = hits.values[seen.values]
-    figures = {"coverage": float(kept.mean()) if kept.size else np.nan}
-    if "k" in calibration and kept.size:
-        groups = None if groups is None else groups[seen.values]
-        parts = group_counts(calibration, kept.size, groups)
-        figures["coverage_expected"] = order_statistics.expected_coverage(parts)
-        lower, upper = order_statistics.joint_band(parts)
-        figures |= {"coverage_lower": lower, "coverage_upper": upper}
-        figures["coverage_pvalue"] = order_statistics.coverage_pvalue(parts, int(kept.sum()))
-    elif "effective_n" in calibration and kept.size:
-        number = max(1, int(calibration["effective_n"]))
-        rank = order_statistics.coverage_rank(number, float(calibration["alpha"]))
-        parts = [(kept.size, number, rank)]
-        figures["coverage_pvalue"] = order_statistics.coverage_pvalue(parts, int(kept.sum()))
-    result = xr.Dataset({"covered": hits, **figures}, attrs=count_left_out(seen, empty=True))
-    for name in figures:
-        result[name].attrs["units"] = "probability"
-    for name in {"coverage_lower", "coverage_upper"} & set(figures):
-        result[name].attrs["note"] = "99 % band of the Beta-binomial distribution given n, k"
-    return result
-
-
-def group_counts(
-    calibration: xr.Dataset, num_test: int, groups: xr.DataArray | None
-) -> list[tuple[int, int, int]]:
-    """Return test cases, n and k of every group that has test cases."""
-    if "group" not in calibration["n"].dims:
-        return [(num_test, int(calibration["n"]), int(calibration["k"]))]
-    assert groups is not None
-    names, counts = np.unique(groups.values, return_counts=True)
-    chosen = calibration[["n", "k"]].sel(group=names)
-    triples = zip(counts, chosen["n"].values, chosen["k"].values, strict=True)
-    return [(int(m), int(n), int(k)) for m, n, k in triples]
-
-
 def carried(calibration: xr.Dataset) -> xr.Dataset:
     """Return what every result repeats of its calibration: n, k, thresholds, attributes."""
     names = [name for name in ("n", "k", "effective_n", "threshold") if name in calibration]
@@ -266,7 +244,7 @@ def carried(calibration: xr.Dataset) -> xr.Dataset:
 
 def shift_check(
     calibration: xr.Dataset,
-    feature: xr.DataArray,
+    compared: Compared,
     score: xr.DataArray | None,
     groups: xr.DataArray | None,
     false_alarm: float,
@@ -275,28 +253,26 @@ def shift_check(
     """Return the p-value of the tests of shift; NaN where the groups are not known.
 
     Args:
-        calibration: With ``features`` and ``score``.
-        feature: Features of the test cases (case, feature).
+        calibration: With what `compared` describes, and ``score``.
+        compared: The same of the test cases.
         score: Scores of the observations of the test cases (case), NaN where there is none.
         groups: Group of every test case, where the calibration has groups; "" if not known.
         false_alarm: Warn below this.
         coverage_pvalue: From `coverage_figures`, where there is one.
     """
-    named = np.array([True]) if groups is None else groups.values != ""
+    named = np.ones(len(compared.outputs), bool) if groups is None else groups.values != ""
     if ("case_group" in calibration and groups is None) or not named.any():
         note = "not tested: the groups of the test cases are unknown"
         return xr.DataArray(np.nan, attrs={"units": "probability", "test": note})
-    first, second = calibration["features"].values, feature.values
+    first, second = of_calibration(calibration), compared
     if score is not None:
-        first = np.column_stack([first, calibration["score"].values])
-        second = np.column_stack([second, score.values])
-    pair = None
+        first = first.with_output(calibration["score"].values)
+        second = second.with_output(score.values)
     if groups is not None:
-        second, pair = second[named], (calibration["case_group"].values, groups.values[named])
+        second = replace(second, groups=groups.values).isel(named)
     return shift.compare(
         first,
         second,
-        pair,
         false_alarm,
         weights=calibration["weight"].values if "weight" in calibration else None,
         coverage_pvalue=None if coverage_pvalue is None else float(coverage_pvalue),

@@ -25,12 +25,18 @@ from hashlib import blake2b
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import case_ids, find_group, has_probs, open_classes, split_blocks
+from ppl_med.analysis.tree import (
+    case_ids,
+    find_group,
+    functions_of,
+    has_probs,
+    open_classes,
+    open_layers,
+    split_blocks,
+)
 from ppl_med.axes import SAMPLES, SPACE
 
-FEATURE = "feature:"
 CODES = "log_guide"
-_IDENTITY = ("parameters_sha256", "seed")
 
 
 @dataclass(frozen=True)
@@ -122,14 +128,13 @@ class Outputs:
         Raises:
             ValueError: None were.
         """
-        group = find_group(self.tree, "posterior")
-        kept = [str(name) for name in group if str(name).startswith(FEATURE)]
+        kept = open_layers(self.tree)
         if not kept:
             raise ValueError(
                 "The posterior group holds no features; call predict(..., "
                 "keep=('feature:<name of a layer>',))."
             )
-        return [name.removeprefix(FEATURE) for name in kept]
+        return list(kept)
 
     def feature(self) -> xr.DataArray:
         """Return the kept features of the layer (chain, draw, case, unit), not yet read.
@@ -145,10 +150,7 @@ class Outputs:
             near = get_close_matches(layer, layers, n=1)
             hint = f", such as {near[0]!r}" if near else ""
             raise ValueError(f"layer must be one of {layers}{hint}, got {layer!r}.")
-        array = find_group(self.tree, "posterior")[FEATURE + layer].transpose(*SAMPLES, "case", ...)
-        if array.ndim != 4:
-            raise ValueError(f"{array.name} has dimensions {array.dims}, not one axis of units.")
-        return array
+        return open_layers(self.tree)[layer]
 
     def generated(self) -> xr.DataArray:
         """Return the log-likelihoods of the image (chain, draw, case).
@@ -200,8 +202,7 @@ class Outputs:
 
     def identity(self) -> dict[str, str]:
         """Return what tells that draws of two trees are the same functions, where it is known."""
-        found = {name: str(self.tree.attrs.get(name, "")) for name in _IDENTITY}
-        return {name: value for name, value in found.items() if value}
+        return functions_of(self.tree)
 
 
 def table(array: xr.DataArray, place: tuple[int, int]) -> np.ndarray:

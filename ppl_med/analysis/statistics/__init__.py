@@ -11,6 +11,7 @@ ranking          ROC and precision-recall, from counts at every threshold
 group_resampling cases or whole groups of them, drawn again with replacement
 resampling       labels drawn from given probabilities
 two_sample       are two samples drawn alike, of cases or of patients
+principal_shift  the same for features of layers, by their leading directions
 unit_permutations  p-values by permuting whole patients
 location_scale   closed forms of the normal, Laplace and Student t
 total_variance   split of a variance by the law of total variance

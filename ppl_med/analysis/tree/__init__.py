@@ -6,6 +6,7 @@ numbers        predicted distributions, draws, observed numbers ``open_numbers``
 masks          sampled masks                                    ``open_draws``
 graders        masks of several graders                         ``open_annotations``
 groups         groups and variables of the tree                 ``find_group``
+layers         features of layers, where kept                   ``open_layers``
 likelihoods    log-likelihood of the observation                ``open_log_likelihood``
 attributions   maps of attribution                              ``select_maps``
 copies         draws that are copies of each other, dropped     ``drop_copies``
@@ -44,6 +45,7 @@ from ppl_med.analysis.tree.cases import (
     check_disjoint,
     metadata_groups,
     other_samples,
+    unit_names,
 )
 from ppl_med.analysis.tree.classes import Classes, Posterior, class_names, has_probs, open_classes
 from ppl_med.analysis.tree.distinct_draws import drop_copies
@@ -56,6 +58,7 @@ from ppl_med.analysis.tree.graders import (
     sample_distribution,
 )
 from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
+from ppl_med.analysis.tree.layers import functions_of, mean_features, open_layers
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.analysis.tree.likelihoods import LogLikelihood, open_log_likelihood
 from ppl_med.analysis.tree.masks import (
@@ -102,16 +105,19 @@ __all__ = [
     "find_distribution",
     "find_group",
     "find_variable",
+    "functions_of",
     "grader_distribution",
     "has_probs",
     "join_blocks",
     "known",
+    "mean_features",
     "metadata_groups",
     "open_annotations",
     "open_augmented",
     "open_case_numbers",
     "open_classes",
     "open_draws",
+    "open_layers",
     "open_log_likelihood",
     "open_numbers",
     "open_probabilities",
@@ -119,4 +125,5 @@ __all__ = [
     "sample_distribution",
     "select_maps",
     "split_blocks",
+    "unit_names",
 ]

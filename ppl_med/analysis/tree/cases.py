@@ -159,17 +159,23 @@ def case_units(
     Raises:
         TypeError, ValueError: As for `metadata_groups`.
     """
+    names, kind = unit_names(tree, group, array)
+    return np.unique(names, return_inverse=True)[1], kind
+
+
+def unit_names(
+    tree: object, group: str | xr.DataArray | None, array: xr.DataArray
+) -> tuple[np.ndarray, str]:
+    """Return the name of the unit of every case (case), and what it is; as `case_units`."""
     if group is None:
         known = "patient" in array.coords or "patient" in find_group(tree, "constant_data")
         group = "patient" if known else "case"
     if isinstance(group, str) and group == "case":
-        ids = np.arange(array.sizes["case"])
         if "case" in array.coords:
-            ids = np.unique(array["case"].values.astype(str), return_inverse=True)[1]
-        return ids, group
+            return array["case"].values.astype(str), group
+        return np.arange(array.sizes["case"]), group
     names = metadata_groups(tree, group, array, "group").values
-    number = np.unique(names, return_inverse=True)[1]
-    return number, group if isinstance(group, str) else "array"
+    return names, group if isinstance(group, str) else "array"
 
 
 def _column(tree: object, name: str, array: xr.DataArray, argument: str) -> xr.DataArray:
