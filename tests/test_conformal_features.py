@@ -1,6 +1,7 @@
 """Shift seen in features, patients who count once, and weights that cannot carry the level."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_cases_of_patients_are_permuted_together() -> None:
     by_patient, by_case = [], []
     for seed in range(150):
         (one, first), (two, second) = patients(rng, 8, "a"), patients(rng, 9, "b")
-        options = {"permutations": 99, "seed": seed}
+        options: dict[str, Any] = {"permutations": 99, "seed": seed}
         by_patient.append(principal_shift([one], [two], units=(first, second), **options).pvalue)
         by_case.append(principal_shift([one], [two], **options).pvalue)
     assert at_most(by_patient)
@@ -111,7 +112,7 @@ def test_strata_may_have_other_shares() -> None:
     found, plain = [], []
     for seed in range(150):
         (one, first), (two, second) = sample(50, 0.3), sample(60, 0.7)
-        options = {"permutations": 99, "seed": seed}
+        options: dict[str, Any] = {"permutations": 99, "seed": seed}
         strata = first, second
         found.append(principal_shift([one], [two], strata=strata, **options).pvalue)
         plain.append(principal_shift([one], [two], **options).pvalue)
@@ -125,6 +126,7 @@ def test_a_shift_that_only_features_show_is_told(tmp_path) -> None:
     learnt = conformal.calibrate(feature_tree(150, "c"))
     assert learnt["feature:head"].shape == (150, 6)
     again = storage.load(storage.save(learnt, tmp_path / "calibration.nc"))
+    assert isinstance(again, xr.Dataset)
     shifted = feature_tree(120, "t", shift=3.0)
     bare = shifted.copy()
     del bare["observed_data"]
@@ -215,9 +217,8 @@ def test_permuted_coverages_follow_the_definition(monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(9)
     monkeypatch.setattr(achieved, "PERMUTATIONS", 200)
     score, group = rng.integers(8, size=40).astype(float), np.repeat(["x", "y", "z"], [30, 6, 4])
-    units = tuple(
-        np.repeat(np.arange(20), 2).astype(str)[part] for part in np.split(np.arange(40), 2)
-    )
+    names = np.repeat(np.arange(20), 2).astype(str)
+    units = names[:20], names[20:]
     strata = group[:20], group[20:]
     tests = np.concatenate(list(memberships(units, 200, 0, strata=strata)))
     found = np.concatenate(list(achieved._coverages(score, units, strata, 0.2)))
@@ -333,8 +334,8 @@ def test_patients_do_not_betray_the_set_they_are_in() -> None:
     for prefix in "ab":
         values, names = patients(rng, 40, prefix)
         columns = np.column_stack([np.sign(values), values, values**2, values[:, :1] * values])
-        ids = {"case": [f"{prefix}{index}" for index in range(len(names))]}
-        ids["patient"] = ("case", names)
+        numbered = [f"{prefix}{index}" for index in range(len(names))]
+        ids = {"case": ("case", numbered), "patient": ("case", names)}
         arrays.append(xr.DataArray(columns, ids, ("case", "feature")))
     by_patient = conformal.density_ratio(*arrays)[0].attrs["auc"]
     by_case = conformal.density_ratio(*arrays, group="case")[0].attrs["auc"]

@@ -4,7 +4,7 @@ calibrate, predict_sets                       classes: LAC, APS, RAPS, SAPS; Mon
 calibrate_intervals, predict_intervals        observed numbers: absolute, normalised, CQR; the same
 calibrate_masks, predict_masks                segmentation: bounded false-negative rate
 fill_empty_sets                               the most probable class in the place of no class
-density_ratio                                 weights for a covariate shift
+density_ratio                                 weights for a covariate shift, of features
 leave_one_out_sets, leave_one_out_intervals   jackknife+ from training cases, by PSIS
 bayes_sets, bayes_intervals                   conformal Bayes from training cases
 coverage, set_sizes                           by group, with exact bands; how large sets are
@@ -13,6 +13,10 @@ Calibration cases must be cases the model was not trained on, and no test cases:
 Settings (the score, its penalty, the groups, alpha) are chosen before the calibration cases are
 looked at. What is promised is an average over cases and calibration sets, no probability that a
 single set is right.
+
+Where the trees keep features (``predict(..., keep=("feature:<layer>",))``), a shift is looked for
+in them too. Cases of one patient, by the column "patient" or ``group=``, count together in what
+says whether calibration and test are alike; the level itself is over cases.
 
 A case whose label is -1, or whose number is NaN, has no observation: it does not calibrate and does
 not count in the coverage, and its ``covered`` is NaN. Attributes of every result count such cases.

@@ -121,7 +121,7 @@ def _coverages(
     strata: tuple[np.ndarray, np.ndarray] | None,
     alpha: float,
 ) -> Iterator[np.ndarray]:
-    """Yield coverages of permutations (permutation,), thresholds learnt anew; the observed first."""
+    """Yield coverages (permutation,), thresholds learnt anew; the observed one first."""
     names = np.zeros(len(scores), np.int64)
     if strata is not None:
         names = np.unique(np.concatenate(strata), return_inverse=True)[1]
@@ -134,9 +134,9 @@ def _coverages(
         parts.append((rows, ends, np.array(ranks)))
     for is_test in memberships(units, PERMUTATIONS, 0, strata=strata):
         covered = np.zeros(len(is_test))
-        for rows, ends, ranks in parts:
+        for rows, ends, rank_of in parts:
             below = (~is_test[:, rows]).cumsum(1)  # calibration cases up to here
-            rank = ranks[below[:, -1]]
+            rank = rank_of[below[:, -1]]
             place = ends[(below >= rank[:, None]).argmax(1)]
             place = np.where(rank > below[:, -1], len(rows) - 1, place)
             covered += place + 1 - np.take_along_axis(below, place[:, None], 1)[:, 0]

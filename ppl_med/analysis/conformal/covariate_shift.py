@@ -13,8 +13,6 @@ of `predict_sets` hold every class, with a warning; sets that do not overlap at 
 Source: Tibshirani, Barber, Candes and Ramdas, NeurIPS 2019, arXiv:1904.06019, section 2.3.
 """
 
-from typing import TypeVar
-
 import numpy as np
 import xarray as xr
 from sklearn.linear_model import LogisticRegression
@@ -35,14 +33,13 @@ from ppl_med.analysis.tree import case_ids, check_disjoint, open_layers, unit_na
 from ppl_med.moved import renamed_argument
 
 _FOLDS = 5
-Features = TypeVar("Features", xr.DataArray, xr.DataTree)
 
 
 @renamed_argument("calibration_features", "calibration")
 @renamed_argument("test_features", "test")
 def density_ratio(
-    calibration: Features,
-    test: Features,
+    calibration: xr.DataTree | xr.DataArray,
+    test: xr.DataTree | xr.DataArray,
     *,
     layer: str | None = None,
     group: str | None = None,
@@ -77,12 +74,15 @@ def density_ratio(
             finite, too few cases or patients, shared ones, or sets that do not overlap (AUC of 1):
             no weights can help then.
     """
-    kinds = [isinstance(given, xr.DataTree) for given in (calibration, test)]
-    if len(set(kinds)) > 1:
+    arrays: list[xr.DataArray]
+    if isinstance(calibration, xr.DataTree) and isinstance(test, xr.DataTree):
+        arrays = _reduced(calibration, test, layer)
+    elif isinstance(calibration, xr.DataTree) or isinstance(test, xr.DataTree):
         raise TypeError("calibration and test must be two trees, or features of both.")
-    if layer is not None and not all(kinds):
-        checks.reject("layer", "None, where trees are not given", layer)
-    arrays = _reduced(calibration, test, layer) if all(kinds) else [calibration, test]
+    else:
+        arrays = [calibration, test]
+        if layer is not None:
+            checks.reject("layer", "None, where trees are not given", layer)
     for name, array in zip(("calibration", "test"), arrays, strict=True):
         _check(array, name)
     if arrays[0].sizes["feature"] != arrays[1].sizes["feature"]:
@@ -148,7 +148,7 @@ def _reduced(calibration: xr.DataTree, test: xr.DataTree, layer: str | None) -> 
 
 
 def _units(
-    given: tuple[Features, Features], arrays: list[xr.DataArray], group: str | None
+    given: tuple[object, object], arrays: list[xr.DataArray], group: str | None
 ) -> np.ndarray | None:
     """Whose the cases of both are; None where every one is for itself."""
     names = [

@@ -17,6 +17,7 @@ NeurIPS 2019, arXiv:1810.11953 (tests after a reduction of dimension).
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import eigh
 
 from ppl_med.analysis.statistics.two_sample import PERMUTATIONS
 from ppl_med.analysis.statistics.unit_permutations import (
@@ -55,9 +56,9 @@ def principal_coordinates(
         return np.zeros((cases, 0)), np.zeros(cases)
     wide = features > cases
     square = centred @ centred.T if wide else centred.T @ centred
-    eigenvalues, vectors = np.linalg.eigh(square)
-    number = min(most, max(1, cases // _CASES_PER_DIRECTION))
-    number = min(number, int((eigenvalues > _CUT * eigenvalues[-1]).sum()))
+    number = min(most, max(1, cases // _CASES_PER_DIRECTION), len(square))
+    eigenvalues, vectors = eigh(square, subset_by_index=(len(square) - number, len(square) - 1))
+    number = int((eigenvalues > _CUT * eigenvalues[-1]).sum())
     kept, eigenvalues = vectors[:, : -number - 1 : -1], eigenvalues[: -number - 1 : -1]
     unit = kept if wide else centred @ kept / np.sqrt(eigenvalues)  # columns of length 1
     total = (centred**2).sum(1)
