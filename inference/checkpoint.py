@@ -20,7 +20,6 @@ from ppl_med.checks import a_path, reject
 from ppl_med.inference.data_digest import bytes_of
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.tensor_files import SUFFIX, as_safetensors, from_safetensors
-from ppl_med.likelihoods import Likelihood
 from ppl_med.likelihoods.interface import settings_of
 from ppl_med.programs.isolation import undisturbed
 from ppl_med.programs.parameters import (
@@ -81,11 +80,11 @@ def digest(pairs: Sequence[tuple[Program, Program | None]]) -> str:
 
 
 def settings(model: Program) -> str:
-    """Priors, likelihoods and other losses of a model, with settings that no shape shows."""
+    """Priors, likelihoods and other parts of a model, with settings that no shape shows."""
     found: list[str] = []
     for part in parts_of(model):
-        if isinstance(part, Likelihood):
-            found.append(part.settings())
+        if callable(own := getattr(part, "settings", None)):
+            found.append(str(own()))
         elif isinstance(getattr(part, "training_loss", None), str):
             found.append(f"{type(part).__name__}({part.training_loss})")
         if isinstance(getattr(part, "prior", None), Prior):

@@ -4,7 +4,9 @@ from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.conditional_vae import ConditionalVAE
 from ppl_med.models.confounder_free import ConfounderFreeClassifier
 from ppl_med.models.dense_regressor import DenseRegressor
+from ppl_med.models.duq_classifier import DUQClassifier
 from ppl_med.models.findings_classifier import FindingsClassifier
+from ppl_med.models.generalized_odin_classifier import GeneralizedODINClassifier
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
 from ppl_med.models.image_vae import ImageVAE
@@ -22,8 +24,10 @@ __all__ = [
     "BayesianSegmenter",
     "ConditionalVAE",
     "ConfounderFreeClassifier",
+    "DUQClassifier",
     "DenseRegressor",
     "FindingsClassifier",
+    "GeneralizedODINClassifier",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",
     "ImageVAE",

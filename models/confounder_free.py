@@ -202,6 +202,10 @@ class _FeatureProgram(nn.Module):
         super().__init__()
         self.model = model
 
+    def of_member(self, member: ConfounderFreeClassifier) -> nn.Module:
+        """The same of an ensemble's member; see ``protocol.of_member``."""
+        return _FeatureProgram(member)
+
     def forward(
         self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:

@@ -25,7 +25,7 @@ from ppl_med.inference import (
 )
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.training.trainer import Trainer
-from ppl_med.models import BayesianClassifier, LatentClassifier
+from ppl_med.models import BayesianClassifier, DUQClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
 
 CASES, BATCH_SIZE, EPOCHS = 44, 8, 3
@@ -205,6 +205,13 @@ def latent_code() -> dict[str, Any]:
     return {"model": model, "guide": guide, "batches": _batches()}
 
 
+def centroids() -> dict[str, Any]:
+    """Buffers that follow every step, under draws of their own."""
+    torch.manual_seed(0)
+    model = DUQClassifier(network(), ["no", "yes"], 2, batch_size=BATCH_SIZE, momentum=0.9)
+    return {"model": model, "guide": MeanFieldNormal(model), "batches": _batches()}
+
+
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
@@ -213,6 +220,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
         loader_with_generator,
         ensemble,
         latent_code,
+        centroids,
     )
 }
 

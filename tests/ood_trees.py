@@ -2,9 +2,15 @@
 
 import numpy as np
 import xarray as xr
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 UNITS, CLASSES = 6, 3
+
+
+def by_class(logit: np.ndarray) -> dict[str, np.ndarray]:
+    """What models give of every class, by logits of some."""
+    kernel = expit(logit)
+    return {"probs": softmax(logit, -1), "logit": logit, "kernel": kernel, "dividend": logit / 2}
 
 
 def feature_tree(
@@ -38,9 +44,9 @@ def feature_tree(
     dims = ("chain", "draw", "case")
     posterior = xr.Dataset(
         {
-            "probs": ((*dims, "class"), softmax(logit, -1)),
-            "logit": ((*dims, "class"), logit),
             "feature:head": ((*dims, "unit"), feature),
+            "divisor": (dims, expit(feature[..., 0])),
+            **{name: ((*dims, "class"), values) for name, values in by_class(logit).items()},
         },
         coords={"case": [f"{prefix}{i}" for i in range(number)], "class": list("abc")},
     )

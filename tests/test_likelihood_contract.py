@@ -27,9 +27,11 @@ from ppl_med.likelihoods import (
     Bernoulli,
     Categorical,
     ClassLikelihood,
+    DividedLogits,
     Findings,
     FocalLoss,
     Gaussian,
+    KernelClasses,
     LabelNoise,
     LabelSmoothing,
     LaplaceNoise,
@@ -97,6 +99,28 @@ def noisy_logit_logpmf(one: Any, output: np.ndarray, value: np.ndarray, _: Any) 
     noise = one.points.numpy().reshape(1, -1, 3, *[1] * len(one.event))
     probs = special.softmax(mean[:, None] + np.exp(log_variance / 2)[:, None] * noise, 2).mean(1)
     return of_class(np.log(probs), value)
+
+
+def kernel_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np.ndarray:
+    """By the kernels themselves: Bernoullis, given that exactly one of them is 1."""
+    kernel = special.expit(output)
+    alone = [
+        np.prod(
+            np.where(
+                np.arange(output.shape[1]) == label,
+                np.moveaxis(kernel, 1, -1),
+                1 - np.moveaxis(kernel, 1, -1),
+            ),
+            -1,
+        )
+        for label in range(output.shape[1])
+    ]
+    return of_class(np.log(np.stack(alone, 1) / np.sum(alone, 0)[:, None]), value)
+
+
+def quotient_logpmf(_: Any, output: np.ndarray, value: np.ndarray, __: Any) -> np.ndarray:
+    logits = output[:, :-1] / special.expit(output[:, -1:])
+    return of_class(special.log_softmax(logits, 1), value)
 
 
 def located_logpdf(law: Callable[..., Any]) -> Callable[..., np.ndarray]:
@@ -174,6 +198,12 @@ ROWS: dict[str, Row] = {
         axes=(FINDING,),
     ),
     "Ordinal": Row(Ordinal, cumulative_logpmf, {"partial": True}),
+    "KernelClasses": Row(
+        KernelClasses, kernel_logpmf, {"classes": ("a", "b", "other")}, partial=False
+    ),
+    "DividedLogits": Row(
+        DividedLogits, quotient_logpmf, {"classes": ("a", "b", "other")}, partial=False
+    ),
     "LogitNormal": Row(LogitNormal, noisy_logit_logpmf, {"samples": 9}),
     "LabelNoise": Row(LabelNoise, noisy_label_logpmf, {"noise": 0.3}),
     "LabelSmoothing": Row(LabelSmoothing, changed={"smoothing": 0.3}),

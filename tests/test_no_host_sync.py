@@ -28,7 +28,7 @@ from ppl_med.inference import (
 )
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.likelihoods import Categorical
-from ppl_med.models import BayesianClassifier, LatentClassifier
+from ppl_med.models import BayesianClassifier, DUQClassifier, LatentClassifier
 from ppl_med.networks import AlexNet, GaussianEncoder, LeNet
 from ppl_med.programs.elbo import total
 from ppl_med.weights import RandomWeights
@@ -216,6 +216,21 @@ def test_a_step_of_fit_reads_nothing_however_it_is_made(monkeypatch: pytest.Monk
         device="cpu",
     )
     assert steps == 3
+
+
+def test_a_step_that_centroids_follow_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer._step
+
+    def watched(self: Any, *arguments: Any) -> None:
+        with NoHostReads():
+            step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    model = DUQClassifier(LeNet(1, 5, size=16), ["a", "b"], 5)
+    batch = {"image": torch.randn(2, 1, 16, 16), "label": torch.tensor([0, 1])}
+    before = model.centroids.total.clone()
+    fit(model, PointEstimate(model), [batch] * 2, epochs=1, progress=False, device="cpu")
+    assert not torch.equal(model.centroids.total, before)
 
 
 READS: dict[str, Callable[[Tensor], Any]] = {

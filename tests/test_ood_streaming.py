@@ -9,8 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import xarray as xr
-from ood_trees import UNITS, feature_tree
-from scipy.special import softmax
+from ood_trees import UNITS, by_class, feature_tree
 
 from ppl_med.analysis import ood
 from ppl_med.analysis.ood import confidence, features
@@ -19,7 +18,7 @@ from ppl_med.analysis.tree import blocks
 CASES, MORE = 500, 4
 LIMIT = 2**21  # of which a block holds fewer cases
 WIDE, NUM_CLASSES = 40, 30
-OF_DRAWS = 4  # times the scores of all draws: they are joined, copied, and their spread is taken
+OF_DRAWS = 8  # times the scores of all draws, joined, copied, their spread taken; features are 40
 OF_CLASSIFIERS = (*confidence.SCORES, *features.SCORES)
 QUICK = ("mutual_information", "mahalanobis")
 
@@ -33,7 +32,7 @@ def wide_tree(number: int, prefix: str) -> xr.DataTree:
     feature[..., UNITS:] = random.normal(size=feature[..., UNITS:].shape)
     logit = feature @ np.random.default_rng(0).normal(size=(WIDE, NUM_CLASSES))
     dims = ("chain", "draw", "case", "class")
-    outputs = {"probs": (dims, softmax(logit, -1)), "logit": (dims, logit)}
+    outputs = {name: (dims, values) for name, values in by_class(logit).items()}
     tree["posterior"] = group.drop_dims("class").assign(outputs)
     return tree
 

@@ -62,7 +62,9 @@ from ppl_med.models import (
     ConditionalVAE,
     ConfounderFreeClassifier,
     DenseRegressor,
+    DUQClassifier,
     FindingsClassifier,
+    GeneralizedODINClassifier,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
     ImageVAE,
@@ -338,9 +340,24 @@ def findings_classifier(guide: Callable[[Any], nn.Module]) -> Pair:
     return model, guide(model)
 
 
+def duq(guide: Callable[[Any], nn.Module]) -> Pair:
+    model = DUQClassifier(small_net(6), CLASSES, 6, centroid_dim=3, batch_size=16)
+    return model, guide(model)
+
+
+def generalized_odin(guide: Callable[[Any], nn.Module], similarity: Any = "cosine") -> Pair:
+    model = GeneralizedODINClassifier(small_net(6), CLASSES, 6, similarity=similarity)
+    return model, guide(model)
+
+
 def ensemble(guide: Callable[[Any], nn.Module]) -> Pair:
     model = BayesianClassifier(small_net(), CLASSES)
     return model, Ensemble(model, guide, members=2)
+
+
+def ensemble_of_duq() -> Pair:
+    model, _ = duq(PointEstimate)
+    return model, Ensemble(model, PointEstimate, members=2)
 
 
 def site_temperature() -> Pair:
@@ -531,6 +548,13 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "findings": partial(findings_classifier, MeanFieldNormal),
     "findings-dropout": partial(findings_classifier, BernoulliDropout),
     "confounder-free": confounder_free,
+    "duq": partial(duq, PointEstimate),
+    "duq-normal": partial(duq, MeanFieldNormal),
+    "duq-dropout": partial(duq, BernoulliDropout),
+    "generalized-odin": partial(generalized_odin, PointEstimate),
+    "generalized-odin-inner": partial(generalized_odin, MeanFieldNormal, "inner"),
+    "generalized-odin-euclidean": partial(generalized_odin, MeanFieldNormal, "euclidean"),
+    "generalized-odin-dropout": partial(generalized_odin, BernoulliDropout),
     "constrained": constrained,
     "site-temperature": site_temperature,
     **SEGMENTERS,
@@ -541,6 +565,7 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
 SEVERAL: dict[str, Callable[[], Pair]] = {
     "ensemble-of-points": partial(ensemble, PointEstimate),
     "ensemble-of-normals": partial(ensemble, MeanFieldNormal),
+    "ensemble-of-duq": ensemble_of_duq,
 }
 PAIRS = PROGRAMS | SEVERAL
 NO_FUNCTION_OF_AN_IMAGE = {"site-temperature"}  # it needs the site too

@@ -17,6 +17,7 @@ from torch import nn
 from ppl_med.checks import choice, whole
 from ppl_med.inference.guides.kept_draws import KeptChains
 from ppl_med.inference.guides.pairs import check_pair
+from ppl_med.programs import protocol
 
 
 class Ensemble(nn.Module):
@@ -93,7 +94,9 @@ def members_of(model: Any, guide: Any) -> list[tuple[Any, Any]]:
     """
     if isinstance(model, Ensemble):
         raise ValueError("model is an Ensemble, a guide; the model comes first: (model, guide)")
-    pairs = guide.members if isinstance(guide, Ensemble) else [(model, guide)]
+    pairs = [(model, guide)]
+    if isinstance(guide, Ensemble):
+        pairs = [(protocol.of_member(model, own), its_guide) for own, its_guide in guide.members]
     if isinstance(guide, KeptChains):
         pairs = [(model, chain) for chain in guide.chains]
     for pair in pairs:

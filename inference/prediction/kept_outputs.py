@@ -62,7 +62,8 @@ class KeptOutputs:
         """Store what was caught in one run on a batch of so many cases.
 
         Raises:
-            ValueError: A layer ran not once, or its output is not one row for every case.
+            ValueError: A layer ran not once, its output is not one row for every case, or the
+                network gives no logit of every class.
         """
         for name, values in self._caught.items():
             if len(values) != 1:
@@ -75,6 +76,12 @@ class KeptOutputs:
                 raise ValueError(
                     f"keep={name!r}: its output has shape {tuple(value.shape)}, not one row for "
                     f"each of {cases} cases; choose another layer"
+                )
+            classes = builder.coords.get("class")
+            if name == LOGIT and classes is not None and len(classes) != value.shape[1]:
+                raise ValueError(
+                    f"keep={name!r}: the network gives {value.shape[1]} numbers of a case, no "
+                    f"logit for each of {len(classes)} classes; keep a layer, 'feature:<layer>'"
                 )
             dims = ["case", "class" if name == LOGIT else f"{name}_dim_0"]
             builder.put(chunk, (builder.group, name), dims, value, where, builder.attrs)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyro.poutine as poutine
+import torch
 from torch import Tensor
 
 from ppl_med.inference import checkpoint as files
@@ -15,7 +17,9 @@ from ppl_med.inference.training.parameter_groups import frozen_norms
 from ppl_med.inference.training.selection import Plateau, best_epoch
 from ppl_med.inference.training.settings import Settings
 from ppl_med.inference.training.updates import Updates
+from ppl_med.programs import protocol
 from ppl_med.programs.parameters import modules_of, set_mode
+from ppl_med.programs.sites import Batch, select_arguments
 
 LARGE_KL, COLLAPSED_KL = 1e3, 0.05
 
@@ -49,6 +53,7 @@ class Member:
         self.standing: dict[str, Any] | None = None
         self.done = False
         self._still = frozen_norms(modules_of(*pair), updates.groups.frozen)
+        self._after_steps = protocol.after_steps(self.model)
 
     def batches_done(self, num_batches: int) -> int:
         """Batches trained so far, of epochs of ``num_batches``."""
@@ -72,6 +77,17 @@ class Member:
         set_mode(self.pair, True)
         for module in self._still:
             module.eval()
+
+    def after_step(self, batch: Batch, num_cases: int) -> None:
+        """Let parts of the model follow a step of one batch; see ``protocol.after_steps``."""
+        if not self._after_steps:
+            return
+        set_mode(self.pair, False)
+        with torch.no_grad():
+            drawn = poutine.trace(self.guide).get_trace(**batch, num_cases=num_cases)
+            for program in self._after_steps:
+                poutine.replay(program, trace=drawn)(**select_arguments(program, batch))
+        self.set_training()
 
     def look_at_scores(self, settings: Settings) -> None:
         """Take from held-out scores what the coming epoch needs of them."""

@@ -16,9 +16,10 @@ from ppl_med.inference.training.settings import Settings
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.inference.training.updates import Updates
 from ppl_med.inference.training.value_units import learn_units
-from ppl_med.programs import rng
+from ppl_med.programs import protocol, rng
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import free_parameters
+from ppl_med.programs.sites import full_name
 from ppl_med.storage.atomic import check_writable
 
 Pair = tuple[Any, Any]
@@ -88,6 +89,11 @@ def _member(
     alone: bool,
 ) -> Member:
     model, guide = pair
+    if settings.accumulate > 1 and protocol.after_steps(model):
+        raise ValueError(
+            f"accumulate must be 1, got {settings.accumulate}: {full_name(model)} follows every "
+            "step by the cases of its one batch; use larger batches"
+        )
     with private_store():
         found = DryRun.of(model, guide, first, loader.num_cases, settings.device)
         if settings.validation is not None:

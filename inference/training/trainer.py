@@ -212,6 +212,8 @@ class Trainer:
         if enabled:  # inside another autocast, the weights' copies would serve all later steps
             torch.clear_autocast_cache()
         updates.add(loss, self.epoch)
+        if updates.size == 0:
+            member.after_step(values, loader.num_cases)
 
     def _show(self, member: Member, bar: Any) -> None:
         """Read the losses and write them to the bar, not more often than it is redrawn."""

@@ -9,6 +9,9 @@ posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several leve
 
     density   Categorical, Bernoulli, Ordinal, LogitNormal, LabelNoise, Findings
     loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware
+
+``DividedLogits`` (a density) and ``KernelClasses`` (a loss) are those of models that know what they
+have never seen; ``predict`` stores what they are made of beside the probabilities.
 """
 
 from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, class_likelihood
@@ -21,9 +24,11 @@ from ppl_med.likelihoods.classes import (
     balanced_weights,
 )
 from ppl_med.likelihoods.continuous import Gaussian, LaplaceNoise, StudentT
+from ppl_med.likelihoods.divided_logits import DividedLogits
 from ppl_med.likelihoods.findings import Findings
 from ppl_med.likelihoods.focal import FLSD_53, FocalLoss
 from ppl_med.likelihoods.interface import Likelihood, check_tensor, observe
+from ppl_med.likelihoods.kernel_classes import KernelClasses
 from ppl_med.likelihoods.logit_normal import LogitNormal
 from ppl_med.likelihoods.loss_distribution import ClassLoss
 from ppl_med.likelihoods.neighbourhood import NeighbourAware, SpatialSmoothing
@@ -47,9 +52,11 @@ __all__ = [
     "Categorical",
     "ClassLikelihood",
     "ClassLoss",
+    "DividedLogits",
     "Findings",
     "FocalLoss",
     "Gaussian",
+    "KernelClasses",
     "LabelNoise",
     "LabelSmoothing",
     "LaplaceNoise",

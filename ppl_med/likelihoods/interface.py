@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -142,6 +143,18 @@ def observe(
         _check_shape(site, tuple(value.shape), fn)
     plain = stored and not event
     pyro.sample(site, fn, obs=value, infer=None if plain else dims(*event, stored=stored))
+
+
+def note(name: str, value: Tensor, *axes: str) -> None:
+    """Have ``predict`` store numbers of every case: ``pyro.deterministic`` with named axes.
+
+    Args:
+        name: Of the variable in the tree.
+        value: Dims (case, *axes), inside the plate of cases.
+        axes: Names of the axes after the case.
+    """
+    fn = dist.Delta(value, event_dim=len(axes)).mask(False)
+    pyro.sample(name, fn, obs=value, infer={"_deterministic": True, **dims(*axes)})
 
 
 def _check_shape(site: str, shape: tuple[int, ...], fn: Any) -> None:

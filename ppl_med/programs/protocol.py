@@ -17,6 +17,8 @@ Attribute            Of                  Meaning
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
 ``training_loss``    part of a model     What is trained in the place of a log-density.
 ``settings``         part of a model     What a resumed run must share.
+``after_step``       part of a model     Moves its buffers after an optimizer step.
+``of_member``        view of a model     The same view of another model, an ensemble's member.
 ``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
 ===================  ==================  =========================================================
 
@@ -119,6 +121,26 @@ def training_losses(model: Any) -> list[str]:
     """What parts of the model train in the place of a log-density; none in a plain posterior."""
     named = [getattr(part, "training_loss", None) for part in parts_of(model)]
     return [str(name) for name in named if name is not None]
+
+
+def after_steps(model: Any) -> list[Callable[..., None]]:
+    """Programs that let parts of a model follow training in what is no parameter, as centroids do.
+
+    ``fit`` runs each after every optimizer step, on the entries of the step's batch that it takes
+    as arguments: in evaluation mode, without gradients, in float32, under a draw of the guide as it
+    is after the step. They may change buffers, which stand in every checkpoint, and nothing else.
+    """
+    found = [getattr(part, "after_step", None) for part in parts_of(model)]
+    return [program for program in found if callable(program)]
+
+
+def of_member(model: Any, member: Any) -> Any:
+    """The program of an ensemble's member that stands for a model, or for a view of one.
+
+    A view is a program that returns something else of a model, such as its features.
+    """
+    view = getattr(model, "of_member", None)
+    return member if view is None else view(member)
 
 
 def network_name(model: Any) -> str | None:

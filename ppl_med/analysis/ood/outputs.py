@@ -3,6 +3,9 @@
     posterior/probs             (chain, draw, case, class)
     posterior/logit             (chain, draw, case, class)   predict(..., keep=("logit",))
     posterior/feature:<layer>   (chain, draw, case, unit)    predict(..., keep=("feature:<layer>",))
+    posterior/kernel            (chain, draw, case, class)   of a DUQClassifier
+    posterior/dividend          (chain, draw, case, class)   of a GeneralizedODINClassifier,
+    posterior/divisor           (chain, draw, case)          with this
 
 or, of a model that generates the image, such as ``ImageVAE``,
 
@@ -121,6 +124,22 @@ class Outputs:
                 "lacks what all logits share. Call predict(..., keep=('logit',))."
             )
         return group["logit"].transpose(*SAMPLES, "case", "class")
+
+    def stored(self, name: str, *last: str, model: str) -> xr.DataArray:
+        """Return what a model stores beside its probabilities, not yet read.
+
+        Dims (chain, draw, case, *last), of masks with space before the last.
+
+        Raises:
+            ValueError: The tree is of another model than the named one.
+        """
+        group = find_group(self.tree, "posterior")
+        if name not in group:
+            raise ValueError(
+                f"The posterior group holds no {name}, which predict stores of a {model} alone: "
+                "choose another score, or train that model."
+            )
+        return group[name].transpose(*SAMPLES, "case", ..., *last)
 
     def layers(self) -> list[str]:
         """Names of the layers whose features were kept.

@@ -49,7 +49,8 @@ def fit_reference(
             "energy", "max_logit" learn nothing; "mahalanobis", "relative_mahalanobis", "knn",
             "residual" and "vim" learn from features. Of a model that generates the image:
             "reconstruction", "likelihood" and "waic" learn nothing, "reconstruction_mahalanobis"
-            and "input_complexity" learn; read the warning in ``ood.generative``.
+            and "input_complexity" learn; read the warning in ``ood.generative``. Of the models of
+            these names: "duq", "generalized_odin", "generalized_odin_divisor" learn nothing.
         tree: The tree of `predict` on in-distribution cases: for scores of features best the
             training cases, with ``keep=("feature:<layer>",)``.
         held_out: The same on in-distribution cases that the network has not seen, which give the
