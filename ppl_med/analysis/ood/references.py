@@ -94,8 +94,7 @@ def fit_reference(
         outside = open_outputs(tree.isel(case=kept), layer)
     check_unseen(outside.tree, "tree" if held_out is None else "held_out")
     result = xr.Dataset(attrs={"score": score, "orientation": ORIENTATION})
-    result.attrs |= {_IDENTITY + name: value for name, value in inside.identity().items()}
-    result.attrs |= dict(zip(("chains", "draws"), inside.samples, strict=True))
+    result.attrs |= identity_attrs(inside)
     if known is not None:
         result.attrs["layer"] = str(inside.feature().name)
         result = _fit(result, known, open_outputs(tree.isel(case=learning), layer), settings)
@@ -154,6 +153,18 @@ def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
         )
     layer = reference.attrs.get("layer")
     outputs = open_outputs(tree, layer.removeprefix("feature:") if layer else None)
+    check_goes_with(outputs, reference)
+    return outputs
+
+
+def identity_attrs(outputs: Outputs) -> dict[str, str | int]:
+    """Attributes of a reference that tell which functions it was learnt from."""
+    found: dict[str, str | int] = {_IDENTITY + key: v for key, v in outputs.identity().items()}
+    return found | dict(zip(("chains", "draws"), outputs.samples, strict=True))
+
+
+def check_goes_with(outputs: Outputs, reference: xr.Dataset) -> None:
+    """Raise where outputs are of other functions than a reference, or of its cases."""
     identity = {
         name.removeprefix(_IDENTITY): str(value)
         for name, value in reference.attrs.items()
@@ -164,7 +175,6 @@ def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
     for name in reference.variables:
         if str(name).endswith(("calibration_case", "learnt_case", "scaled_case")):
             check_disjoint(reference[name].values, outputs.ids, "reference and tree", FAMILIAR)
-    return outputs
 
 
 def check_same_functions(
