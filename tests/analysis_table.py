@@ -30,6 +30,7 @@ from ppl_med.analysis import (
     scoring,
     segmentation,
     selective,
+    shift,
     spray,
     uncertainty,
 )
@@ -423,6 +424,28 @@ def novelties(tree: xr.DataTree) -> xr.Dataset:
 
 
 IMAGES = Kind(generated_tree, "observed_data/image")
+
+
+def told_apart_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Labelled cases most of which are called what they are."""
+    tree = class_tree(number, prefix)
+    right = np.eye(3)[array(tree, "observed_data/label").values]
+    group = tree["posterior"].to_dataset()
+    tree["posterior"] = xr.DataTree(group.assign(probs=0.4 * group["probs"] + 0.6 * right))
+    return tree
+
+
+def others(tree: xr.DataTree) -> xr.DataTree:
+    """Further in-distribution cases, some more."""
+    return unseen(lambda number, prefix: feature_tree(40, "held"), tree)
+
+
+def shift_found(tree: xr.DataTree) -> xr.Dataset:
+    """Diagnosis of cases against others."""
+    reference = shift.fit_reference(unseen(feature_tree, tree), held_out=others(tree))
+    return shift.diagnose(tree, reference, permutations=9, resamples=9)
+
+
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
@@ -494,6 +517,17 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "ood.evaluate_failures": Analysis(
         lambda tree: ood.evaluate_failures(ood_scores(tree), tree, resamples=0), LABELS
+    ),
+    "shift.fit_reference": Analysis(
+        lambda tree: shift.fit_reference(tree, held_out=others(tree)), FEATURES, members=True
+    ),
+    "shift.diagnose": Analysis(shift_found, FEATURES, reads=False, members=True),
+    "shift.shares_by_em": Analysis(
+        lambda tree: shift.shares_by_em(unseen(class_tree, tree), tree, resamples=0), LABELS
+    ),
+    "shift.shares_by_confusion": Analysis(
+        lambda tree: shift.shares_by_confusion(unseen(class_tree, tree), tree, resamples=0),
+        Kind(told_apart_tree, "observed_data/label"),
     ),
     "scoring.score": Analysis(scoring.score, LABELS),
     "scoring.score/pixels": Analysis(scoring.score, PIXELS),

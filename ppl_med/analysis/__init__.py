@@ -10,6 +10,7 @@ calibration   calibration errors and curves, recalibration on held-out cases
 conformal     prediction sets with a coverage guarantee
 selective     what is gained by leaving out the uncertain
 ood           how unlike training a case is, with a p-value of every case
+shift         whether cases have shifted, and how: covariate, label, semantic
 aggregation   from a map of uncertainty to a score per case
 spray         groups of cases by where the model looked, in search of a biased data set
 case_groups   errors over patients: any analysis on resampled groups of cases

@@ -81,9 +81,11 @@ def fit_reference(
         checks.reject("tree", "of one class per case", inside.probs.dims)
     layers = [layer] if isinstance(layer, str) else list(layer or inside.layers())
     label, rows, counts = open_classes(tree).labelled_cases()
+    num_classes = inside.probs.sizes["class"]
+    if len(rows) <= num_classes + 1:
+        checks.reject("tree", f"of more than {num_classes + 1} labelled cases", len(rows))
     known, kept, _ = open_classes(held_out).labelled_cases()
     names = unit_names(held_out, group, outside.probs)
-    num_classes = inside.probs.sizes["class"]
     _check_classes(known, names[0][kept], open_classes(tree).names)
     number = max(directions, num_classes - 1)
     number = max(1, min(number, len(kept) // _CASES_PER_DIRECTION // len(layers)))
@@ -176,6 +178,8 @@ def _directions(
     inverse = solve_triangular(np.linalg.cholesky(common), np.eye(len(common)), lower=True).T
     white = (features[:, alive] - centre[alive]) / scale[alive] @ inverse
     vectors = np.linalg.svd(white, full_matrices=False)[2][:number].T
+    largest = np.abs(vectors).argmax(0)
+    vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
     matrix = np.zeros((features.shape[1], vectors.shape[1]))
     matrix[alive] = inverse @ vectors / scale[alive][:, None]
     return centre, matrix
