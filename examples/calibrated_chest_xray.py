@@ -29,7 +29,7 @@ from recalibration.study import PARTS, Study
 
 from ppl_med import storage
 from ppl_med.analysis import calibration, conformal, scoring
-from ppl_med.analysis.conformal.shift import FALSE_ALARM
+from ppl_med.analysis.conformal.exchangeability import FALSE_ALARM
 from ppl_med.plots import calibration_curves, prediction_sets
 from ppl_med.plots.report import Section, paragraph, picture, write_report
 from ppl_med.plots.report import table as html_table

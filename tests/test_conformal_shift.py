@@ -8,7 +8,7 @@ from posterior_trees import array, classification_tree
 from scipy import stats
 
 from ppl_med.analysis import conformal
-from ppl_med.analysis.conformal import order_statistics, shift
+from ppl_med.analysis.conformal import exchangeability, order_statistics
 from ppl_med.analysis.conformal.compared import Compared
 
 
@@ -40,11 +40,11 @@ def test_groups_are_compared_one_by_one() -> None:
         return rng.normal(np.where(group == "a", 3.0, move), 1.0)[:, None], group
 
     (one, first), (two, second) = sample(300, 0.2, 0), sample(300, 0.8, 0)
-    assert float(shift.compare(Compared(one), Compared(two), 0)) < 1e-6
+    assert float(exchangeability.compare(Compared(one), Compared(two), 0)) < 1e-6
     within = [Compared(one, groups=first), Compared(two, groups=second)]
-    assert float(shift.compare(*within, 0)) > 1e-3
+    assert float(exchangeability.compare(*within, 0)) > 1e-3
     three, third = sample(300, 0.8, 1.5)
-    assert float(shift.compare(within[0], Compared(three, groups=third), 0)) < 1e-3
+    assert float(exchangeability.compare(within[0], Compared(three, groups=third), 0)) < 1e-3
 
 
 def test_weighted_thresholds_follow_the_definition() -> None:
@@ -154,7 +154,7 @@ def test_low_coverage_alone_is_told() -> None:
         assert abs(found - share) < 4.5 * (share * (1 - share) / 200_000) ** 0.5 + 1e-9
     same = Compared(rng.normal(size=(500, 1)))
     with pytest.warns(RuntimeWarning, match="fewer test cases are covered than chance"):
-        result = shift.compare(same, same, 0.01, coverage_pvalue=0.002)
+        result = exchangeability.compare(same, same, 0.01, coverage_pvalue=0.002)
     assert float(result) == pytest.approx(0.004)
 
 

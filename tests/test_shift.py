@@ -182,6 +182,7 @@ def test_a_reference_is_kept_and_read_again(tmp_path: Any) -> None:
     reference = reference_of(0, 60, chains=2)
     storage.save(reference, tmp_path / "reference.nc")
     again = storage.load(tmp_path / "reference.nc")
+    assert isinstance(again, xr.Dataset)
     new = shifted_tree("label", 60, "x", 0, chains=2)
     found = shift.diagnose(new, reference, **QUICK)
     blind = xr.DataTree.from_dict({"/posterior": new["posterior"].to_dataset()})

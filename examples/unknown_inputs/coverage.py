@@ -30,7 +30,7 @@ import xarray as xr
 
 from ppl_med import storage
 from ppl_med.analysis import conformal
-from ppl_med.analysis.conformal.shift import FALSE_ALARM
+from ppl_med.analysis.conformal.exchangeability import FALSE_ALARM
 from ppl_med.data import Batches, load_malaria, load_pneumoniamnist, standardization
 from ppl_med.data.readers.folders import find_place
 from ppl_med.data.readers.image_files import read_grey

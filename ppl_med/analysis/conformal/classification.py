@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.conformal import compared, shift, thresholds
+from ppl_med.analysis.conformal import compared, exchangeability, thresholds
 from ppl_med.analysis.conformal.achieved import coverage_figures
 from ppl_med.analysis.conformal.hits import of_label
 from ppl_med.analysis.conformal.nonconformity import Score, case_scores, score_of
@@ -111,7 +111,7 @@ def predict_sets(
     within: xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
     group: xr.DataArray | None = None,
-    shift_alarm: float = shift.FALSE_ALARM,
+    shift_alarm: float = exchangeability.FALSE_ALARM,
 ) -> xr.Dataset:
     """Return the prediction set of every case and, with labels, how often it covers.
 

@@ -24,7 +24,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.conformal import compared, shift, thresholds
+from ppl_med.analysis.conformal import compared, exchangeability, thresholds
 from ppl_med.analysis.conformal.achieved import coverage_figures
 from ppl_med.analysis.conformal.hits import where_known
 from ppl_med.analysis.statistics.total_variance import variance_figures
@@ -107,7 +107,7 @@ def predict_intervals(
     within: xr.DataArray | None = None,
     weights: xr.DataArray | None = None,
     group: xr.DataArray | None = None,
-    shift_alarm: float = shift.FALSE_ALARM,
+    shift_alarm: float = exchangeability.FALSE_ALARM,
 ) -> xr.Dataset:
     """Return the interval of every case and, with observed numbers, how often it covers.
 

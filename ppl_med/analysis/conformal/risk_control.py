@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.conformal import shift
+from ppl_med.analysis.conformal import exchangeability
 from ppl_med.analysis.conformal.compared import Compared
 from ppl_med.analysis.tree import (
     UNANNOTATED,
@@ -112,7 +112,7 @@ def calibrate_masks(
 
 
 def predict_masks(
-    calibration: xr.Dataset, tree: Posterior, *, shift_alarm: float = shift.FALSE_ALARM
+    calibration: xr.Dataset, tree: Posterior, *, shift_alarm: float = exchangeability.FALSE_ALARM
 ) -> xr.Dataset:
     """Return the mask of every case and, with annotations, the share of the truth it misses.
 
@@ -168,7 +168,7 @@ def predict_masks(
     first, second = (
         Compared(values[:, None]) for values in (calibration["foreground"].values, np.array(means))
     )
-    result["shift_pvalue"] = shift.compare(first, second, shift_alarm)
+    result["shift_pvalue"] = exchangeability.compare(first, second, shift_alarm)
     settings = {name: calibration.attrs[name] for name in ("method", "risk", "truth", "classes")}
     result.attrs.update(settings, alpha=float(calibration["alpha"]))
     return _with_units(result)

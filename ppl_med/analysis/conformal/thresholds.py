@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.conformal import order_statistics, shift
+from ppl_med.analysis.conformal import exchangeability, order_statistics
 from ppl_med.analysis.conformal.compared import Compared, of_calibration
 from ppl_med.analysis.tree import (
     Classes,
@@ -270,7 +270,7 @@ def shift_check(
         second = second.with_output(score.values)
     if groups is not None:
         second = replace(second, groups=groups.values).isel(named)
-    return shift.compare(
+    return exchangeability.compare(
         first,
         second,
         false_alarm,

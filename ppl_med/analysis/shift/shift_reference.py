@@ -19,9 +19,9 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from ppl_med import checks
 from ppl_med.analysis.ood.features import RESOLUTION
 from ppl_med.analysis.ood.found import FAMILIAR
-from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
+from ppl_med.analysis.ood.outputs import Outputs, open_outputs
 from ppl_med.analysis.ood.references import check_same_functions, check_unseen, identity_attrs
-from ppl_med.analysis.tree import check_disjoint, open_classes, unit_names
+from ppl_med.analysis.tree import check_disjoint, mean_features, open_classes, unit_names
 
 DIRECTIONS = 10
 _CASES_PER_DIRECTION = 10
@@ -134,18 +134,9 @@ def project(outputs: Outputs, reference: xr.Dataset) -> np.ndarray:
 
 def read_features(outputs: Outputs, layers: Sequence[str]) -> list[np.ndarray]:
     """Features (case, unit) of every layer: means over draws, chains side by side."""
-    result = []
-    for layer in layers:
-        array = Outputs(outputs.tree, outputs.probs, layer).feature()
-        chains, draws = outputs.samples
-        means = []
-        for chain in range(chains):
-            total = table(array, (chain, 0)).copy()
-            for draw in range(1, draws):
-                total += table(array, (chain, draw))
-            means.append(total / draws)
-        result.append(np.concatenate(means, 1))
-    return result
+    return [
+        mean_features(Outputs(outputs.tree, outputs.probs, layer).feature()) for layer in layers
+    ]
 
 
 def _check_classes(label: np.ndarray, units: np.ndarray, names: Sequence[str]) -> None:
