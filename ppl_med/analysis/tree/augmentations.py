@@ -80,9 +80,8 @@ def average_augmentations(tree: xr.DataTree) -> xr.DataTree:
     """Average class probabilities over augmentations, draw by draw: a tree as of `predict`.
 
     Draw s becomes one function again, the mean of its probabilities over the augmentations under
-    which the entry is known. The log-likelihood of a label is that of the mean. What no average
-    over augmentations speaks of (predicted labels, logits, features, latents of a case) is left
-    out.
+    which the entry is known, and its likelihood the mean of the likelihoods. What no average over
+    augmentations speaks of (predicted labels, logits, features, latents of a case) is left out.
 
     Args:
         tree: The tree of `predict_augmented` of a model of classes.
