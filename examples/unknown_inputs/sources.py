@@ -30,7 +30,7 @@ from ppl_med.networks import AlexNet, CompactCNN
 
 Arrays = dict[str, Any]
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
-MOST_TRAIN, MOST_CASES = 3000, 400
+MOST_TRAIN, MOST_CASES = 2000, 300
 PLANTED = {"worse contrast": ("contrast_down", 3), "blurred": ("gaussian_blur", 3)}
 
 
@@ -57,7 +57,7 @@ class Source:
     layers: tuple[str, ...]
     epochs: int
     rate: float = 1e-3
-    members: int = 5
+    members: int = 3
     medical: bool = True
     batch_size: int = 64
     settings: dict[str, Any] = field(default_factory=dict)
@@ -211,7 +211,7 @@ def adults(data: Path, size: tuple[int, int]) -> dict[str, Arrays]:
 
 def films(data: Path) -> Source:
     """Chest X-rays of the NIH, against films of other hospitals, of children, and cells."""
-    size = (64, 64)
+    size = (48, 48)
     splits = adults(data, size)
     young = some(load_pneumoniamnist(data)["test"], MOST_CASES)
     cells = some(load_malaria(data)["test"], MOST_CASES)
@@ -227,7 +227,7 @@ def films(data: Path) -> Source:
         ("no finding", "pneumonia"),
         lambda: AlexNet(1, 2),
         ("features.1", "features.4", "features.7", "features.9", "features.13"),
-        epochs=20,
+        epochs=15,
     )
 
 
@@ -295,7 +295,7 @@ def white_cells(data: Path, second_site: Path | None = None) -> Source:
         CELL_PARTS,
         lambda: UNet(2, 3, 3, (16, 32, 64), (2, 2), norm="batch"),
         ("model.0", "model.1.submodule.0", "model.1.submodule.1.submodule"),
-        epochs=40,
+        epochs=30,
         rate=3e-3,
         batch_size=16,
     )
@@ -324,11 +324,10 @@ def hippocampus(data: Path) -> Source:
         ("background", "anterior", "posterior"),
         lambda: UNet(3, 1, 3, (12, 24, 48), (2, 2), norm="batch"),
         ("model.0", "model.1.submodule.0", "model.1.submodule.1.submodule"),
-        epochs=30,
+        epochs=20,
         rate=3e-3,
         batch_size=8,
         settings={"spatial_dims": 3},
-        members=3,
     )
 
 

@@ -229,10 +229,11 @@ class Study:
 
         val = image(some(self.sets["val"], 200))
         step = float(choose_epsilon(draws, val).attrs["best"])
+        ids = {title: list(self.sets[title]["id"]) for title in self.judged()}
         return {
-            title: odin(draws, image(self.sets[title]), epsilon=step, case=list(self.sets[title]["id"]))
-            for title in self.judged()
-        }  # fmt: skip
+            title: odin(draws, image(self.sets[title]), epsilon=step, case=ids[title])
+            for title in ids
+        }
 
 
 def _decayed(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
