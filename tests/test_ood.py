@@ -329,6 +329,20 @@ def test_combined_pvalues_hold_under_any_dependence(method: str, number: int) ->
         assert share < 0.05 + stats.norm.isf(FALSE_ALARM) * (0.05 * 0.95 / size) ** 0.5
 
 
+def test_what_fades_into_the_middle_is_novel_too(train, held_out, inside) -> None:
+    """Features of a tenth of the spread lie nearer than any known case."""
+    faded = feature_tree(120, "f", samples=(1, 4))
+    posterior = faded["posterior"].to_dataset()
+    values = posterior["feature:head"]
+    posterior["feature:head"] = values.mean("case") + 0.1 * (values - values.mean("case"))
+    faded = xr.DataTree.from_dict({"/": xr.Dataset(attrs=faded.attrs), "/posterior": posterior})
+    reference = ood.fit_novelty(train, held_out, components=("residual",))
+    found = ood.evaluate(ood.novelty(inside, reference), ood.novelty(faded, reference), resamples=0)
+    alone = ood.fit_reference("residual", train, held_out=held_out)
+    blind = ood.evaluate(ood.score(inside, alone), ood.score(faded, alone), resamples=0)
+    assert float(blind["auroc"]) < 0.2 and float(found["auroc"]) > 0.8
+
+
 # --- what makes no sense
 
 

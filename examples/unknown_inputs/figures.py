@@ -8,10 +8,9 @@ import xarray as xr
 
 from ppl_med import storage
 from ppl_med.analysis import ood
-from unknown_inputs.study import Study
+from unknown_inputs.study import BASELINES, Study
 
 FIGURES = ("auroc", "average_precision", "false_alarms_at_95")
-BASELINES = ("untrained", "grey_levels")
 RESAMPLES, Z = 200, 1.959963985
 
 
@@ -34,20 +33,21 @@ def judge(study: Study, guide: str, seed: int) -> xr.Dataset:
     names = [str(name) for name in inside["score"].values]
     values = np.full((2, len(FIGURES), len(pairs), len(names)), np.nan)
     failure = np.full((2, len(names)), np.nan)
-    alarms = np.full((2, len(pairs)), np.nan)
+    alarms, count = np.full((2, len(pairs)), np.nan), 20 if study.options.smoke else RESAMPLES
     for row, title in enumerate(pairs):
         known = _apart(study, title, inside)
-        alarms[:, row] = [
-            float((one["pvalue"].sel(score="novelty") <= 0.05).mean())
-            for one in (known, scored[title])
-        ]
+        if "novelty" in names:
+            alarms[:, row] = [
+                float((one["pvalue"].sel(score="novelty") <= 0.05).mean())
+                for one in (known, scored[title])
+            ]
         for column, name in enumerate(names):
             found = ood.evaluate(
                 _one(known, name),
                 _one(scored[title], name),
                 group_inside=_people(study, "test", known),
                 group_outside=_people(study, title, scored[title]),
-                resamples=20 if study.options.smoke else RESAMPLES,
+                resamples=count,
             )
             for index, figure in enumerate(FIGURES):
                 values[:, index, row, column] = found[figure], found[f"{figure}_se"]
@@ -59,7 +59,7 @@ def judge(study: Study, guide: str, seed: int) -> xr.Dataset:
             people = _people(study, "test", inside)
             found = ood.evaluate(
                 one.isel(right), one.isel(wrong), group_inside=people.isel(right),
-                group_outside=people.isel(wrong), resamples=20 if study.options.smoke else RESAMPLES,
+                group_outside=people.isel(wrong), resamples=count,
             )  # fmt: skip
             failure[:, column] = found["auroc"], found["auroc_se"]
     dims = ("pair", "score")

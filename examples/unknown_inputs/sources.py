@@ -26,7 +26,7 @@ from ppl_med.data import load_hippocampus, load_malaria, load_pneumoniamnist, lo
 from ppl_med.data.readers import from_table, load_voc_boxes
 from ppl_med.data.readers.wbc_seg import CLASS_NAMES as CELL_PARTS
 from ppl_med.data.shifts import corrupt
-from ppl_med.networks import AlexNet, CompactCNN
+from ppl_med.networks import CompactCNN
 
 Arrays = dict[str, Any]
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
@@ -225,9 +225,10 @@ def films(data: Path) -> Source:
             **made_worse(inside, PLANTED),
         },
         ("no finding", "pneumonia"),
-        lambda: AlexNet(1, 2),
-        ("features.1", "features.4", "features.7", "features.9", "features.13"),
-        epochs=15,
+        lambda: CompactCNN(1, 2, width=16),
+        ("features.2", "features.5", "features.8", "features.10"),
+        epochs=20,
+        rate=2e-3,
     )
 
 
@@ -249,9 +250,10 @@ def malaria(data: Path) -> Source:
             **made_worse(inside, PLANTED),
         },
         ("uninfected", "parasitized"),
-        lambda: AlexNet(1, 2),
-        ("features.1", "features.4", "features.7", "features.9", "features.13"),
-        epochs=8,
+        lambda: CompactCNN(1, 2, width=16),
+        ("features.2", "features.5", "features.8", "features.10"),
+        epochs=10,
+        rate=2e-3,
     )
 
 

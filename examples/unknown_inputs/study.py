@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import xarray as xr
+from sklearn.covariance import EmpiricalCovariance
 
 from ppl_med import storage
 from ppl_med.analysis import ood
@@ -27,11 +28,12 @@ from ppl_med.models import BayesianClassifier, BayesianSegmenter
 from ppl_med.weights import Normal
 from unknown_inputs.sources import SOURCES, Source, some
 
+BASELINES = ("untrained", "grey_levels")
 GUIDES = ("point", "mean_field", "last_layer", "dropout", "ensemble")
 CONFIDENCE = ("mcp", "entropy", "expected_entropy", "mutual_information")
 LOGITS = ("energy", "max_logit")
 FEATURES = ("mahalanobis", "relative_mahalanobis", "knn", "residual")
-LEARNT_FROM, ODIN_DRAWS, SMOKE = 1000, 4, 48
+LEARNT_FROM, ODIN_DRAWS, SMOKE = 1000, 2, 80
 
 
 class Options(Protocol):
@@ -121,6 +123,8 @@ class Study:
         model, program, settings = self.build(guide, seed)
         folder = self.path(guide, seed)
         done = folder / "history.nc"
+        if guide == "untrained":
+            return model, program
         if done.exists():
             load(folder / "checkpoint.pt", model, program)
             return model, program
@@ -144,7 +148,7 @@ class Study:
 
     def draws(self, guide: str) -> int:
         """Posterior draws per chain; a point estimate has one function."""
-        return 1 if guide in ("point", "ensemble") else self.options.draws
+        return 1 if guide in ("point", "ensemble", "untrained") else self.options.draws
 
     def predicted(
         self, model: Any, guide: Any, name: str, seed: int, arrays: dict[str, Any], **settings: Any
@@ -164,6 +168,9 @@ class Study:
         files = {title: folder / f"found-{title.replace(' ', '-')}.nc" for title in self.judged()}
         if all(file.exists() for file in files.values()):
             return {title: storage.load(file) for title, file in files.items()}  # type: ignore[misc]
+        folder.mkdir(parents=True, exist_ok=True)
+        if guide == "grey_levels":
+            return self._without_a_net(files)
         model, program = self.trained(guide, seed)
         keep = tuple(f"feature:{layer}" for layer in self.source.layers)
         if self.source.observation == "label":
@@ -184,6 +191,18 @@ class Study:
             result[title] = _stacked(found[title])
             if title == "test" and self.source.observation == "label":
                 result[title]["wrong"] = ("case", _wrong(trees[title]))
+            storage.save(result[title], file)
+        return result
+
+    def _without_a_net(self, files: dict[str, Path]) -> dict[str, xr.Dataset]:
+        """Mahalanobis distance of grey levels and sharpness: what needs no network at all."""
+        learnt = EmpiricalCovariance().fit(grey_levels(self.sets["train"]["image"]))
+        result = {}
+        for title, file in files.items():
+            arrays = self.sets[title]
+            values = learnt.mahalanobis(grey_levels(arrays["image"]))
+            found = xr.Dataset({"score": ("case", values)}, {"case": arrays["id"]})
+            result[title] = _stacked({"mahalanobis": found})
             storage.save(result[title], file)
         return result
 
@@ -227,13 +246,26 @@ class Study:
             batches = self.batches(arrays, batch_size=len(arrays["image"]))
             return next(iter(batches))["image"].to(device)
 
-        val = image(some(self.sets["val"], 200))
+        val = image(some(self.sets["val"], 100))
         step = float(choose_epsilon(draws, val).attrs["best"])
         ids = {title: list(self.sets[title]["id"]) for title in self.judged()}
         return {
             title: odin(draws, image(self.sets[title]), epsilon=step, case=ids[title])
             for title in ids
         }
+
+
+def grey_levels(image: np.ndarray) -> np.ndarray:
+    """Mean, spread, darkest and brightest levels and sharpness of images (case, figure)."""
+    values = image.reshape(len(image), -1).astype(np.float64)
+    steps = [np.abs(np.diff(image.astype(np.float64), axis=axis)) for axis in (-1, -2)]
+    figures = [
+        values.mean(1),
+        values.std(1),
+        *np.quantile(values, [0.05, 0.5, 0.95], axis=1),
+        *(one.reshape(len(image), -1).mean(1) for one in steps),
+    ]
+    return np.stack(figures, 1)
 
 
 def _decayed(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -249,7 +281,7 @@ def _wrong(tree: xr.DataTree) -> np.ndarray:
 def _stacked(found: dict[str, xr.Dataset]) -> xr.Dataset:
     """All scores of the cases of a set, dims (score, case)."""
     names = list(found)
-    case = found["mcp"]["case"].values
+    case = found[names[0]]["case"].values
     values = np.stack([found[name]["score"].values for name in names])
     pvalue = [
         found[name]["pvalue"].values if "pvalue" in found[name] else np.full(len(case), np.nan)

@@ -1,7 +1,7 @@
 """P-values of several scores put together: one verdict per case, its false-alarm rate held.
 
-Source: Vovk and Wang, Biometrika 107, 2020, arXiv:1212.4966 (averages of dependent p-values); that
-of `novelty` is conformal.
+Sources: Vovk and Wang, Biometrika 107, 2020, arXiv:1212.4966 (averages of dependent p-values); that
+of `novelty` is conformal. Nalisnick et al., arXiv:1906.02994 (typical, rather than likely).
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from ppl_med.axes import SAMPLES
 
 Method = Literal["harmonic", "bonferroni", "max"]
 COMPONENTS = ("mahalanobis", "mutual_information")
+NEAR = float(np.log(2))  # too near counts half as much as too far
 _MARK = "::"
 
 
@@ -66,8 +67,10 @@ def fit_novelty(
 
     A case is novel if its features are far from those of training, in any layer that was kept, or
     if the draws disagree. One half of the held-out cases puts these on one scale, their tail
-    probability; the other half gives the p-value. Keep early layers too: what is new in an image
-    (its grey values, its sharpness) is often forgotten by the last.
+    probability; the other half gives the p-value. A score may also be too small: images that fade
+    come to lie in the middle of all others, nearer than any that was seen. That tail counts half.
+    Keep early layers too: what is new in an image (its grey values, its sharpness) is often
+    forgotten by the last.
 
     Args:
         tree: The tree of `predict` on training cases, with ``keep=("feature:<layer>", ...)``.
@@ -135,8 +138,8 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
 
     Returns:
         Dataset over case: ``score``, minus the log of the smallest tail probability of a
-        component; ``pvalue``, of which in-distribution cases have p <= a with probability at most
-        a; ``component_score`` (component, case).
+        component, in nats; ``pvalue``, of which in-distribution cases have p <= a with probability
+        at most a; ``component_score`` (component, case).
 
     Raises:
         TypeError, ValueError: As for `score`.
@@ -168,19 +171,27 @@ def _novelty(tree: xr.DataTree, reference: xr.Dataset) -> np.ndarray:
 def _largest(
     single: Sequence[xr.Dataset], reference: xr.Dataset, components: Sequence[str]
 ) -> np.ndarray:
-    """Minus the log of the smallest tail probability; past all held-out cases it goes on rising.
+    """The largest surprise of the components."""
+    found = []
+    for one, name in zip(single, components, strict=True):
+        calibration = reference[f"{name}{_MARK}calibration_score"].values
+        values = one["score"].values
+        far = _surprise(values, calibration)
+        near = _surprise(-values, -calibration) if np.ptp(calibration) > 0 else far
+        found.append(np.maximum(far, near - NEAR))
+    return np.max(found, axis=0)
+
+
+def _surprise(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Minus the log of the upper tail probability; past all held-out cases it goes on rising.
 
     Beyond the largest calibration score it adds the excess in units of their interquartile range,
     so that cases far out are still told apart.
     """
-    found = []
-    for one, name in zip(single, components, strict=True):
-        calibration = reference[f"{name}{_MARK}calibration_score"].values
-        low, high = np.quantile(calibration, [0.25, 0.75])
-        excess = (one["score"].values - calibration.max()).clip(min=0)
-        tail = np.log1p(excess / (high - low)) if high > low else np.zeros(len(excess))
-        found.append(-np.log(one["pvalue"].values) + tail)
-    return np.max(found, axis=0)
+    low, high = np.quantile(calibration, [0.25, 0.75])
+    excess = (values - calibration.max()).clip(min=0)
+    beyond = np.log1p(excess / (high - low)) if high > low else np.zeros(len(excess))
+    return -np.log(pvalues(values, calibration)) + beyond
 
 
 def _part(reference: xr.Dataset, name: str) -> xr.Dataset:
