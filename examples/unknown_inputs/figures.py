@@ -130,7 +130,7 @@ def verdicts(result: xr.Dataset) -> list[dict[str, Any]]:
         others = part["auroc"].drop_sel(score="novelty").dropna("score")
         if guide in BASELINES or not others.size:
             continue
-        best = str(others["score"].values[int(others.argmax())])
+        best = str(others["score"].values[int(others.values.argmax())])
         own = part.sel(score="novelty")
         value, error = float(own["auroc"]), float(own["auroc_se"])
         lines.append(

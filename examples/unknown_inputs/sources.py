@@ -57,7 +57,7 @@ class Source:
     layers: tuple[str, ...]
     epochs: int
     rate: float = 1e-3
-    members: int = 3
+    members: int = 5
     medical: bool = True
     batch_size: int = 64
     settings: dict[str, Any] = field(default_factory=dict)
@@ -329,6 +329,7 @@ def hippocampus(data: Path) -> Source:
         epochs=20,
         rate=3e-3,
         batch_size=8,
+        members=3,
         settings={"spatial_dims": 3},
     )
 

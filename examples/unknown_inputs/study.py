@@ -226,10 +226,10 @@ class Study:
         reference = ood.fit_novelty(train, val)
         novel = {title: ood.novelty(trees[title], reference) for title in self.judged()}
         for component in next(iter(novel.values()))["component"].values:
-            layer = str(component).rpartition(" of ")[2]
-            if " of " in component and layer != last:
+            score, _, layer = str(component).partition(" of ")
+            if layer and layer != last:
                 yield (
-                    f"mahalanobis, layer {self.source.layers.index(layer) + 1}",
+                    f"{score}, layer {self.source.layers.index(layer) + 1}",
                     lambda title, own=component: novel[title][["case"]].assign(
                         score=novel[title]["component_score"].sel(component=own, drop=True)
                     ),

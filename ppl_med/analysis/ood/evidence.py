@@ -1,7 +1,7 @@
 """P-values of several scores put together: one verdict per case, its false-alarm rate held.
 
 Sources: Vovk and Wang, Biometrika 107, 2020, arXiv:1212.4966 (averages of dependent p-values); that
-of `novelty` is conformal. Nalisnick et al., arXiv:1906.02994 (typical, rather than likely).
+of `novelty` is conformal.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,7 @@ from ppl_med.analysis.ood.references import (
 from ppl_med.axes import SAMPLES
 
 Method = Literal["harmonic", "bonferroni", "max"]
-COMPONENTS = ("mahalanobis", "mutual_information")
-NEAR = float(np.log(2))  # too near counts half as much as too far
+COMPONENTS = ("mahalanobis", "knn", "mutual_information")
 _MARK = "::"
 
 
@@ -67,10 +66,9 @@ def fit_novelty(
 
     A case is novel if its features are far from those of training, in any layer that was kept, or
     if the draws disagree. One half of the held-out cases puts these on one scale, their tail
-    probability; the other half gives the p-value. A score may also be too small: images that fade
-    come to lie in the middle of all others, nearer than any that was seen. That tail counts half.
-    Keep early layers too: what is new in an image (its grey values, its sharpness) is often
-    forgotten by the last.
+    probability; the other half gives the p-value. Keep early layers too: what is new in an image
+    (its grey values, its sharpness) is often forgotten by the last. What it cannot see: images that
+    only fade, which lie nearer to the middle of all others than before.
 
     Args:
         tree: The tree of `predict` on training cases, with ``keep=("feature:<layer>", ...)``.
@@ -172,14 +170,14 @@ def _largest(
     single: Sequence[xr.Dataset], reference: xr.Dataset, components: Sequence[str]
 ) -> np.ndarray:
     """The largest surprise of the components."""
-    found = []
-    for one, name in zip(single, components, strict=True):
-        calibration = reference[f"{name}{_MARK}calibration_score"].values
-        values = one["score"].values
-        far = _surprise(values, calibration)
-        near = _surprise(-values, -calibration) if np.ptp(calibration) > 0 else far
-        found.append(np.maximum(far, near - NEAR))
-    return np.max(found, axis=0)
+    pairs = zip(single, components, strict=True)
+    return np.max(
+        [
+            _surprise(one["score"].values, reference[f"{name}{_MARK}calibration_score"].values)
+            for one, name in pairs
+        ],
+        axis=0,
+    )
 
 
 def _surprise(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
