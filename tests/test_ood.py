@@ -1,6 +1,5 @@
 """Scores of what a model has never seen: closed forms, other libraries, and rates that are held."""
 
-import itertools
 from typing import Any
 
 import numpy as np

@@ -106,9 +106,9 @@ def write(
     lines = verdict(results, medical)
     parts = [*(f"- {line}" for line in lines), "", storage.markdown_table(*default_table(results))]
     sections = [
-        Section("Is the default enough?", "".join(paragraph(line) for line in lines)
+        Section("default", "Is the default enough?", "".join(paragraph(line) for line in lines)
                 + html_table(*default_table(results))),
-        Section("Why confidence is not enough", picture(toy(), "A toy of two classes")
+        Section("toy", "Why confidence is not enough", picture(toy(), "A toy of two classes")
                 + paragraph("Two classes on a line and cases far off it: the classifier is surest "
                             "where it has never been.")),
     ]  # fmt: skip
@@ -133,16 +133,31 @@ def write(
                 f"p-values of {name}",
             )  # fmt: skip
             body += picture(found_and_missed(studies[name], found), f"Cases of {name}")
-        sections.append(Section(name.replace("_", " ").capitalize(), body))
+        sections.append(Section(name, name.replace("_", " ").capitalize(), body))
     parts += ["", "### False alarms", "", storage.markdown_table(*alarms_table(results))]
     for name, one in severities.items():
         figure = severity_curves(one, list(BY_SEVERITY))
-        sections.append(Section(f"{name.capitalize()} made worse", picture(figure, "By severity")))
+        body = picture(figure, "Figures by severity")
+        sections.append(Section(f"worse-{name}", f"{name.capitalize()} made worse", body))
         figure.savefig(folder / f"severity-{name}.png", dpi=110)
     text = "\n".join(parts)
     storage.write_text(folder / "table.md", text + "\n")
-    write_report(folder / "report.html", title="Does it know what it has never seen?",
-                 smoke=smoke, sections=sections)  # fmt: skip
+    first = next(iter(studies.values()))
+    place = first.path(guide, seed)
+    if not (place / "posterior-test.nc").exists():
+        pair = first.trained(guide, seed)
+        storage.save(
+            first.predicted(*pair, guide, seed, first.sets["test"]), place / "posterior-test.nc"
+        )
+    write_report(
+        folder / "report.html",
+        title="Does it know what it has never seen?",
+        tree=storage.load(place / "posterior-test.nc"),  # type: ignore[arg-type]
+        history=storage.load(place / "history.nc"),  # type: ignore[arg-type]
+        sections=sections,
+        notes=(f"Curves and uncertainty below are those of {guide}, {first.name}, seed {seed}.",),
+        smoke=smoke,
+    )
     return text
 
 

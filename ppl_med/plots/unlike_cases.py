@@ -138,7 +138,7 @@ def severity_curves(dataset: xr.Dataset, figures: Sequence[str]) -> Figure:
             ax.plot(place, np.median(values, 0), color=color, linewidth=1.2,
                     label=guide.replace("_", "-") if ax is axes[0] else None)  # fmt: skip
         ax.set_xticks(part["severity"].values)
-        unit = part.attrs.get("units", "")
+        unit = theme.unit_of(part, "")
         ax.set(xlabel="Severity", ylabel=f"[{unit}]" if unit else "")
         theme.subtitle(ax, str(part.attrs.get("long_name", name)))
     for ax in axes[len(figures) :]:
