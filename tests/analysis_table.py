@@ -499,7 +499,10 @@ ANALYSES: dict[str, Analysis] = {
         lambda tree: ood.background_ratio(tree, background(tree)), IMAGES, reads=False
     ),
     "ood.fit_novelty": Analysis(
-        lambda tree: ood.fit_novelty(tree, unseen(feature_tree, tree)), FEATURES
+        lambda tree: ood.fit_novelty(
+            tree, unseen(feature_tree, tree), components=("mahalanobis", "mutual_information")
+        ),  # which need classes; the nearest cases need none
+        FEATURES,
     ),
     "ood.novelty": Analysis(novelties, FEATURES, reads=False),
     "ood.combine": Analysis(

@@ -15,6 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from ppl_med import storage
 from ppl_med.analysis import ood, uncertainty
 from ppl_med.analysis.ood import confidence, features
+from ppl_med.analysis.ood.found import one_of_each, pvalues
 
 OF_CLASSIFIERS = [*confidence.SCORES, *features.SCORES]
 FALSE_ALARM = 1e-6
@@ -88,7 +89,7 @@ def test_false_alarms_are_as_rare_as_stated(name: str) -> None:
             feature_tree(n, p, seed=seed, samples=(1, 2)) for p, n in sizes.items()
         )
         if name == "novelty":
-            held = feature_tree(38, "v", seed=seed, samples=(1, 2))
+            held = feature_tree(29, "v", seed=seed, samples=(1, 2))
             found = ood.novelty(new, ood.fit_novelty(learnt, held))
         else:
             found = ood.score(new, ood.fit_reference(name, learnt, held_out=held))
@@ -97,6 +98,51 @@ def test_false_alarms_are_as_rare_as_stated(name: str) -> None:
     assert counts.sum() == 40
     halves = counts.reshape(4, 5).sum(1)
     assert stats.chisquare(halves).pvalue > FALSE_ALARM
+
+
+def of_patients(number: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of cases whose patients differ more than their cases do, and the patients."""
+    random = np.random.default_rng(seed)
+    people = np.repeat(np.arange(number), each)
+    return random.normal(size=number)[people] + 0.3 * random.normal(size=len(people)), people
+
+
+def test_patients_and_not_cases_hold_the_false_alarms() -> None:
+    """A case of a new patient: p <= .2 one time in five, though cells of one are alike."""
+    alarms = {"patients": 0, "cases": 0}
+    repeats = 3000
+    for seed in range(repeats):
+        known, people = of_patients(4, 20, seed)
+        new = of_patients(1, 1, 10**6 + seed)[0]
+        for name, rows in (("patients", one_of_each(people, seed)), ("cases", slice(None))):
+            level = 0.2 + 1e-9 if name == "patients" else 0.05
+            alarms[name] += float(pvalues(new, known[rows])[0]) <= level
+    bound = stats.norm.isf(FALSE_ALARM)
+    assert abs(alarms["patients"] / repeats - 0.2) < bound * (0.2 * 0.8 / repeats) ** 0.5
+    assert alarms["cases"] / repeats > 0.05 + bound * (0.05 * 0.95 / repeats) ** 0.5
+
+
+def test_a_patient_counts_once(train, held_out, inside) -> None:
+    people = xr.DataArray(np.arange(99) // 9, {"case": held_out["posterior"]["case"]}, ("case",))
+    reference = ood.fit_reference("knn", train, held_out=held_out, group=people)
+    found = ood.score(inside, reference)
+    by_case = ood.fit_reference("knn", train, held_out=held_out)
+    np.testing.assert_array_equal(found["score"], ood.score(inside, by_case)["score"])
+    assert (found.attrs["n"], found.attrs["unit"], by_case.attrs["n"]) == (11, "array", 99)
+    drawn = reference["calibration_case"]
+    assert sorted(people.sel(case=drawn.values).values) == list(range(11))
+    own = by_case["calibration_score"].sel(calibration_case=drawn.values).values
+    np.testing.assert_array_equal(reference["calibration_score"].values, own)
+    with pytest.raises(ValueError, match="share"):  # a case that was not drawn is still of it
+        ood.score(held_out, reference)
+    novel = ood.novelty(inside, ood.fit_novelty(train, held_out, group=people))
+    assert novel.attrs["n"] == 8 and float(novel["pvalue"].min()) >= 1 / 9
+    alone = people.copy(data=np.zeros(99, int))
+    with pytest.raises(ValueError, match="of one patient"):
+        ood.fit_novelty(train, held_out, group=alone)
+    made = ood.score(held_out, ood.fit_reference("mcp", inside))
+    again = ood.with_pvalues(ood.score(train, ood.fit_reference("mcp", inside)), made, group=people)
+    assert again.attrs["n"] == 11
 
 
 # --- each score against what defines it

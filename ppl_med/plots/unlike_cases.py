@@ -72,7 +72,7 @@ def unlike_scores(
     known = sets.pop(_INSIDE)["score"].values
     both = np.concatenate([known, *(one["score"].values for one in sets.values())])
     low, high = np.quantile(both, [0.0, 0.99])
-    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1).tolist()
     figure, axes = theme.grid_of_panels(len(sets), 3, 3.0, 2.3, (0.4, 0.9))
     for ax, (name, one) in zip(axes, sets.items(), strict=True):
         theme.clean(ax)

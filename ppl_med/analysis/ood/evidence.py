@@ -12,14 +12,17 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.ood import features
+from ppl_med.analysis.ood.found import pvalues
 from ppl_med.analysis.ood.outputs import open_outputs
 from ppl_med.analysis.ood.references import (
     check_reference,
     check_unseen,
     fit_reference,
-    pvalues,
     score,
+    split_units,
+    with_calibration,
 )
+from ppl_med.analysis.tree import case_units
 from ppl_med.axes import SAMPLES
 
 Method = Literal["harmonic", "bonferroni", "max"]
@@ -60,13 +63,14 @@ def fit_novelty(
     *,
     layer: str | Sequence[str] | None = None,
     components: Sequence[str] = COMPONENTS,
+    group: str | xr.DataArray | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Learn what `novelty` compares with: the default for whoever does not want to choose a score.
 
     A case is novel if its features are far from those of training, in any layer that was kept, or
-    if the draws disagree. One half of the held-out cases puts these on one scale, their tail
-    probability; the other half gives the p-value. Keep early layers too: what is new in an image
+    if the draws disagree. A third of the held-out cases puts these on one scale, their tail
+    probability; the others give the p-value. Keep early layers too: what is new in an image
     (its grey values, its sharpness) is often forgotten by the last. What it cannot see: images that
     only fade, which lie nearer to the middle of all others than before.
 
@@ -75,7 +79,8 @@ def fit_novelty(
         held_out: The same on in-distribution cases that the network has not seen, 4 or more.
         layer: Layer of the features, or several; None for all that were kept.
         components: Names of ``ood.SCORES``; a case is as novel as the score that says so most.
-        seed: Seed of the halves.
+        group: Patients, of each of whom one case gives the p-values; as for `fit_reference`.
+        seed: Seed of the parts.
 
     Returns:
         Dataset that saves and loads.
@@ -83,18 +88,19 @@ def fit_novelty(
     Raises:
         TypeError, ValueError: As for `fit_reference`.
     """
-    names = checks.different_names("components", components)
+    wanted = checks.different_names("components", components)
     check_unseen(held_out, "held_out")
-    ids = open_outputs(held_out).ids
-    if len(ids) < 4:
-        raise ValueError(f"held_out has {len(ids)} cases; pass 4 or more.")
-    order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(len(ids))
-    halves = [held_out.isel(case=np.sort(part)) for part in np.array_split(order, 2)]
+    opened = open_outputs(held_out)
+    if len(opened.ids) < 4:
+        raise ValueError(f"held_out has {len(opened.ids)} cases; pass 4 or more.")
+    units, kind = case_units(held_out, group, opened.array)
+    rows = split_units(units, 1 / 3, checks.whole("seed", seed, least=0))
+    scaling, judging = (held_out.isel(case=part) for part in rows)
     parts = []
-    pairs = _with_layers(names, tree, layer)
+    pairs = _with_layers(wanted, tree, layer)
     names = [name if own is None else f"{name} of {own}" for name, own in pairs]
     for name, own in pairs:
-        part = fit_reference(name, tree, held_out=halves[0], layer=own)
+        part = fit_reference(name, tree, held_out=scaling, layer=own, group="case")
         part = part.rename({"calibration_case": "scaled_case"})
         parts.append(part.drop_indexes("scaled_case").reset_coords("scaled_case"))
     result = xr.Dataset(attrs={**parts[0].attrs, "score": "novelty", "components": list(names)})
@@ -104,10 +110,8 @@ def fit_novelty(
         result = result.assign({name + _MARK + str(key): v for key, v in part.variables.items()})
         for key, value in part.attrs.items():
             result.attrs[name + _MARK + key] = value
-    values = _novelty(halves[1], result)
-    result["calibration_score"] = ("calibration_case", values)
-    result.attrs["n"] = len(values)
-    return result.assign_coords(calibration_case=open_outputs(halves[1]).ids)
+    values = _novelty(judging, result)
+    return with_calibration(result, values, opened.ids[rows[1]], units[rows[1]], kind, seed)
 
 
 def _with_layers(
@@ -150,13 +154,15 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     values = _largest(single, reference, components)
     result = xr.Dataset(coords=single[0]["score"].coords)
     result["score"] = ("case", values)
-    result["pvalue"] = ("case", pvalues(values, reference["calibration_score"].values))
+    known = reference["calibration_score"].values
+    result["pvalue"] = ("case", pvalues(values, known), {"units": "probability"})
     result["component_score"] = (
         ("component", "case"),
         np.stack([one["score"].values for one in single]),
     )
-    result["pvalue"].attrs["units"] = "probability"
-    result.attrs = {"score": "novelty", "n": reference.attrs["n"]}
+    result.attrs = {
+        name: reference.attrs[name] for name in ("score", "n", "unit") if name in reference.attrs
+    }
     return result.assign_coords(component=components)
 
 

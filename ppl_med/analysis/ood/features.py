@@ -132,7 +132,8 @@ def fit_knn(
     chosen = min(50, max(1, len(feature) // 100)) if k is None else k
     if chosen > len(feature):
         raise ValueError(f"k must be at most the number of cases, {len(feature)}, got {chosen}.")
-    return {"bank": _normalised(feature).astype(np.float32), "k": np.array(chosen)}
+    bank = _normalised(feature).astype(np.float32)
+    return {"bank": bank[np.lexsort(bank.T)], "k": np.array(chosen)}  # whatever their order was
 
 
 def knn(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import check_disjoint, drop_copies
+from ppl_med import checks
+from ppl_med.analysis.tree import case_units, check_disjoint, drop_copies
 from ppl_med.axes import SAMPLES
 
 FAMILIAR = "a case that a score has learnt from looks more familiar than it is"
@@ -31,13 +32,18 @@ def as_found(values: np.ndarray, per_draw: xr.DataArray, **attrs: Any) -> xr.Dat
     return result.assign_attrs(orientation=ORIENTATION, **attrs)
 
 
-def with_pvalues(found: xr.Dataset, held_out: xr.Dataset) -> xr.Dataset:
+def with_pvalues(
+    found: xr.Dataset, held_out: xr.Dataset, *, group: xr.DataArray | None = None, seed: int = 0
+) -> xr.Dataset:
     """Add conformal p-values to scores that were made elsewhere, such as those of ODIN.
 
     Args:
         found: Scores of the cases in question.
         held_out: The same score, with the same settings, of in-distribution cases that the network
             was not trained on.
+        group: Patients of the held-out cases (case), where some have several cases: one case of
+            each is drawn, as in `fit_reference`.
+        seed: Seed of which.
 
     Returns:
         ``found`` with ``pvalue`` (case), probability: at most a for a share a of in-distribution
@@ -61,12 +67,20 @@ def with_pvalues(found: xr.Dataset, held_out: xr.Dataset) -> xr.Dataset:
     ids = [one["case"].values for one in (held_out, found)]
     check_disjoint(ids[0], ids[1], "held_out and found", FAMILIAR)
     result = found.copy()
-    values = pvalues(found["score"].values, held_out["score"].values)
+    units = case_units(None, "case" if group is None else group, held_out["score"])[0]
+    known = held_out["score"].values[one_of_each(units, checks.whole("seed", seed, least=0))]
+    values = pvalues(found["score"].values, known)
     result["pvalue"] = ("case", values, {"units": "probability"})
-    return result.assign_attrs(n=held_out.sizes["case"])
+    return result.assign_attrs(n=len(known))
 
 
 def pvalues(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
     """Conformal p-values of scores (case,) against those of calibration cases (case,)."""
     below = np.searchsorted(np.sort(calibration), values, "left")
     return (1 + len(calibration) - below) / (1 + len(calibration))
+
+
+def one_of_each(units: np.ndarray, seed: int) -> np.ndarray:
+    """Positions of one case of every unit, drawn at random, by the order of the units."""
+    order = np.random.default_rng(seed).permutation(len(units))
+    return order[np.unique(units[order], return_index=True)[1]]

@@ -9,10 +9,13 @@ learnt, neither the reference nor the network,
     p = (1 + #{i : s_i >= s}) / (n + 1)
 
 so that in-distribution cases have p <= a with probability at most a, for any score and any a: exact
-where scores have no ties. Its least value is 1 / (n + 1).
+where scores have no ties. Its least value is 1 / (n + 1). Cases of one patient are alike and do not
+stand for those of another: where patients are known, one case of each is drawn, which is exact for
+a case of a new patient.
 
 Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Bates et al.,
-Annals of Statistics 51, 2023, arXiv:2104.08279.
+Annals of Statistics 51, 2023, arXiv:2104.08279; Dunn, Wasserman and Ramdas, arXiv:1809.07441
+(groups, subsampling once).
 """
 
 from collections.abc import Iterable
@@ -23,9 +26,9 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.ood import confidence, features, generative
-from ppl_med.analysis.ood.found import FAMILIAR, ORIENTATION, as_found, pvalues
+from ppl_med.analysis.ood.found import FAMILIAR, ORIENTATION, as_found, one_of_each, pvalues
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
-from ppl_med.analysis.tree import case_coords, check_disjoint, open_classes
+from ppl_med.analysis.tree import case_coords, case_units, check_disjoint, open_classes
 from ppl_med.axes import SAMPLES
 
 SCORES = (*confidence.SCORES, *features.SCORES, *generative.SCORES)
@@ -39,6 +42,7 @@ def fit_reference(
     *,
     held_out: xr.DataTree | None = None,
     layer: str | None = None,
+    group: str | xr.DataArray | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> xr.Dataset:
@@ -57,7 +61,10 @@ def fit_reference(
             p-values. Without them, a half of ``tree`` is kept back for this (all of it, where
             nothing is learnt), so ``tree`` must then be of unseen cases.
         layer: Layer of the features; None for the only one that was kept.
-        seed: Seed of the halves.
+        group: Patients, of each of whom one case is drawn for the p-values: a column, or the groups
+            of all cases of ``held_out`` (case); "case" for every case by itself; None for the
+            column "patient" where there is one.
+        seed: Seed of the halves, and of which case of a patient.
         **settings: Of the score: ``k`` of "knn" (1 in 100 cases, at most 50), ``dimension`` of the
             main directions of "residual" and "vim" (half the units; 512 of 768, 1000 of 2048).
 
@@ -89,9 +96,10 @@ def fit_reference(
     elif not learns:
         outside = inside
     else:
-        order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(rows)
-        learning, kept = np.sort(order[: len(ids) // 2]), np.sort(order[len(ids) // 2 :])
+        people, _ = case_units(tree, group, inside.array)
+        learning, kept = split_units(people, 0.5, checks.whole("seed", seed, least=0))
         outside = open_outputs(tree.isel(case=kept), layer)
+        group = _of_cases(group, kept)
     check_unseen(outside.tree, "tree" if held_out is None else "held_out")
     result = xr.Dataset(attrs={"score": score, "orientation": ORIENTATION})
     result.attrs |= identity_attrs(inside)
@@ -104,10 +112,28 @@ def fit_reference(
             result[_FITTED + name] = _as_variable(name, value)
         result["learnt_case"] = ("learnt", np.sort(taught.ids.astype(str)))
     values, _ = _scores(outside, result)
-    order = np.argsort(outside.ids.astype(str))
+    units, kind = case_units(outside.tree, group, outside.array)
+    return with_calibration(result, values, outside.ids, units, kind, seed)
+
+
+def with_calibration(
+    result: xr.Dataset,
+    values: np.ndarray,
+    ids: np.ndarray,
+    units: np.ndarray,
+    kind: str,
+    seed: int,
+) -> xr.Dataset:
+    """Add the scores of one held-out case of every unit, and the ids of all of them."""
+    by_name = np.argsort(ids.astype(str))  # whatever their order was
+    drawn = by_name[one_of_each(units[by_name], checks.whole("seed", seed, least=0))]
+    order = drawn[np.argsort(ids[drawn].astype(str))]
     result["calibration_score"] = ("calibration_case", values[order])
-    result.attrs["n"] = len(values)
-    return result.assign_coords(calibration_case=outside.ids[order])
+    others = np.setdiff1d(ids.astype(str), ids[drawn].astype(str))
+    if others.size:
+        result["other_calibration_case"] = ("other", others)
+    result.attrs |= {"n": len(order), "unit": kind}
+    return result.assign_coords(calibration_case=ids[order])
 
 
 def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
@@ -135,14 +161,36 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
         (*SAMPLES, "case"),
     )
     result = as_found(values, per_draw)
-    result["pvalue"] = ("case", pvalues(values, reference["calibration_score"].values))
-    result["pvalue"].attrs["units"] = "probability"
+    known = reference["calibration_score"].values
+    result["pvalue"] = ("case", pvalues(values, known), {"units": "probability"})
     result.attrs = {
         name: reference.attrs[name]
-        for name in ("score", "layer", "orientation", "n")
+        for name in ("score", "layer", "orientation", "n", "unit")
         if name in reference.attrs
     }
     return result
+
+
+def split_units(units: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of a share of the units, and of the others, ascending.
+
+    Raises:
+        ValueError: There is but one unit.
+    """
+    names = np.unique(units)
+    if len(names) < 2:
+        raise ValueError(
+            "all cases are of one patient, who cannot both teach and judge; pass cases of others, "
+            "or group='case' if they are independent"
+        )
+    drawn = np.random.default_rng(seed).permutation(names)[: max(1, int(share * len(names)))]
+    inside = np.isin(units, drawn)
+    return np.flatnonzero(inside), np.flatnonzero(~inside)
+
+
+def _of_cases(group: str | xr.DataArray | None, rows: np.ndarray) -> str | xr.DataArray | None:
+    """The groups of some of the cases."""
+    return group.isel(case=rows) if isinstance(group, xr.DataArray) else group
 
 
 def check_reference(tree: xr.DataTree, reference: xr.Dataset) -> Outputs:
