@@ -244,6 +244,14 @@ def test_vim_is_that_of_pytorch_ood() -> None:
     np.testing.assert_allclose(found["score"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_vim_says_where_nothing_is_left_outside_the_main_directions() -> None:
+    train, held_out = (feature_tree(n, p, dead=26) for n, p in ((200, "t"), (40, "v")))
+    with pytest.raises(ValueError, match="dimension must be below 6"):
+        ood.fit_reference("vim", train, held_out=held_out)
+    reference = ood.fit_reference("vim", train, held_out=held_out, dimension=3)
+    assert np.isfinite(reference["calibration_score"]).all()
+
+
 def test_residual_is_what_the_main_directions_leave() -> None:
     flat = np.zeros((50, 5))
     flat[:, :2] = np.random.default_rng(0).normal(size=(50, 2))

@@ -216,7 +216,14 @@ def fit_vim(
     weights, bias = last_layer(feature, logit)
     origin = -np.linalg.pinv(weights) @ bias
     found = _subspace(feature, origin, dimension)
-    return {**found, "scale": np.array(logit.max(1).mean() / residual(found, feature, None).mean())}
+    left = residual(found, feature, None).mean()
+    if left <= RESOLUTION * np.abs(feature).max():
+        rank = np.linalg.matrix_rank(feature - origin)
+        raise ValueError(
+            f"dimension must be below {rank}, the number of directions in which the features vary: "
+            "the main directions hold all of them, and vim weighs what is left."
+        )
+    return {**found, "scale": np.array(logit.max(1).mean() / left)}
 
 
 def vim(
