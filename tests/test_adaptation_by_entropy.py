@@ -9,11 +9,13 @@ import torch
 from test_adaptation import CLASSES, batches, images, network, probs, state
 from torch import nn
 
+from ppl_med.data import Batches
 from ppl_med.inference import PointEstimate
-from ppl_med.inference.adaptation import adapt, minimise_entropy
-from ppl_med.models import BayesianClassifier
+from ppl_med.inference.adaptation import adapt, minimise_disagreement, minimise_entropy
+from ppl_med.models import BayesianClassifier, BayesianSegmenter
 
 SETTINGS: dict[str, Any] = {"progress": False, "device": "cpu"}
+FREE = SETTINGS | {"learning_rate": 0.5, "most_entropy": None, "guard": 0.0, "draws": 1}
 
 
 @pytest.fixture
@@ -98,6 +100,90 @@ def test_the_guard_stops_a_collapse() -> None:
     np.testing.assert_array_equal(probs(held[0], held[1], ward), own)
 
 
+def scales_of(guide: Any) -> torch.Tensor:
+    """All weights and biases of a draw, one after the other."""
+    found = guide.draw(0)
+    return torch.cat([found[n] for n in sorted(found) if n.startswith(("norm_w", "norm_b"))])
+
+
+def test_a_reset_starts_anew_and_goes_on(pair: Any) -> None:
+    """Reset before the third step, three steps are one step."""
+    ward = batches(images(2, shift=1.5), 22)
+    one = minimise_entropy(*pair, ward, epochs=1, **FREE)
+    three = minimise_entropy(*pair, ward, epochs=3, reset_every=2, **FREE)
+    free = minimise_entropy(*pair, ward, epochs=3, **FREE)
+    assert torch.equal(scales_of(three[1]), scales_of(one[1]))
+    assert not torch.equal(scales_of(free[1]), scales_of(one[1]))
+    assert three[2]["restored"].values.ravel().tolist() == [False, False, True]
+    entropy = three[2]["entropy"].values.ravel()
+    assert entropy[2] == entropy[0] != entropy[1]
+
+
+def test_the_floor_is_one_of_the_moving_mean(pair: Any) -> None:
+    ward = batches(images(2, shift=1.5), 22)
+    free = minimise_entropy(*pair, ward, epochs=12, **FREE)[2]
+    entropy = free["entropy"].values.ravel()
+    moving = [entropy[0]]
+    for value in entropy[1:]:
+        moving.append(0.9 * moving[-1] + 0.1 * value)
+    assert (np.diff(moving) < 0).all()
+    floor = (moving[6] + moving[7]) / 2
+    held = minimise_entropy(*pair, ward, epochs=12, floor=floor, **FREE)[2]
+    restored = held["restored"].values.ravel()
+    assert restored[:8].tolist() == [False] * 7 + [True]
+    told = held["entropy"].values.ravel()
+    np.testing.assert_allclose(told[8:], entropy[:4], rtol=1e-6)  # from the start again
+    assert not free["restored"].any()
+
+
+def test_a_step_of_consistency_is_that_of_gradient_descent(pair: Any) -> None:
+    model, guide = pair
+    ward = images(2, shift=1.5)
+    new_model, new_guide, history = minimise_disagreement(
+        model, guide, batches(ward, len(ward)), flips=("row", "col"), learning_rate=20.0,
+        most_entropy=None, guard=0.0, draws=1, epochs=2, **SETTINGS,
+    )  # fmt: skip
+    net = copy.deepcopy(model).network.net.train()
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    optimiser = torch.optim.SGD([p for m in norms for p in m.parameters()], lr=20.0)
+    told = []
+    for _ in range(2):
+        optimiser.zero_grad()
+        views = [net(view).softmax(1) for view in (ward, ward.flip(2), ward.flip(3),
+                                                   ward.flip(2).flip(3))]  # fmt: skip
+        mean = sum(views) / 4
+        parts = [(view * (view / mean).log()).sum(1).mean() for view in views]
+        loss = sum(parts) / 4  # Jensen-Shannon divergence, as a mean of divergences
+        told.append(float(loss.detach()))
+        loss.backward()
+        optimiser.step()
+    np.testing.assert_allclose(history["disagreement"][0, 0], told, rtol=1e-3)
+    assert 0 < told[1] < told[0]
+    with torch.no_grad():
+        expected = net(ward).softmax(1).numpy()
+    found = probs(new_model, new_guide, batches(ward))[0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "agrees"), [(1, True), (3, False)])
+def test_masks_are_mirrored_back(width: int, agrees: bool) -> None:
+    """A net that looks at one pixel mirrors its mask with the image: there is nothing to gain."""
+    net = nn.Sequential(nn.Conv2d(1, 4, width, padding=width // 2), nn.BatchNorm2d(4), nn.ReLU(),
+                        nn.Conv2d(4, 3, 1))  # fmt: skip
+    model = BayesianSegmenter(net, CLASSES)
+    ward = Batches({"image": images(4, number=6)}, batch_size=3)
+    history = minimise_disagreement(
+        model, PointEstimate(model), ward, flips=("row", "col"), draws=1, **SETTINGS
+    )[2]
+    assert bool((history["disagreement"] < 1e-7).all()) is agrees
+
+
+@pytest.mark.parametrize("flips", [(), ("depth",), ("left",), "col", ("col", "col")])
+def test_axes_that_images_lack_are_named(flips: Any, pair: Any) -> None:
+    with pytest.raises(ValueError, match="flips"):
+        minimise_disagreement(*pair, batches(images(1)), flips=flips, draws=1, **SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -105,6 +191,8 @@ def test_the_guard_stops_a_collapse() -> None:
         ({"guard": 1.0}, "guard"),
         ({"most_entropy": -1.0}, "most_entropy"),
         ({"epochs": 0}, "epochs"),
+        ({"reset_every": 0}, "reset_every"),
+        ({"floor": -1.0}, "floor"),
         ({"batches": batches(images(1, number=5), 4)}, "one case"),
     ],
 )

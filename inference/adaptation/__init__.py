@@ -7,10 +7,24 @@ BatchNorm normalises by statistics of the training images; images of another sca
 others, and every layer after it sees what it was not trained on. Statistics are sites of the
 adapted program here (`statistic_sites`), so they have draws of their own like all that is not
 known: a source share with a Beta prior gives a posterior over how far to adapt.
+
+adapting       adapt                     statistics of a batch, a domain, or shared with the source
+source_share   Beta                      prior and posterior of that share
+entropy        minimise_entropy          scales and shifts by the entropy of predictions (TENT)
+consistency    minimise_disagreement     by the agreement of mirror images
 """
 
-from ppl_med.inference.adaptation.adapting import Beta, adapt
+from ppl_med.inference.adaptation.adapting import adapt
+from ppl_med.inference.adaptation.consistency import minimise_disagreement
 from ppl_med.inference.adaptation.entropy import minimise_entropy
+from ppl_med.inference.adaptation.source_share import Beta
 from ppl_med.inference.adaptation.statistic_sites import BatchStatistics, StatisticSites
 
-__all__ = ["BatchStatistics", "Beta", "StatisticSites", "adapt", "minimise_entropy"]
+__all__ = [
+    "BatchStatistics",
+    "Beta",
+    "StatisticSites",
+    "adapt",
+    "minimise_disagreement",
+    "minimise_entropy",
+]

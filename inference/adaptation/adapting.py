@@ -1,42 +1,31 @@
 """``adapt``: statistics of BatchNorm over all images of a domain, for every posterior draw.
 
-Layer by layer in the order in which they run: with everything before it adapted, the inputs of a
-layer over all batches are summed up, channel by channel, in float64,
-
-    mean = sum x / n        variance = sum x^2 / n - mean^2
-
-so the variance between batches counts, and the result is exactly what BatchNorm in training mode
-gives on the whole domain as one batch. Each draw of the weights has statistics of its own.
-
-With a source share w, a layer normalises by the statistics of w source and 1 - w domain cases
-pooled (Schneider et al., NeurIPS 2020, arXiv:2006.16971; departure: the pooled variance counts the
+They are those of the whole domain as one batch (`domain`), for the weights of each draw. With a
+source share w, a layer normalises by the statistics of w source and 1 - w domain cases pooled
+(Schneider et al., NeurIPS 2020, arXiv:2006.16971; departure: the pooled variance counts the
 distance between the two means). ``prior_cases`` N gives w = N / (N + n). ``Beta(a, b)`` draws w
 anew for every draw, so that the posterior predictive integrates over how far to adapt (as InTEnt
-does with equal weights, arXiv:2402.09604).
+does, arXiv:2402.09604), from the prior or, with ``evidence``, from a posterior (`source_share`).
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from ppl_med.checks import choice, positive, reject, whole
+from ppl_med.checks import choice, finite, positive, reject, whole
+from ppl_med.inference.adaptation.domain import Domain, checked_flips
+from ppl_med.inference.adaptation.source_share import Beta, ShareDraws, knot_passes
 from ppl_med.inference.adaptation.statistic_sites import (
+    SHARE,
     BatchStatistics,
-    Statistics,
     StatisticSites,
     as_sites,
     norm_layers,
-    normalising_by,
-    pooled,
-    scaling_by,
-    source_statistics,
 )
 from ppl_med.inference.adapted import adapted
 from ppl_med.inference.batches import check_iterable, check_seed, choose_device, first_batch
@@ -44,31 +33,7 @@ from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.guides.kept_draws import KeptDraws
 from ppl_med.inference.prediction.case_noise import derive_seed
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
-from ppl_med.programs.isolation import preserved_state
-from ppl_med.programs.parameters import move, set_mode
-from ppl_med.programs.sites import (
-    Program,
-    batch_size,
-    select_arguments,
-    to_device,
-    without_observations,
-)
-
-
-class Beta(NamedTuple):
-    """Prior of the source share: 1 keeps the source, 0 takes the domain.
-
-    Attributes:
-        a: Towards the source.
-        b: Towards the domain.
-    """
-
-    a: float = 1.0
-    b: float = 1.0
-
-
-class _Found(Exception):
-    """Nothing after this layer is needed."""
+from ppl_med.programs.sites import Program
 
 
 class AdaptedDraws(KeptDraws):
@@ -108,6 +73,8 @@ def adapt(
     statistics: Literal["domain", "batch"] = "domain",
     prior_cases: float | None = None,
     source_share: Beta | None = None,
+    evidence: float = 0.0,
+    flips: Sequence[str] = ("col",),
     keys: Mapping[str, str] | None = None,
     draws: int = 32,
     seed: int = 0,
@@ -123,7 +90,13 @@ def adapt(
         statistics: "domain", of all its images together; or "batch", of every batch by itself, for
             which a prediction depends on the cases beside it.
         prior_cases: How many cases the source statistics count as, beside those of the domain.
-        source_share: Beta prior of the share of the source, drawn for every posterior draw.
+        source_share: Beta prior of the share of the source, drawn for every posterior draw; it
+            stands in the tree as ``source_share``.
+        evidence: Observations that a case counts as, in the posterior of the source share by what
+            predictions of images and their mirror images tell (see `source_share`); 0 draws it
+            from its prior.
+        flips: Axes along which images are mirrored for it, of "col" (left and right), "row" and
+            "depth": those along which the task has no direction.
         keys: As in ``predict``.
         draws: Draws per chain, as many as will be predicted with.
         seed: Seed of all draws: that of ``predict`` without adaptation, for the same weights.
@@ -136,8 +109,9 @@ def adapt(
         the one given.
 
     Raises:
-        ValueError: The model has no BatchNorm, the guide proposes latents of every case, the
-            domain has one case, or arguments exclude each other.
+        ValueError: The model has no BatchNorm or runs a layer of it twice, the guide proposes
+            latents of every case, the domain has one case, evidence is asked of a model without a
+            site of classes, or arguments exclude each other.
     """
     choice("statistics", statistics, ("domain", "batch"))
     draws, seed = whole("draws", draws), check_seed(seed)
@@ -147,6 +121,9 @@ def adapt(
         prior_cases = positive("prior_cases", prior_cases)
     if source_share is not None:
         source_share = Beta(*(positive("source_share", one) for one in source_share))
+    evidence = finite("evidence", evidence, 0)
+    if evidence and source_share is None:
+        reject("evidence", "0 without source_share, whose posterior it is for", evidence)
     pairs = members_of(model, guide)
     for one, _ in pairs:
         norm_layers(one)
@@ -159,129 +136,24 @@ def adapt(
     number = check_iterable(batches)
     chosen = choose_device(device)
     adapted_pairs: list[tuple[nn.Module, Any]] = []
-    layers = len(norm_layers(pairs[0][0]))
-    with tqdm(
-        total=len(pairs) * draws * layers * number, desc="adapt", disable=not progress
-    ) as bar:
+    mirrored = checked_flips(flips, first_batch(batches)) if evidence else ()
+    passes = len(norm_layers(pairs[0][0]))
+    passes += knot_passes(passes) if evidence else 0
+    total = len(pairs) * draws * passes * number
+    with tqdm(total=total, desc="adapt", unit="batch", disable=not progress) as bar:
         for chain, pair in enumerate(pairs):
             domain = Domain(pair, batches, chosen, seed, chain, bar)
+            shares = source_share and ShareDraws(domain, source_share, evidence, mirrored)
             values = []
             for draw in range(draws):
                 random = np.random.default_rng(derive_seed(seed, chain, draw))
-                share = 0.0 if source_share is None else float(random.beta(*source_share))
+                share = 0.0
                 if prior_cases is not None:
                     share = prior_cases / (prior_cases + domain.num_cases)
-                values.append(as_sites(domain.statistics(draw, share)))
-            adapted_pairs.append((StatisticSites(pair[0]), AdaptedDraws(domain.sampler, values)))
+                if shares is not None:
+                    share = shares.share(draw, random)
+                sites = as_sites(domain.statistics(draw, share))
+                values.append(sites if shares is None else sites | {SHARE: torch.tensor(share)})
+            own = StatisticSites(pair[0], source_share=source_share)
+            adapted_pairs.append((own, AdaptedDraws(domain.sampler, values)))
     return joined(adapted_pairs)
-
-
-class Domain:
-    """All images of a domain, seen by one pair."""
-
-    def __init__(
-        self,
-        pair: tuple[Any, Any],
-        batches: Any,
-        device: torch.device,
-        seed: int,
-        chain: int,
-        bar: Any,
-    ) -> None:
-        self.pair, self.batches, self.device, self.bar = pair, batches, device, bar
-        self.layers = norm_layers(pair[0])
-        move(pair, device)
-        set_mode(pair, False)
-        self.scales: Statistics = {}  # weights and biases of layers in the place of their own
-        first = to_device(select_arguments(pair[0], first_batch(batches)), device)
-        one = {n: v[:1] if isinstance(v, Tensor) else v for n, v in first.items()}
-        with preserved_state(*pair), torch.no_grad():
-            bare = without_observations(pair[0], one)
-        self.names = set(bare)
-        self.sampler = PosteriorSampler(*pair, bare, seed, chain)
-        if self.sampler.guide_has_local:
-            raise ValueError(
-                "guide proposes latents of every case (a conditional guide), which is not adapted; "
-                "adapt a model whose weights are random, or its network alone"
-            )
-        self.num_cases = sum(batch_size(self.images(batch)) for batch in batches)
-        if self.num_cases < 2:
-            raise ValueError("batches hold one case: a domain needs two or more")
-
-    def statistics(self, draw: int, share: float) -> Statistics:
-        """Statistics of every layer, in the order in which they run."""
-        source, found = source_statistics(self.layers), Statistics()
-        values = self.sampler.draw(draw)
-        waiting = dict(self.layers)
-        with preserved_state(*self.pair), torch.no_grad():
-            while waiting:
-                name, own = self._next(values, draw, waiting, found)
-                found |= pooled(source, {name: own}, share)
-                del waiting[name]
-        return found
-
-    def _next(
-        self,
-        values: dict[str, Tensor],
-        draw: int,
-        waiting: Mapping[str, _BatchNorm],
-        known: Statistics,
-    ) -> tuple[str, tuple[Tensor, Tensor]]:
-        """The layer that runs first among those that wait, and the statistics of its inputs."""
-        sums: dict[str, list[Any]] = {}
-        position = 0
-        for batch in self.batches:
-            inputs = self.images(batch)
-            at = np.arange(position, position + batch_size(inputs))
-            position += len(at)
-            with ExitStack() as stack:
-                stack.enter_context(_summing(waiting, sums))
-                stack.enter_context(normalising_by(self.layers, known))
-                stack.enter_context(scaling_by(self.layers, self.scales))
-                try:
-                    self.sampler.run(values, draw, inputs, at)
-                except _Found:
-                    pass
-                else:
-                    raise ValueError(
-                        f"the BatchNorm layers {sorted(waiting)} do not run when the model "
-                        "predicts; they cannot be adapted"
-                    )
-            self.bar.update()
-        if len(sums) != 1:
-            raise ValueError(
-                f"the layers {sorted(sums)} run in another order from batch to batch; the network "
-                "must do the same with every batch"
-            )
-        name, (count, total, squares) = next(iter(sums.items()))
-        mean = total / count
-        return name, (mean, (squares / count - mean.square()).clamp(min=0))
-
-    def images(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the program reads of a batch, without observations, on the device."""
-        chosen = select_arguments(self.pair[0], batch)
-        return to_device({n: v for n, v in chosen.items() if n in self.names}, self.device)
-
-
-@contextmanager
-def _summing(waiting: Mapping[str, _BatchNorm], sums: dict[str, list[Any]]) -> Iterator[None]:
-    """Add up the inputs of the first of these layers that runs, and stop there."""
-
-    def hook_of(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            value = inputs[0].detach().double()
-            flat = value.transpose(0, 1).flatten(1)
-            before = sums.setdefault(name, [0, 0.0, 0.0])
-            sums[name] = [
-                before[0] + flat.shape[1],
-                before[1] + flat.sum(1),
-                before[2] + flat.square().sum(1),
-            ]
-            raise _Found
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, layer in waiting.items():
-            stack.callback(layer.register_forward_pre_hook(hook_of(name)).remove)
-        yield

@@ -22,6 +22,7 @@ from ppl_med.programs.parameters import named_modules_of
 from ppl_med.weights.call_cache import caching
 
 MEAN, VARIANCE, WEIGHT, BIAS = "norm_mean", "norm_variance", "norm_weight", "norm_bias"
+SHARE = "source_share"
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -114,20 +115,27 @@ class StatisticSites(_Wrapped):
         model: A program with BatchNorm layers, trained.
         scales: Whether the weights and biases by which the layers scale and shift are sites too,
             ``norm_weight.<layer>`` and ``norm_bias.<layer>``.
+        source_share: Parameters of the Beta prior of the site ``source_share``; None has no such
+            site.
 
     Raises:
         ValueError: If it has none.
     """
 
-    def __init__(self, model: Any, *, scales: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, scales: bool = False, source_share: tuple[float, float] | None = None
+    ) -> None:
         super().__init__(model)
         layers = norm_layers(model)
         self.norms = tuple(layers)
         self.scaled = tuple(scaled_layers(layers)) if scales else ()
+        self.source_share = source_share
 
     def run(self, *inputs: Any, **options: Any) -> Any:
         """Run the program with the statistics of the sites."""
         layers = norm_layers(self.model)
+        if self.source_share is not None:
+            pyro.sample(SHARE, dist.Beta(*map(torch.tensor, self.source_share)))
         values = {
             name: (
                 _site(f"{MEAN}.{name}", layers[name].running_mean),
