@@ -109,9 +109,9 @@ def scales_of(guide: Any) -> torch.Tensor:
 def test_a_reset_starts_anew_and_goes_on(pair: Any) -> None:
     """Reset before the third step, three steps are one step."""
     ward = batches(images(2, shift=1.5), 22)
-    one = minimise_entropy(*pair, ward, epochs=1, **FREE)
-    three = minimise_entropy(*pair, ward, epochs=3, reset_every=2, **FREE)
-    free = minimise_entropy(*pair, ward, epochs=3, **FREE)
+    one = minimise_entropy(pair[0], pair[1], ward, epochs=1, **FREE)
+    three = minimise_entropy(pair[0], pair[1], ward, epochs=3, reset_every=2, **FREE)
+    free = minimise_entropy(pair[0], pair[1], ward, epochs=3, **FREE)
     assert torch.equal(scales_of(three[1]), scales_of(one[1]))
     assert not torch.equal(scales_of(free[1]), scales_of(one[1]))
     assert three[2]["restored"].values.ravel().tolist() == [False, False, True]
@@ -121,14 +121,14 @@ def test_a_reset_starts_anew_and_goes_on(pair: Any) -> None:
 
 def test_the_floor_is_one_of_the_moving_mean(pair: Any) -> None:
     ward = batches(images(2, shift=1.5), 22)
-    free = minimise_entropy(*pair, ward, epochs=12, **FREE)[2]
+    free = minimise_entropy(pair[0], pair[1], ward, epochs=12, **FREE)[2]
     entropy = free["entropy"].values.ravel()
     moving = [entropy[0]]
     for value in entropy[1:]:
         moving.append(0.9 * moving[-1] + 0.1 * value)
     assert (np.diff(moving) < 0).all()
     floor = (moving[6] + moving[7]) / 2
-    held = minimise_entropy(*pair, ward, epochs=12, floor=floor, **FREE)[2]
+    held = minimise_entropy(pair[0], pair[1], ward, epochs=12, floor=floor, **FREE)[2]
     restored = held["restored"].values.ravel()
     assert restored[:8].tolist() == [False] * 7 + [True]
     told = held["entropy"].values.ravel()
@@ -181,7 +181,9 @@ def test_masks_are_mirrored_back(width: int, agrees: bool) -> None:
 @pytest.mark.parametrize("flips", [(), ("depth",), ("left",), "col", ("col", "col")])
 def test_axes_that_images_lack_are_named(flips: Any, pair: Any) -> None:
     with pytest.raises(ValueError, match="flips"):
-        minimise_disagreement(*pair, batches(images(1)), flips=flips, draws=1, **SETTINGS)
+        minimise_disagreement(
+            pair[0], pair[1], batches(images(1)), flips=flips, draws=1, **SETTINGS
+        )
 
 
 @pytest.mark.parametrize(

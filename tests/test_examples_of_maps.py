@@ -17,6 +17,7 @@ MAPS: dict[str, list[str]] = {
     "lung_nodules.py": ["--model", "prob_unet", "nearest_masks"],
     "street_modes.py": ["--scenes", "--model", "m_heads"],
     "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
+    "unknown_inputs/laboratories.py": ["--guide", "point", "--laboratory", "own", "--seed", "0"],
 }
 SEGMENTERS = (
     "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",

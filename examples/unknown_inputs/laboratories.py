@@ -1,27 +1,28 @@
 """White blood cells of another laboratory: how much of what is lost does BatchNorm win back?
 
-Small U-Nets with BatchNorm learn nucleus and cytoplasm on pictures of one laboratory, with five
-kinds of posterior or fewer, and read pictures of others without being trained again:
+Small U-Nets with BatchNorm learn nucleus and cytoplasm on pictures of one laboratory and read those
+of others without being trained again:
 
-    faint, dark, hard     the test pictures of the first laboratory, as if stained, lit, focused and
+    pale, dark, faint     the test pictures of the first laboratory, as if stained, lit, focused and
                           magnified elsewhere; chosen on the validation part
     second                those of the second laboratory, where --second-site says where they are
 
-Each as they are ("source"), and with BatchNorm adapted to the pictures, labels unseen: statistics of
-the batch, of the whole laboratory ("domain"), of both laboratories pooled (as many cases of the
-source as of the other; a share drawn from a uniform prior; a share drawn from its posterior), and
-scales and shifts by entropy (TENT), without brakes and with them, and by agreement of mirror images.
+as they are ("source"), and with BatchNorm adapted to the pictures, labels unseen: statistics of the
+batch; of the whole laboratory ("domain"); of both laboratories pooled, by as many cases of the
+source as of the other, by a share drawn from a uniform prior, by one drawn from its posterior;
+scales and shifts by entropy (TENT) without brakes and with them, and by agreement of mirror images.
 
-A lost Dice is that of the same pictures before they were made worse; of the second laboratory, that
-of the first. "mean mask" is what stands where in the training masks, and sees no picture.
+Lost is the Dice between the same pictures before and after they were made worse; for the second
+laboratory, between it and the first. "mean mask" is what stands where in the training masks.
 
 Writes to the output folder
 
-    <guide>-<seed>/       checkpoint.pt, history.nc, posterior.nc, figures-<laboratory>.nc
-    table.md, table.nc    Dice, share recovered, NLL and calibration
-    dice.png, tent.png, shares.png, pictures.png
+    <guide>-<seed>/           checkpoint.pt, history.nc, posterior.nc, figures-<laboratory>.nc
+    table.md, table.nc        Dice, share recovered, NLL and calibration
+    dice.png, tent.png, shares.png
 """
 
+import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,12 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
-from laboratory_tables import table
+from laboratory_pages import draw, table
+from laboratory_readings import READINGS, measure, read, share_grid, tent_curve
 from monai.networks.nets.unet import UNet
 from other_laboratories import PLANTED, planted
 
 from ppl_med import storage
-from ppl_med.analysis import scoring
 from ppl_med.data import Batches, flips_and_turns_with_mask, load_wbc_seg, standardization
 from ppl_med.data.readers.wbc_seg import CLASS_NAMES
 from ppl_med.inference import (
@@ -46,13 +47,13 @@ from ppl_med.inference import (
     PointEstimate,
     fit,
     load,
-    predict,
 )
 from ppl_med.models import BayesianSegmenter
 from ppl_med.storage import check_same, open_run
 
 Guide = Literal["point", "last_layer", "dropout", "ensemble"]
 SIZE = (64, 64)
+FREE = ("data", "guide", "seed", "second_site", "laboratory", "draws")  # may differ on resuming
 MEMBERS = 3
 
 
@@ -74,8 +75,10 @@ class Options:
     """Where to run, such as cpu or cuda; a GPU where there is one."""
     epochs: int = 30
     """Epochs of training."""
-    draws: int = 8
-    """Posterior draws; of an ensemble and of a point estimate, those of the source share."""
+    draws: int = 4
+    """Posterior draws; of a point estimate and an ensemble, those of the source share, in all."""
+    laboratory: tuple[str, ...] = ("own", *PLANTED)
+    """Which pictures of the first laboratory to read, as they are ("own") or made worse."""
     smoke: bool = False
     """A run of seconds, to see that everything works; its figures mean nothing."""
     resume: bool = False
@@ -88,7 +91,11 @@ class Study:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.folder = open_run(options.out, resume=options.resume)
-        check_same(options, self.folder, free=("data", "guide", "seed", "second_site"))
+        check_same(
+            options,
+            self.folder,
+            free=("data", "guide", "seed", "second_site", "laboratory", "draws"),
+        )
         self.splits = load_wbc_seg(
             options.data, size=SIZE, resize="scale", second_site=options.second_site
         )
@@ -144,6 +151,51 @@ class Study:
         storage.save(history, folder / "history.nc")
         return model, program
 
+    def cases(self, laboratory: str, split: str = "test") -> dict[str, Any]:
+        """The pictures of a laboratory."""
+        if laboratory == "second":
+            return self.splits["second_site"]
+        own = self.splits[split]
+        return own if laboratory == "own" else planted(own, PLANTED[laboratory])
+
+    def figures(self, guide: str, seed: int, laboratory: str) -> xr.Dataset:
+        """What one guide makes of one laboratory, by every reading, measured now or earlier."""
+        path = self.path(guide, seed) / f"figures-{laboratory}.nc"
+        if path.exists():
+            return storage.load(path)
+        print(f"{guide}, seed {seed}, {laboratory}", flush=True)
+        model, program = self.trained(guide, seed)
+        path.parent.mkdir(exist_ok=True)
+        cases = self.cases(laboratory)
+        parts = {}
+        for reading in READINGS:
+            tree = read(reading, model, program, guide, cases, self.batches, self.options, seed)
+            if tree is None:
+                continue
+            parts[reading] = measure(tree, cases["id"])
+            if reading == "source" and laboratory == "own":
+                storage.save(tree, path.with_name("posterior.nc"))
+        found = xr.concat(parts.values(), xr.Variable("reading", list(parts)))
+        storage.save(found, path)
+        return found
+
+    def mean_mask(self, laboratory: str) -> xr.Dataset:
+        """Figures of what stands where in the training masks."""
+        cases = self.cases(laboratory)
+        truth = self.splits["train"]["mask"]
+        shares = np.stack([(truth == index).mean(0) for index in range(len(CLASS_NAMES))])
+        shares = (shares * len(truth) + 1) / (len(truth) + len(CLASS_NAMES))
+        dims = ("chain", "draw", "case", "class", "row", "col")
+        probs = np.broadcast_to(shares, (1, 1, len(cases["id"]), *shares.shape))
+        coords = {"case": cases["id"], "class": list(CLASS_NAMES)}
+        tree = xr.DataTree.from_dict({
+            "posterior": xr.Dataset({"probs": (dims, probs)}, coords),
+            "observed_data": xr.Dataset(
+                {"mask": (("case", "row", "col"), cases["mask"])}, {"case": cases["id"]}
+            ),
+        })  # fmt: skip
+        return measure(tree, cases["id"])
+
 
 def point(model: Any) -> PointEstimate:
     """Maximum likelihood."""
@@ -153,3 +205,27 @@ def point(model: Any) -> PointEstimate:
 def some(cases: dict[str, Any], number: int) -> dict[str, Any]:
     """The first cases."""
     return {name: values[:number] for name, values in cases.items()}
+
+
+def main(options: Options) -> None:
+    """Train, adapt, measure, draw."""
+    study = Study(options)
+    names = [*options.laboratory, *(["second"] if options.second_site else [])]
+    found: dict[tuple[str, str, int], xr.Dataset] = {}
+    for seed in options.seed:
+        for name, guide in itertools.product(names, options.guide):
+            found[name, guide, seed] = study.figures(guide, seed, name)
+    blind = {name: study.mean_mask(name) for name in names}
+    text, result = table(found, blind)
+    storage.save(result, study.folder / "table.nc")
+    storage.write_text(study.folder / "table.md", text + "\n")
+    worst = "dark" if "dark" in names else names[-1]
+    curves = tent_curve(study, worst)
+    shares = {name: share_grid(study, name) for name in names if name != "second"}
+    draw(study.folder, result, curves, shares, options.smoke)
+    print(text)
+    print(f"Wrote {study.folder / 'table.md'}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -211,7 +211,7 @@ class _Descent:
                 flat = [value for pair in pairs.values() for value in pair]
                 slopes = iter(torch.autograd.grad(loss[used].mean(), flat))
                 self.scales = {
-                    name: tuple((v - self.rate * next(slopes)).detach() for v in pair)  # type: ignore[misc]
+                    name: tuple((v - self.rate * next(slopes)).detach() for v in pair)
                     for name, pair in pairs.items()
                 }
         means = entropy.mean(), marginal, used.double().mean(), (entropy - parts).mean()

@@ -6,12 +6,12 @@ layer over all batches are summed up, channel by channel, in float64,
     mean = sum x / n        variance = sum x^2 / n - mean^2
 
 so the variance between batches counts, and the result is exactly what BatchNorm in training mode
-gives on the whole domain as one batch.
+gives on the whole domain as one batch. A domain that is one batch needs one pass.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from ppl_med.inference.adaptation.statistic_sites import (
     normalising_by,
     pooled,
     scaling_by,
+    set_statistics,
     source_statistics,
 )
 from ppl_med.inference.batches import first_batch
@@ -121,11 +122,40 @@ class Domain:
         values = self.sampler.draw(draw)
         waiting = dict(self.layers)
         with preserved_state(*self.pair), torch.no_grad(), scaling_by(self.layers, scales or {}):
+            if self.num_batches == 1:
+                return self._at_once(values, draw, share)
             while waiting:
                 name, own = self._next(values, draw, waiting, found)
                 found |= pooled(source, {name: own}, share)
                 del waiting[name]
         return found
+
+    def _at_once(self, values: dict[str, Tensor], draw: int, share: float) -> Statistics:
+        """Statistics of every layer in one pass, where all images are one batch."""
+        source, found = source_statistics(self.layers), Statistics()
+
+        def hook_of(name: str) -> Any:
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                one = pooled(source, {name: _moments(_sums(inputs[0]))}, share)
+                found.update(one)
+                set_statistics(self.layers[name], *one[name])
+
+            return hook
+
+        for inputs, cases in self.passed():
+            with normalising_by(self.layers, {}), _hooked(self.layers, hook_of):
+                self.sampler.run(values, draw, inputs, cases)
+        self.bar.update(len(self.layers) - 1)
+        self._check_run(set(self.layers) - set(found))
+        return found
+
+    def _check_run(self, waiting: Iterable[str]) -> None:
+        """Raise where layers do not run."""
+        if waiting:
+            raise ValueError(
+                f"the BatchNorm layers {sorted(waiting)} do not run when the model "
+                "predicts; they cannot be adapted"
+            )
 
     def _next(
         self,
@@ -143,18 +173,14 @@ class Domain:
                 except _Found:
                     pass
                 else:
-                    raise ValueError(
-                        f"the BatchNorm layers {sorted(waiting)} do not run when the model "
-                        "predicts; they cannot be adapted"
-                    )
+                    self._check_run(waiting)
         if len(sums) != 1:
             raise ValueError(
                 f"the layers {sorted(sums)} run in another order from batch to batch; the network "
                 "must do the same with every batch"
             )
-        name, (count, total, squares) = next(iter(sums.items()))
-        mean = total / count
-        return name, (mean, (squares / count - mean.square()).clamp(min=0))
+        name, found = next(iter(sums.items()))
+        return name, _moments(found)
 
     def information(
         self, draw: int, statistics: Statistics, flips: tuple[str, ...]
@@ -250,6 +276,19 @@ def entropy_of(log_probs: Tensor, dim: int = 1) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(dim)
 
 
+def _sums(value: Tensor) -> list[Any]:
+    """Count, sum and sum of squares of every channel, float64."""
+    flat = value.detach().double().transpose(0, 1).flatten(1)
+    return [flat.shape[1], flat.sum(1), flat.square().sum(1)]
+
+
+def _moments(sums: list[Any]) -> tuple[Tensor, Tensor]:
+    """Mean and variance from sums."""
+    count, total, squares = sums
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp(min=0)
+
+
 @contextmanager
 def _hooked(layers: Mapping[str, _BatchNorm], hook_of: Any) -> Iterator[None]:
     """Run ``hook_of(name)`` before every run of these layers."""
@@ -277,14 +316,10 @@ def _summing(waiting: Mapping[str, _BatchNorm], sums: dict[str, list[Any]]) -> I
 
     def hook_of(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            value = inputs[0].detach().double()
-            flat = value.transpose(0, 1).flatten(1)
-            before = sums.setdefault(name, [0, 0.0, 0.0])
-            sums[name] = [
-                before[0] + flat.shape[1],
-                before[1] + flat.sum(1),
-                before[2] + flat.square().sum(1),
-            ]
+            own = _sums(inputs[0])
+            sums[name] = (
+                [a + b for a, b in zip(sums[name], own, strict=True)] if name in sums else own
+            )
             raise _Found
 
         return hook

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ppl_med.inference.adaptation.domain import Domain
 
-KNOTS = (1 - np.cos(np.pi * np.arange(11) / 10)) / 2  # dense where statistics change most
+KNOTS = (1 - np.cos(np.pi * np.arange(9) / 8)) / 2  # dense where statistics change most
 LEAST = 1e-9  # nats
 _QUANTILES = (np.arange(4000) + 0.5) / 4000
 

@@ -52,10 +52,7 @@ def normalising_by(layers: Mapping[str, _BatchNorm], values: Statistics) -> Iter
     before = {name: (one.running_mean, one.running_var) for name, one in layers.items()}
     try:
         for name, (mean, variance) in values.items():
-            own = layers[name].running_mean
-            assert own is not None
-            layers[name]._buffers["running_mean"] = mean.to(own)
-            layers[name]._buffers["running_var"] = variance.to(own)
+            set_statistics(layers[name], mean, variance)
         yield
     finally:
         for name, (first, second) in before.items():
@@ -63,6 +60,13 @@ def normalising_by(layers: Mapping[str, _BatchNorm], values: Statistics) -> Iter
                 first,
                 second,
             )
+
+
+def set_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Let a layer normalise by these, in a block of ``normalising_by``, which restores its own."""
+    own = layer.running_mean
+    assert own is not None
+    layer._buffers["running_mean"], layer._buffers["running_var"] = mean.to(own), variance.to(own)
 
 
 @contextmanager
@@ -135,7 +139,8 @@ class StatisticSites(_Wrapped):
         """Run the program with the statistics of the sites."""
         layers = norm_layers(self.model)
         if self.source_share is not None:
-            pyro.sample(SHARE, dist.Beta(*map(torch.tensor, self.source_share)))
+            a, b = (torch.tensor(one) for one in self.source_share)
+            pyro.sample(SHARE, dist.Beta(a, b))
         values = {
             name: (
                 _site(f"{MEAN}.{name}", layers[name].running_mean),
