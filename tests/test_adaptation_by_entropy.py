@@ -9,7 +9,7 @@ import torch
 from test_adaptation import CLASSES, batches, images, network, probs, state
 from torch import nn
 
-from ppl_med.data import Batches
+from ppl_med.data import Batches, drawn, symmetries, turns
 from ppl_med.inference import PointEstimate
 from ppl_med.inference.adaptation import adapt, minimise_disagreement, minimise_entropy
 from ppl_med.models import BayesianClassifier, BayesianSegmenter
@@ -140,7 +140,7 @@ def test_a_step_of_consistency_is_that_of_gradient_descent(pair: Any) -> None:
     model, guide = pair
     ward = images(2, shift=1.5)
     new_model, new_guide, history = minimise_disagreement(
-        model, guide, batches(ward, len(ward)), flips=("row", "col"), learning_rate=20.0,
+        model, guide, batches(ward, len(ward)), views=symmetries(4), learning_rate=20.0,
         most_entropy=None, guard=0.0, draws=1, epochs=2, **SETTINGS,
     )  # fmt: skip
     net = copy.deepcopy(model).network.net.train()
@@ -173,17 +173,20 @@ def test_masks_are_mirrored_back(width: int, agrees: bool) -> None:
     model = BayesianSegmenter(net, CLASSES)
     ward = Batches({"image": images(4, number=6)}, batch_size=3)
     history = minimise_disagreement(
-        model, PointEstimate(model), ward, flips=("row", "col"), draws=1, **SETTINGS
+        model, PointEstimate(model), ward, views=symmetries(4), draws=1, **SETTINGS
     )[2]
     assert bool((history["disagreement"] < 1e-7).all()) is agrees
 
 
-@pytest.mark.parametrize("flips", [(), ("depth",), ("left",), "col", ("col", "col")])
-def test_axes_that_images_lack_are_named(flips: Any, pair: Any) -> None:
-    with pytest.raises(ValueError, match="flips"):
-        minimise_disagreement(
-            pair[0], pair[1], batches(images(1)), flips=flips, draws=1, **SETTINGS
-        )
+@pytest.mark.parametrize(
+    "views", [symmetries(1), [], turns(2), drawn(lambda image, _: image, 2)], ids=len
+)
+def test_views_that_cannot_be_compared_are_named(views: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+    model = BayesianSegmenter(net, CLASSES)
+    ward = Batches({"image": images(4, number=6)}, batch_size=3)
+    with pytest.raises(ValueError, match=r"view|augmentations"):
+        minimise_disagreement(model, PointEstimate(model), ward, views=views, draws=1, **SETTINGS)
 
 
 @pytest.mark.parametrize(

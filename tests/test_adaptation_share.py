@@ -13,7 +13,7 @@ from test_adaptation import CLASSES, batches, images
 from torch import Tensor, nn
 
 from ppl_med.axes import dims
-from ppl_med.data import Batches
+from ppl_med.data import Batches, symmetries
 from ppl_med.inference import MeanFieldNormal, PointEstimate, predict
 from ppl_med.inference.adaptation import Beta, adapt
 from ppl_med.models import BayesianClassifier, BayesianRegressor
@@ -97,7 +97,7 @@ def test_the_share_stands_in_the_tree() -> None:
     ("change", "message"),
     [({"evidence": 1.0}, "without source_share"),
      ({"evidence": -1.0, "source_share": Beta()}, "evidence"),
-     ({"evidence": 1.0, "source_share": Beta(), "flips": ("depth",)}, "flips")],
+     ({"evidence": 1.0, "source_share": Beta(), "views": symmetries(1)}, "views")],
 )  # fmt: skip
 def test_wrong_evidence_is_named(change: dict[str, Any], message: str) -> None:
     model = BayesianClassifier(network(), CLASSES)

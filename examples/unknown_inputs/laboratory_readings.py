@@ -9,6 +9,7 @@ from scipy.stats import entropy
 from ppl_med import storage
 from ppl_med.analysis import scoring
 from ppl_med.analysis.statistics import binning
+from ppl_med.data import symmetries
 from ppl_med.data.readers.wbc_seg import CLASS_NAMES
 from ppl_med.inference import predict
 from ppl_med.inference.adaptation import Beta, adapt, minimise_disagreement, minimise_entropy
@@ -19,7 +20,7 @@ READINGS = (
 )  # fmt: skip
 EVIDENCE = 0.3  # observations a case counts as; chosen on the validation part
 RATE, EPOCHS = 0.3, 5  # of the descents; likewise
-FLIPS = ("col",)
+VIEWS = symmetries(2)
 COLLAPSE_RATE, STEPS = 10.0, (0, 1, 2, 4, 8, 16)  # of the curve, far beyond what helps
 SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)
 MAPS = ("image", "mask")
@@ -60,12 +61,12 @@ def read(
         draws = options.draws // len(getattr(guide, "members", [0]))
         evidence = EVIDENCE if method.endswith("posterior") else 0.0
         model, guide = adapt(model, guide, whole, draws=draws, source_share=Beta(),
-                             evidence=evidence, flips=FLIPS, **settings)  # fmt: skip
+                             evidence=evidence, views=VIEWS, **settings)  # fmt: skip
     elif kind != "point":
         return None  # descents, for every draw of the weights: likewise
     elif method == "mirrors":
         model, guide, _ = minimise_disagreement(
-            model, guide, few, flips=FLIPS, learning_rate=RATE, epochs=EPOCHS, draws=draws,
+            model, guide, few, views=VIEWS, learning_rate=RATE, epochs=EPOCHS, draws=draws,
             **settings,
         )  # fmt: skip
     else:

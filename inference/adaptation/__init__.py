@@ -11,7 +11,7 @@ known: a source share with a Beta prior gives a posterior over how far to adapt.
 adapting       adapt                     statistics of a batch, a domain, or shared with the source
 source_share   Beta                      prior and posterior of that share
 entropy        minimise_entropy          scales and shifts by the entropy of predictions (TENT)
-consistency    minimise_disagreement     by the agreement of mirror images
+consistency    minimise_disagreement     by the agreement of views of an image
 """
 
 from ppl_med.inference.adaptation.adapting import adapt

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ppl_med.checks import choice, finite, positive, reject, whole
-from ppl_med.inference.adaptation.domain import Domain, checked_flips
+from ppl_med.data.reversible import Augmentation
+from ppl_med.inference.adaptation.domain import Domain, checked_views
 from ppl_med.inference.adaptation.source_share import Beta, ShareDraws, knot_passes
 from ppl_med.inference.adaptation.statistic_sites import (
     SHARE,
@@ -28,7 +29,7 @@ from ppl_med.inference.adaptation.statistic_sites import (
     norm_layers,
 )
 from ppl_med.inference.adapted import adapted
-from ppl_med.inference.batches import check_iterable, check_seed, choose_device, first_batch
+from ppl_med.inference.batches import check_iterable, check_seed, choose_device
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.guides.kept_draws import KeptDraws
 from ppl_med.inference.prediction.case_noise import derive_seed
@@ -74,7 +75,7 @@ def adapt(
     prior_cases: float | None = None,
     source_share: Beta | None = None,
     evidence: float = 0.0,
-    flips: Sequence[str] = ("col",),
+    views: Sequence[Augmentation] | None = None,
     keys: Mapping[str, str] | None = None,
     draws: int = 32,
     seed: int = 0,
@@ -92,11 +93,11 @@ def adapt(
         prior_cases: How many cases the source statistics count as, beside those of the domain.
         source_share: Beta prior of the share of the source, drawn for every posterior draw; it
             stands in the tree as ``source_share``.
-        evidence: Observations that a case counts as, in the posterior of the source share by what
-            predictions of images and their mirror images tell (see `source_share`); 0 draws it
-            from its prior.
-        flips: Axes along which images are mirrored for it, of "col" (left and right), "row" and
-            "depth": those along which the task has no direction.
+        evidence: Observations that a case counts as, in the posterior of the source share by how
+            predictions of the views of a case agree (see `source_share`); 0 draws it from its
+            prior.
+        views: For it, augmentations under which the truth is the same, with the identity;
+            ``symmetries(2)`` by default, the image and its mirror image.
         keys: As in ``predict``.
         draws: Draws per chain, as many as will be predicted with.
         seed: Seed of all draws: that of ``predict`` without adaptation, for the same weights.
@@ -136,14 +137,14 @@ def adapt(
     number = check_iterable(batches)
     chosen = choose_device(device)
     adapted_pairs: list[tuple[nn.Module, Any]] = []
-    mirrored = checked_flips(flips, first_batch(batches)) if evidence else ()
+    seen = checked_views(views)
     passes = len(norm_layers(pairs[0][0]))
     passes += knot_passes(passes) if evidence else 0
     total = len(pairs) * draws * passes * number
     with tqdm(total=total, desc="adapt", unit="batch", disable=not progress) as bar:
         for chain, pair in enumerate(pairs):
             domain = Domain(pair, batches, chosen, seed, chain, bar)
-            shares = source_share and ShareDraws(domain, source_share, evidence, mirrored)
+            shares = source_share and ShareDraws(domain, source_share, evidence, seen)
             values = []
             for draw in range(draws):
                 random = np.random.default_rng(derive_seed(seed, chain, draw))

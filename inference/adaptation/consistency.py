@@ -1,11 +1,11 @@
-"""``minimise_disagreement``: scales and shifts of BatchNorm that make mirrored images agree.
+"""``minimise_disagreement``: scales and shifts of BatchNorm under which views of an image agree.
 
     loss_s = mean over a batch of H(mean_v p_sv) - mean_v H(p_sv)     of posterior draw s, views v
 
-Views are the image and its mirror images, masks mirrored back: the Jensen-Shannon divergence of
-the predictions, 0 where they agree, whatever their entropy. It suits images that have no left and
-right, or no up and down, for the task; a net that was trained with these mirrors agrees from the
-start, so its disagreement on a domain tells of the domain.
+Views are augmentations under which the truth is the same, undone on maps: the Jensen-Shannon
+divergence of the predictions, 0 where they agree, whatever their entropy. Mirror images suit tasks
+that have no left and right; a net that was trained with them agrees from the start, so that its
+disagreement on a domain tells of the domain.
 
 Source: the consistency loss of AugMix, Hendrycks et al., ICLR 2020, arXiv:1912.02781, on images
 without labels. Steps, brakes and departures: `descent`.
@@ -18,7 +18,9 @@ import torch
 import xarray as xr
 from torch import nn
 
+from ppl_med.data.reversible import Augmentation
 from ppl_med.inference.adaptation.descent import Brakes, descend
+from ppl_med.inference.adaptation.domain import checked_views
 from ppl_med.programs.sites import Program
 
 
@@ -27,7 +29,7 @@ def minimise_disagreement(
     guide: Program,
     batches: Any,
     *,
-    flips: Sequence[str] = ("col",),
+    views: Sequence[Augmentation] | None = None,
     learning_rate: float = 1e-3,
     epochs: int = 1,
     most_entropy: float | None = 0.4,
@@ -40,14 +42,14 @@ def minimise_disagreement(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, Any, xr.Dataset]:
-    """Adapt scales and shifts of BatchNorm to a domain by the agreement of its mirror images.
+    """Adapt scales and shifts of BatchNorm to a domain by the agreement of views of an image.
 
     Args:
         model: A model of classes or of masks of classes, trained.
         guide: Its guide, trained, or an ``Ensemble``. Both stay as they are.
         batches: Images of the domain, as in ``predict``, two cases a batch or more.
-        flips: Axes along which images are mirrored, of "col" (left and right), "row" and "depth";
-            all combinations are compared.
+        views: Augmentations to compare, the identity among them; ``symmetries(2)`` by default, the
+            image and its mirror image.
         learning_rate: As of ``minimise_entropy``, as all arguments from here on.
         epochs: As there.
         most_entropy: As there, of the mean prediction over the views.
@@ -65,10 +67,12 @@ def minimise_disagreement(
         are those of the mean prediction over the views.
 
     Raises:
-        ValueError: As for ``minimise_entropy``; ``flips`` names no axis, or one that images lack.
+        ValueError: As for ``minimise_entropy``; fewer than two views, or one
+            that cannot be undone at every pixel, of a model of maps.
     """
+    brakes = Brakes(most_entropy, guard, reset_every, floor)
     return descend(
-        model, guide, batches, flips, Brakes(most_entropy, guard, reset_every, floor),
+        model, guide, batches, checked_views(views), brakes,
         learning_rate=learning_rate, epochs=epochs, keys=keys, draws=draws, seed=seed,
         device=device, progress=progress,
     )  # fmt: skip

@@ -32,8 +32,9 @@ from tqdm.auto import tqdm
 
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import finite, positive, share, whole
+from ppl_med.data.reversible import Augmentation
 from ppl_med.inference.adaptation.adapting import AdaptedDraws, joined
-from ppl_med.inference.adaptation.domain import Domain, checked_flips, entropy_of
+from ppl_med.inference.adaptation.domain import Domain, entropy_of
 from ppl_med.inference.adaptation.statistic_sites import (
     Statistics,
     StatisticSites,
@@ -44,7 +45,7 @@ from ppl_med.inference.adaptation.statistic_sites import (
     scaling_by,
 )
 from ppl_med.inference.adapted import adapted
-from ppl_med.inference.batches import check_iterable, check_seed, choose_device, first_batch
+from ppl_med.inference.batches import check_iterable, check_seed, choose_device
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.programs.isolation import preserved_state
 from ppl_med.programs.sites import Program
@@ -75,7 +76,7 @@ def descend(
     model: Program,
     guide: Program,
     batches: Any,
-    flips: Sequence[str] | None,
+    views: Sequence[Augmentation],
     brakes: Brakes,
     *,
     learning_rate: float,
@@ -86,7 +87,7 @@ def descend(
     device: str | torch.device | None,
     progress: bool,
 ) -> tuple[nn.Module, Any, xr.Dataset]:
-    """Adapt scales and shifts by entropy, or with flips by what mirror images disagree in.
+    """Adapt scales and shifts by entropy, or with several views by what they disagree in.
 
     Arguments and results as of ``minimise_entropy`` and ``minimise_disagreement``.
     """
@@ -98,7 +99,6 @@ def descend(
         scaled_layers(norm_layers(one))
     batches = adapted(batches, keys)
     number = check_iterable(batches)
-    mirrored = checked_flips(flips, first_batch(batches)) if flips is not None else ()
     chosen = choose_device(device)
     total = len(pairs) * draws * number * (epochs + len(norm_layers(pairs[0][0])))
     found: list[tuple[nn.Module, Any]] = []
@@ -110,7 +110,7 @@ def descend(
             domain = Domain(pair, batches, chosen, seed, chain, bar)
             values = []
             for draw in range(draws):
-                descent = _Descent(domain, draw, learning_rate, mirrored, brakes)
+                descent = _Descent(domain, draw, learning_rate, views, brakes)
                 descent.run(epochs, told[:, chain, draw], restored[chain, draw])
                 collapsed[chain, draw] = descent.collapsed
                 statistics = domain.statistics(draw, 0.0, descent.scales)
@@ -124,7 +124,7 @@ def descend(
         history[name].attrs["units"] = "nats"
     history["restored"] = ((*SAMPLES, "step"), restored)
     history["collapsed"] = (SAMPLES, collapsed)
-    return (*joined(found), history if mirrored else history.drop_vars("disagreement"))
+    return (*joined(found), history if len(views) > 1 else history.drop_vars("disagreement"))
 
 
 class _Descent:
@@ -135,11 +135,11 @@ class _Descent:
         domain: Domain,
         draw: int,
         learning_rate: float,
-        flips: tuple[str, ...],
+        views: Sequence[Augmentation],
         brakes: Brakes,
     ) -> None:
         self.domain, self.draw, self.rate = domain, draw, learning_rate
-        self.flips, self.brakes = flips, brakes
+        self.views, self.brakes = views, brakes
         self.layers = norm_layers(domain.pair[0])
         self.values = domain.sampler.draw(draw)
         self.scales = self._start()
@@ -197,7 +197,7 @@ class _Descent:
             n: tuple(v.clone().requires_grad_() for v in p) for n, p in self.scales.items()
         }
         with torch.enable_grad(), by_batch(self.layers), scaling_by(self.layers, pairs):
-            views = self.domain.views(self.values, self.draw, inputs, cases, self.flips)
+            views = self.domain.views(self.values, self.draw, inputs, cases, self.views)
             parts = torch.stack([entropy_of(one) for one in views]).mean(0)
             mean = torch.stack(views).logsumexp(0) - math.log(len(views))
             entropy = entropy_of(mean)
@@ -206,7 +206,7 @@ class _Descent:
             used = torch.ones_like(entropy, dtype=torch.bool)
             if self.brakes.most_entropy is not None:
                 used = entropy.detach() <= self.brakes.most_entropy * math.log(mean.shape[1])
-            loss = entropy - parts if self.flips else entropy
+            loss = entropy - parts if len(self.views) > 1 else entropy
             if used.any():
                 flat = [value for pair in pairs.values() for value in pair]
                 slopes = iter(torch.autograd.grad(loss[used].mean(), flat))

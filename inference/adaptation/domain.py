@@ -9,7 +9,6 @@ so the variance between batches counts, and the result is exactly what BatchNorm
 gives on the whole domain as one batch. A domain that is one batch needs one pass.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ppl_med.axes import SPACE
-from ppl_med.checks import choice, different_names, reject
+from ppl_med.checks import reject
+from ppl_med.data.reversible import Augmentation, check_augmentations, symmetries
 from ppl_med.inference.adaptation.statistic_sites import (
     Statistics,
     norm_layers,
@@ -43,9 +42,6 @@ from ppl_med.programs.sites import (
     to_device,
     without_observations,
 )
-
-AXES = {"col": -1, "row": -2, "depth": -3}
-"""Axes along which images can be mirrored."""
 
 
 class _Found(Exception):
@@ -183,7 +179,7 @@ class Domain:
         return name, _moments(found)
 
     def information(
-        self, draw: int, statistics: Statistics, flips: tuple[str, ...]
+        self, draw: int, statistics: Statistics, views: Sequence[Augmentation]
     ) -> tuple[float, float]:
         """What predictions tell of the class, and how much of it is by the view alone, in nats.
 
@@ -197,10 +193,10 @@ class Domain:
         with preserved_state(*self.pair), torch.no_grad():
             for inputs, cases in self.passed():
                 with normalising_by(self.layers, statistics):
-                    views = self.views(values, draw, inputs, cases, flips)
-                views = [one.double() for one in views]
-                probs = torch.stack(views).exp().mean(0)
-                apart = torch.stack([entropy_of(one) for one in views]).mean(0)
+                    found = self.views(values, draw, inputs, cases, views)
+                found = [one.double() for one in found]
+                probs = torch.stack(found).exp().mean(0)
+                apart = torch.stack([entropy_of(one) for one in found]).mean(0)
                 own = entropy_of(probs.clamp(min=1e-300).log())
                 entropies += float(own.sum()), float((own - apart).sum())
                 number += own.numel()
@@ -215,15 +211,25 @@ class Domain:
         draw: int,
         inputs: dict[str, Any],
         cases: np.ndarray,
-        flips: tuple[str, ...],
+        views: Sequence[Augmentation],
     ) -> list[Tensor]:
-        """Log-probabilities of an image and its mirror images, maps mirrored back."""
-        axes, found = [AXES[name] for name in flips], []
-        for number in range(len(axes) + 1):
-            for chosen in itertools.combinations(axes, number):
-                seen = inputs | {"image": inputs["image"].flip(chosen)} if chosen else inputs
-                own = self.log_probs(values, draw, seen, cases)
-                found.append(own.flip(chosen) if chosen and own.ndim > 2 else own)
+        """Log-probabilities of the images under every augmentation, maps moved back.
+
+        Raises:
+            ValueError: A view of a model of maps cannot be undone, or not at every pixel.
+        """
+        found = []
+        for one in views:
+            seen = inputs | {"image": one.move(inputs["image"], int(cases[0]))}
+            own = self.log_probs(values, draw, seen, cases)
+            if own.ndim > 2:
+                own = one.undo(own) if one.undo is not None else own * torch.nan
+                if not own.isfinite().all():
+                    raise ValueError(
+                        f"view {one.name!r} cannot be undone at every pixel, and the model "
+                        "predicts maps: use symmetries(2), symmetries(4) or symmetries(8)"
+                    )
+            found.append(own)
         return found
 
     def log_probs(
@@ -260,15 +266,12 @@ class Domain:
         return to_device({n: v for n, v in chosen.items() if n in self.names}, self.device)
 
 
-def checked_flips(flips: Sequence[str], batch: Mapping[str, Any]) -> tuple[str, ...]:
-    """Axes to mirror images along; a ValueError where they are no axes of the images."""
-    named = different_names("flips", flips)
-    for name in named:
-        choice("flips", name, AXES)
-    axes = SPACE.get(np.ndim(batch["image"]) - 2, ())
-    if not set(named) <= set(axes):
-        reject("flips", f"axes of the images, which are {axes}", named)
-    return named
+def checked_views(views: Any) -> list[Augmentation]:
+    """Augmentations whose predictions can be compared; a ValueError unless there are two."""
+    found = check_augmentations(symmetries(2) if views is None else views)
+    if len(found) < 2:
+        reject("views", "two augmentations or more, such as symmetries(2)", views)
+    return found
 
 
 def entropy_of(log_probs: Tensor, dim: int = 1) -> Tensor:

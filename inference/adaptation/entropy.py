@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from ppl_med.data.reversible import symmetries
 from ppl_med.inference.adaptation.descent import Brakes, descend
 from ppl_med.programs.sites import Program
 
@@ -63,7 +64,7 @@ def minimise_entropy(
         ValueError: As for ``adapt``; the model has no site of classes, or a batch has one case.
     """
     return descend(
-        model, guide, batches, None, Brakes(most_entropy, guard, reset_every, floor),
+        model, guide, batches, symmetries(1), Brakes(most_entropy, guard, reset_every, floor),
         learning_rate=learning_rate, epochs=epochs, keys=keys, draws=draws, seed=seed,
         device=device, progress=progress,
     )  # fmt: skip

@@ -4,7 +4,7 @@
     w | images   ~  Beta(w; a, b) (I(w) / J(w))^(evidence * cases) / constant     of every draw
 
 I(w) is what predictions under the statistics of w tell of the class, from place to place, and J(w)
-what they tell by the view alone, of an image and its mirror images (`Domain.information`, nats).
+what they tell by the view alone, such as of an image and its mirror image (`Domain.information`).
 As in an analysis of variance, the first is signal and the second noise; neither needs labels. It is
 a Gibbs posterior: the loss log J - log I stands where a log-likelihood would, and ``evidence`` is
 its weight, how many observations a case counts as. I alone prefers statistics under which the net
@@ -18,7 +18,7 @@ has to converge.
 Source: Bissiri, Holmes and Walker, JRSS B 78, 2016 (Gibbs posteriors).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy import interpolate, stats
 from torch import Tensor
 
+from ppl_med.data.reversible import Augmentation
 from ppl_med.inference.adaptation.domain import Domain
 
 KNOTS = (1 - np.cos(np.pi * np.arange(9) / 8)) / 2  # dense where statistics change most
@@ -58,13 +59,13 @@ class ShareDraws:
         domain: The images, seen by the pair.
         prior: Of the share.
         evidence: Observations that a case counts as; 0 draws from the prior.
-        flips: Axes along which images are mirrored.
+        views: Augmentations of the images.
     """
 
     def __init__(
-        self, domain: Domain, prior: Beta, evidence: float, flips: tuple[str, ...]
+        self, domain: Domain, prior: Beta, evidence: float, views: Sequence[Augmentation]
     ) -> None:
-        self.domain, self.prior, self.evidence, self.flips = domain, prior, evidence, flips
+        self.domain, self.prior, self.evidence, self.views = domain, prior, evidence, views
         self.shares = stats.beta.ppf(_QUANTILES, *prior)
         self._known: tuple[Mapping[str, Tensor], NDArray[np.float64]] | None = None
 
@@ -91,12 +92,12 @@ class ShareDraws:
     def _ratio(self, draw: int, share: float) -> float:
         """Log J - log I at one share."""
         statistics = self.domain.statistics(draw, share)
-        told, apart = self.domain.information(draw, statistics, self.flips)
+        told, apart = self.domain.information(draw, statistics, self.views)
         if apart < LEAST:
             raise ValueError(
-                f"predictions of images mirrored along {self.flips} agree with those of the images "
-                "whatever the statistics, so they tell nothing of the source share: name other "
-                "flips, or leave evidence at 0"
+                f"predictions agree under all of {[one.name for one in self.views]} whatever the "
+                "statistics, so they tell nothing of the source share: give other views, or leave "
+                "evidence at 0"
             )
         return float(np.log(apart) - np.log(max(told, LEAST)))
 
