@@ -130,8 +130,8 @@ def compared(one: xr.Dataset, name: str, guide: str) -> list[list[str]]:
     mean = {"dice": dice.mean("case").mean("class"), "nll": nll.mean("case")}
     names = list(one["reading"].values)
     ends = [names.index("source"), names.index("domain")]
-    best = {"dice": ends[int(mean["dice"][ends].argmax())],
-            "nll": ends[int(mean["nll"][ends].argmin())]}  # fmt: skip
+    best = {"dice": ends[int(np.argmax(mean["dice"].values[ends]))],
+            "nll": ends[int(np.argmin(mean["nll"].values[ends]))]}  # fmt: skip
     found = []
     for reading in ("prior cases", "share, prior", "share, posterior"):
         if reading not in names:
