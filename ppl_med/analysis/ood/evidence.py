@@ -187,15 +187,18 @@ def _largest(
 
 
 def _surprise(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """Minus the log of the upper tail probability; past all held-out cases it goes on rising.
+    """Minus the log of the upper tail probability, between held-out cases by interpolation.
 
     Beyond the largest calibration score it adds the excess in units of their interquartile range,
     so that cases far out are still told apart.
     """
+    known = np.unique(calibration)
     low, high = np.quantile(calibration, [0.25, 0.75])
-    excess = (values - calibration.max()).clip(min=0)
-    beyond = np.log1p(excess / (high - low)) if high > low else np.zeros(len(excess))
-    return -np.log(pvalues(values, calibration)) + beyond
+    excess = (values - known[-1]).clip(min=0)
+    beyond = np.log1p(excess / (high - low)) if high > low else 0.0
+    steps = -np.log(pvalues(known, calibration))
+    last = np.log(1 + len(calibration)) - steps[-1]
+    return np.interp(values, known, steps) + np.where(excess > 0, last + beyond, 0.0)
 
 
 def _part(reference: xr.Dataset, name: str) -> xr.Dataset:
