@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from example_runs import ROOT, run
 from posterior_trees import array
 from torch import Tensor, nn
 
@@ -314,3 +315,12 @@ def test_average_is_the_mean_of_probabilities_and_of_likelihoods() -> None:
         array(found, "log_likelihood/label"), expected.transpose("chain", "draw", "case")
     )
     assert np.isfinite(float(scoring.score(found)["nll"]))
+
+
+@pytest.mark.slow
+def test_the_example_on_malaria_cells_runs(tmp_path: Path, data_folder: Path) -> None:
+    script = ROOT / "examples" / "unknown_inputs" / "augmentations.py"
+    printed = run(script, "--smoke", "--out", tmp_path / "run", "--data", data_folder)
+    assert "augmentation" in printed
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"augmentations.nc", "augmentations.png"}
