@@ -161,6 +161,16 @@ def test_confidence_is_that_of_the_uncertainty(inside: xr.DataTree) -> None:
     np.testing.assert_allclose(found["score"], 1 - probs.mean(("chain", "draw")).max("class"))
 
 
+@pytest.mark.parametrize("draws", [1, 3, 7])
+def test_equal_draws_have_no_mutual_information(draws: int) -> None:
+    tree = feature_tree(200, "e", samples=(1, draws), same_in_all_draws=True)
+    found = ood.score(
+        tree, ood.fit_reference("mutual_information", feature_tree(9, "k", samples=(1, draws)))
+    )
+    assert (found["score"] == 0).all() and (found["score_per_draw"] == 0).all()
+    assert (uncertainty.entropy(tree, mcse=False)["mutual_information"] == 0).all()
+
+
 def test_energy_needs_logits_for_probabilities_have_none(inside: xr.DataTree) -> None:
     reference = ood.fit_reference("energy", feature_tree(20, "v"))
     logit: xr.DataArray = inside["posterior/logit"]  # type: ignore[assignment]

@@ -75,7 +75,7 @@ def _entropy_figures(probs: xr.DataArray) -> Figures:
     mean = monte_carlo.mean(probs)
     expected = -xlogy(probs, probs).sum("class")
     predictive = -xlogy(mean, mean).sum("class")
-    divergence = (xlogy(probs, probs) - probs * _log(mean)).sum("class")
+    divergence = (xlogy(probs, probs) - xlogy(probs, mean)).sum("class")  # of equal draws exactly 0
     dissent = _dissent(probs)
     return {  # name: (figure, influence of a draw, unit)
         # d H(p) / d p_k = -log p_k - 1, and the constant drops out as p sums to one

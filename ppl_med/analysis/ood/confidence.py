@@ -84,9 +84,8 @@ def expected_entropy(outputs: Outputs) -> Found:
 def mutual_information(outputs: Outputs) -> Found:
     """Mean divergence of the draws from their mean, and that of every draw."""
     probs = _probs(outputs)
-    mean = probs.mean(0)
-    safe = np.log(np.where(mean > 0, mean, 1.0))
-    divergence = (xlogy(probs, probs) - probs * safe).sum(-1)
+    mean = probs[0] + (probs - probs[0]).mean(0)  # of equal draws exactly theirs, so exactly 0
+    divergence = (xlogy(probs, probs) - xlogy(probs, mean)).sum(-1)
     return _over_pixels(divergence.mean(0).clip(min=0), divergence)
 
 

@@ -160,9 +160,8 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
         ("component", "case"),
         np.stack([one["score"].values for one in single]),
     )
-    result.attrs = {
-        name: reference.attrs[name] for name in ("score", "n", "unit") if name in reference.attrs
-    }
+    kept = ("score", "n", "unit", "least_pvalue")
+    result.attrs = {name: reference.attrs[name] for name in kept if name in reference.attrs}
     return result.assign_coords(component=components)
 
 

@@ -14,6 +14,7 @@ from ppl_med.analysis.tree import case_units, check_disjoint, drop_copies
 from ppl_med.axes import SAMPLES
 
 FAMILIAR = "a case that a score has learnt from looks more familiar than it is"
+_OF_REFERENCE = {"n", "unit", "least_pvalue"}
 ORIENTATION = "larger is more unlike the reference"
 
 
@@ -58,7 +59,7 @@ def with_pvalues(
             raise TypeError(f"{name} must be what a score gave, not {type(one).__name__}.")
         if not np.isfinite(one["score"].values).all():
             raise ValueError(f"{name} has scores that are NaN or infinite.")
-    for key in sorted({*found.attrs, *held_out.attrs} - {"n"}):
+    for key in sorted({*found.attrs, *held_out.attrs} - _OF_REFERENCE):
         if found.attrs.get(key) != held_out.attrs.get(key):
             raise ValueError(
                 f"found has {key} {found.attrs.get(key)!r}, held_out {held_out.attrs.get(key)!r}; "
@@ -71,7 +72,7 @@ def with_pvalues(
     known = held_out["score"].values[one_of_each(units, checks.whole("seed", seed, least=0))]
     values = pvalues(found["score"].values, known)
     result["pvalue"] = ("case", values, {"units": "probability"})
-    return result.assign_attrs(n=len(known))
+    return result.assign_attrs(n=len(known), least_pvalue=1 / (len(known) + 1))
 
 
 def pvalues(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ def with_calibration(
     others = np.setdiff1d(ids.astype(str), ids[drawn].astype(str))
     if others.size:
         result["other_calibration_case"] = ("other", others)
-    result.attrs |= {"n": len(order), "unit": kind}
+    result.attrs |= {"n": len(order), "unit": kind, "least_pvalue": 1 / (len(order) + 1)}
     return result.assign_coords(calibration_case=ids[order])
 
 
@@ -147,7 +147,8 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     Returns:
         Dataset over case: ``score``, larger is more unlike; ``score_sd``, its standard deviation
         over draws, NaN for one draw; ``pvalue``, probability; and ``score_per_draw`` (chain, draw,
-        case).
+        case). ``attrs["least_pvalue"]``, 1 / (n + 1), is the least that n patients or cases can
+        give: with fewer than 19 of them nothing is ever below .05.
 
     Raises:
         TypeError, ValueError: No reference; a malformed tree; cases of the reference; other draws.
@@ -165,7 +166,7 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     result["pvalue"] = ("case", pvalues(values, known), {"units": "probability"})
     result.attrs = {
         name: reference.attrs[name]
-        for name in ("score", "layer", "orientation", "n", "unit")
+        for name in ("score", "layer", "orientation", "n", "unit", "least_pvalue")
         if name in reference.attrs
     }
     return result
