@@ -283,7 +283,7 @@ def test_weights_that_cannot_carry_the_level_give_all_classes() -> None:
     def weights(values: list[float], number: int) -> xr.DataArray:
         return xr.DataArray(np.resize(values, number), dims="case")
 
-    ones = weights([1.0], 20)
+    light = weights([0.1], 20)  # so that their own thresholds would be finite
     for heavy, unbounded in ((8, 20), (9, 0)):
         few = weights([0.0], 60)
         few[:heavy] = 1.0
@@ -291,7 +291,7 @@ def test_weights_that_cannot_carry_the_level_give_all_classes() -> None:
         assert float(learnt["effective_n"]) == pytest.approx(heavy)
         told = pytest.warns(RuntimeWarning, match="20 of 20") if unbounded else nullcontext()
         with told:
-            found = conformal.predict_sets(learnt, second, weights=ones, shift_alarm=0)
+            found = conformal.predict_sets(learnt, second, weights=light, shift_alarm=0)
         assert found.attrs["unbounded"] == unbounded
         assert unbounded == 0 or (found["set_size"] == 3).all()
     learnt = conformal.calibrate(first, weights=weights([1.0], 60))

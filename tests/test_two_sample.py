@@ -12,6 +12,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from ppl_med.analysis.statistics import two_sample
 from ppl_med.analysis.statistics.two_sample import Comparison
+from ppl_med.analysis.statistics.unit_permutations import memberships
 
 AnyTest = Callable[..., Comparison]
 
@@ -214,3 +215,19 @@ def test_malformed_samples_are_refused() -> None:
         two_sample.mmd(values, values, units=(names * 0, 9 + names))
     with pytest.raises(ValueError, match="second must be of four units"):
         two_sample.classifier_test(values, values, units=(names, 9 + names // 3))
+
+
+def test_patients_change_places_with_their_like() -> None:
+    """Of patients with cases of one kind, of the other and of both, as many stay as there were."""
+    first = np.repeat(["a0", "a1", "a2", "a3", "a4"], 2), np.array(list("xxxxxyxyyy"))
+    second = np.repeat(["b0", "b1", "b2", "b3"], 2), np.array(list("xxxyyyyy"))
+    units, strata = (first[0], second[0]), (first[1], second[1])
+    blocks = list(memberships(units, 400, 0, strata=strata))
+    inside = np.concatenate(blocks)[:, ::2]  # by patient
+    assert inside.shape == (401, 9)
+    kinds = {"x": [0, 1, 5], "both": [2, 3, 6], "y": [4, 7, 8]}
+    for own in kinds.values():
+        assert (inside[:, own].sum(1) == inside[0, own].sum()).all()
+        assert (inside[:, own].mean(0) > 0.2).all() and (inside[:, own].mean(0) < 0.8).all()
+    free = np.concatenate(list(memberships(units, 400, 0)))[:, ::2]
+    assert (free.sum(1) == 4).all() and free[:, kinds["y"]].sum(1).min() == 0

@@ -341,7 +341,9 @@ def main(options: Options) -> None:
         place.mkdir(exist_ok=True)
         rows += run(options, name, place)
     storage.write_text(folder / "lines.json", json.dumps(rows, indent=1))
-    storage.write_text(folder / "table.md", table(rows) + "\n")
+    together = table([row | {"guide": "all"} for row in rows])
+    print(together)
+    storage.write_text(folder / "table.md", f"{together}\n\n{table(rows)}\n")
 
 
 if __name__ == "__main__":
