@@ -29,21 +29,22 @@ def table(
     """A line for every laboratory, guide and reading; cases are resampled for the intervals."""
     names = list(dict.fromkeys(name for name, _, _ in found))
     guides = list(dict.fromkeys(guide for _, guide, _ in found))
+    order = max((list(one["reading"].values) for one in found.values()), key=len)
     lines, parts, gains = [], [], []
     for name in names:
+        own_parts = []
         for guide in guides:
             one = over_seeds(found, name, guide)
             own = over_seeds(found, "own", guide) if "own" in names else one
             line = summary(one, own, paired=name != "second", shifted=name != "own")
-            parts.append(line.expand_dims(laboratory=[name], guide=[guide]))
+            own_parts.append(line.reindex(reading=order))
             lines += rows(line, name, guide)
             gains += compared(one, name, guide)
+        parts.append(xr.concat(own_parts, xr.Variable("guide", guides)))
         trivial = blind[name].expand_dims(reading=["mean mask"], seed=[0])
         lines += rows(summary(trivial, trivial, paired=True, shifted=False), name, "none")
     text = storage.markdown_table(HEAD, lines) + "\n\n" + storage.markdown_table(GAINS, gains)
-    result = xr.combine_by_coords(parts, combine_attrs="drop")
-    assert isinstance(result, xr.Dataset)
-    return text, result
+    return text, xr.concat(parts, xr.Variable("laboratory", names))
 
 
 def resampled(values: xr.DataArray, chosen: np.ndarray) -> np.ndarray:
@@ -178,7 +179,7 @@ def bars(result: xr.Dataset) -> Any:
             ax.errorbar(part["dice_mean"], place, xerr=ends, label=label, **style)
         theme.subtitle(ax, str(name))
         ax.set(xlabel="Dice", yticks=range(len(order)), yticklabels=order)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(order) - 0.5, -0.5)
     handles, labels = axes[0].get_legend_handles_labels()
     theme.legend(figure, handles=handles, labels=labels, ncols=len(guides))
     theme.heading(figure, "Cells of other laboratories: Dice by reading, 95 % over cases")
@@ -190,7 +191,7 @@ def descents(curves: xr.Dataset) -> Any:
     figure = theme.new_figure(8.4, 3.6)
     axes = figure.subplots(1, 3)
     for index, brakes in enumerate(curves["brakes"].values):
-        part, style = curves.sel(brakes=brakes), theme.series(2 * index)
+        part, style = curves.sel(brakes=brakes), theme.series((0, 2, 1)[index])
         style = {"color": style["color"], "label": str(brakes)}
         for ax, name in zip(axes, ("entropy", "marginal_entropy"), strict=False):
             ax.plot(np.arange(part.sizes["step"]) + 1, part[name], linewidth=1.4, **style)
@@ -202,7 +203,7 @@ def descents(curves: xr.Dataset) -> Any:
         ax.set_xlabel("step" if ax is not axes[2] else "passes")
         ax.set_ylim(bottom=0)
     theme.legend(figure, handles=axes[2].get_legend_handles_labels()[0],
-                 labels=["free", "filter and guard"], ncols=2)  # fmt: skip
+                 labels=[str(name) for name in curves["brakes"].values], ncols=3)  # fmt: skip
     theme.heading(figure, "Entropy carried on: certain, and wrong")
     return figure
 
