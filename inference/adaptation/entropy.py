@@ -45,7 +45,8 @@ def minimise_entropy(
         most_entropy: Cases, or pixels of a mask, above this share of ln K take no part; None takes
             all (TENT).
         guard: Share in (0, 1) of the first pass's marginal entropy below which a draw goes back
-            to its start and stays there; 0 never.
+            to its start and stays there; 0 never. A class of a mask that is lost lowers it by less
+            than half: use 0.9 there.
         reset_every: Steps after which a draw goes back to its start, and on from there.
         floor: Moving mean of the entropy, in nats, below which a draw does the same.
         keys: As in ``predict``.
