@@ -52,3 +52,12 @@ def test_the_vae_scores_are_compared_with_baselines(tmp_path, data_folder):
     text = run(script, "--smoke", *options)
     assert "| digits | likelihood_regret |" in text and "(baseline)" in text
     assert len((out / "scores.csv").read_text().splitlines()) == 10
+
+
+@pytest.mark.slow
+def test_planted_shifts_are_counted(tmp_path, data_folder):
+    script, out = ROOT / "examples" / "unknown_inputs" / "diagnosis.py", tmp_path / "run"
+    options = ["--sets", "mnist", "--data", data_folder, "--out", out]
+    text = run(script, "--smoke", *options)
+    assert "| semantic |" in text and (out / "diagnosis.png").exists()
+    assert (out / "diagnosis-mnist.nc").exists()

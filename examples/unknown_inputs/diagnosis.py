@@ -17,7 +17,6 @@ Writes to the output folder:
 """
 
 import gzip
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
@@ -214,12 +213,12 @@ def draw(net: Net, kind: str, repeat: int, sizes: tuple[int, int], options: Opti
 
 
 def _other_shares(label: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:
-    """Rows in which two classes have other shares by a half; of many classes, all by chance."""
+    """Rows of other shares: of two classes 1.25 times the rarer's and 0.15; else Dirichlet(1)."""
     count = np.bincount(label)
     share = count / count.sum()
     if len(share) == 2:
         rarer = int(share.argmin())
-        share[rarer] = 0.5 * (share[rarer] + 1.5 * share[rarer]) + 0.15
+        share[rarer] = 1.25 * share[rarer] + 0.15
         share[1 - rarer] = 1 - share[rarer]
     else:
         share = random.dirichlet(np.ones(len(share)))
@@ -231,7 +230,7 @@ def _other_shares(label: np.ndarray, number: int, random: np.random.Generator) -
     return resample_labels(label, wanted, number=min(number, most), seed=seed)
 
 
-def study(options: Options, name: Name, report: Callable[[str], None]) -> xr.Dataset:
+def study(options: Options, name: Name) -> xr.Dataset:
     """All repeats on one data set."""
     digits = options.digits if name == "mnist" else (None,)
     kinds = shift.VERDICTS if name == "mnist" else shift.VERDICTS[:3]
@@ -249,7 +248,7 @@ def study(options: Options, name: Name, report: Callable[[str], None]) -> xr.Dat
                     tree, reference, group="case", permutations=499, resamples=199, seed=repeat
                 )
                 found[kind].append(one.drop_dims(["case", "class"]))
-        report(f"{name}, unknown {digit}: {len(found['none'])} of {options.repeats} repeats")
+        print(f"{name}, unknown {digit}: {len(found['none'])} of {options.repeats} repeats")
     by_kind = [xr.concat(ones, "repeat") for ones in found.values()]
     joined = xr.concat(by_kind, "planted", coords="minimal", compat="override")
     return joined.assign_coords(planted=list(kinds)).assign_attrs(data=name, part=options.part)
@@ -308,7 +307,7 @@ def main(options: Options) -> None:
         options.repeats, options.digits = 2, options.digits[:1]
     results = {}
     for name in options.sets:
-        results[name] = study(options, name, print)
+        results[name] = study(options, name)
         storage.save(results[name], folder / f"diagnosis-{name}.nc")
     tables = {name: counted(result) for name, result in results.items()}
     text = page(tables)
