@@ -203,7 +203,8 @@ def draw(net: Net, kind: str, repeat: int, sizes: tuple[int, int], options: Opti
     reference, rest = np.sort(known[: sizes[0]]), known[sizes[0] :]
     rows, worse = rest[: sizes[1]], ""
     if kind == "covariate":
-        worse = WORSE[repeat % len(WORSE)]
+        turn = repeat // len(options.digits) if len(net.unknown) else repeat
+        worse = WORSE[turn % len(WORSE)]  # every net meets all
     if kind == "semantic":
         new = random.permutation(net.unknown)[: round(options.unknown * sizes[1])]
         rows = np.concatenate([rows[: sizes[1] - len(new)], new])
