@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from ppl_med import storage
-from ppl_med.analysis import ood, uncertainty
+from ppl_med.analysis import ood, shift, uncertainty
 from ppl_med.analysis.ood import confidence, features
 from ppl_med.analysis.ood.found import one_of_each, pvalues
 
@@ -145,6 +145,38 @@ def test_a_patient_counts_once(train, held_out, inside) -> None:
     assert again.attrs["n"] == 11
 
 
+def test_patients_who_teach_do_not_judge(train, held_out, inside) -> None:
+    """Cells of a patient who taught look familiar: 99 % false alarms at 10 % where this goes by."""
+
+    def of(tree: xr.DataTree, first: int) -> xr.DataTree:
+        case = tree["posterior"]["case"]
+        names = [f"p{first + i // 10}" for i in range(len(case))]
+        group = xr.Dataset({"patient": ("case", names)}, {"case": case})
+        return xr.DataTree.from_dict(
+            {"/": xr.Dataset(attrs=tree.attrs), "/constant_data": group}
+            | {f"/{name}": tree[name].to_dataset() for name in ("posterior", "observed_data")}
+        )
+
+    teaching, same, others = of(train, 0), of(held_out, 29), of(held_out, 30)
+    wrong = r"held_out has cases of 1 patient\(s\) of whom tree has others, e.g. 'p29'"
+    for fit in (lambda: ood.fit_reference("knn", teaching, held_out=same),
+                lambda: ood.fit_novelty(teaching, same),
+                lambda: shift.fit_reference(teaching, held_out=same)):  # fmt: skip
+        with pytest.raises(ValueError, match=wrong):
+            fit()
+    assert ood.fit_reference("knn", teaching, held_out=others).attrs["unit"] == "patient"
+    assert ood.fit_reference("knn", teaching, held_out=same, group="case").attrs["n"] == 99
+    assert ood.fit_reference("knn", train, held_out=same).attrs["n"] == 10
+    made = ood.score(others, ood.fit_reference("mcp", inside))
+    made = made.assign_coords(patient=others["constant_data"]["patient"])
+    found = ood.score(train, ood.fit_reference("mcp", inside))
+    by_patient = ood.with_pvalues(found, made)
+    assert by_patient.attrs["n"] == 10
+    turned = ood.with_pvalues(found, made.isel(case=slice(None, None, -1)))
+    xr.testing.assert_equal(turned, by_patient)
+    assert ood.with_pvalues(found, made, group="case").attrs["n"] == 99
+
+
 # --- each score against what defines it
 
 
@@ -221,6 +253,16 @@ def test_mahalanobis_minds_neither_units_nor_dead_units(name: str) -> None:
         np.testing.assert_allclose(found["score"], plain["score"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mahalanobis", "relative_mahalanobis"])
+def test_features_that_do_not_vary_have_no_distance(name: str, train, held_out) -> None:
+    still = train.copy()
+    group = train["posterior"].to_dataset()
+    still["posterior"] = group.assign({"feature:head": 0 * group["feature:head"] + 3.0})
+    for tree in (still, train.isel(case=slice(0, 1))):
+        with pytest.raises(ValueError, match="choose another layer, or pass more cases"):
+            ood.fit_reference(name, tree, held_out=held_out)
+
+
 def test_knn_is_that_of_scikit_learn() -> None:
     train, held_out, new = (feature_tree(n, p) for n, p in ((150, "t"), (30, "v"), (20, "o")))
     found = ood.score(new, ood.fit_reference("knn", train, held_out=held_out, k=7))
@@ -274,6 +316,17 @@ def test_figures_of_cases_that_stand_on_both_sides_are_refused(train, held_out, 
     found = ood.score(inside, ood.fit_reference("mcp", held_out))
     with pytest.raises(ValueError, match="inside and outside"):
         ood.evaluate(found, found, resamples=0)
+
+
+def test_figures_compare_one_score_of_one_layer(train, held_out, inside, outside) -> None:
+    one = ood.score(inside, ood.fit_reference("knn", train, held_out=held_out, k=3))
+    other = ood.score(outside, ood.fit_reference("knn", train, held_out=held_out, k=9))
+    with pytest.raises(ValueError, match="inside has k 3, outside 9"):
+        ood.evaluate(one, other, resamples=0)
+    with pytest.raises(
+        ValueError, match="inside has layer 'feature:head', outside 'feature:early'"
+    ):
+        ood.evaluate(one, one.assign_attrs(layer="feature:early"), resamples=0)
 
 
 def test_far_away_confidence_is_blind_and_distance_is_not() -> None:
@@ -414,6 +467,18 @@ def test_misuse_is_told(train, held_out, inside) -> None:
         ood.fit_reference("mcp", train, k=3)
     with pytest.raises(TypeError, match=r"what ood\.fit_reference gave"):
         ood.score(inside, xr.Dataset())
+    with pytest.raises(ValueError, match=r"layer must be one of \['head'\]"):
+        ood.fit_reference("mcp", train, held_out=held_out, layer="heads")
+    novel = ood.fit_novelty(train, held_out)
+    with pytest.raises(TypeError, match=r"of ood\.fit_novelty; pass it to ood\.novelty"):
+        ood.score(inside, novel)
+    found = ood.score(inside, reference)
+    with pytest.raises(
+        ValueError, match="one of found and the first of found do not hold the same"
+    ):
+        ood.combine([found, found.isel(case=slice(None, None, -1))])
+    with pytest.raises(TypeError, match="each with a pvalue"):
+        ood.combine([found, found.drop_vars("pvalue")])
     with pytest.raises(ValueError, match="more cases than units"):
         ood.fit_reference("vim", train.isel(case=slice(0, 7)), held_out=held_out)
     fewer = inside.isel(draw=slice(0, 2))

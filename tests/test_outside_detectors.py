@@ -204,3 +204,22 @@ def test_misuse_is_refused(train, held_out, new, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pytorch_ood.detector", None)
     with pytest.raises(ImportError, match="pip install pytorch-ood"):
         score_with("KNN", train, new)
+
+
+def test_patients_give_the_pvalues_one_case_each(train, held_out, new) -> None:
+    case = held_out["posterior"]["case"]
+    known = held_out.copy()
+    people = xr.DataArray([f"p{i // 5}" for i in range(60)], {"case": case}, ("case",))
+    known["constant_data"] = xr.Dataset({"patient": people})
+    found = score_with("KNN", train, new, held_out=known, k=1)
+    assert found.attrs["n"] == 12
+    reference = ood.fit_reference("knn", train, held_out=known, k=1)
+    np.testing.assert_array_equal(found["pvalue"], ood.score(new, reference)["pvalue"])
+    assert score_with("KNN", train, new, held_out=known, group="case", k=1).attrs["n"] == 60
+    teaching = train.copy()
+    same = xr.DataArray(["p1"] * 300, {"case": train["posterior"]["case"]}, ("case",))
+    teaching["constant_data"] = xr.Dataset({"patient": same})
+    with pytest.raises(
+        ValueError, match=r"held_out has cases of 1 patient\(s\) of whom tree_in has"
+    ):
+        score_with("KNN", teaching, new, held_out=known, k=1)

@@ -177,6 +177,26 @@ def test_patients_are_the_units_of_a_diagnosis() -> None:
     assert alarms["patient"] <= 4 < alarms["case"]
 
 
+def test_patients_who_teach_do_not_judge() -> None:
+    """Halves are of patients; units of new cases are what those of the reference are."""
+    tree = shifted_tree("none", 240, "t", 0, patients=40)
+    reference = shift.fit_reference(tree)
+    held_out = {str(one) for one in reference["unit_name"].values}
+    people = tree["constant_data/patient"]
+    learnt = set(people.sel(case=reference["learnt_case"].values).values)
+    assert len(held_out) == len(learnt) == 20 and not held_out & learnt
+    new = shifted_tree("none", 60, "x", 0, patients=20)
+    with pytest.raises(ValueError, match="group must be 'patient' or None, as the units of the"):
+        shift.diagnose(new, reference, group="case")
+    by_array = shift.fit_reference(tree, group=people)
+    with pytest.raises(ValueError, match="group must be an array of groups, as the units of the"):
+        shift.diagnose(new, by_array)
+    found = shift.diagnose(new, by_array, group=new["constant_data/patient"], **QUICK)
+    xr.testing.assert_identical(
+        found.drop_attrs(), shift.diagnose(new, reference, **QUICK).drop_attrs()
+    )
+
+
 def test_a_reference_is_kept_and_read_again(tmp_path: Any) -> None:
     """Also of two chains, whose features stand side by side; labels of new cases say nothing."""
     reference = reference_of(0, 60, chains=2)

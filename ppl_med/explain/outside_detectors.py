@@ -29,7 +29,13 @@ from ppl_med.analysis.ood.features import last_layer
 from ppl_med.analysis.ood.found import FAMILIAR, as_found, with_pvalues
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
 from ppl_med.analysis.ood.references import check_same_functions, check_unseen
-from ppl_med.analysis.tree import case_coords, check_disjoint, open_classes
+from ppl_med.analysis.tree import (
+    case_coords,
+    check_apart,
+    check_disjoint,
+    open_classes,
+    unit_names,
+)
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import nearest, reject
 
@@ -44,6 +50,7 @@ def score_with(
     *,
     held_out: xr.DataTree | None = None,
     layer: str | None = None,
+    group: str | xr.DataArray | None = None,
     **settings: Any,
 ) -> xr.Dataset:
     """Score cases by a detector of pytorch-ood.
@@ -58,6 +65,8 @@ def score_with(
         tree: The cases in question: the same guide, draws and seed.
         held_out: In-distribution cases that the network has not seen, which give p-values.
         layer: Layer of the features; None for the only one that was kept.
+        group: Patients of the held-out cases, of each of whom one case gives the p-values; as for
+            ``analysis.ood.fit_reference``.
         **settings: Further arguments of the detector, such as ``k``.
 
     Returns:
@@ -68,8 +77,8 @@ def score_with(
         ImportError: pytorch-ood is not installed.
         TypeError: A detector that reads neither features nor logits, such as those that need
             gradients or maps; a wrong setting.
-        ValueError: No such detector; logits or the layer were not kept; shared cases; other draws;
-            scores that are not finite.
+        ValueError: No such detector; logits or the layer were not kept; shared cases or
+            patients; other draws; scores that are not finite.
     """
     make = _maker(detector)
     inside = open_outputs(tree_in, layer)
@@ -77,6 +86,8 @@ def score_with(
     if held_out is not None:
         scored["held_out"] = open_outputs(held_out, layer)
         check_unseen(held_out, "held_out")
+        pair = (tree_in, inside.array), (held_out, scored["held_out"].array)
+        check_apart(*pair, group, ("tree_in", "held_out"))
     for name, outputs in scored.items():
         check_same_functions(inside.identity(), inside.samples, outputs)
         check_disjoint(inside.ids, outputs.ids, f"tree_in and {name}", FAMILIAR)
@@ -117,7 +128,10 @@ def score_with(
             found[name].attrs["layer"] = str(inside.feature().name)
     if held_out is None:
         return found["tree"]
-    return with_pvalues(found["tree"], found["held_out"])
+    units, kind = unit_names(held_out, group, scored["held_out"].array)
+    case = found["held_out"]["case"]
+    people = "case" if kind == "case" else xr.DataArray(units, {"case": case}, ("case",))
+    return with_pvalues(found["tree"], found["held_out"], group=people)
 
 
 def _maker(detector: str | Callable[..., Any]) -> Callable[..., Any]:

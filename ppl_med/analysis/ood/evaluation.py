@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
+from ppl_med.analysis.ood.found import check_alike
 from ppl_med.analysis.statistics import ranking
 from ppl_med.analysis.statistics.group_resampling import group_weights, named_errors
 from ppl_med.analysis.tree import case_units, check_disjoint, metadata_groups, open_classes
@@ -47,16 +48,12 @@ def evaluate(
         5 units.
 
     Raises:
-        TypeError, ValueError: Malformed arguments, or two different scores.
+        TypeError, ValueError: Malformed arguments, or scores that were not made in the same way.
     """
     checks.whole("resamples", resamples, least=0)
     checks.inside("level", level)
     scores = [_values(inside, "inside"), _values(outside, "outside")]
-    if inside.attrs.get("score") != outside.attrs.get("score"):
-        raise ValueError(
-            f"inside has the score {inside.attrs.get('score')!r}, outside "
-            f"{outside.attrs.get('score')!r}; compare one score."
-        )
+    check_alike(inside, outside, ("inside", "outside"))
     if all("case" in one.coords for one in (inside, outside)):
         ids = inside["case"].values, outside["case"].values
         check_disjoint(*ids, "inside and outside", "a case is either of the same kind or not")

@@ -22,7 +22,7 @@ from ppl_med.analysis.ood.references import (
     split_units,
     with_calibration,
 )
-from ppl_med.analysis.tree import case_units
+from ppl_med.analysis.tree import case_units, check_apart, check_cases
 from ppl_med.axes import SAMPLES
 
 Method = Literal["harmonic", "bonferroni", "max"]
@@ -42,12 +42,19 @@ def combine(found: Sequence[xr.Dataset], method: Method = "harmonic") -> xr.Data
         Probability (case), at most 1.
 
     Raises:
+        TypeError: Something else than results of `score`.
         ValueError: A wrong method, fewer than two results, or other cases.
     """
     checks.choice("method", method, ("harmonic", "bonferroni", "max"))
+    if isinstance(found, xr.Dataset):
+        raise TypeError("found must be a list of results of ood.score, not one of them.")
     number = len(found)
     if number < 2:
         raise ValueError(f"found must hold two results of ood.score or more, got {number}.")
+    for one in found:
+        if not isinstance(one, xr.Dataset) or "pvalue" not in one:
+            raise TypeError("found must hold results of ood.score, each with a pvalue.")
+        check_cases(one["pvalue"], found[0]["pvalue"], "one of found", "the first of found")
     joined = xr.concat([one["pvalue"] for one in found], "score", join="exact")
     if method == "max":
         return joined.max("score")
@@ -93,6 +100,8 @@ def fit_novelty(
     opened = open_outputs(held_out)
     if len(opened.ids) < 4:
         raise ValueError(f"held_out has {len(opened.ids)} cases; pass 4 or more.")
+    pair = (tree, open_outputs(tree).array), (held_out, opened.array)
+    check_apart(*pair, group, ("tree", "held_out"))
     units, kind = case_units(held_out, group, opened.array)
     rows = split_units(units, 1 / 3, checks.whole("seed", seed, least=0))
     scaling, judging = (held_out.isel(case=part) for part in rows)
@@ -146,7 +155,8 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     Raises:
         TypeError, ValueError: As for `score`.
     """
-    components = list(np.atleast_1d(reference.attrs.get("components", [])))
+    known = reference.attrs if isinstance(reference, xr.Dataset) else {}
+    components = list(np.atleast_1d(known.get("components", [])))
     if not components:
         raise TypeError("reference must be what ood.fit_novelty gave; for others use ood.score.")
     check_reference(tree, reference)

@@ -55,10 +55,18 @@ def whitening(feature: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Matrix (unit, direction) under which features less their centres have the covariance 1.
 
     Columns of directions in which they do not vary are 0.
+
+    Raises:
+        ValueError: They vary in none, so that every distance would be 0.
     """
     centred = feature - centre
     scale = centred.std(0)
     constant = scale <= RESOLUTION * np.abs(feature).max(0)
+    if constant.all():
+        raise ValueError(
+            f"the features of these {len(feature)} cases do not vary, or no class has two of them, "
+            "and distances need a covariance; choose another layer, or pass more cases."
+        )
     scale = np.where(constant, np.inf, scale)  # units of any scale are alike
     values, vectors = np.linalg.eigh((centred / scale).T @ (centred / scale) / len(centred))
     kept = values > max(values[-1], 0.0) * CUT

@@ -34,7 +34,11 @@ def as_found(values: np.ndarray, per_draw: xr.DataArray, **attrs: Any) -> xr.Dat
 
 
 def with_pvalues(
-    found: xr.Dataset, held_out: xr.Dataset, *, group: xr.DataArray | None = None, seed: int = 0
+    found: xr.Dataset,
+    held_out: xr.Dataset,
+    *,
+    group: str | xr.DataArray | None = None,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Add conformal p-values to scores that were made elsewhere, such as those of ODIN.
 
@@ -43,7 +47,8 @@ def with_pvalues(
         held_out: The same score, with the same settings, of in-distribution cases that the network
             was not trained on.
         group: Patients of the held-out cases (case), where some have several cases: one case of
-            each is drawn, as in `fit_reference`.
+            each is drawn, as in `fit_reference`. None for the coordinate "patient" where there is
+            one; "case" for every case by itself.
         seed: Seed of which.
 
     Returns:
@@ -59,26 +64,41 @@ def with_pvalues(
             raise TypeError(f"{name} must be what a score gave, not {type(one).__name__}.")
         if not np.isfinite(one["score"].values).all():
             raise ValueError(f"{name} has scores that are NaN or infinite.")
-    for key in sorted({*found.attrs, *held_out.attrs} - _OF_REFERENCE):
-        if found.attrs.get(key) != held_out.attrs.get(key):
-            raise ValueError(
-                f"found has {key} {found.attrs.get(key)!r}, held_out {held_out.attrs.get(key)!r}; "
-                "score both in the same way."
-            )
+    check_alike(found, held_out, ("found", "held_out"))
     ids = [one["case"].values for one in (held_out, found)]
     check_disjoint(ids[0], ids[1], "held_out and found", FAMILIAR)
     result = found.copy()
-    units = case_units(None, "case" if group is None else group, held_out["score"])[0]
-    known = held_out["score"].values[one_of_each(units, checks.whole("seed", seed, least=0))]
+    units = case_units(None, group, held_out["score"])[0]
+    known = held_out["score"].values[drawn_cases(ids[0], units, seed)]
     values = pvalues(found["score"].values, known)
     result["pvalue"] = ("case", values, {"units": "probability"})
     return result.assign_attrs(n=len(known), least_pvalue=1 / (len(known) + 1))
+
+
+def check_alike(first: xr.Dataset, second: xr.Dataset, names: tuple[str, str]) -> None:
+    """Raise unless two results are of one score: its name, layer and settings.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for key in sorted({*first.attrs, *second.attrs} - _OF_REFERENCE):
+        if first.attrs.get(key) != second.attrs.get(key):
+            raise ValueError(
+                f"{names[0]} has {key} {first.attrs.get(key)!r}, {names[1]} "
+                f"{second.attrs.get(key)!r}; score both in the same way."
+            )
 
 
 def pvalues(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
     """Conformal p-values of scores (case,) against those of calibration cases (case,)."""
     below = np.searchsorted(np.sort(calibration), values, "left")
     return (1 + len(calibration) - below) / (1 + len(calibration))
+
+
+def drawn_cases(ids: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
+    """Positions of one case of every unit, drawn at random, whatever the order of the cases."""
+    by_name = np.argsort(ids.astype(str))
+    return by_name[one_of_each(units[by_name], checks.whole("seed", seed, least=0))]
 
 
 def one_of_each(units: np.ndarray, seed: int) -> np.ndarray:

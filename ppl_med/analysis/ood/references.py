@@ -26,9 +26,15 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.ood import confidence, features, generative
-from ppl_med.analysis.ood.found import FAMILIAR, ORIENTATION, as_found, one_of_each, pvalues
+from ppl_med.analysis.ood.found import FAMILIAR, ORIENTATION, as_found, drawn_cases, pvalues
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
-from ppl_med.analysis.tree import case_coords, case_units, check_disjoint, open_classes
+from ppl_med.analysis.tree import (
+    case_coords,
+    case_units,
+    check_apart,
+    check_disjoint,
+    open_classes,
+)
 from ppl_med.axes import SAMPLES
 
 SCORES = (*confidence.SCORES, *features.SCORES, *generative.SCORES)
@@ -74,7 +80,7 @@ def fit_reference(
 
     Raises:
         TypeError, ValueError: A wrong name or setting; a malformed tree; what the score needs was
-            not kept; p-values from training cases; shared cases; other draws.
+            not kept; p-values from training cases; shared cases or patients; other draws.
     """
     checks.choice("score", score, SCORES)
     inside = open_outputs(tree, layer)
@@ -86,6 +92,8 @@ def fit_reference(
             known_settings = f"one of {sorted(allowed)}" if allowed else "none at all"
             checks.reject("settings", f"{known_settings} for score={score!r}", name)
         settings[name] = checks.whole(name, value)
+    if layer is not None:
+        inside.feature()  # raises where it was not kept
     ids = inside.ids
     rows = np.arange(len(ids))
     learning = rows if learns else rows[:0]
@@ -93,6 +101,7 @@ def fit_reference(
         outside = open_outputs(held_out, layer)
         check_same_functions(inside.identity(), inside.samples, outside)
         check_disjoint(ids, outside.ids, "tree and held_out", FAMILIAR)
+        check_apart((tree, inside.array), (held_out, outside.array), group, ("tree", "held_out"))
     elif not learns:
         outside = inside
     else:
@@ -102,7 +111,7 @@ def fit_reference(
         group = _of_cases(group, kept)
     check_unseen(outside.tree, "tree" if held_out is None else "held_out")
     result = xr.Dataset(attrs={"score": score, "orientation": ORIENTATION})
-    result.attrs |= identity_attrs(inside)
+    result.attrs |= settings | identity_attrs(inside)
     if known is not None:
         result.attrs["layer"] = str(inside.feature().name)
         result = _fit(result, known, open_outputs(tree.isel(case=learning), layer), settings)
@@ -125,8 +134,7 @@ def with_calibration(
     seed: int,
 ) -> xr.Dataset:
     """Add the scores of one held-out case of every unit, and the ids of all of them."""
-    by_name = np.argsort(ids.astype(str))  # whatever their order was
-    drawn = by_name[one_of_each(units[by_name], checks.whole("seed", seed, least=0))]
+    drawn = drawn_cases(ids, units, seed)
     order = drawn[np.argsort(ids[drawn].astype(str))]
     result["calibration_score"] = ("calibration_case", values[order])
     others = np.setdiff1d(ids.astype(str), ids[drawn].astype(str))
@@ -154,6 +162,8 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
         TypeError, ValueError: No reference; a malformed tree; cases of the reference; other draws.
     """
     outputs = check_reference(tree, reference)
+    if "components" in reference.attrs:
+        raise TypeError("reference is of ood.fit_novelty; pass it to ood.novelty.")
     values, single = _scores(outputs, reference)
     coords = case_coords(outputs.array, "chain", "draw")
     per_draw = xr.DataArray(
@@ -164,9 +174,10 @@ def score(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     result = as_found(values, per_draw)
     known = reference["calibration_score"].values
     result["pvalue"] = ("case", pvalues(values, known), {"units": "probability"})
+    of_reference = ("orientation", "n", "unit", "least_pvalue")
     result.attrs = {
         name: reference.attrs[name]
-        for name in ("score", "layer", "orientation", "n", "unit", "least_pvalue")
+        for name in ("score", "layer", "k", "dimension", *of_reference)
         if name in reference.attrs
     }
     return result

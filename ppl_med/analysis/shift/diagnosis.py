@@ -99,8 +99,13 @@ def diagnose(
     source = open_classes(tree)
     if source.names != list(map(str, reference["class"].values)):
         raise ValueError(f"tree has the classes {source.names}, the reference others.")
-    if group is None and reference.attrs["group"] != "array":
-        group = str(reference.attrs["group"])
+    kind = str(reference.attrs["group"])
+    if group is None and kind != "array":
+        group = kind
+    given = "array" if isinstance(group, xr.DataArray) else group
+    if given != kind and (kind in ("array", "case") or given == "case"):
+        rule = "an array of groups" if kind == "array" else f"{kind!r} or None"
+        checks.reject("group", f"{rule}, as the units of the reference are", given)
     own = unit_names(tree, group, outputs.probs)[0].astype(str)
     if len(np.unique(own)) < _FEWEST:
         checks.reject("tree", f"of {_FEWEST} units (cases, patients) or more", len(np.unique(own)))

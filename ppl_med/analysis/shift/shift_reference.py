@@ -20,8 +20,20 @@ from ppl_med import checks
 from ppl_med.analysis.ood.features import RESOLUTION
 from ppl_med.analysis.ood.found import FAMILIAR
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs
-from ppl_med.analysis.ood.references import check_same_functions, check_unseen, identity_attrs
-from ppl_med.analysis.tree import check_disjoint, mean_features, open_classes, unit_names
+from ppl_med.analysis.ood.references import (
+    check_same_functions,
+    check_unseen,
+    identity_attrs,
+    split_units,
+)
+from ppl_med.analysis.tree import (
+    case_units,
+    check_apart,
+    check_disjoint,
+    mean_features,
+    open_classes,
+    unit_names,
+)
 
 DIRECTIONS = 10
 _CASES_PER_DIRECTION = 10
@@ -43,8 +55,8 @@ def fit_reference(
             ``keep=("feature:<layer>", ...)``. Keep an early layer too: noise and blur show there
             when the last layer no longer sees them.
         held_out: The same on labelled cases that the network has not seen, some hundred at best;
-            every class in two units or more. None keeps a half of ``tree`` back for this, whose
-            cases must then be unseen.
+            every class in two units or more. None keeps a half of ``tree`` back for this, of
+            patients that the other half lacks; its cases must then be unseen.
         layer: One layer or several; None for all that were kept.
         directions: Of every layer, at most (and at least the classes less 1); all together one
             for 10 held-out cases.
@@ -58,25 +70,26 @@ def fit_reference(
 
     Raises:
         TypeError, ValueError: Malformed trees; no features kept; held-out cases that the network
-            knows or that are among the others; a class in fewer than two units.
+            knows or that are among the others, or whose patients are; a class in fewer than two
+            units.
     """
     checks.whole("directions", directions)
     inside = open_outputs(tree)
     if held_out is None:
         check_unseen(tree, "tree")
-        order = np.random.default_rng(checks.whole("seed", seed, least=0)).permutation(
-            len(inside.ids)
-        )
-        halves = np.array_split(order, 2)
+        people = case_units(tree, group, inside.probs)[0]
+        halves = split_units(people, 0.5, checks.whole("seed", seed, least=0))
         if isinstance(group, xr.DataArray):
-            group = group.isel(case=np.sort(halves[1]))
-        held_out = tree.isel(case=np.sort(halves[1]))
-        tree = tree.isel(case=np.sort(halves[0]))
+            group = group.isel(case=halves[1])
+        held_out = tree.isel(case=halves[1])
+        tree = tree.isel(case=halves[0])
         inside = open_outputs(tree)
     outside = open_outputs(held_out)
     check_unseen(held_out, "held_out")
     check_same_functions(inside.identity(), inside.samples, outside)
     check_disjoint(inside.ids, outside.ids, "tree and held_out", FAMILIAR)
+    pair = (tree, inside.probs), (held_out, outside.probs)
+    check_apart(*pair, group, ("tree", "held_out"))
     if inside.probs.ndim != 4:
         checks.reject("tree", "of one class per case", inside.probs.dims)
     layers = [layer] if isinstance(layer, str) else list(layer or inside.layers())

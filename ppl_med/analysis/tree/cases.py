@@ -93,6 +93,42 @@ def check_disjoint(
         )
 
 
+def check_apart(
+    first: tuple[object, xr.DataArray],
+    second: tuple[object, xr.DataArray],
+    group: str | xr.DataArray | None,
+    names: tuple[str, str],
+) -> None:
+    """Raise where a patient has cases in two trees, as far as both say whose theirs are.
+
+    Args:
+        first: A tree, and the array of it whose cases they are.
+        second: Another.
+        group: As for `case_units`; nothing is known of the cases of both where it is "case" or the
+            groups of one of them.
+        names: Arguments of the caller, for the error.
+
+    Raises:
+        ValueError: One has.
+    """
+    column = "patient" if group is None else group
+    if isinstance(column, xr.DataArray) or column == "case":
+        return
+    people = []
+    for tree, array in (first, second):
+        if column not in array.coords and column not in find_group(tree, "constant_data"):
+            return
+        people.append(unit_names(tree, column, array)[0].astype(str))
+    shared = np.intersect1d(*people)
+    if shared.size:
+        raise ValueError(
+            f"{names[1]} has cases of {shared.size} {column}(s) of whom {names[0]} has others, "
+            f"e.g. {str(shared[0])!r}: they look more familiar than those of a new {column}, so "
+            f"p-values would be too small. Split by {column}, or pass group='case' if cases of one "
+            "are independent."
+        )
+
+
 def metadata_groups(
     tree: object, by: str | xr.DataArray, array: xr.DataArray, argument: str
 ) -> xr.DataArray:
