@@ -237,6 +237,8 @@ def test_misuse_raises() -> None:
         shift.fit_reference(known)
     with pytest.raises(ValueError, match="layer must be one of"):
         shift.fit_reference(new, layer="heat")
+    with pytest.raises(ValueError, match="layer must be"):
+        shift.fit_reference(new, layer=["head", "head"])
     rare = shifted_tree("none", 60, "h", 0)
     label = array(rare, "observed_data/label").values
     keep = np.flatnonzero((label != 0) | (np.cumsum(label == 0) == 1))

@@ -92,7 +92,9 @@ def fit_reference(
     check_apart(*pair, group, ("tree", "held_out"))
     if inside.probs.ndim != 4:
         checks.reject("tree", "of one class per case", inside.probs.dims)
-    layers = [layer] if isinstance(layer, str) else list(layer or inside.layers())
+    if layer is None:
+        layer = inside.layers()
+    layers = [layer] if isinstance(layer, str) else list(checks.different_names("layer", layer))
     label, rows, counts = open_classes(tree).labelled_cases()
     num_classes = inside.probs.sizes["class"]
     if len(rows) <= num_classes + 1:
