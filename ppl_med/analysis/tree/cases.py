@@ -119,7 +119,7 @@ def check_apart(
         if column not in array.coords and column not in find_group(tree, "constant_data"):
             return
         people.append(unit_names(tree, column, array)[0].astype(str))
-    shared = np.intersect1d(*people)
+    shared = np.intersect1d(people[0], people[1])
     if shared.size:
         raise ValueError(
             f"{names[1]} has cases of {shared.size} {column}(s) of whom {names[0]} has others, "
