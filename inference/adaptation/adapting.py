@@ -121,6 +121,8 @@ def adapt(
     if prior_cases is not None:
         prior_cases = positive("prior_cases", prior_cases)
     if source_share is not None:
+        if not isinstance(source_share, tuple) or len(source_share) != 2:
+            reject("source_share", "a Beta prior such as Beta(1, 1)", source_share)
         source_share = Beta(*(positive("source_share", one) for one in source_share))
     evidence = finite("evidence", evidence, 0)
     if evidence and source_share is None:
