@@ -41,10 +41,10 @@ def test_groups_are_compared_one_by_one() -> None:
 
     (one, first), (two, second) = sample(300, 0.2, 0), sample(300, 0.8, 0)
     assert float(exchangeability.compare(Compared(one), Compared(two), 0)) < 1e-6
-    within = [Compared(one, groups=first), Compared(two, groups=second)]
-    assert float(exchangeability.compare(*within, 0)) > 1e-3
+    known, same = Compared(one, groups=first), Compared(two, groups=second)
+    assert float(exchangeability.compare(known, same, 0)) > 1e-3
     three, third = sample(300, 0.8, 1.5)
-    assert float(exchangeability.compare(within[0], Compared(three, groups=third), 0)) < 1e-3
+    assert float(exchangeability.compare(known, Compared(three, groups=third), 0)) < 1e-3
 
 
 def test_weighted_thresholds_follow_the_definition() -> None:

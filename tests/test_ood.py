@@ -556,7 +556,7 @@ def of_masks(tree: xr.DataTree) -> xr.DataTree:
 def test_scores_of_masks_are_means_over_pixels(name: str, inside: xr.DataTree) -> None:
     masks = of_masks(inside)
     found = ood.score(masks, ood.fit_reference(name, of_masks(feature_tree(50, "m"))))
-    flat = masks["posterior"]["probs"].values.mean((0, 1))
+    flat = masks["posterior"].to_dataset()["probs"].values.mean((0, 1))
     parts = uncertainty.entropy(masks, mcse=False)
     expected = {
         "mcp": (1 - flat.max(1)).mean((1, 2)),

@@ -182,7 +182,7 @@ def test_patients_who_teach_do_not_judge() -> None:
     tree = shifted_tree("none", 240, "t", 0, patients=40)
     reference = shift.fit_reference(tree)
     held_out = {str(one) for one in reference["unit_name"].values}
-    people = tree["constant_data/patient"]
+    people = tree["constant_data"].to_dataset()["patient"]
     learnt = set(people.sel(case=reference["learnt_case"].values).values)
     assert len(held_out) == len(learnt) == 20 and not held_out & learnt
     new = shifted_tree("none", 60, "x", 0, patients=20)
@@ -191,7 +191,9 @@ def test_patients_who_teach_do_not_judge() -> None:
     by_array = shift.fit_reference(tree, group=people)
     with pytest.raises(ValueError, match="group must be an array of groups, as the units of the"):
         shift.diagnose(new, by_array)
-    found = shift.diagnose(new, by_array, group=new["constant_data/patient"], **QUICK)
+    found = shift.diagnose(
+        new, by_array, group=new["constant_data"].to_dataset()["patient"], **QUICK
+    )
     xr.testing.assert_identical(
         found.drop_attrs(), shift.diagnose(new, reference, **QUICK).drop_attrs()
     )

@@ -133,7 +133,7 @@ def write(
                 f"p-values of {name}",
             )  # fmt: skip
             body += picture(found_and_missed(studies[name], found), f"Cases of {name}")
-        sections.append(Section(name, name.replace("_", " ").capitalize(), body))
+        sections.append(Section(name.replace("_", "-"), name.replace("_", " ").capitalize(), body))
     parts += ["", "### False alarms", "", storage.markdown_table(*alarms_table(results))]
     for name, one in severities.items():
         figure = severity_curves(one, list(BY_SEVERITY))

@@ -155,8 +155,8 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     Raises:
         TypeError, ValueError: As for `score`.
     """
-    known = reference.attrs if isinstance(reference, xr.Dataset) else {}
-    components = list(np.atleast_1d(known.get("components", [])))
+    told = reference.attrs if isinstance(reference, xr.Dataset) else {}
+    components = list(np.atleast_1d(told.get("components", [])))
     if not components:
         raise TypeError("reference must be what ood.fit_novelty gave; for others use ood.score.")
     check_reference(tree, reference)
