@@ -17,7 +17,6 @@ MAPS: dict[str, list[str]] = {
     "lung_nodules.py": ["--model", "prob_unet", "nearest_masks"],
     "street_modes.py": ["--scenes", "--model", "m_heads"],
     "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
-    "unknown_inputs/laboratories.py": ["--guide", "point", "--laboratory", "own", "--seed", "0"],
 }
 SEGMENTERS = (
     "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
@@ -128,3 +127,9 @@ def test_the_latent_plane_holds_what_its_codes_decode_to(study):
             logits = poutine.condition(model, data={"z": z})(image[None])
         expected = logits[0].argmax(0).numpy()
         assert (plane.sel(first=first, second=second).values == expected).all()
+
+
+@pytest.mark.slow
+def test_other_laboratories_are_read_and_resumed(tmp_path, request):
+    options = ["--guide", "point", "--laboratory", "own", "--seed", "0"]
+    check_run_and_resume("unknown_inputs/laboratories.py", options, tmp_path, request)
