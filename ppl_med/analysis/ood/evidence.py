@@ -27,6 +27,7 @@ from ppl_med.axes import SAMPLES
 
 Method = Literal["harmonic", "bonferroni", "max"]
 COMPONENTS = ("mahalanobis", "knn", "mutual_information")
+_JUDGES = 19  # of whom the least p-value is .05
 _MARK = "::"
 
 
@@ -77,7 +78,7 @@ def fit_novelty(
 
     A case is novel if its features are far from those of training, in any layer that was kept, or
     if the draws disagree. A third of the held-out cases puts these on one scale, their tail
-    probability; the others give the p-value. Keep early layers too: what is new in an image
+    probability, or fewer where 19 would not be left; the others give the p-value. Keep early layers too: what is new in an image
     (its grey values, its sharpness) is often forgotten by the last. What it cannot see: images that
     only fade, which lie nearer to the middle of all others than before.
 
@@ -103,7 +104,9 @@ def fit_novelty(
     pair = (tree, open_outputs(tree).array), (held_out, opened.array)
     check_apart(*pair, group, ("tree", "held_out"))
     units, kind = case_units(held_out, group, opened.array)
-    rows = split_units(units, 1 / 3, checks.whole("seed", seed, least=0))
+    number = len(np.unique(units))
+    share = max(2, min(number // 3, number - _JUDGES)) / number
+    rows = split_units(units, share, checks.whole("seed", seed, least=0))
     scaling, judging = (held_out.isel(case=part) for part in rows)
     parts = []
     pairs = _with_layers(wanted, tree, layer)

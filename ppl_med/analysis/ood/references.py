@@ -195,7 +195,7 @@ def split_units(units: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
             "all cases are of one patient, who cannot both teach and judge; pass cases of others, "
             "or group='case' if they are independent"
         )
-    drawn = np.random.default_rng(seed).permutation(names)[: max(1, int(share * len(names)))]
+    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
     inside = np.isin(units, drawn)
     return np.flatnonzero(inside), np.flatnonzero(~inside)
 
