@@ -137,6 +137,9 @@ def test_a_patient_counts_once(train, held_out, inside) -> None:
         ood.score(held_out, reference)
     novel = ood.novelty(inside, ood.fit_novelty(train, held_out, group=people))
     assert novel.attrs["n"] == 8 and float(novel["pvalue"].min()) >= 1 / 9
+    enough = people.copy(data=np.arange(99) % 24)
+    few = ood.fit_novelty(train, held_out, group=enough)
+    assert few.attrs["n"] == 19 and few.attrs["least_pvalue"] == 0.05
     alone = people.copy(data=np.zeros(99, int))
     with pytest.raises(ValueError, match="of one patient"):
         ood.fit_novelty(train, held_out, group=alone)

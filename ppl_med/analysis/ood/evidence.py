@@ -77,10 +77,10 @@ def fit_novelty(
     """Learn what `novelty` compares with: the default for whoever does not want to choose a score.
 
     A case is novel if its features are far from those of training, in any layer that was kept, or
-    if the draws disagree. A third of the held-out cases puts these on one scale, their tail
-    probability, or fewer where 19 would not be left; the others give the p-value. Keep early layers too: what is new in an image
-    (its grey values, its sharpness) is often forgotten by the last. What it cannot see: images that
-    only fade, which lie nearer to the middle of all others than before.
+    if the draws disagree. A third of the held-out cases, or fewer where 19 would not be left, puts
+    these on one scale, their tail probability; the others give the p-value. Keep early layers too:
+    what is new in an image (its grey values, its sharpness) is often forgotten by the last. What it
+    cannot see: images that only fade, which lie nearer to the middle of all others than before.
 
     Args:
         tree: The tree of `predict` on training cases, with ``keep=("feature:<layer>", ...)``.
@@ -105,8 +105,8 @@ def fit_novelty(
     check_apart(*pair, group, ("tree", "held_out"))
     units, kind = case_units(held_out, group, opened.array)
     number = len(np.unique(units))
-    share = max(2, min(number // 3, number - _JUDGES)) / number
-    rows = split_units(units, share, checks.whole("seed", seed, least=0))
+    third = number // 3 if number < _JUDGES + 2 else min(number // 3, number - _JUDGES)
+    rows = split_units(units, third / number, checks.whole("seed", seed, least=0))
     scaling, judging = (held_out.isel(case=part) for part in rows)
     parts = []
     pairs = _with_layers(wanted, tree, layer)
