@@ -16,7 +16,6 @@ Writes to the output folder:
     diagnosis.png        the same as a picture
 """
 
-import gzip
 from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
+from digit_files import read_idx
 from torch import Tensor, nn
 
 from ppl_med import storage
@@ -96,20 +96,16 @@ class SmallCNN(nn.Module):
 
 def read_digits(folder: Path, seed: int) -> dict[str, Arrays]:
     """MNIST: of the training file 3000 cases to train, 2000 val; the rest and t10k test."""
-    images, labels = [], []
-    for name in ("train", "t10k"):
-        content = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
-        images.append(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28))
-        content = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
-        labels.append(np.frombuffer(content, np.uint8, offset=8).astype(np.int64))
-    order = np.random.default_rng(seed).permutation(len(labels[0]))
-    others = len(labels[0]) + np.arange(len(labels[1]))
+    files = [read_idx(folder, name) for name in ("train", "t10k")]
+    sizes = [len(one["label"]) for one in files]
+    order = np.random.default_rng(seed).permutation(sizes[0])
+    others = sizes[0] + np.arange(sizes[1])
     ends = {
         "train": order[:3000],
         "val": order[3000:5000],
         "test": np.concatenate([order[5000:], others]),
     }
-    image, label = np.concatenate(images), np.concatenate(labels)
+    image, label = (np.concatenate([one[name] for one in files]) for name in ("image", "label"))
     return {
         part: {"image": image[rows], "label": label[rows], "id": np.array([f"m{i}" for i in rows])}
         for part, rows in ends.items()

@@ -9,7 +9,6 @@ Every source has training, validation and test cases and sets from elsewhere:
 Covariate-shifted cases are one half of the test part, by patient, and are compared with the other.
 """
 
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from ppl_med.data.readers import from_table, load_voc_boxes
 from ppl_med.data.readers.wbc_seg import CLASS_NAMES as CELL_PARTS
 from ppl_med.data.shifts import corrupt
 from ppl_med.networks import CompactCNN
+from unknown_inputs.digit_files import read_idx
 
 Arrays = dict[str, Any]
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
@@ -130,10 +130,10 @@ def _span(image: np.ndarray) -> tuple[float, float] | None:
 
 def digits(data: Path) -> Source:
     """MNIST, against letters of notMNIST."""
-    train, test = (_idx(data / "mnist", part) for part in ("train", "t10k"))
+    train, test = (read_idx(data / "mnist", part) for part in ("train", "t10k"))
     order = np.random.default_rng(0).permutation(len(train["image"]))
     inside = some(test, 2 * MOST_CASES)
-    letters = some(_idx(data / "notmnist", "t10k"), MOST_CASES)
+    letters = some(read_idx(data / "notmnist", "t10k"), MOST_CASES)
     return Source(
         {
             "train": take(train, order[1000 : 1000 + MOST_TRAIN]),
@@ -148,20 +148,6 @@ def digits(data: Path) -> Source:
         rate=2e-3,
         medical=False,
     )
-
-
-def _idx(folder: Path, part: str) -> Arrays:
-    """Digits or letters as released: big-endian sizes, then bytes."""
-    images, label = (
-        gzip.decompress((folder / f"{part}-{name}-ubyte.gz").read_bytes())
-        for name in ("images-idx3", "labels-idx1")
-    )
-    number = int.from_bytes(images[4:8], "big")
-    return {
-        "image": np.frombuffer(images, np.uint8, offset=16).reshape(number, 1, 28, 28),
-        "label": np.frombuffer(label, np.uint8, offset=8).astype(np.int64),
-        "id": np.array([f"{part}-{row}" for row in range(number)]),
-    }
 
 
 def children(data: Path) -> Source:

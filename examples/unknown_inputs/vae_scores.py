@@ -9,7 +9,6 @@ Members of an ensemble give the density of several models ("waic"); all other sc
 its first member. Figures are of test cases; nothing was tuned on them or on images from elsewhere.
 """
 
-import gzip
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import tyro
 import xarray as xr
+from digit_files import read_idx
 
 from ppl_med import storage
 from ppl_med.analysis import ood
@@ -94,10 +94,8 @@ def films(data: Path) -> dict[str, Arrays]:
 
 
 def _pictures(folder: Path, part: str) -> Arrays:
-    """Images as released: big-endian sizes, then bytes."""
-    content = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
-    image = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, *SIZE)
-    return {"image": image, "id": np.array([f"{part}-{row}" for row in range(len(image))])}
+    """Images and ids."""
+    return {name: value for name, value in read_idx(folder, part).items() if name != "label"}
 
 
 class Study:

@@ -122,7 +122,7 @@ def fit_novelty(
         result = result.assign({name + _MARK + str(key): v for key, v in part.variables.items()})
         for key, value in part.attrs.items():
             result.attrs[name + _MARK + key] = value
-    values = _novelty(judging, result)
+    values, _ = _scored(judging, result)
     return with_calibration(result, values, opened.ids[rows[1]], units[rows[1]], kind, seed)
 
 
@@ -163,8 +163,7 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     if not components:
         raise TypeError("reference must be what ood.fit_novelty gave; for others use ood.score.")
     check_reference(tree, reference)
-    single = [score(tree, _part(reference, str(name))) for name in components]
-    values = _largest(single, reference, components)
+    values, single = _scored(tree, reference)
     result = xr.Dataset(coords=single[0]["score"].coords)
     result["score"] = ("case", values)
     known = reference["calibration_score"].values
@@ -178,24 +177,15 @@ def novelty(tree: xr.DataTree, reference: xr.Dataset) -> xr.Dataset:
     return result.assign_coords(component=components)
 
 
-def _novelty(tree: xr.DataTree, reference: xr.Dataset) -> np.ndarray:
-    components = list(reference.attrs["components"])
-    single = [score(tree, _part(reference, name)) for name in components]
-    return _largest(single, reference, components)
-
-
-def _largest(
-    single: Sequence[xr.Dataset], reference: xr.Dataset, components: Sequence[str]
-) -> np.ndarray:
-    """The largest surprise of the components."""
-    pairs = zip(single, components, strict=True)
-    return np.max(
-        [
-            _surprise(one["score"].values, reference[f"{name}{_MARK}calibration_score"].values)
-            for one, name in pairs
-        ],
-        axis=0,
-    )
+def _scored(tree: xr.DataTree, reference: xr.Dataset) -> tuple[np.ndarray, list[xr.Dataset]]:
+    """The largest surprise of the components (case,), and what each of them gives."""
+    names = [str(name) for name in np.atleast_1d(reference.attrs["components"])]
+    single = [score(tree, _part(reference, name)) for name in names]
+    surprises = [
+        _surprise(one["score"].values, reference[f"{name}{_MARK}calibration_score"].values)
+        for one, name in zip(single, names, strict=True)
+    ]
+    return np.max(surprises, axis=0), single
 
 
 def _surprise(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
