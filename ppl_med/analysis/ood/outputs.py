@@ -117,13 +117,11 @@ class Outputs:
         Raises:
             ValueError: They were not kept.
         """
-        group = find_group(self.tree, "posterior")
-        if "logit" not in group:
-            raise ValueError(
-                "The posterior group holds no logit, and probabilities do not tell it: their log "
-                "lacks what all logits share. Call predict(..., keep=('logit',))."
-            )
-        return group["logit"].transpose(*SAMPLES, "case", "class")
+        absent = (
+            "The posterior group holds no logit, and probabilities do not tell it: their log "
+            "lacks what all logits share. Call predict(..., keep=('logit',))."
+        )
+        return self._posterior("logit", absent).transpose(*SAMPLES, "case", "class")
 
     def stored(self, name: str, *last: str, model: str) -> xr.DataArray:
         """Return what a model stores beside its probabilities, not yet read.
@@ -133,13 +131,11 @@ class Outputs:
         Raises:
             ValueError: The tree is of another model than the named one.
         """
-        group = find_group(self.tree, "posterior")
-        if name not in group:
-            raise ValueError(
-                f"The posterior group holds no {name}, which predict stores of a {model} alone: "
-                "choose another score, or train that model."
-            )
-        return group[name].transpose(*SAMPLES, "case", ..., *last)
+        absent = (
+            f"The posterior group holds no {name}, which predict stores of a {model} alone: "
+            "choose another score, or train that model."
+        )
+        return self._posterior(name, absent).transpose(*SAMPLES, "case", ..., *last)
 
     def layers(self) -> list[str]:
         """Names of the layers whose features were kept.
@@ -203,13 +199,11 @@ class Outputs:
         Raises:
             ValueError: It was not kept.
         """
-        group = find_group(self.tree, "posterior")
-        if "error" not in group:
-            raise ValueError(
-                "The posterior group holds no error, the length of image - decoded image; in a "
-                "program of your own note it by pyro.deterministic('error', ..., event_dim=0)."
-            )
-        return group["error"].transpose(*SAMPLES, "case")
+        absent = (
+            "The posterior group holds no error, the length of image - decoded image; in a "
+            "program of your own note it by pyro.deterministic('error', ..., event_dim=0)."
+        )
+        return self._posterior("error", absent).transpose(*SAMPLES, "case")
 
     def observed(self) -> xr.DataArray:
         """Return the observed images (case, ...), not yet read."""
@@ -218,6 +212,13 @@ class Outputs:
         if name not in group:
             raise ValueError(f"observed_data holds no {name}, the images that were predicted.")
         return group[name].transpose("case", ...)
+
+    def _posterior(self, name: str, absent: str) -> xr.DataArray:
+        """A variable of the posterior group; ``absent`` is the error where it is not there."""
+        group = find_group(self.tree, "posterior")
+        if name not in group:
+            raise ValueError(absent)
+        return group[name]
 
     def identity(self) -> dict[str, str]:
         """Return what tells that draws of two trees are the same functions, where it is known."""
