@@ -18,6 +18,7 @@ from scipy.special import expit, softmax
 
 from ppl_med import analysis
 from ppl_med.analysis import (
+    acquisition,
     aggregation,
     augmentation,
     calibration,
@@ -446,6 +447,52 @@ def shift_found(tree: xr.DataTree) -> xr.Dataset:
     return shift.diagnose(tree, reference, permutations=9, resamples=9)
 
 
+def bought(tree: xr.DataTree, by: str, **options: Any) -> xr.Dataset:
+    """Three purchases, as figures of every case: NaN where a case is not bought."""
+    cases = next(iter(tree["observed_data"].to_dataset().data_vars.values())).coords
+    found = acquisition.acquire(tree, by, 3, **options).reset_coords(drop=True)
+    ids = cases["case"].values
+    result = found.reindex(case=ids)
+    return result.assign_coords({n: cases[n].variable for n in ("age", "ward")})
+
+
+def bought_for(tree: xr.DataTree, by: str) -> xr.Dataset:
+    """The same, with target cases where the rule reads them."""
+    reads = "targets" in acquisition.needs(by)
+    return bought(tree, by, **({"targets": training(class_tree, tree)} if reads else {}))
+
+
+def bought_rows() -> dict[str, Analysis]:
+    """A purchase by every rule; of features, units of two nets do not correspond."""
+    rows = {}
+    for name in acquisition.METHODS:
+        reads = acquisition.needs(name)
+        kind = PIXELS if "maps" in reads else FEATURES if "feature" in reads else LABELS
+        rows[f"acquisition.acquire/{name}"] = Analysis(
+            partial(bought_for, by=name), kind, reads=False, members="feature" in reads
+        )
+    return rows
+
+
+def scored_rows() -> dict[str, Analysis]:
+    """Scores of cases, of labels and of maps."""
+    rows = {}
+    for function in (
+        acquisition.max_entropy,
+        acquisition.bald,
+        acquisition.variation_ratio,
+        acquisition.mean_sd,
+        acquisition.margin,
+        acquisition.least_confidence,
+    ):
+        name = f"acquisition.{function.__name__}"
+        rows[name] = Analysis(function, LABELS, reads=False)
+        rows[f"{name}/pixels"] = Analysis(
+            partial(function, aggregation="foreground"), PIXELS, reads=False
+        )
+    return rows
+
+
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
@@ -468,6 +515,7 @@ MODULES = [
     if module.name not in ("statistics", "tree")
 ]
 NO_ANALYSES = {  # functions of other things than a tree, and r_hat, which must not pool chains
+    "acquisition.needs",
     "convergence.r_hat",
     "scoring.mean_iou",
     "conformal.Score",
@@ -482,6 +530,11 @@ NO_ANALYSES = {  # functions of other things than a tree, and r_hat, which must 
     "spray.Part",
 }
 ANALYSES: dict[str, Analysis] = {
+    **bought_rows(),
+    **scored_rows(),
+    "acquisition.epig": Analysis(
+        lambda tree: acquisition.epig(tree, training(class_tree, tree)), LABELS, reads=False
+    ),
     "ood.fit_reference": Analysis(partial(ood.fit_reference, "mcp"), LABELS, reads=False),
     "ood.fit_reference/features": Analysis(
         lambda tree: ood.fit_reference("mahalanobis", tree, held_out=unseen(feature_tree, tree)),

@@ -9,6 +9,7 @@ scoring       accuracy, IoU, NLL, Brier score and its parts, CRPS, energy, held-
 calibration   calibration errors and curves, recalibration on held-out cases
 conformal     prediction sets with a coverage guarantee
 selective     what is gained by leaving out the uncertain
+acquisition   which case to label next: scores, batches, random baselines
 ood           how unlike training a case is, with a p-value of every case
 shift         whether cases have shifted, and how: covariate, label, semantic
 aggregation   from a map of uncertainty to a score per case
