@@ -7,6 +7,7 @@ from ppl_med.inference.augmented import predict_augmented
 from ppl_med.inference.checkpoint import load, save
 from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
 from ppl_med.inference.guides.best_head import BestHead
+from ppl_med.inference.guides.concrete_dropout import ConcreteDropout
 from ppl_med.inference.guides.conditional_hierarchy import ConditionalHierarchy
 from ppl_med.inference.guides.conditional_normal import ConditionalNormal
 from ppl_med.inference.guides.ensemble import Ensemble
@@ -15,6 +16,7 @@ from ppl_med.inference.guides.joined import Guides
 from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
+from ppl_med.inference.guides.radial_normal import RadialNormal
 from ppl_med.inference.prediction.plain_functions import functions
 from ppl_med.inference.predictive import predict
 from ppl_med.inference.sampler_draws import from_mcmc
@@ -34,6 +36,7 @@ from ppl_med.programs.elbo import elbo_terms
 __all__ = [
     "BernoulliDropout",
     "BestHead",
+    "ConcreteDropout",
     "ConditionalHierarchy",
     "ConditionalNormal",
     "CsvLogger",
@@ -49,6 +52,7 @@ __all__ = [
     "MeanFieldNormal",
     "Plateau",
     "PointEstimate",
+    "RadialNormal",
     "StopTraining",
     "TensorBoardLogger",
     "WandbLogger",

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from ppl_med.data import Batches
 from ppl_med.inference import (
     BernoulliDropout,
+    ConcreteDropout,
     LowRankNormal,
     MeanFieldNormal,
     PointEstimate,
+    RadialNormal,
     checkpoint,
     fit,
 )
@@ -19,6 +21,10 @@ from ppl_med.inference.training.parameter_groups import names_of
 from ppl_med.models import BayesianClassifier
 
 CLASSES = ("a", "b")
+GUIDES = [
+    *(PointEstimate, MeanFieldNormal, LowRankNormal, RadialNormal),
+    *(BernoulliDropout, ConcreteDropout),
+]
 NET = "network.net."
 
 
@@ -50,7 +56,7 @@ def values(model: Any, guide: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("where", [None, "last_layer"])
-@pytest.mark.parametrize("make", [PointEstimate, MeanFieldNormal, BernoulliDropout, LowRankNormal])
+@pytest.mark.parametrize("make", GUIDES)
 def test_a_rate_of_zero_freezes_a_layer_and_no_other(make: Any, where: Any) -> None:
     model = classifier(where)
     guide = make(model)

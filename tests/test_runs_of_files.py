@@ -121,6 +121,8 @@ def test_a_damaged_run_is_an_error(
 
 GUIDES = {
     "dropout": {"name": "ppl_med.inference.BernoulliDropout", "rate": 0.2, "skip_first": False},
+    "concrete dropout": {"name": "ppl_med.inference.ConcreteDropout", "skip_first": False},
+    "radial": {"name": "ppl_med.inference.RadialNormal", "init_scale": 0.1},
     "low rank": {"name": "ppl_med.inference.LowRankNormal", "rank": 2},
     "ensemble": {
         "name": "ppl_med.inference.Ensemble",

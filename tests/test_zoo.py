@@ -30,6 +30,7 @@ from ppl_med.explain.attribution.score import class_logits
 from ppl_med.inference import (
     BernoulliDropout,
     BestHead,
+    ConcreteDropout,
     ConditionalHierarchy,
     ConditionalNormal,
     Ensemble,
@@ -38,6 +39,7 @@ from ppl_med.inference import (
     LowRankNormal,
     MeanFieldNormal,
     PointEstimate,
+    RadialNormal,
     fit,
     functions,
     guides,
@@ -524,6 +526,8 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "bernoulli-point": partial(classifier, PointEstimate, likelihood="bernoulli"),
     "maximum-likelihood": partial(classifier, MAXIMUM_LIKELIHOOD),
     "low-rank": partial(classifier, partial(LowRankNormal, rank=2)),
+    "radial": partial(classifier, RadialNormal),
+    "concrete-dropout": partial(classifier, ConcreteDropout),
     "last-layer": partial(classifier, MeanFieldNormal, where="last_layer"),
     "last-layer-dropout": partial(
         classifier, partial(BernoulliDropout, skip_first=False), where="last_layer"

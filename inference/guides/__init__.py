@@ -2,6 +2,7 @@
 
 from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
 from ppl_med.inference.guides.best_head import BestHead
+from ppl_med.inference.guides.concrete_dropout import ConcreteDropout
 from ppl_med.inference.guides.conditional_hierarchy import ConditionalHierarchy
 from ppl_med.inference.guides.conditional_normal import ConditionalNormal
 from ppl_med.inference.guides.ensemble import Ensemble
@@ -10,10 +11,12 @@ from ppl_med.inference.guides.joined import Guides
 from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
+from ppl_med.inference.guides.radial_normal import RadialNormal
 
 __all__ = [
     "BernoulliDropout",
     "BestHead",
+    "ConcreteDropout",
     "ConditionalHierarchy",
     "ConditionalNormal",
     "Ensemble",
@@ -22,4 +25,5 @@ __all__ = [
     "LowRankNormal",
     "MeanFieldNormal",
     "PointEstimate",
+    "RadialNormal",
 ]

@@ -28,26 +28,31 @@ from ppl_med.weights.estimators import DropoutEstimator, LazyWeights, WeightEsti
 class FlatDropout(FlatDistribution):
     """The distribution of M diag(z) over a flat vector, without a density; a part owns M."""
 
-    def __init__(self, part: "_DropoutPart") -> None:
+    def __init__(self, part: "DropoutPart") -> None:
         super().__init__(part.layout.num_weights)
         self.part = part
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor | LazyWeights:  # type: ignore[override]  # noqa: B008
         """One mask, or one mask an example while training."""
-        part, entries = self.part, self.part.layout.entries
+        part, entries, rates = self.part, self.part.layout.entries, self.part.rates
         views = part.layout.views(part.weights)
         if part.training and part.per_example and not sample_shape:
-            return part.lazy({e.name: self._estimator(e, views[e.name]) for e in entries})
+            return part.lazy({e.name: self._estimator(e, views[e.name], rates) for e in entries})
         draws = []
         for _ in range(math.prod(sample_shape)):
-            ways = [self._estimator(entry, views[entry.name]) for entry in entries]
+            ways = [self._estimator(entry, views[entry.name], rates) for entry in entries]
             values = [way.draw() if isinstance(way, WeightEstimator) else way for way in ways]
             draws.append(torch.cat([value.reshape(-1) for value in values]))
         return torch.stack(draws).view(self._extended_shape(sample_shape))
 
-    def _estimator(self, entry: Entry, view: Tensor) -> WeightEstimator | Tensor:
-        rate = self.part.rates.get(entry.name, 0.0)
-        return DropoutEstimator(view, rate, entry.transposed, entry.groups) if rate else view
+    def _estimator(
+        self, entry: Entry, view: Tensor, rates: Mapping[str, float | Tensor]
+    ) -> WeightEstimator | Tensor:
+        if entry.name not in rates:
+            return view
+        temperature = self.part.temperature if self.part.training else None
+        rate = rates[entry.name]
+        return DropoutEstimator(view, rate, entry.transposed, entry.groups, temperature)
 
     def log_density(self, weights: Tensor) -> Tensor:
         """Not defined."""
@@ -56,21 +61,52 @@ class FlatDropout(FlatDistribution):
 
 @register_kl(FlatDropout, FlatDistribution)
 def _quasi_kl(q: FlatDropout, p: FlatDistribution) -> Tensor:
-    """-E_q[log p(W)], exact, without the constant H(z)."""
+    """-E_q[log p(W)] - H(z), exact; H(z) is left out where it is a constant."""
     keep = 1 - q.part.rate_vector
     weights = q.part.weights
     at_zero = p.log_density(torch.zeros_like(weights))
-    return -(keep * p.log_density(weights) + (1 - keep) * at_zero).sum()
+    cross = -(keep * p.log_density(weights) + (1 - keep) * at_zero).sum()
+    entropy = q.part.entropy()
+    return cross if entropy is None else cross - entropy
 
 
-class _DropoutPart(WeightPart):
+class DropoutPart(WeightPart):
+    """M diag(z) over one site.
+
+    Attributes:
+        weights: M, dims (weight,).
+        rates: Probability that an input unit is dropped, by name of the layer's weight.
+        rate_vector: The same by weight, dims (weight,); 0 where nothing is dropped.
+        per_example: Whether training draws a mask an example.
+        temperature: Of relaxed masks in training; None for masks of 0 and 1.
+    """
+
+    weights: Tensor
+    rates: Mapping[str, float | Tensor]
     rate_vector: Tensor
+    per_example: bool
+    temperature: float | None = None
 
+    def entropy(self) -> Tensor | None:
+        """H(z) in nats; None where it is a constant."""
+        return None
+
+    def center(self) -> Tensor:
+        """Mean of q, dims (weight,)."""
+        return self.weights * (1 - self.rate_vector)
+
+    def forward(self) -> FlatDropout:
+        """Q of the site."""
+        return FlatDropout(self)
+
+
+class _FixedRatesPart(DropoutPart):
     def __init__(
         self, weights: RandomWeights, rates: Mapping[str, float], per_example: bool
     ) -> None:
         super().__init__(weights)
-        self.rates, self.per_example = dict(rates), per_example
+        self.rates: dict[str, float] = dict(rates)
+        self.per_example = per_example
         start = weights.initial()
         vectors = [
             start.new_full((entry.num_weights,), self.rates.get(entry.name, 0.0))
@@ -78,12 +114,6 @@ class _DropoutPart(WeightPart):
         ]
         self.register_buffer("rate_vector", torch.cat(vectors))
         self.weights = nn.Parameter(start / (1 - self.rate_vector))
-
-    def center(self) -> Tensor:
-        return self.weights * (1 - self.rate_vector)
-
-    def forward(self) -> FlatDropout:
-        return FlatDropout(self)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {**super().get_extra_state(), "rates": self.rates}
@@ -124,13 +154,17 @@ class BernoulliDropout(WeightGuide):
         per_example: bool = True,
     ) -> None:
         super().__init__(
-            model, lambda found: _DropoutPart(found, _rates(found, rate, skip_first), per_example)
+            model,
+            lambda found: _FixedRatesPart(
+                found, rates_by_layer(found, rate, skip_first), per_example
+            ),
         )
 
 
-def _rates(
+def rates_by_layer(
     weights: RandomWeights, rate: float | Mapping[str, float], skip_first: bool
 ) -> dict[str, float]:
+    """Dropout rates by name of a layer's weight; a ValueError as ``BernoulliDropout`` says."""
     layers = [entry.name for entry in weights.layout.entries if entry.is_layer_weight]
     if isinstance(rate, Mapping):
         rates = {name: float(value) for name, value in rate.items()}

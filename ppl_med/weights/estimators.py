@@ -147,38 +147,50 @@ class DropoutEstimator(WeightEstimator):
         rate: Probability that an input unit is dropped; number or zero-dimensional tensor.
         transposed: Whether the layer's input axis is axis 0 (transposed convolutions).
         groups: Groups of a convolution.
+        temperature: Of a relaxed mask, which passes gradients to the rate; None for 0 and 1.
     """
 
-    def __init__(self, loc: Tensor, rate: float, transposed: bool, groups: int) -> None:
+    def __init__(
+        self,
+        loc: Tensor,
+        rate: float | Tensor,
+        transposed: bool,
+        groups: int,
+        temperature: float | None = None,
+    ) -> None:
         super().__init__(loc)
         self.rate, self.transposed, self.groups = rate, transposed, groups
+        self.temperature = temperature
 
     def draw(self) -> Tensor:
         """One mask for all."""
-        return self.loc * unit_mask(self.loc, self.rate, self.transposed, self.groups)
+        units = mask_units(self.loc, self.transposed, self.groups)
+        mask = self._keep(torch.Size(units))
+        if self.groups > 1 and not self.transposed:
+            mask = mask.repeat_interleave(self.loc.shape[0] // self.groups, dim=0)
+        return self.loc * mask.view(*mask.shape, *(1,) * (self.loc.dim() - 2))
 
     def through(self, call: LayerCall) -> Tensor:
         """Mask each example's input units, which equals masking that example's weights."""
         shape = _per_example(call.inputs, call.axis)
-        keep = torch.rand(shape, device=call.inputs.device) >= self.rate
-        return call.at(self.loc, call.inputs * keep.to(call.inputs.dtype))
+        return call.at(self.loc, call.inputs * self._keep(torch.Size(shape)).to(call.inputs.dtype))
+
+    def _keep(self, shape: torch.Size) -> Tensor:
+        """1 where a unit is kept and 0 where not, in the parameter's type; or nearly so."""
+        uniform = torch.rand(shape, device=self.loc.device)
+        if self.temperature is None:
+            return (uniform >= self.rate).to(self.loc.dtype)
+        rate, tiny = torch.as_tensor(self.rate), torch.finfo(uniform.dtype).eps
+        uniform = uniform.clamp(tiny, 1 - tiny)
+        return torch.sigmoid((uniform.logit() - rate.logit()) / self.temperature).to(self.loc)
 
 
-def unit_mask(weight: Tensor, rate: float, transposed: bool, groups: int) -> Tensor:
-    """Mask of 0 and 1 over a weight's input units, in a shape that multiplies the weight.
+def mask_units(weight: Tensor, transposed: bool, groups: int) -> tuple[int, int]:
+    """Input units of a linear, convolutional or transposed layer, one mask each, by its weight.
 
-    Args:
-        weight: Weight of a linear, convolutional or transposed convolutional layer.
-        rate: Probability of 0.
-        transposed: Whether inputs stand on axis 0.
-        groups: Groups of the convolution; each group has input units of its own.
+    Of a convolution, dims (group, unit): each group has input units of its own.
     """
-    units = (weight.shape[0], 1) if transposed else (groups, weight.shape[1])
-    shape = (*units, *(1,) * (weight.dim() - 2))
-    mask = (torch.rand(shape, device=weight.device) >= rate).to(weight.dtype)
-    if groups > 1 and not transposed:
-        mask = mask.repeat_interleave(weight.shape[0] // groups, dim=0)
-    return mask
+    return (weight.shape[0], 1) if transposed else (groups, weight.shape[1])
 
 
 def _per_example(values: Tensor, axis: int) -> tuple[int, ...]:
