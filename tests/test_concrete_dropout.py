@@ -144,7 +144,7 @@ def best_rates(features: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def test_rates_are_high_where_inputs_are_noise_and_low_where_they_tell() -> None:
-    """Those of the optimum, up to the error of relaxed masks and of single draws."""
+    """Those of the optimum, up to the error of relaxed masks and of single draws (fixed seeds)."""
     torch.manual_seed(0)
     features = torch.randn(CASES, 8)
     target = features[:, :4].sum(1) + NOISE * torch.randn(CASES)
@@ -155,11 +155,11 @@ def test_rates_are_high_where_inputs_are_noise_and_low_where_they_tell() -> None
     batches = [{"features": features, "target": target}]
     fit(
         *(model, guide, batches),
-        epochs=800,
-        learning_rate=0.05,
+        epochs=400,
+        learning_rate=0.1,
         schedule="cosine",
         progress=False,
     )
     rates = guide.rates()
     assert abs(rates["noise.weight"] - noise) < 0.1
-    assert 0.5 < rates["telling.weight"] / telling < 2
+    assert abs(rates["telling.weight"] - telling) < 0.03
