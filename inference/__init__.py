@@ -3,6 +3,8 @@
 ``fit``, ``predict``, ``predict_augmented``, ``from_mcmc``, ``functions``, ``save``, ``load``.
 """
 
+from ppl_med.inference.active.learning import active_learn
+from ppl_med.inference.active.stopping import Reached
 from ppl_med.inference.augmented import predict_augmented
 from ppl_med.inference.checkpoint import load, save
 from ppl_med.inference.guides.bernoulli_dropout import BernoulliDropout
@@ -53,9 +55,11 @@ __all__ = [
     "Plateau",
     "PointEstimate",
     "RadialNormal",
+    "Reached",
     "StopTraining",
     "TensorBoardLogger",
     "WandbLogger",
+    "active_learn",
     "cooldown",
     "elbo_terms",
     "fit",
