@@ -42,9 +42,14 @@ def masked(name: str, cases: int = 12) -> dict[str, Any]:
 LABELS = dict(zip(arrays("pool")["id"], arrays("pool")["label"].tolist(), strict=True))
 
 
+def group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """A group of a tree."""
+    return tree[name].to_dataset()
+
+
 def ids(tree: xr.DataTree, step: int | None = None) -> list[str]:
     """Cases in the order in which they were bought."""
-    bought = tree["purchases"].to_dataset()
+    bought = group(tree, "purchases")
     kept = slice(None) if step is None else bought["step"].values == step
     return bought["case"].values[kept].tolist()
 
@@ -79,12 +84,12 @@ def person(folder: Path) -> Callable[[list[str]], list[int]]:
 
 def disagreement(tree: xr.DataTree) -> xr.DataArray:
     """A score in one line, which costs less than those of the package."""
-    return tree["posterior/probs"][..., 1].var(("chain", "draw"))
+    return group(tree, "posterior")["probs"][..., 1].var(("chain", "draw"))
 
 
 def surprise(tree: xr.DataTree) -> xr.Dataset:
     """A figure likewise."""
-    return xr.Dataset({"nll": -tree["log_likelihood/label"].mean()})
+    return xr.Dataset({"nll": -group(tree, "log_likelihood")["label"].mean()})
 
 
 def learn(folder: Path | None, oracle: Any = None, **changes: Any) -> xr.DataTree:

@@ -7,7 +7,7 @@ import active_runs
 import numpy as np
 import pytest
 import xarray as xr
-from active_runs import BUDGET, LABELS, OWNERS, SIZE, arrays, ids, learn, person, program
+from active_runs import BUDGET, LABELS, OWNERS, SIZE, arrays, group, ids, learn, person, program
 from killed_runs import Moment
 from processes import run_apart
 
@@ -101,11 +101,10 @@ def test_a_run_killed_at_five_moments_selects_the_same(tmp_path: Path) -> None:
     places = {"training": 4, "answer": 3, "writing": 1, "measuring": 1}
     for where, calls in [*places.items(), ("writing", 1)]:
         moment = Moment(int(rng.integers(1, calls + 1)), float(rng.uniform(0, 0.005)))
-        arguments = (tmp_path / "killed", True, moment, where)
-        assert run_apart(active_runs.learn_until_killed, *arguments) == -9
-    for folder in ("whole", "killed"):
-        arguments = (tmp_path / folder, True, None, "training")
-        assert run_apart(active_runs.learn_until_killed, *arguments) == 0
+        folder = tmp_path / "killed"
+        assert run_apart(active_runs.learn_until_killed, folder, True, moment, where) == -9
+    for name in ("whole", "killed"):
+        assert run_apart(active_runs.learn_until_killed, tmp_path / name, True, None, "") == 0
     first, second = (
         storage.load(tmp_path / name / "run" / "run.nc") for name in ("whole", "killed")
     )
@@ -132,7 +131,7 @@ def test_more_budget_goes_on_and_a_finished_run_is_opened(tmp_path: Path) -> Non
     load(tmp_path / "run" / "step-2.pt", model, guide)
     drawn: dict[str, Any] = {"draws": 3, "seed": step_seed(0, 2), "progress": False}
     scores = active_runs.surprise(predict(model, guide, active_runs.test_cases(), **drawn))
-    assert float(scores["nll"]) == float(tree["test"]["nll"][-1])
+    assert float(scores["nll"]) == float(group(tree, "test")["nll"][-1])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Buying labels where they teach most.
 
-learning    ``active_learn``, the loop: train, score the pool, ask the oracle
-oracles     labels that are known, and a function that is asked
-purchases   what was bought when, and its figures, as a tree
-stopping    when enough is known, by validation figures
+learning     ``active_learn``: what it takes, checked
+steps        the loop: ask the oracle, train, measure, score the pool
+next_cases   which cases are bought next
+oracles      labels that are known, and a function that is asked
+purchases    what was bought when, and its figures, as a tree
+stopping     when enough is known, by validation figures
 """

@@ -27,7 +27,7 @@ from ppl_med.checks import a_path, different_names, is_whole, known_keys, reject
 from ppl_med.data import Batches, check_disjoint
 from ppl_med.inference.active.oracles import AskedLabels, KnownLabels, Oracle, Pool
 from ppl_med.inference.active.purchases import FILE, open_purchases
-from ppl_med.inference.active.selection import Rule, Selection
+from ppl_med.inference.active.next_cases import Rule, Selection
 from ppl_med.inference.active.steps import Settings, Steps, made_program, start_positions
 from ppl_med.inference.active.stopping import Stopping
 from ppl_med.inference.adapted import adapted
@@ -163,11 +163,11 @@ def active_learn(
             "stopping needs validation, held-out batches of its own: a rule that looks at test "
             "makes its figures too good"
         )
-    first = whole("start", start) if is_whole(start) else different_names("start", start)
-    unknown = [] if is_whole(first) else [name for name in first if name not in cases.place]
+    named = None if is_whole(start) else different_names("start", start)
+    number = whole("start", start) if named is None else len(named)
+    unknown = [name for name in named or () if name not in cases.place]
     if unknown:
         reject("start", "ids of the pool", unknown[0])
-    number = first if is_whole(first) else len(first)
     whole("budget", budget, least=number, most=len(cases.ids), fix="labels in all, start included")
     whole("size", size)
     selection = Selection(
@@ -200,8 +200,8 @@ def active_learn(
             "model": full_name(model),
             "guide": full_name(guide),
             "acquisition": selection.name,
-            "start": first if is_whole(first) else ", ".join(map(str, first)),
-            "balanced": int(bool(balanced) and labels.classes is not None and is_whole(first)),
+            "start": number if named is None else ", ".join(map(str, named)),
+            "balanced": int(bool(balanced) and labels.classes is not None and named is None),
             "size": size,
             "draws": draws,
             "subsample": subsample or len(cases.ids),
@@ -216,7 +216,9 @@ def active_learn(
         classes = protocol.coords(model).get("class")
         steps = Steps(settings, cases, labels, bought, classes, attrs)
         if not bought.positions:
-            steps.start(start_positions(cases, labels, first, balanced, seed))
+            steps.start(
+                start_positions(cases, labels, number if named is None else named, balanced, seed)
+            )
         return steps.run()
 
 
