@@ -25,9 +25,9 @@ import xarray as xr
 from ppl_med.analysis.scoring import score
 from ppl_med.checks import a_path, different_names, is_whole, known_keys, reject, whole
 from ppl_med.data import Batches, check_disjoint
+from ppl_med.inference.active.next_cases import Rule, Selection
 from ppl_med.inference.active.oracles import AskedLabels, KnownLabels, Oracle, Pool
 from ppl_med.inference.active.purchases import FILE, open_purchases
-from ppl_med.inference.active.next_cases import Rule, Selection
 from ppl_med.inference.active.steps import Settings, Steps, made_program, start_positions
 from ppl_med.inference.active.stopping import Stopping
 from ppl_med.inference.adapted import adapted

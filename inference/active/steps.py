@@ -16,9 +16,9 @@ from ppl_med import storage
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import reject
 from ppl_med.data.random_streams import random_stream
+from ppl_med.inference.active.next_cases import Selection
 from ppl_med.inference.active.oracles import AskedLabels, KnownLabels, Pool
 from ppl_med.inference.active.purchases import FILE, Purchases
-from ppl_med.inference.active.next_cases import Selection
 from ppl_med.inference.active.stopping import Stopping
 from ppl_med.inference.batches import first_batch
 from ppl_med.inference.checkpoint import load
