@@ -57,7 +57,8 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     Returns:
         Dataset over (case, ...): ``predictive_entropy``, ``expected_entropy``,
         ``mutual_information`` in nats, ``variation_ratio`` (share of the draws that do not
-        vote for the most voted class; a probability), and ``<name>_mcse`` for each.
+        vote for the most voted class, where a draw in which classes tie splits its vote; a
+        probability), and ``<name>_mcse`` for each.
 
     Raises:
         ValueError: ``probs`` is malformed, or one draw with ``mcse=True``.
@@ -225,10 +226,11 @@ def _log(mean: xr.DataArray) -> xr.DataArray:
 
 
 def _dissent(probs: xr.DataArray) -> xr.DataArray:
-    vote = probs.argmax("class")
-    classes = xr.DataArray(np.arange(probs.sizes["class"]), dims="class")
-    mode = (vote == classes).mean(SAMPLES).argmax("class")
-    return (vote != mode).astype(np.float64)
+    """Share of every draw's vote that is not for the most voted class; a tie splits the vote."""
+    leads = probs == probs.max("class")
+    vote = leads / leads.sum("class")
+    mode = vote.mean(SAMPLES).argmax("class")
+    return 1.0 - vote.isel({"class": mode}).drop_vars("class", errors="ignore")
 
 
 def _case_error(per_case: xr.DataArray) -> xr.DataArray:
