@@ -1,6 +1,6 @@
 """Acquisition of labels: scores by closed forms and identities, and what a purchase promises."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -144,8 +144,8 @@ def test_a_purchase_holds_different_cases_and_repeats(name: str) -> None:
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_labelled_cases_are_not_bought(name: str) -> None:
     tree = feature_tree(12)
-    targets = {"targets": tree} if name == "epig" else {}
-    kept = [str(case) for case in tree["posterior"]["case"].values[::2]]
+    targets: dict[str, Any] = {"targets": tree} if name == "epig" else {}
+    kept = [str(case) for case in tree["posterior"].to_dataset()["case"].values[::2]]
     found = acquisition.acquire(tree, name, 6, labelled=kept, **targets)
     assert not set(found["case"].values) & set(kept)
     with pytest.raises(ValueError, match="size must be"):
@@ -160,7 +160,7 @@ def test_a_point_estimate_has_no_disagreement(name: str) -> None:
     if "maps" in acquisition.needs(name):
         tree = pixel_tree(12)
     tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().isel(chain=[0], draw=[0] * 3))
-    options = {"targets": tree} if name == "epig" else {}
+    options: dict[str, Any] = {"targets": tree} if name == "epig" else {}
     if "functions" in acquisition.needs(name):
         with pytest.raises(ValueError, match="one function"):
             acquisition.acquire(tree, name, 4, **options)
@@ -195,7 +195,7 @@ def test_a_rule_of_ones_own_is_a_function_of_the_tree() -> None:
         acquisition.acquire(tree, "bald", 5)["case"],
     )
     with pytest.raises(ValueError, match="DataArray over case"):
-        acquisition.acquire(tree, lambda given: 3.0, 2)
+        acquisition.acquire(tree, cast(Any, lambda given: 3.0), 2)
     with pytest.raises(ValueError, match="same cases"):
         acquisition.acquire(tree, lambda given: score[::-1], 2)
 
