@@ -1,6 +1,7 @@
 """One guide per file, and the verbs.
 
-``fit``, ``predict``, ``predict_augmented``, ``from_mcmc``, ``functions``, ``save``, ``load``.
+``fit``, ``sample``, ``predict``, ``predict_augmented``, ``from_mcmc``, ``functions``, ``save``,
+``load``, ``load_chains``.
 """
 
 from ppl_med.inference.active.learning import active_learn
@@ -22,6 +23,10 @@ from ppl_med.inference.guides.radial_normal import RadialNormal
 from ppl_med.inference.prediction.plain_functions import functions
 from ppl_med.inference.predictive import predict
 from ppl_med.inference.sampler_draws import from_mcmc
+from ppl_med.inference.sampling.hamiltonian import HMC, NUTS
+from ppl_med.inference.sampling.markov_chains import sample
+from ppl_med.inference.sampling.stochastic_gradient import SGHMC, SGLD
+from ppl_med.inference.sampling.stored_chains import load_chains
 from ppl_med.inference.svi import fit
 from ppl_med.inference.training.callbacks import StopTraining
 from ppl_med.inference.training.loggers import (
@@ -36,6 +41,10 @@ from ppl_med.inference.training.selection import EarlyStopping, Plateau
 from ppl_med.programs.elbo import elbo_terms
 
 __all__ = [
+    "HMC",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
     "BernoulliDropout",
     "BestHead",
     "ConcreteDropout",
@@ -66,9 +75,11 @@ __all__ = [
     "from_mcmc",
     "functions",
     "load",
+    "load_chains",
     "one_cycle",
     "predict",
     "predict_augmented",
+    "sample",
     "save",
     "warm_up",
 ]

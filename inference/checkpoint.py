@@ -260,7 +260,9 @@ def _run_once(model: Program, guide: Program, example: Mapping[str, Any]) -> Non
 
 
 def _check_apart(pairs: Pairs) -> None:
-    owners = [{id(p) for m in modules_of(*pair) for p in m.parameters()} for pair in pairs]
+    one_model = len({id(model) for model, _ in pairs}) == 1  # whose draws are in several chains
+    found = [modules_of(guide if one_model else model, guide) for model, guide in pairs]
+    owners = [{id(p) for module in own for p in module.parameters()} for own in found]
     if sum(map(len, owners)) > len(set().union(*owners)):
         raise ValueError(
             "members of the Ensemble share parameters: Pyro's store gave one guide's to the next "

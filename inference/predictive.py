@@ -31,6 +31,7 @@ from ppl_med.inference.case_order import check_order
 from ppl_med.inference.crops import check_whole
 from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.inference.guides.kept_draws import taken_draws
 from ppl_med.inference.loader_generators import loader_generators
 from ppl_med.inference.prediction.attributes import attributes
 from ppl_med.inference.prediction.kept_outputs import KeptOutputs, check_keep
@@ -39,6 +40,7 @@ from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
 from ppl_med.inference.training.dry_run import not_running
 from ppl_med.inference.training.interrupts import stopped_prediction, telling_interrupts
+from ppl_med.programs import protocol
 from ppl_med.programs.isolation import alone, private_store, torch_defaults
 from ppl_med.programs.parameters import move, set_mode
 from ppl_med.programs.rng import torch_restored
@@ -64,7 +66,7 @@ def predict(
     batches: Any,
     *,
     keys: Mapping[str, str] | None = None,
-    draws: int = 32,
+    draws: int | None = None,
     seed: int = 0,
     store: str | Path | None = None,
     resume: bool = False,
@@ -90,7 +92,8 @@ def predict(
             the result gets ``log_likelihood`` and ``observed_data``. Keys the model does not take
             become coordinates (``id``) or ``constant_data``.
         keys: Names in the batches -> names of the model's arguments, as in ``fit``.
-        draws: Draws per chain. At least 32 if PSIS-LOO is wanted.
+        draws: Draws per chain, 32 by default: PSIS-LOO needs as many. Of chains that a sampler
+            kept, all by default, and fewer are taken evenly spaced over the chain.
         seed: Seed of all draws.
         store: None keeps the result in memory; ``"run.nc"`` also writes it; ``"run.zarr"`` writes
             while predicting, with bounded memory, and gives a lazy tree.
@@ -125,7 +128,8 @@ def predict(
         Of a model that generates what its guide reads, such as the image, ``log_prior`` and
         ``log_guide``: densities of the latents of every case, nats. ``pyro.deterministic`` sites of
         every case (``event_dim`` given, in the plate of cases) stand in ``posterior``.
-        Dims (chain, draw, case, …); ``case`` carries the ids.
+        Dims (chain, draw, case, …); ``case`` carries the ids. Of chains of a sampler,
+        ``sample_stats`` (chain, draw), see ``sample``.
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
@@ -143,7 +147,8 @@ def predict(
         UserWarning: On entries of a batch that ``constant_data`` cannot hold.
     """
     started = time.time()
-    draws, prior_draws = whole("draws", draws), whole("prior_draws", prior_draws, least=0)
+    guide, draws = taken_draws(guide, draws)
+    prior_draws = whole("prior_draws", prior_draws, least=0)
     seed = check_seed(seed)
     store = None if store is None else a_path("store", store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
@@ -191,6 +196,8 @@ def predict(
             prior.builder.scratch = sink.scratch
             for chunk in prior.chunks(None, []):
                 sink.append_prior(chunk)
+        if (stats := protocol.sample_stats(guide)) is not None:
+            sink.add_stats(stats)
         return sink.finish(wall_time=time.time() - started)
 
 

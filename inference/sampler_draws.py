@@ -73,12 +73,11 @@ def from_mcmc(
     total = len(next(iter(by_chain[0].values())))
     count = total if draws is None else whole("draws", draws, most=total)
     kept = np.unique(np.linspace(0, total - 1, count).round().astype(int))
-    guide = KeptChains([{name: v[kept] for name, v in one.items()} for one in by_chain])
-    tree = predict(model, guide, batches, draws=len(kept), **options)
+    stats = None
     if diverging is not None:
-        tree["sample_stats"] = xr.DataTree(
-            xr.Dataset({"diverging": (("chain", "draw"), diverging[:, kept])})
-        )
+        stats = [{"diverging": torch.from_numpy(one[kept])} for one in diverging]
+    samples = [{name: v[kept] for name, v in one.items()} for one in by_chain]
+    tree = predict(model, KeptChains(samples, stats), batches, draws=len(kept), **options)
     return tree if not coords else _named(tree, coords)
 
 

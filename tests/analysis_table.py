@@ -514,8 +514,9 @@ MODULES = [
     for module in iter_modules(analysis.__path__)
     if module.name not in ("statistics", "tree")
 ]
-NO_ANALYSES = {  # functions of other things than a tree, and r_hat, which must not pool chains
+NO_ANALYSES = {  # functions of other things than a tree, and those which must not pool chains
     "acquisition.needs",
+    "convergence.effective_draws",
     "convergence.r_hat",
     "scoring.mean_iou",
     "conformal.Score",

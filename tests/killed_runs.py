@@ -1,10 +1,11 @@
-"""Runs of fit and predict in a process of their own that is killed at a seeded moment."""
+"""Runs of fit, sample and predict in a process of their own that is killed at a seeded moment."""
 
 import contextlib
 import io
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from ppl_med.data import Batches, flips_and_turns
 from ppl_med.inference import (
+    HMC,
+    NUTS,
+    SGHMC,
+    SGLD,
     ConditionalNormal,
     Ensemble,
     MeanFieldNormal,
     PointEstimate,
     fit,
     predict,
+    sample,
+    save,
 )
+from ppl_med.inference.guides.kept_draws import KeptChains
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.inference.sampling.contract import Kernel
+from ppl_med.inference.sampling.sampler import Sampler
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.models import BayesianClassifier, DUQClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
@@ -285,3 +295,53 @@ def draw(kind: str, store: Path, moment: Moment | None, write: int | None = None
     predict(
         model, guide, Batches(cases(), batch_size=BATCH_SIZE), store=store, prior_draws=2, **options
     )
+
+
+KERNELS: dict[str, Kernel] = {
+    "nuts": NUTS(4),
+    "nuts-dense": NUTS(3, mass="dense"),
+    "nuts-fixed": NUTS(3, step_size=0.02, mass="identity"),
+    "hmc": HMC(max_steps=8),
+    "sgld": SGLD(1e-4),
+    "sgld-cycles": SGLD(1e-4, cycle=10, explore=0.5),
+    "sghmc": SGHMC(1e-5),
+    "sghmc-cycles": SGHMC(1e-5, momentum=0.5, cycle=10, explore=0.5),
+}
+
+
+def sampled_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, stride=2), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, 2)
+    )
+
+
+def sampled_model(site: str = "weights", **options: Any) -> BayesianClassifier:
+    torch.manual_seed(0)
+    model = BayesianClassifier(sampled_network(), ["no", "yes"], **options)
+    model.network.site = site
+    return model
+
+
+def sample_chains(name: str, model: Any, **options: Any) -> KeptChains:
+    """Two short chains of a kernel."""
+    settings: dict[str, Any] = {"draws": 6, "warm_up": 20, "chains": 2, "seed": 5, **options}
+    kernel = settings.pop("kernel", KERNELS[name])
+    data = Batches(cases(), batch_size=12, shuffle=name.startswith("sg"))
+    with warnings.catch_warnings():  # so few steps adapt little
+        warnings.filterwarnings("ignore", ".* of the trajectories diverged")
+        return sample(model, data, kernel, device="cpu", progress=False, **settings)
+
+
+def sample_apart(name: str, folder: Path, moment: Moment | None) -> None:
+    torch.set_num_threads(1)
+    if moment is not None:
+        moment.arm(Sampler, "_take")
+    model, path = sampled_model(), folder / "run.pt"
+    guide = sample_chains(name, model, checkpoint=path, checkpoint_every=0, resume=True)
+    save(folder / "chains.pt", model, guide)
+
+
+def run_fit(model: Any, path: Path) -> None:
+    """Train into a checkpoint that another verb has written."""
+    data = Batches(cases(), batch_size=12)
+    fit(model, PointEstimate(model), data, checkpoint=path, resume=True, progress=False)

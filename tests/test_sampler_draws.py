@@ -96,7 +96,7 @@ def test_samples_in_a_dict_are_chains_of_functions_of_new_cases():
     guide = KeptChains([{"weight": samples["weight"][:3, 0]}, {"weight": samples["weight"][3:, 0]}])
     outputs = [function(new["image"]) for function in functions(model, guide, draws=3)]
     assert np.allclose(torch.stack(outputs), loc.reshape(6, 5), atol=1e-6)
-    with pytest.raises(ValueError, match=r"draw must be .* from 0 to 2, got 3; 3 were kept"):
+    with pytest.raises(ValueError, match=r"draws must be .* from 1 to 3, got 4; 3 were kept"):
         predict(model, guide, [new], draws=4, progress=False)
 
 

@@ -8,10 +8,11 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_med.checks import choice, reject, whole
+from ppl_med.checks import choice, reject
 from ppl_med.data.geometry import plain
 from ppl_med.inference.batches import check_seed
 from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.inference.guides.kept_draws import taken_draws
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import site_logits
 from ppl_med.programs import protocol
@@ -138,7 +139,7 @@ def functions(
     model: Program,
     guide: Program,
     *,
-    draws: int = 32,
+    draws: int | None = None,
     seed: int = 0,
     finding: str | None = None,
 ) -> Functions:
@@ -150,7 +151,7 @@ def functions(
     Args:
         model: The model.
         guide: Its guide, trained, or an ``Ensemble``.
-        draws: Draws per chain.
+        draws: Draws per chain, 32 by default; of chains that a sampler kept as in ``predict``.
         seed: Seed of all draws.
         finding: Name of one of several findings per case (``FindingsClassifier``), of which alone
             the functions then tell, as those of a classifier or regressor do.
@@ -161,7 +162,8 @@ def functions(
     Raises:
         ValueError: If the model has no such finding.
     """
-    draws, seed = whole("draws", draws), check_seed(seed)
+    guide, draws = taken_draws(guide, draws)
+    seed = check_seed(seed)
     names = list(protocol.coords(model).get("finding", ()))
     if finding is not None and not names:
         reject("finding", "left out: the model has no findings", finding)

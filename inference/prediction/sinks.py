@@ -87,6 +87,10 @@ class MemorySink:
         """Take one chunk of prior draws; metadata stand there already."""
         self._take({n: d for n, d in chunk.datasets().items() if n in PRIOR_GROUPS})
 
+    def add_stats(self, stats: xr.Dataset) -> None:
+        """Take figures of the sampler, dims (chain, draw)."""
+        self.groups["sample_stats"] = [stats]
+
     def open(self) -> xr.DataTree:
         """Never asked for: a memory result is not complete before it is made."""
         raise NotImplementedError

@@ -148,6 +148,7 @@ class ZarrSink:
             unfinished.unlink()
         if not self.from_prior:
             self.start_prior()
+        shutil.rmtree(self.partial / "sample_stats", ignore_errors=True)
         root = zarr.open_group(self.partial, mode="r+")
         for _, group in root.groups():
             for _, array in group.arrays():
@@ -197,6 +198,11 @@ class ZarrSink:
         with self._writing():
             groups = {n: d for n, d in chunk.datasets().items() if n in PRIOR_GROUPS}
             self._write(groups, chunk.start)
+
+    def add_stats(self, stats: xr.Dataset) -> None:
+        """Write figures of the sampler, dims (chain, draw)."""
+        with self._writing():
+            stats.to_zarr(self.partial, group="sample_stats", mode="w", consolidated=False)
 
     def _write(self, groups: dict[str, xr.Dataset], start: int) -> None:
         if start:

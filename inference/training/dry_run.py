@@ -69,7 +69,7 @@ class DryRun:
         try:
             with torch.no_grad(), pyro.validation_enabled(True), names:
                 sites = sample_sites(poutine.trace(model).get_trace(**options))
-                _check_observed(model, sites, batch_size(values), num_cases)
+                check_observed(model, sites, batch_size(values), num_cases)
                 # Whether a proposal learns shows only with gradients.
                 check_reached(model, guide, lambda: elbo_terms(model, guide, **options))
                 check_stock_guide(guide)
@@ -96,9 +96,20 @@ class DryRun:
         return cls(parameters, frozenset(local))
 
 
-def _check_observed(
+def check_observed(
     model: Program, sites: dict[str, dict[str, Any]], size: int, num_cases: int
 ) -> None:
+    """Raise where a model lacks an observation, or its plate of cases stands for other cases.
+
+    Args:
+        model: The model.
+        sites: Its sample sites on a batch.
+        size: Cases of the batch.
+        num_cases: Size of the data set.
+
+    Raises:
+        ValueError: It does.
+    """
     arguments = argument_names(model)
     for name, site in sites.items():
         if name not in arguments:

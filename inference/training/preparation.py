@@ -1,6 +1,7 @@
 """Everything that ``fit`` checks and builds before the first step."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from ppl_med.inference import checkpoint as files
@@ -39,7 +40,7 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
         OSError: If none can be written.
         ValueError: If programs, batches, arguments or checkpoint do not fit each other.
     """
-    resumed = _check_checkpoint(settings)
+    resumed = check_checkpoint(settings.checkpoint, resume=settings.resume)
     check_schedules(settings)
     first = first_batch(loader.batches)
     spec.check(first, loader.num_cases)
@@ -64,19 +65,23 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     return trainer
 
 
-def _check_checkpoint(settings: Settings) -> bool:
-    """Whether a checkpoint is resumed."""
-    path = settings.checkpoint
+def check_checkpoint(path: Path | None, *, resume: bool) -> bool:
+    """Whether a checkpoint is resumed.
+
+    Raises:
+        FileExistsError: If there is one, and it is not to be resumed.
+        OSError: If none can be written.
+    """
     if path is None:
         return False
-    if path.is_file() and not settings.resume:
+    if path.is_file() and not resume:
         raise FileExistsError(
             f"checkpoint {path} exists; pass resume=True to resume it, or another path"
         )
     if path.is_dir():
         raise IsADirectoryError(f"checkpoint {path} is a folder; give the path of a file in it")
     check_writable(path, "checkpoint")
-    return settings.resume and path.exists()
+    return resume and path.exists()
 
 
 def _member(

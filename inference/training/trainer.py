@@ -15,6 +15,7 @@ from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.interrupts import Interrupts, told_interrupt
 from ppl_med.inference.training.member import Member
+from ppl_med.inference.training.resumed_epochs import epoch_from
 from ppl_med.inference.training.run_state import not_finite, run_state
 from ppl_med.inference.training.schedules import rate_at, weight_at
 from ppl_med.inference.training.settings import Settings
@@ -138,24 +139,15 @@ class Trainer:
             self._stop_where_asked()
 
     def _batches(self) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
-        """The epoch's batches from the present position on, and what their cases weigh.
-
-        A loader that draws its order from a generator repeats it on resuming: the generators are
-        set to the epoch's start while it does, and then to where they stood.
-        """
-        now, device = None, self.settings.device
-        own = self.loader.generators()
-        if self.batch == 0 or self.epoch_start is None:
-            states = [generator.get_state() for generator in own]
-            self.epoch_start = {"process": rng.get_state(device), "loader": states}
-        elif self.loader.draws_its_order:
-            now = rng.get_state(device)
-            rng.set_state(self.epoch_start["process"], device)
-            for generator, state in zip(own, self.epoch_start["loader"], strict=True):
-                generator.set_state(state)
-        iterator = self.loader.open(self.epoch, self.batch, self.settings.seed + self.index)
-        if now is not None:
-            rng.set_state(now, device)
+        """The epoch's batches from the present position on, and what their cases weigh."""
+        iterator, self.epoch_start = epoch_from(
+            self.loader,
+            self.epoch,
+            self.batch,
+            self.epoch_start,
+            self.settings.seed + self.index,
+            self.settings.device,
+        )
         while (found := self._next(iterator)) is not None:
             yield found
 

@@ -20,6 +20,7 @@ Attribute            Of                  Meaning
 ``after_step``       part of a model     Moves its buffers after an optimizer step.
 ``of_member``        view of a model     The same view of another model, an ensemble's member.
 ``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
+``sample_stats``     guide               Method: figures of its sampler, dims (chain, draw).
 ===================  ==================  =========================================================
 
 The value of a sample site is a tensor, or a lazily drawn one (``weights.estimators.LazyWeights``);
@@ -154,3 +155,9 @@ def left_to_prior(guide: Any) -> frozenset[str]:
     modules = guide.modules() if isinstance(guide, nn.Module) else [guide]
     names: list[frozenset[str]] = [getattr(one, "left_to_prior", frozenset()) for one in modules]
     return frozenset().union(*names)
+
+
+def sample_stats(guide: Any) -> Any:
+    """Dataset (chain, draw) of a sampler's figures; None where no sampler made the guide."""
+    own = getattr(guide, "sample_stats", None)
+    return own() if callable(own) else None
