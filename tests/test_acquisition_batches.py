@@ -11,10 +11,11 @@ from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances
 
-from ppl_med.analysis import acquisition, aggregation
+from ppl_med.analysis import acquisition, aggregation, uncertainty
 from ppl_med.analysis.acquisition.chance import balanced_order, foreground_order
 from ppl_med.analysis.acquisition.noisy_order import log_weights
 from ppl_med.analysis.acquisition.spread import farthest_first, typical_cases
+from ppl_med.analysis.acquisition.strata import stratified_order
 
 
 def of_draws(values: np.ndarray, first: int = 0) -> xr.DataArray:
@@ -264,3 +265,28 @@ def test_foreground_is_bought_as_often_as_asked() -> None:
     given = xr.DataArray(np.arange(12) == 5, {"case": mask["case"].values}, ("case",))
     first = acquisition.acquire(tree, "foreground_random", 1, share=1.0, foreground=given)
     assert first["case"].item() == mask["case"].values[5]
+
+
+def test_every_class_has_its_turn() -> None:
+    """Strong scores leave no noise: the best of each class in turn, then the best of all."""
+    of_class = np.array([[5.0, 4, 3, 2, 1], [-np.inf, 9, -np.inf, 8, -np.inf], [-np.inf] * 5])
+    places, whose = stratified_order(
+        of_class, np.array([1.0, 2, 3, 4, 5]), np.array([2, 1, 0]), 4, 5
+    )
+    np.testing.assert_array_equal(places, [1, 0, 3, 2, 4])
+    np.testing.assert_array_equal(whose, [1, 0, 1, 0, -1])
+    tree = pixel_tree()
+    found = acquisition.acquire(tree, "stratified_entropy", 6, beta=1e6)
+    assert list(found["stratum"].values[4:]) == [-1, -1] and found.attrs["share"] == 2 / 3
+    maps = uncertainty.entropy(tree, mcse=False)["predictive_entropy"]
+    mask, bought = aggregation.predicted_mask(tree), list[str]()
+    for place in range(6):
+        name = int(found["stratum"][place])
+        inside = maps if name < 0 else maps.where(mask == name)
+        score = inside.mean(("row", "col")).drop_sel(case=bought)
+        assert found["case"][place].item() == score["case"][int(np.nanargmax(score))].item()
+        assert float(found["score"][place]) == pytest.approx(float(score.max()))
+        bought.append(found["case"][place].item())
+    even = acquisition.acquire(tree, "stratified_entropy", 12, share=0.0, beta=1e6)
+    overall = acquisition.acquire(tree, "max_entropy", 12, aggregation="mean")
+    np.testing.assert_array_equal(even["case"], overall["case"])

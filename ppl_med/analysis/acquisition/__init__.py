@@ -12,6 +12,7 @@ targets         epig: what a label tells of cases one will be asked about
 batches         BatchBALD: what the labels of a batch tell together
 noisy_order     PowerBALD and its kin: a batch by a score and noise
 spread          core-set, typical clusters: by features, no score of uncertainty
+strata          maps: every class has its turn
 chance          random, balanced by predicted class, with foreground
 
 Draws are the same functions for all cases of a tree of `predict`; joint scores rest on that.

@@ -69,12 +69,14 @@ def acquire(
             core_set, typiclust  ``layer``: of the kept features, where there are several
             foreground_random    ``share`` of the purchases from cases with ``foreground`` (case):
                 flags, or what is predicted
+            stratified_entropy   ``share`` of the purchases that classes make in turn; ``beta``
 
     Returns:
         Dataset over the cases bought, in order of purchase, with their ids and coordinates:
         ``rank`` (0, 1, ...); ``score`` at purchase, where the rule has one (NaN where a case has
         none), and ``score_mcse``; of "batch_bald" ``joint``, the information of the batch up to
-        there in nats, and ``joint_mcse``, where ``score`` is what the case adds. Attributes:
+        there in nats, and ``joint_mcse``, where ``score`` is what the case adds; of
+        "stratified_entropy" ``stratum``, the class whose turn it was. Attributes:
         ``by``, ``seed``, ``num_candidates``, ``num_functions``, and what the rule adds, such as
         ``num_exact``, the purchases whose joint information is exact.
 

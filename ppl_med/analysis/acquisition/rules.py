@@ -9,14 +9,15 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
-from ppl_med.analysis.acquisition import chance
+from ppl_med.analysis import uncertainty
+from ppl_med.analysis.acquisition import chance, strata
 from ppl_med.analysis.acquisition.batches import choose_batch
 from ppl_med.analysis.acquisition.candidates import Candidates, largest
 from ppl_med.analysis.acquisition.case_scores import SCORES, require_functions
 from ppl_med.analysis.acquisition.noisy_order import log_weights
 from ppl_med.analysis.acquisition.spread import farthest_first, typical_cases
 from ppl_med.analysis.acquisition.targets import epig
-from ppl_med.analysis.aggregation import predicted_mask
+from ppl_med.analysis.aggregation import aggregate, predicted_mask
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import Posterior, mean_features, open_classes, open_layers
 from ppl_med.axes import SAMPLES
@@ -204,6 +205,31 @@ def _foreground_random(request: Request) -> Purchase:
     return Purchase(order[: request.size], attrs={"share": share})
 
 
+def _stratified_entropy(request: Request) -> Purchase:
+    options, cases = request.options, request.cases
+    share = checks.finite("share", options["share"], 0, 1)
+    maps = uncertainty.entropy(request.tree, mcse=False)["predictive_entropy"]
+    mask = predicted_mask(request.tree)
+    scores = [aggregate(maps, "mean").values[cases.free]]
+    for name in range(open_classes(request.tree).array.sizes["class"]):
+        found = aggregate(maps, "foreground", mask=mask, classes=[name])
+        scores.append(found.values[cases.free])
+    noisy = []
+    for kind, score in enumerate(scores):
+        weights = log_weights(np.nan_to_num(score, nan=-np.inf), "power", options["beta"])
+        order = weights + cases.noise(request.seed, kind)
+        noisy.append(np.where(np.isnan(score), -np.inf, order))
+    turns = np.random.default_rng([request.seed, len(scores)]).permutation(len(scores) - 1)
+    number = int(np.ceil(share * request.size))
+    places, whose = strata.stratified_order(
+        np.array(noisy[1:]), noisy[0], turns, number, request.size
+    )
+    value = np.array([scores[name + 1][place] for place, name in zip(places, whose, strict=True)])
+    figures = {"score": (value, "nats"), "stratum": (whose, "class index; -1 for all")}
+    attrs = {"share": share, "beta": float(options["beta"]), "aggregation": "mean"}
+    return Purchase(places, figures, attrs)
+
+
 _DRAWS = frozenset({"functions"})
 _OF_ONE = ("max_entropy", "margin", "least_confidence")
 
@@ -232,5 +258,8 @@ RULES: dict[str, Rule] = {
         _foreground_random,
         frozenset({"maps"}),
         {"share": chance.SHARE, "foreground": None},
+    ),
+    "stratified_entropy": Rule(
+        _stratified_entropy, frozenset({"maps"}), {"share": strata.SHARE, "beta": 1.0}
     ),
 }
