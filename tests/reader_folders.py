@@ -434,3 +434,26 @@ def write_table(folder: Path, cases: int = 20, **columns: Any) -> dict[str, Any]
         lines.append(",".join([*row, *(str(values[k]) for values in columns.values())]))
     (folder / "cases.csv").write_text("\n".join([",".join(names), *lines]) + "\n", "utf-8")
     return truth
+
+
+def write_isic(
+    folder: Path, pictures: int = 30, classes: tuple[str, ...] = ("MEL", "NV", "BCC")
+) -> dict[str, Any]:
+    """Pictures of one grey level each, two a lesion but for the last two; pixels by name."""
+    rng, truth = np.random.default_rng(0), {}
+    (folder / "ISIC_2019_Training_Input").mkdir(parents=True, exist_ok=True)
+    labels = ["image," + ",".join((*classes, "UNK"))]
+    known = ["image,age_approx,anatom_site_general,lesion_id,sex"]
+    for k in range(pictures):
+        name, level = f"ISIC_{k:07d}", int(rng.integers(0, 256))
+        pixels = np.full((9, 12, 3), level, np.uint8)
+        Image.fromarray(pixels).save(folder / f"ISIC_2019_Training_Input/{name}.jpg", quality=95)
+        label = k // 2 % len(classes)
+        labels.append(name + "".join(f",{float(c == label)}" for c in range(len(classes))) + ",0.0")
+        lesion = f"HAM_{k // 2:04d}" if k < pictures - 2 else ""
+        age = "" if k % 5 == 4 else 5 * k
+        known.append(f"{name},{age},back,{lesion},{('male', 'female')[k % 2]}")
+        truth[name] = (level, label)
+    for part, lines in (("GroundTruth", labels), ("Metadata", known)):
+        (folder / f"ISIC_2019_Training_{part}.csv").write_text("\n".join(lines) + "\n")
+    return truth

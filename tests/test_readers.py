@@ -24,6 +24,7 @@ from reader_folders import (
     write_decathlon,
     write_films,
     write_hippocampus,
+    write_isic,
     write_lidc_slices,
     write_make3d,
     write_nyuv2,
@@ -183,6 +184,15 @@ READERS = {
             "labelsTr/hippocampus_val2.nii.gz",
         ),
         subfolder="hippocampus",
+    ),
+    "load_isic": Reader(
+        write_isic,
+        lambda folder: data.load_isic(folder, size=(6, 8)),
+        "label",
+        ("ISIC_2019_Training_Input/ISIC_0000003.jpg",),
+        pictures=("ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"),
+        patients="patient",
+        subfolder="isic",
     ),
     "load_lidc": Reader(
         write_lidc,

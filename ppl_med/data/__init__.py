@@ -27,6 +27,7 @@ from ppl_med.data.readers.coco_boxes import load_coco_boxes
 from ppl_med.data.readers.decathlon import load_decathlon
 from ppl_med.data.readers.dicom_series import load_dicom_films, load_dicom_series
 from ppl_med.data.readers.hippocampus import load_hippocampus
+from ppl_med.data.readers.isic import load_isic
 from ppl_med.data.readers.lidc import load_lidc
 from ppl_med.data.readers.lidc_pickle import convert_lidc_pickle, load_lidc_crops
 from ppl_med.data.readers.make3d import load_make3d
@@ -97,6 +98,7 @@ __all__ = [
     "load_dicom_films",
     "load_dicom_series",
     "load_hippocampus",
+    "load_isic",
     "load_lidc",
     "load_lidc_crops",
     "load_make3d",

@@ -19,6 +19,7 @@ from ppl_med.data.readers.coco_boxes import load_coco_boxes
 from ppl_med.data.readers.decathlon import load_decathlon
 from ppl_med.data.readers.dicom_series import load_dicom_films, load_dicom_series
 from ppl_med.data.readers.hippocampus import load_hippocampus
+from ppl_med.data.readers.isic import load_isic
 from ppl_med.data.readers.lidc import load_lidc
 from ppl_med.data.readers.lidc_pickle import load_lidc_crops
 from ppl_med.data.readers.make3d import load_make3d
@@ -62,6 +63,7 @@ READERS = {
     "dicom_films": Reader(load_dicom_films, ("dcm",), (_PICTURE,), (), split=False),
     "dicom_series": Reader(load_dicom_series, ("dcm",), (_VOLUME,), (), split=False),
     "hippocampus": Reader(load_hippocampus, ("nii.gz",), (_VOLUME,), ("mask",)),
+    "isic": Reader(load_isic, ("jpg", "png"), (_PICTURE,), ("label",)),
     "lidc": Reader(load_lidc, ("npz", "png"), (_PICTURE,), ("mask",)),
     "lidc_crops": Reader(load_lidc_crops, ("npz",), (_PICTURE,), ("mask",), split=False),
     "make3d": Reader(load_make3d, ("jpg",), (_PICTURE,), ("depth",)),
