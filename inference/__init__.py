@@ -16,10 +16,12 @@ from ppl_med.inference.guides.conditional_normal import ConditionalNormal
 from ppl_med.inference.guides.ensemble import Ensemble
 from ppl_med.inference.guides.from_prior import FromPrior
 from ppl_med.inference.guides.joined import Guides
+from ppl_med.inference.guides.laplace import Laplace
 from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
 from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.guides.radial_normal import RadialNormal
+from ppl_med.inference.guides.swag import SWAG
 from ppl_med.inference.prediction.plain_functions import functions
 from ppl_med.inference.predictive import predict
 from ppl_med.inference.sampler_draws import from_mcmc
@@ -45,6 +47,7 @@ __all__ = [
     "NUTS",
     "SGHMC",
     "SGLD",
+    "SWAG",
     "BernoulliDropout",
     "BestHead",
     "ConcreteDropout",
@@ -58,6 +61,7 @@ __all__ = [
     "Geco",
     "Guides",
     "ImportanceWeighted",
+    "Laplace",
     "LowRankNormal",
     "MLflowLogger",
     "MeanFieldNormal",

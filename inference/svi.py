@@ -18,6 +18,7 @@ import pyro
 import torch
 import xarray as xr
 
+from ppl_med.checks import reject
 from ppl_med.inference.adapted import adapted, warn_of_kept_workers
 from ppl_med.inference.batches import as_loader, batch_spec
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
@@ -89,7 +90,8 @@ def fit(
             that is possible.
         keys: Names in the batches -> names of the model's arguments, such as
             ``{"label": "mask"}``; for ``validation``, too.
-        epochs: Passes over the data.
+        epochs: Passes over the data; 0 where a guide such as ``Laplace`` only needs what comes
+            after training.
         learning_rate: Of the default optimizer, Adam. Or rates by pattern of names, of which the
             first that fits counts and 0 freezes: ``{"*layer4*": 1e-4, "*.fc.*": 1e-3, "*": 0}``.
             Parameters are named as in the model, random weights too
@@ -186,6 +188,8 @@ def fit(
         progress=progress,
     )
     pairs = members_of(model, guide)
+    if settings.epochs == 0 and not any(protocol.after_trainings(own) for _, own in pairs):
+        reject("epochs", "1 or more", epochs, "0 is for guides such as Laplace(model, start=point)")
     batches = adapted(batches, keys, training=True)
     if settings.checkpoint is not None:
         warn_of_kept_workers(batches)

@@ -7,6 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from ppl_med.inference import (
     NUTS,
     SGHMC,
     SGLD,
+    SWAG,
     ConditionalNormal,
     Ensemble,
+    Laplace,
     MeanFieldNormal,
     PointEstimate,
     fit,
@@ -222,6 +225,20 @@ def centroids() -> dict[str, Any]:
     return {"model": model, "guide": MeanFieldNormal(model), "batches": _batches()}
 
 
+def iterates() -> dict[str, Any]:
+    """Moments that follow every step."""
+    model = classifier()
+    guide = SWAG(model, start=0.2, iterates=9, rank=3)
+    return {"model": model, "guide": guide, "batches": _batches()}
+
+
+def curvature() -> dict[str, Any]:
+    """A pass over the batches after training, in an order of its own."""
+    model = classifier()
+    guide = Ensemble(model, partial(Laplace, structure="diag"), members=2)
+    return {"model": model, "guide": guide, "batches": _loader()}
+
+
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
@@ -231,6 +248,8 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
         ensemble,
         latent_code,
         centroids,
+        iterates,
+        curvature,
     )
 }
 

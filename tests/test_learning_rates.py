@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ppl_med.data import Batches
 from ppl_med.inference import (
+    SWAG,
     BernoulliDropout,
     ConcreteDropout,
     LowRankNormal,
@@ -22,7 +23,7 @@ from ppl_med.models import BayesianClassifier
 
 CLASSES = ("a", "b")
 GUIDES = [
-    *(PointEstimate, MeanFieldNormal, LowRankNormal, RadialNormal),
+    *(PointEstimate, MeanFieldNormal, LowRankNormal, RadialNormal, SWAG),
     *(BernoulliDropout, ConcreteDropout),
 ]
 NET = "network.net."

@@ -50,7 +50,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 def test_training_killed_three_times_equals_the_whole_run(
     scenario: str, uninterrupted: Any, tmp_path: Path
 ) -> None:
-    members = 2 if scenario == "ensemble" else 1
+    members = 2 if scenario in ("ensemble", "curvature") else 1
     for moment in moments(scenario, members * STEPS):
         assert run_apart(killed_runs.train, scenario, tmp_path, moment) == KILLED
         checkpoint.read(tmp_path / "run.pt")

@@ -123,6 +123,8 @@ GUIDES = {
     "dropout": {"name": "ppl_med.inference.BernoulliDropout", "rate": 0.2, "skip_first": False},
     "concrete dropout": {"name": "ppl_med.inference.ConcreteDropout", "skip_first": False},
     "radial": {"name": "ppl_med.inference.RadialNormal", "init_scale": 0.1},
+    "laplace": {"name": "ppl_med.inference.Laplace", "structure": "diag"},
+    "swag": {"name": "ppl_med.inference.SWAG", "iterates": 5, "rank": 2},
     "low rank": {"name": "ppl_med.inference.LowRankNormal", "rank": 2},
     "ensemble": {
         "name": "ppl_med.inference.Ensemble",

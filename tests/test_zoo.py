@@ -28,6 +28,7 @@ from ppl_med.data import Batches
 from ppl_med.explain import AttributionConstrained, NoPositiveAttribution, RightReasons
 from ppl_med.explain.attribution.score import class_logits
 from ppl_med.inference import (
+    SWAG,
     BernoulliDropout,
     BestHead,
     ConcreteDropout,
@@ -47,6 +48,7 @@ from ppl_med.inference import (
     predict,
     save,
 )
+from ppl_med.inference import Laplace as LaplaceGuide
 from ppl_med.likelihoods import (
     Categorical,
     Findings,
@@ -515,6 +517,7 @@ DENSE_REGRESSORS: dict[str, Callable[[], Pair]] = {
     "dense-gaussian": lambda: dense_regressor(Gaussian(PIXEL, site="depth", partial=True)),
     "dense-quantiles": lambda: dense_regressor(Quantiles((0.1, 0.9), PIXEL, site="depth")),
 }
+STRUCTURES: tuple[Any, ...] = ("full", "kron", "diag", "last_layer")
 MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
 PROGRAMS: dict[str, Callable[[], Pair]] = {
     **{
@@ -528,6 +531,9 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "low-rank": partial(classifier, partial(LowRankNormal, rank=2)),
     "radial": partial(classifier, RadialNormal),
     "concrete-dropout": partial(classifier, ConcreteDropout),
+    "swag": partial(classifier, SWAG),
+    **{f"laplace-{s}": partial(classifier, partial(LaplaceGuide, structure=s)) for s in STRUCTURES},
+    "laplace-bernoulli": partial(classifier, LaplaceGuide, likelihood="bernoulli"),
     "last-layer": partial(classifier, MeanFieldNormal, where="last_layer"),
     "last-layer-dropout": partial(
         classifier, partial(BernoulliDropout, skip_first=False), where="last_layer"
@@ -730,6 +736,7 @@ def trained(name: str) -> tuple[Any, Any, xr.Dataset]:
 
 @every_pair
 @pytest.mark.filterwarnings("ignore:posterior collapse")  # these labels need no latent code
+@pytest.mark.filterwarnings("ignore:the point is no mode")  # after so few epochs
 def test_fit_moves_every_parameter_and_raises_the_elbo(name: str) -> None:
     before = start_values(*PAIRS[name]())
     pyro.set_rng_seed(0)
@@ -745,6 +752,7 @@ def test_fit_moves_every_parameter_and_raises_the_elbo(name: str) -> None:
 
 @every_pair
 @pytest.mark.filterwarnings("ignore:posterior collapse")
+@pytest.mark.filterwarnings("ignore:the point is no mode")
 def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Path) -> None:
     """A pair that was never called, built from other start values, predicts the same bits."""
     model, guide = PAIRS[name]()

@@ -54,6 +54,7 @@ class Member:
         self.done = False
         self._still = frozen_norms(modules_of(*pair), updates.groups.frozen)
         self._after_steps = protocol.after_steps(self.model)
+        self._followers = protocol.step_followers(self.guide)
 
     def batches_done(self, num_batches: int) -> int:
         """Batches trained so far, of epochs of ``num_batches``."""
@@ -78,8 +79,13 @@ class Member:
         for module in self._still:
             module.eval()
 
-    def after_step(self, batch: Batch, num_cases: int) -> None:
-        """Let parts of the model follow a step of one batch; see ``protocol.after_steps``."""
+    def after_step(self, batch: Batch, num_cases: int, done: float) -> None:
+        """Let parts of the programs follow a step of one batch, at a finished fraction of the run.
+
+        See ``protocol.step_followers`` and ``protocol.after_steps``.
+        """
+        for follow in self._followers:
+            follow(done)
         if not self._after_steps:
             return
         set_mode(self.pair, False)

@@ -48,7 +48,7 @@ class Settings:
     progress: bool
 
     def __post_init__(self) -> None:
-        self.epochs = whole("epochs", self.epochs)
+        self.epochs = whole("epochs", self.epochs, least=0)
         self._check_steps()
         if self.objective is None:
             self.objective = Elbo()

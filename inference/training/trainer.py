@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader
+from ppl_med.inference.training.completion import complete
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.interrupts import Interrupts, told_interrupt
@@ -205,7 +206,8 @@ class Trainer:
             torch.clear_autocast_cache()
         updates.add(loss, self.epoch)
         if updates.size == 0:
-            member.after_step(values, loader.num_cases)
+            made = self.epoch * self.steps + self.batch // plan.accumulate + 1
+            member.after_step(values, loader.num_cases, made / (plan.epochs * self.steps))
 
     def _show(self, member: Member, bar: Any) -> None:
         """Read the losses and write them to the bar, not more often than it is redrawn."""
@@ -267,6 +269,7 @@ class Trainer:
         set_mode(member.pair, False)
         member.warn_of_kl(self.steps)
         member.finish(self.standing(), self.settings)
+        complete(member, self.loader, self.settings, self.settings.seed + self.index)
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -21,6 +21,8 @@ Attribute            Of                  Meaning
 ``of_member``        view of a model     The same view of another model, an ensemble's member.
 ``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
 ``sample_stats``     guide               Method: figures of its sampler, dims (chain, draw).
+``follow_step``      part of a guide     Moves its buffers after an optimizer step.
+``after_training``   part of a guide     Fills its buffers when the training has ended.
 ===================  ==================  =========================================================
 
 The value of a sample site is a tensor, or a lazily drawn one (``weights.estimators.LazyWeights``);
@@ -133,6 +135,27 @@ def after_steps(model: Any) -> list[Callable[..., None]]:
     """
     found = [getattr(part, "after_step", None) for part in parts_of(model)]
     return [program for program in found if callable(program)]
+
+
+def step_followers(guide: Any) -> list[Callable[[float], None]]:
+    """Functions of the finished fraction of a run that ``fit`` calls after every optimizer step.
+
+    They may change buffers of the guide, which stand in every checkpoint, and nothing else.
+    """
+    found = [getattr(part, "follow_step", None) for part in parts_of(guide)]
+    return [function for function in found if callable(function)]
+
+
+def after_trainings(guide: Any) -> list[Callable[..., None]]:
+    """Functions that fill a guide when its training has ended, as a curvature does.
+
+    ``fit`` calls each as ``function(model, visits, num_cases=..., kl_weight=...)``, the programs in
+    evaluation mode as they are kept: ``visits`` are an epoch's batches, each with the factor by
+    which its cases weigh more (``CaseScale``), and the KL weight is that at the end of the run.
+    They may change buffers of the guide and nothing else.
+    """
+    found = [getattr(part, "after_training", None) for part in parts_of(guide)]
+    return [function for function in found if callable(function)]
 
 
 def of_member(model: Any, member: Any) -> Any:
