@@ -38,7 +38,7 @@ class FinishedSimulations:
 
     def _read(self, path: Path) -> None:
         kept = storage.load(path)
-        attrs: dict[str, Any] = dict(kept.attrs)
+        attrs: dict[str, Any] = {str(name): value for name, value in kept.attrs.items()}
         shapes = json.loads(attrs.pop("shapes", "{}"))
         if attrs != self.settings or not isinstance(kept, xr.Dataset):
             known = {*attrs, *self.settings}

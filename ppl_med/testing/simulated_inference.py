@@ -91,8 +91,8 @@ class Simulator:
         evaluation = Evaluation(model, data, self.at, self.quantities)
         if self.given is not None and evaluation.sampler.local:
             raise ValueError(
-                f"around: the model has a latent of every case, {evaluation.sampler.local[0]!r}, and "
-                "those of the observed cases are not known; calibrate without around"
+                f"around: the model has a latent of every case, {evaluation.sampler.local[0]!r}; "
+                "those of the observed cases are not known, so calibrate without around"
             )
         values = [evaluation(one) for one in (truth, *drawn)]
         result = {name: np.stack([one[name] for one in values]) for name in values[0]}
