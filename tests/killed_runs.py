@@ -341,11 +341,20 @@ def sampled_model(site: str = "weights", **options: Any) -> BayesianClassifier:
     return model
 
 
+def sampled_batches(**options: Any) -> Batches:
+    return Batches(cases(), batch_size=12, **options)
+
+
+def weights_of(guide: KeptChains) -> np.ndarray:
+    """All draws of the weights, dims (chain, draw, weight)."""
+    return guide.posterior()["posterior"].dataset["weights"].values
+
+
 def sample_chains(name: str, model: Any, **options: Any) -> KeptChains:
     """Two short chains of a kernel."""
     settings: dict[str, Any] = {"draws": 6, "warm_up": 20, "chains": 2, "seed": 5, **options}
     kernel = settings.pop("kernel", KERNELS[name])
-    data = Batches(cases(), batch_size=12, shuffle=name.startswith("sg"))
+    data = sampled_batches(shuffle=name.startswith("sg"))
     with warnings.catch_warnings():  # so few steps adapt little
         warnings.filterwarnings("ignore", ".* of the trajectories diverged")
         return sample(model, data, kernel, device="cpu", progress=False, **settings)
@@ -362,5 +371,5 @@ def sample_apart(name: str, folder: Path, moment: Moment | None) -> None:
 
 def run_fit(model: Any, path: Path) -> None:
     """Train into a checkpoint that another verb has written."""
-    data = Batches(cases(), batch_size=12)
+    data = sampled_batches()
     fit(model, PointEstimate(model), data, checkpoint=path, resume=True, progress=False)

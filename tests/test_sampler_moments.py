@@ -92,7 +92,7 @@ def z_scores(draws: NDArray, mean: NDArray, covariance: NDArray) -> NDArray:
 def draws_of(name: str, **options: Any) -> NDArray:
     kernel, settings = KERNELS[name]
     guide = sample(model(), [data()], kernel, chains=2, progress=False, **settings, **options)
-    return guide.posterior()["posterior/weights"].values
+    return guide.posterior()["posterior"].dataset["weights"].values
 
 
 @pytest.mark.parametrize("name", KERNELS)

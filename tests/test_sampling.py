@@ -1,4 +1,4 @@
-"""Samplers: every kernel through the contract, resumed runs, and what is refused."""
+"""Samplers: every kernel through the contract, and resumed runs."""
 
 import os
 import signal
@@ -9,25 +9,16 @@ from typing import Any
 import arviz_stats
 import killed_runs
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
-from killed_runs import KERNELS, Moment, differences, sampled_model
+from killed_runs import KERNELS, Moment, differences, sampled_model, weights_of
+from killed_runs import sampled_batches as batches
 from processes import run_apart
-from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.data import DataLoader
 
-from ppl_med.analysis import convergence
-from ppl_med.data import Batches, flips_and_turns
 from ppl_med.inference import (
-    HMC,
-    NUTS,
-    SGHMC,
     SGLD,
-    Ensemble,
-    MeanFieldNormal,
     PointEstimate,
     checkpoint,
     functions,
@@ -38,18 +29,13 @@ from ppl_med.inference import (
     save,
 )
 from ppl_med.inference.guides.kept_draws import KeptChains
-from ppl_med.inference.sampling.contract import check_kernel
 from ppl_med.inference.sampling.sampler import Sampler
-from ppl_med.models import BayesianClassifier, DUQClassifier, LatentClassifier
+from ppl_med.models import BayesianClassifier
 
 KILLED = -9
 COMMON = {"step_size"}
 HAMILTONIAN = {*COMMON, "acceptance_rate", "diverging", "n_steps", "energy", "lp"}
 every_kernel = pytest.mark.parametrize("name", KERNELS)
-
-
-def batches(**options: Any) -> Batches:
-    return Batches(killed_runs.cases(), batch_size=12, **options)
 
 
 @cache
@@ -68,7 +54,7 @@ def test_draws_are_predicted_one_by_one(name: str) -> None:
     model, guide, tree = sampled(name)
     probs = tree["posterior"].dataset["probs"]
     assert dict(probs.sizes) == {"chain": 2, "draw": 6, "case": killed_runs.CASES, "class": 2}
-    weights = guide.posterior()["posterior"].dataset["weights"].values
+    weights = weights_of(guide)
     assert len(np.unique(weights[..., 0])) > 1
     assert not np.array_equal(weights[0], weights[1])
     image = torch.from_numpy(killed_runs.cases()["image"])
@@ -102,7 +88,7 @@ def test_figures_of_the_sampler_stand_in_sample_stats(name: str, tmp_path: Path)
     assert (stats["step_size"] > 0).all() and stats.attrs["kernel"].startswith(name[:2].upper())
     if full:
         assert stats["acceptance_rate"].min() >= 0 and stats["acceptance_rate"].max() <= 1
-        # The energy at the start of a trajectory: kinetic energy is added to -lp of the draw before
+        # The energy at the start of a trajectory is -lp of the draw before, and kinetic energy.
         kinetic = stats["energy"].values[:, 1:] + stats["lp"].values[:, :-1]
         assert (kinetic > 0).all()
     table = arviz_stats.summary(guide.posterior(), var_names=["weights"])
@@ -118,7 +104,7 @@ def test_saved_chains_are_loaded_whole(name: str, tmp_path: Path) -> None:
     save(path, model, guide)
     other = sampled_model()
     with torch.no_grad():
-        other.network.net[-1].bias.add_(1.0)
+        other.network.net.get_parameter("4.bias").add_(1.0)
     again = load_chains(path, other)
     assert again.attrs == guide.attrs
     back = predict(other, again, batches(), progress=False, device="cpu")
@@ -141,7 +127,7 @@ def test_the_same_seed_gives_the_same_draws(name: str) -> None:
     assert checkpoint.digest([(model, None)]) == before
     assert torch.equal(torch.get_rng_state(), generator)
     other = killed_runs.sample_chains(name, model, seed=6)
-    assert not torch.equal(other.chains[0].draw(0)["weights"], guide.chains[0].draw(0)["weights"])
+    assert not np.isclose(weights_of(other)[0, 0], weights_of(guide)[0, 0]).any()
 
 
 @every_kernel
@@ -156,7 +142,7 @@ def test_double_precision_leaves_the_model_as_it_was(name: str) -> None:
     finally:
         handle.remove()
     assert set(dtypes) == {torch.float64}
-    assert guide.chains[0].draw(0)["weights"].dtype == torch.float32
+    assert weights_of(guide).dtype == np.float32
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.get_default_dtype() == torch.float32
     predict(model, guide, batches(), progress=False, device="cpu")
@@ -224,6 +210,28 @@ def test_a_killed_run_equals_the_whole_one(name: str, tmp_path: Path) -> None:
         assert differences(dict(one.state_dict()), dict(other.state_dict())) == []
 
 
+def test_an_order_drawn_from_a_generator_is_resumed(tmp_path: Path) -> None:
+    arrays = killed_runs.cases()
+    data = [
+        {"image": torch.from_numpy(image), "label": label}
+        for image, label in zip(arrays["image"], arrays["label"], strict=True)
+    ]
+
+    def run(**options: Any) -> KeptChains:
+        order = torch.Generator().manual_seed(1)
+        loader: Any = DataLoader(data, 12, shuffle=True, generator=order)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"draws": 7, "warm_up": 2, "chains": 2, "device": "cpu"}
+        return sample(sampled_model(), loader, SGLD(1e-4), progress=False, **settings, **options)
+
+    whole, path = run(), tmp_path / "run.pt"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, 12)  # in the first epoch of the second chain
+        run(checkpoint=path, checkpoint_every=0)
+    found = run(checkpoint=path, resume=True)
+    for one, other in zip(found.chains, whole.chains, strict=True):
+        assert differences(dict(one.state_dict()), dict(other.state_dict())) == []
+
+
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) -> None:
     take = Sampler._take
 
@@ -238,175 +246,3 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) 
     with pytest.raises(KeyboardInterrupt, match=r"after 1 steps of chain 0; .* resume=True"):
         killed_runs.sample_chains("sgld", sampled_model(), checkpoint=path)
     assert checkpoint.read(path)["step"] == 1
-
-
-# --- programs of one's own
-
-
-def own(image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None) -> Tensor:
-    """A regression with an unknown noise, whose support is constrained."""
-    weight = pyro.sample("weight", dist.Normal(0.0, torch.ones(2)).to_event(1))
-    noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
-    mean = weight[..., 0] + weight[..., 1] * image.mean((1, 2, 3))
-    with pyro.plate("case", num_cases or len(image), subsample=image):
-        pyro.sample("label", dist.Normal(mean, noise), obs=label)
-    return mean
-
-
-def test_constrained_latents_keep_their_support() -> None:
-    torch.manual_seed(0)
-    image = torch.randn(20, 1, 1, 1)
-    data = {"image": image, "label": 1 - image.flatten() + 0.5 * torch.randn(20)}
-    guide = sample(own, [data], NUTS(4), draws=50, warm_up=40, chains=2, progress=False)
-    posterior = guide.posterior()["posterior"].dataset
-    assert posterior["noise"].dims == ("chain", "draw")
-    assert float(posterior["noise"].min()) > 0
-    assert 0.25 < float(posterior["noise"].mean()) < 1.0  # .5, of 20 cases
-    tree = predict(own, guide, [data], progress=False)
-    found = convergence.r_hat(tree)["r_hat_max"], convergence.effective_draws(tree)["ess_bulk_min"]
-    assert float(found[0]) < 1.2 and float(found[1]) > 10
-    one = convergence.r_hat(guide.posterior(), of="noise")["r_hat"]
-    expected = arviz_stats.rhat(posterior["noise"].values, chain_axis=0, draw_axis=1)
-    assert float(one) == pytest.approx(float(expected))
-    with pytest.raises(ValueError, match=r"of must be .*, got 'weights'"):
-        convergence.r_hat(guide.posterior(), of="weights")
-
-
-def test_chains_start_where_a_guide_stands() -> None:
-    model = sampled_model()
-    ensemble = Ensemble(model, PointEstimate, members=2)
-    options: dict[str, Any] = {"draws": 1, "warm_up": 0, "chains": 2, "progress": False}
-    guide = sample(model, batches(), SGLD(1e-12), start=ensemble, device="cpu", **options)
-    for chain, (_, member) in zip(guide.chains, ensemble.members, strict=True):
-        expected = member.center()
-        assert torch.allclose(chain.draw(0)["weights"], expected, atol=1e-4)
-
-
-# --- what is refused
-
-
-class AlwaysDropping(nn.Module):
-    """A network that draws random numbers itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 2)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return functional.dropout(self.linear(image.flatten(1)), 0.5)
-
-
-class WithDropout(BayesianClassifier):
-    """A program with a dropout layer of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(killed_runs.sampled_network(), ["no", "yes"])
-        self.drop = nn.Dropout(0.2)
-
-
-def duq() -> Any:
-    return DUQClassifier(killed_runs.sampled_network(), ["no", "yes"], 2, batch_size=12)
-
-
-REFUSED: dict[str, tuple[Any, Any, str]] = {
-    "loss": (
-        lambda: sampled_model(likelihood="focal"),
-        batches,
-        "trained by a loss .* no posterior to sample",
-    ),
-    "follows steps": (duq, batches, "moves buffers after every step|trained by a loss"),
-    "batch norm": (killed_runs.classifier, batches, "batch_norm='frozen'"),
-    "dropout": (WithDropout, batches, r"Dropout\(p=0.2\), random masks"),
-    "random": (
-        lambda: BayesianClassifier(AlwaysDropping(), ["no", "yes"]),
-        batches,
-        "draws random numbers that are no latents",
-    ),
-    "latents per case": (
-        lambda: LatentClassifier(1, ["no", "yes"], width=4, norm=None),
-        batches,
-        "has one value per case",
-    ),
-    "augmentation": (
-        sampled_model,
-        lambda: batches(augment=flips_and_turns),
-        "batches have augment",
-    ),
-}
-
-
-@pytest.mark.parametrize("kernel", [NUTS(), SGLD(1e-4)], ids=["nuts", "sgld"])
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_fixed_posterior_is_refused(name: str, kernel: Any) -> None:
-    build, data, fault = REFUSED[name]
-    with pytest.raises(ValueError, match=fault):
-        sample(build(), data(), kernel, draws=2, warm_up=20, chains=1, progress=False)
-
-
-def test_batches_that_leave_cases_out_are_refused() -> None:
-    with pytest.raises(ValueError, match="a pass over batches has 36 cases, but num_cases is 44"):
-        sample(sampled_model(), batches(drop_last=True), NUTS(), draws=2, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("make", "fault"),
-    [
-        (lambda: NUTS(max_tree_depth=0), "max_tree_depth"),
-        (lambda: NUTS(target_accept=1.0), "target_accept"),
-        (lambda: HMC(-1.0), "trajectory_length"),
-        (lambda: HMC(mass="full"), "mass must be 'diagonal', 'dense' or 'identity'"),
-        (lambda: SGLD(0.0), "step_size"),
-        (lambda: SGLD(1e-3, cycle=1), "cycle"),
-        (lambda: SGHMC(1e-3, momentum=1.0), "momentum"),
-    ],
-)
-def test_settings_out_of_range_are_refused(make: Any, fault: str) -> None:
-    with pytest.raises(ValueError, match=fault):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [
-        ({"draws": 0}, "draws"),
-        ({"warm_up": 3}, "warm_up must be at least 20"),
-        ({"resume": True}, "resume=True needs a checkpoint"),
-        ({"checkpoint": "run.safetensors"}, "checkpoint"),
-        ({"kernel": SGLD(1e-3, cycle=10), "thin": 3}, "thin must be at most 2"),
-        ({"start": MeanFieldNormal(sampled_model(site="other"))}, "start proposes no 'weights'"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], fault: str) -> None:
-    settings: dict[str, Any] = {"kernel": NUTS(), "draws": 2, "warm_up": 20, "chains": 1} | options
-    kernel = settings.pop("kernel")
-    with pytest.raises(ValueError, match=fault):
-        sample(sampled_model(), batches(), kernel, progress=False, **settings)
-    with pytest.raises(ValueError, match=r"kernel must be NUTS\(\), .* got 'nuts'"):
-        check_kernel("nuts")
-
-
-def test_a_potential_that_is_not_finite_names_the_step() -> None:
-    with pytest.raises(FloatingPointError, match=r"at step \d+ of chain 0. .* smaller step_size"):
-        sample(sampled_model(), batches(), SGLD(1e6), draws=50, warm_up=0, progress=False)
-    huge = killed_runs.cases()
-    huge["image"][3] = 3e38
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
-    model = BayesianClassifier(network, ["no", "yes"])
-    with pytest.raises(ValueError, match="none has a finite posterior density"):
-        sample(model, Batches(huge), NUTS(), draws=2, warm_up=20, progress=False)
-
-
-def test_parameters_without_a_prior_are_told() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 2))
-    model = BayesianClassifier(network, ["no", "yes"])
-    before = checkpoint.digest([(model, None)])
-    with pytest.warns(UserWarning, match=r"network.net.1.weight, network.net.1.bias .* stay as"):
-        sample(model, batches(), SGLD(1e-4), draws=2, warm_up=0, chains=1, progress=False)
-    assert checkpoint.digest([(model, None)]) == before
-
-
-def test_trajectories_that_diverge_are_told() -> None:
-    kernel = NUTS(step_size=50.0)
-    with pytest.warns(UserWarning, match="of the trajectories diverged"):
-        guide = sample(sampled_model(), batches(), kernel, draws=3, warm_up=0, progress=False)
-    assert bool(guide.sample_stats()["diverging"].any())

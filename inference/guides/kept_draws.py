@@ -72,8 +72,8 @@ class KeptDraws(nn.Module):
         last = self.num_draws - 1
         chosen = torch.from_numpy(np.unique(np.linspace(0, last, draws).round().astype(int)))
         parts = (self.samples(), self.statistics())
-        few = ({n: v[chosen.to(v.device)] for n, v in part.items()} for part in parts)
-        return KeptDraws(*few, self.attrs)
+        samples, stats = ({n: v[chosen.to(v.device)] for n, v in p.items()} for p in parts)
+        return KeptDraws(samples, stats, self.attrs)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names of sites and figures, in order, which the names of the tensors do not tell."""

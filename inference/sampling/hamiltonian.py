@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ppl_med.checks import choice, inside, positive, reject, whole
 from ppl_med.inference.sampling.contract import Chain, Kernel, Stats
+from ppl_med.inference.sampling.gradient_graph import recorded
 from ppl_med.inference.sampling.target import Target
 
 SITE = "position"
@@ -166,11 +167,11 @@ class _Hamiltonian(Kernel):
 
     def start(self, target: Target, position: Tensor, warm_up: int, seed: int) -> Chain:
         """A chain; see ``Kernel``."""
-        count = [0]
+        count, plain_or_graph = [0], recorded(target.potential, position)
 
         def potential(latents: Mapping[str, Tensor]) -> Tensor:
             count[0] += 1
-            return target.potential(latents[SITE])
+            return plain_or_graph(latents[SITE])
 
         kernel = self.kind(
             potential_fn=potential,

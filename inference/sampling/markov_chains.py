@@ -164,7 +164,6 @@ def sample(
         learn_units([model], loader.batches)
         move((model, start), chosen)
         set_mode((model, start), False)
-        refusals.warn_of_fixed(model)
         identity = {
             "kernel": kernel.settings(),
             **{"draws": draws, "warm_up": warm_up, "chains": chains, "thin": thin},
@@ -183,6 +182,7 @@ def sample(
         target, starts = prepare_target(
             model, start, loader, spec, chosen, dtype, full_batch=kernel.full_batch
         )
+        refusals.warn_of_fixed(model)
         sampler = Sampler(
             kernel,
             target,
@@ -198,7 +198,7 @@ def sample(
             progress=progress,
         )
         attrs = {"kernel": kernel.settings(), "tuning_steps": warm_up, "thin": thin, "seed": seed}
-        if resumed:
+        if resumed and path is not None:
             sampler.resume(files.read(path))
         sampler.run()
         found = _kept(sampler, target.coordinates, attrs, None if dtype is None else precision)
