@@ -37,6 +37,7 @@ from ppl_med.inference.training.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
+from ppl_med.inference.training.natural_gradient import VariationalOnlineNewton
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.training.schedules import cooldown, one_cycle, warm_up
 from ppl_med.inference.training.selection import EarlyStopping, Plateau
@@ -71,6 +72,7 @@ __all__ = [
     "Reached",
     "StopTraining",
     "TensorBoardLogger",
+    "VariationalOnlineNewton",
     "WandbLogger",
     "active_learn",
     "cooldown",

@@ -24,6 +24,7 @@ from ppl_med.inference.batches import as_loader, batch_spec
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.callbacks import Callback
 from ppl_med.inference.training.history import join_histories
+from ppl_med.inference.training.natural_gradient import VariationalOnlineNewton
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.training.precision import Precision, warn_if_slow
 from ppl_med.inference.training.preparation import prepare
@@ -47,7 +48,9 @@ def fit(
     keys: Mapping[str, str] | None = None,
     epochs: int = 1,
     learning_rate: float | Mapping[str, float] = 1e-3,
-    optimizer: Callable[[list[Any]], torch.optim.Optimizer] | None = None,
+    optimizer: Callable[[list[Any]], torch.optim.Optimizer]
+    | VariationalOnlineNewton
+    | None = None,
     schedule: Literal["constant", "cosine", "one-cycle", "plateau"]
     | Schedule
     | Plateau = "constant",
@@ -97,7 +100,9 @@ def fit(
             Parameters are named as in the model, random weights too
             (``network.net.layer4.0.conv1.weight``), those of a guide besides ``guide.<name>``.
         optimizer: From a list of parameters to a torch optimizer, in place of Adam; where there are
-            several rates, from a list of groups (dicts with ``params`` and ``lr``).
+            several rates, from a list of groups (dicts with ``params`` and ``lr``). Or
+            ``VariationalOnlineNewton()``: natural-gradient steps of ``MeanFieldNormal``, which
+            bring its scales to the optimum in hundreds of steps.
         schedule: Factor on the learning rate over the run: ``"cosine"`` falls to 0, ``"one-cycle"``
             rises first, ``"plateau"`` (``Plateau()``) falls by 10 after 5 epochs without a better
             validation NLL; or a function of the finished fraction in [0, 1], such as

@@ -64,6 +64,8 @@ class _PerExampleNormal(FlatNormal):
 
 
 class _NormalPart(WeightPart):
+    is_independent_normal = True
+
     def __init__(
         self,
         weights: RandomWeights,

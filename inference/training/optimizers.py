@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_med.checks import reject
+from ppl_med.inference.training.natural_gradient import VariationalOnlineNewton, refuse_rates
 from ppl_med.inference.training.parameter_groups import Groups, Rates
 from ppl_med.programs.parameters import free_parameters, named_modules_of
 from ppl_med.programs.sites import Program
@@ -23,13 +24,22 @@ def check_factory(optimizer: Any) -> None:
     Raises:
         ValueError: If it is an optimizer, or nothing that can be called.
     """
-    if optimizer is not None and not callable(optimizer):
+    if not (optimizer is None or callable(optimizer) or is_natural(optimizer)):
         shown = type(optimizer).__name__
         reject("optimizer", "a function from parameters to a torch optimizer", shown, EXAMPLE)
 
 
+def is_natural(optimizer: Any) -> bool:
+    """Whether it makes natural-gradient steps, for which it is told of the guide and the cases."""
+    return isinstance(optimizer, VariationalOnlineNewton)
+
+
 def make_optimizer(
-    factory: Factory | None, learning_rate: Rates, groups: Groups, pair: tuple[Program, Program]
+    factory: Factory | VariationalOnlineNewton | None,
+    learning_rate: Rates,
+    groups: Groups,
+    pair: tuple[Program, Program],
+    num_cases: int,
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's and a guide's parameters.
 
@@ -38,6 +48,7 @@ def make_optimizer(
         learning_rate: Of Adam; where it has several rates, the function is given groups.
         groups: All that is to be trained.
         pair: Model and guide they belong to, which name them.
+        num_cases: Size of the data set.
 
     Raises:
         ValueError: If it is no optimizer, its steps need a closure, or it lacks a parameter.
@@ -49,6 +60,9 @@ def make_optimizer(
         if isinstance(learning_rate, Mapping):
             return torch.optim.Adam(given, fused=True)
         return torch.optim.Adam(given, lr=learning_rate, fused=True)
+    if isinstance(factory, VariationalOnlineNewton):
+        refuse_rates(learning_rate)
+        return factory.build(parameters, pair[1], num_cases)
     own = factory(list(given))
     if not isinstance(own, torch.optim.Optimizer):
         reject("optimizer(parameters)", "a torch optimizer", type(own).__name__, EXAMPLE)

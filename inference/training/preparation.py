@@ -109,7 +109,9 @@ def _member(
                 "these parameters nn.Parameter or PyroParam of the module"
             )
         groups = group_parameters(settings.learning_rate, found.parameters, pair)
-    optimizer = make_optimizer(settings.optimizer, settings.learning_rate, groups, pair)
+    optimizer = make_optimizer(
+        settings.optimizer, settings.learning_rate, groups, pair, loader.num_cases
+    )
     objective = copy.deepcopy(settings.objective).to(settings.device)
     updates = Updates(
         optimizer,

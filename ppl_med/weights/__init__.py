@@ -6,12 +6,13 @@ from ppl_med.weights.distributions import (
     FlatDistribution,
     FlatLaplace,
     FlatNormal,
+    FlatNormalByGroup,
     FlatPoint,
     FlatScaleMixture,
 )
 from ppl_med.weights.layout import Entry, Layout, Where
 from ppl_med.weights.pretrained import Fitted, load_pretrained
-from ppl_med.weights.priors import FanInNormal, Laplace, Normal, Prior, ScaleMixture
+from ppl_med.weights.priors import FanInNormal, Laplace, LearntNormal, Normal, Prior, ScaleMixture
 from ppl_med.weights.random_weights import RandomWeights, find_random_weights
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "FlatDistribution",
     "FlatLaplace",
     "FlatNormal",
+    "FlatNormalByGroup",
     "FlatPoint",
     "FlatScaleMixture",
     "Laplace",
     "Layout",
+    "LearntNormal",
     "Normal",
     "Prior",
     "RandomWeights",

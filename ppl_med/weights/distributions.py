@@ -77,6 +77,28 @@ class FlatNormal(FlatDistribution):
         return -0.5 * standardised.square() - self.scale.log() - _LOG_SQRT_TWO_PI
 
 
+class FlatNormalByGroup(FlatNormal):
+    """Normals whose scales are learnt, one factor a group of weights.
+
+    Args:
+        loc: Centre; a vector, or a scalar that holds for all.
+        log_factor: Logarithm of each group's factor, dims (group,).
+        group: Of each weight its group, dims (weight,).
+        start: Of each weight its standard deviation at factor 1, dims (weight,).
+        num_weights: Length of the vector.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        log_factor: Tensor,
+        group: Tensor,
+        start: Tensor,
+        num_weights: int | None = None,
+    ) -> None:
+        super().__init__(loc, log_factor.exp()[group] * start, num_weights)
+
+
 class FlatLaplace(FlatDistribution):
     """Independent Laplace distributions.
 
@@ -227,3 +249,15 @@ def _normal_laplace(q: FlatNormal, p: FlatLaplace) -> Tensor:
 def _point_any(q: FlatPoint, p: FlatDistribution) -> Tensor:
     """-log p(w): the penalty of maximum a posteriori; 0 for maximum likelihood."""
     return -p.log_prob(q.value) if q.use_prior else q.value.new_zeros(())
+
+
+@register_kl(FlatPoint, FlatNormalByGroup)
+def _point_learnt(q: FlatPoint, p: FlatNormalByGroup) -> Tensor:
+    """Refused: the density of a point is unbounded in a scale that is learnt."""
+    if q.use_prior:
+        raise ValueError(
+            "maximum a posteriori has no optimum under prior=LearntNormal: all weights at 0 under "
+            "a scale of 0 have an infinite density; use PointEstimate(model, use_prior=False), or "
+            "a prior of fixed scale"
+        )
+    return q.value.new_zeros(())

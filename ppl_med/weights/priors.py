@@ -5,7 +5,8 @@ A prior is a small recipe: ``prior.parameters(layout, flat)`` gives its tensors,
 flat vector.
 
 Sources: Normal and scale mixture, Blundell et al., "Weight uncertainty in neural networks", ICML
-2015 (the mixture is its equation 7); fan-in scaling, Neal 1996 and He et al. 2015.
+2015 (the mixture is its equation 7); fan-in scaling, Neal 1996 and He et al. 2015; learnt scales,
+Wu et al., ICLR 2019.
 """
 
 import math
@@ -14,11 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppl_med.checks import inside, positive, reject
+from ppl_med.checks import choice, inside, positive, reject
 from ppl_med.weights.distributions import (
     FlatDistribution,
     FlatLaplace,
     FlatNormal,
+    FlatNormalByGroup,
     FlatScaleMixture,
 )
 from ppl_med.weights.layout import Layout
@@ -29,12 +31,14 @@ class Prior:
 
     Attributes:
         family: The distribution, called with the tensors of ``parameters`` and ``num_weights``.
+        learnt: Which of these tensors ``fit`` trains with the guide; the others stay as they are.
     """
 
     family: type[FlatDistribution]
+    learnt: frozenset[str] = frozenset()
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-        """Tensors the distribution needs; kept as buffers, so that they follow ``.to(device)``.
+        """Tensors the distribution needs; kept with the net, so that they follow ``.to(device)``.
 
         Args:
             layout: Names, shapes and fan-ins of the weights.
@@ -45,6 +49,19 @@ class Prior:
     def distribution(self, num_weights: int, **tensors: Tensor) -> FlatDistribution:
         """The distribution over the flat vector."""
         return self.family(**tensors, num_weights=num_weights)
+
+
+Centre = float | Literal["pretrained"]
+
+
+def _centre(loc: Centre) -> Centre:
+    if isinstance(loc, str) and loc != "pretrained":
+        reject("loc", "a number or 'pretrained'", loc)
+    return loc
+
+
+def _centre_of(loc: Centre, flat: Tensor) -> Tensor:
+    return flat.clone() if isinstance(loc, str) else flat.new_tensor(float(loc))
 
 
 class Normal(Prior):
@@ -58,15 +75,12 @@ class Normal(Prior):
 
     family = FlatNormal
 
-    def __init__(self, scale: float = 1.0, loc: float | Literal["pretrained"] = 0.0) -> None:
-        self.scale, self.loc = positive("scale", scale), loc
-        if isinstance(loc, str) and loc != "pretrained":
-            reject("loc", "a number or 'pretrained'", loc)
+    def __init__(self, scale: float = 1.0, loc: Centre = 0.0) -> None:
+        self.scale, self.loc = positive("scale", scale), _centre(loc)
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """Location (scalar or vector) and scale (scalar)."""
-        loc = flat.clone() if self.loc == "pretrained" else flat.new_tensor(float(self.loc))
-        return {"loc": loc, "scale": flat.new_tensor(self.scale)}
+        return {"loc": _centre_of(self.loc, flat), "scale": flat.new_tensor(self.scale)}
 
 
 class FanInNormal(Prior):
@@ -78,15 +92,19 @@ class FanInNormal(Prior):
     Args:
         gain: Factor over 1/sqrt(fan_in).
         bias_scale: Standard deviation for biases and other vectors.
+        loc: Centre, as of ``Normal``.
     """
 
     family = FlatNormal
 
-    def __init__(self, gain: float = math.sqrt(2.0), bias_scale: float = 1.0) -> None:
+    def __init__(
+        self, gain: float = math.sqrt(2.0), bias_scale: float = 1.0, loc: Centre = 0.0
+    ) -> None:
         self.gain, self.bias_scale = positive("gain", gain), positive("bias_scale", bias_scale)
+        self.loc = _centre(loc)
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-        """Location 0 and a scale a weight."""
+        """Location and a scale a weight."""
         scales = [
             flat.new_full(
                 (entry.num_weights,),
@@ -94,7 +112,51 @@ class FanInNormal(Prior):
             )
             for entry in layout.entries
         ]
-        return {"loc": flat.new_tensor(0.0), "scale": torch.cat(scales)}
+        return {"loc": _centre_of(self.loc, flat), "scale": torch.cat(scales)}
+
+
+class LearntNormal(Prior):
+    """Normals whose scales are learnt with the guide: empirical Bayes.
+
+    ``fit`` raises the ELBO in the scales, too, which is a bound on the evidence of the scales. At
+    its optimum under a normal guide the squared scale of a group is the mean square distance of its
+    weights from the centre (Wu et al., "Deterministic variational inference for robust Bayesian
+    neural networks", ICLR 2019, equation 13). Layers that the data do not need narrow to nothing,
+    and cost no KL.
+
+    A point has no such optimum: all weights at 0 under a scale of 0 have an infinite density. So
+    ``PointEstimate`` needs ``use_prior=False`` here, and dropout, which is one, raises.
+
+    Args:
+        gain: Start of the scales, over 1/sqrt(fan_in) for weights; of biases it is the scale.
+        by: "tensor": a scale for the weights of a layer and one for its biases. "all": one
+            factor over gain/sqrt(fan_in) for all.
+        loc: Centre, as of ``Normal``.
+    """
+
+    family = FlatNormalByGroup
+    learnt = frozenset({"log_factor"})
+
+    def __init__(
+        self,
+        gain: float = 1.0,
+        by: Literal["tensor", "all"] = "tensor",
+        loc: Centre = 0.0,
+    ) -> None:
+        self.gain, self.by = positive("gain", gain), choice("by", by, ("tensor", "all"))
+        self.loc = _centre(loc)
+
+    def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+        """A log-factor a group, and for each weight its group and its scale at factor 1."""
+        entries, counts = layout.entries, torch.tensor(layout.sizes, device=flat.device)
+        start = [self.gain / math.sqrt(e.fan_in) if len(e.shape) > 1 else self.gain for e in entries]
+        groups = torch.arange(len(entries), device=flat.device) * (self.by == "tensor")
+        return {
+            "loc": _centre_of(self.loc, flat),
+            "log_factor": flat.new_zeros(len(entries) if self.by == "tensor" else 1),
+            "group": groups.repeat_interleave(counts),
+            "start": flat.new_tensor(start).repeat_interleave(counts),
+        }
 
 
 class Laplace(Prior):
