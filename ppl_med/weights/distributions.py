@@ -97,6 +97,7 @@ class FlatNormalByGroup(FlatNormal):
         num_weights: int | None = None,
     ) -> None:
         super().__init__(loc, log_factor.exp()[group] * start, num_weights)
+        self.log_factor, self.group, self.start = log_factor, group, start
 
 
 class FlatLaplace(FlatDistribution):
@@ -232,6 +233,20 @@ def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor
 @register_kl(FlatNormal, FlatNormal)
 def _normal_normal(q: FlatNormal, p: FlatNormal) -> Tensor:
     return normal_kl(q.loc.expand(q.event_shape), q.stddev_vector, p.loc, p.scale)
+
+
+@register_kl(FlatNormal, FlatNormalByGroup)
+def _normal_learnt(q: FlatNormal, p: FlatNormalByGroup) -> Tensor:
+    """At the best factors while they learn, which are kept: their gradient is 0 there."""
+    loc, scale = q.loc.expand(q.event_shape), q.stddev_vector
+    if not (torch.is_grad_enabled() and p.log_factor.requires_grad):
+        return normal_kl(loc, scale, p.loc, p.scale)
+    square = ((loc - p.loc).square() + scale.square()) / p.start.square()
+    counts = torch.bincount(p.group, minlength=len(p.log_factor))
+    mean = square.new_zeros(len(counts)).index_add(0, p.group, square) / counts
+    with torch.no_grad():
+        p.log_factor.copy_(0.5 * mean.log())
+    return 0.5 * (counts * mean.log()).sum() - (scale / p.start).log().sum()
 
 
 @register_kl(FlatNormal, FlatLaplace)

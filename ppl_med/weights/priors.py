@@ -118,19 +118,22 @@ class FanInNormal(Prior):
 class LearntNormal(Prior):
     """Normals whose scales are learnt with the guide: empirical Bayes.
 
-    ``fit`` raises the ELBO in the scales, too, which is a bound on the evidence of the scales. At
-    its optimum under a normal guide the squared scale of a group is the mean square distance of its
-    weights from the centre (Wu et al., "Deterministic variational inference for robust Bayesian
-    neural networks", ICLR 2019, equation 13). Layers that the data do not need narrow to nothing,
-    and cost no KL.
+    ``fit`` raises the ELBO in the scales, too, which bounds the evidence of the scales. Under
+    independent normals the best squared scale of a group is the mean square distance of its weights
+    from the centre, and takes its value at every step (Wu et al., "Deterministic variational
+    inference for robust Bayesian neural networks", ICLR 2019, equation 13); under other guides the
+    scales follow gradients. What the data do not need narrows to nothing and costs no KL. With a
+    scale for each weight the KL is the sum of log(1 + loc^2/scale^2)/2 (Kharitonov et al.,
+    "Variational dropout via empirical Bayes", 2018), and nets become sparse: it is automatic
+    relevance determination, whose evidence is flattered by as many scales as weights.
 
     A point has no such optimum: all weights at 0 under a scale of 0 have an infinite density. So
     ``PointEstimate`` needs ``use_prior=False`` here, and dropout, which is one, raises.
 
     Args:
+        by: "tensor": a scale for the weights of a layer and one for its biases. "weight": one each.
+            "all": one factor over gain/sqrt(fan_in) for all.
         gain: Start of the scales, over 1/sqrt(fan_in) for weights; of biases it is the scale.
-        by: "tensor": a scale for the weights of a layer and one for its biases. "all": one
-            factor over gain/sqrt(fan_in) for all.
         loc: Centre, as of ``Normal``.
     """
 
@@ -139,22 +142,25 @@ class LearntNormal(Prior):
 
     def __init__(
         self,
+        by: Literal["tensor", "weight", "all"] = "tensor",
         gain: float = 1.0,
-        by: Literal["tensor", "all"] = "tensor",
         loc: Centre = 0.0,
     ) -> None:
-        self.gain, self.by = positive("gain", gain), choice("by", by, ("tensor", "all"))
-        self.loc = _centre(loc)
+        self.by = choice("by", by, ("tensor", "weight", "all"))
+        self.gain, self.loc = positive("gain", gain), _centre(loc)
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """A log-factor a group, and for each weight its group and its scale at factor 1."""
         entries, counts = layout.entries, torch.tensor(layout.sizes, device=flat.device)
         start = [self.gain / math.sqrt(e.fan_in) if len(e.shape) > 1 else self.gain for e in entries]
-        groups = torch.arange(len(entries), device=flat.device) * (self.by == "tensor")
+        num_groups = {"tensor": len(entries), "weight": len(flat), "all": 1}[self.by]
+        group = torch.arange(len(entries), device=flat.device).repeat_interleave(counts)
+        if self.by != "tensor":
+            group = torch.arange(len(flat), device=flat.device) * (self.by == "weight")
         return {
             "loc": _centre_of(self.loc, flat),
-            "log_factor": flat.new_zeros(len(entries) if self.by == "tensor" else 1),
-            "group": groups.repeat_interleave(counts),
+            "log_factor": flat.new_zeros(num_groups),
+            "group": group,
             "start": flat.new_tensor(start).repeat_interleave(counts),
         }
 
