@@ -48,9 +48,7 @@ def fit(
     keys: Mapping[str, str] | None = None,
     epochs: int = 1,
     learning_rate: float | Mapping[str, float] = 1e-3,
-    optimizer: Callable[[list[Any]], torch.optim.Optimizer]
-    | VariationalOnlineNewton
-    | None = None,
+    optimizer: Callable[[list[Any]], torch.optim.Optimizer] | VariationalOnlineNewton | None = None,
     schedule: Literal["constant", "cosine", "one-cycle", "plateau"]
     | Schedule
     | Plateau = "constant",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_med.inference import (
+    BernoulliDropout,
     LowRankNormal,
     MeanFieldNormal,
     PointEstimate,
@@ -19,8 +20,14 @@ from ppl_med.inference import (
 )
 from ppl_med.inference.guides.weight_guide import inverse_softplus
 from ppl_med.models import BayesianClassifier
-from ppl_med.weights import FanInNormal, LearntNormal, RandomWeights
-
+from ppl_med.weights import (
+    FanInNormal,
+    FlatNormal,
+    LearntNormal,
+    Normal,
+    RandomWeights,
+    kl_divergence,
+)
 
 
 class Normals(nn.Module):
@@ -73,7 +80,7 @@ def test_steps_equal_those_of_the_authors() -> None:
         torch.testing.assert_close(softplus(guide.raw_scale).detach(), precision.rsqrt())
 
 
-@pytest.mark.parametrize("init_scale", [0.01, 3.0])
+@pytest.mark.parametrize("init_scale", [0.03, 3.0])
 def test_the_width_is_the_data_s_wherever_it_started(init_scale: float) -> None:
     """Scales within 12 per cent, locations within 0.25 sd of the exact optimum of independent normals.
 
@@ -85,7 +92,7 @@ def test_the_width_is_the_data_s_wherever_it_started(init_scale: float) -> None:
     natural = MeanFieldNormal(model, init_scale, "shared")
     recipe = VariationalOnlineNewton(0.1, precision_rate=0.05)
     settings: Any = {"schedule": lambda done: (1 - done) ** 2, "progress": False}
-    fit(model, natural, [data], epochs=900, optimizer=recipe, **settings)
+    fit(model, natural, [data], epochs=700, optimizer=recipe, **settings)
     loc, scale = mean_field(natural)
     assert ((loc - mean).abs() < 0.25 * exact).all(), (loc, mean, exact)
     assert ((scale / exact - 1).abs() < 0.12).all(), (scale, exact)
@@ -109,19 +116,65 @@ def test_tempering_widens_by_the_root() -> None:
 
 
 def test_adam_moves_what_is_no_normal() -> None:
-    """Scales of a prior learn beside; each is the root mean square of its weights' distances."""
-    data = design("correlated")
-    model = LinearRegression(LearntNormal(0.5))
-    guide = MeanFieldNormal(model, 0.3, "shared")
-    recipe = VariationalOnlineNewton(0.1, precision_rate=0.02, other_rate=0.02)
+    """A deterministic bias finds the least-squares one beside the normals of the weights."""
+    data = design("orthogonal")
+    net = nn.Linear(2, 1).double()
+    model = LinearRegression()
+    model.network = RandomWeights(net, Normal(1.5), where="weight")
+    recipe = VariationalOnlineNewton(0.1, precision_rate=0.05, other_rate=0.02)
+    settings: Any = {"schedule": lambda done: (1 - done) ** 2, "progress": False}
     fit(
-        model, guide, [data], epochs=900, optimizer=recipe, schedule="cosine", progress=False
-    )  # fmt: skip
-    loc, scale = mean_field(guide)
-    square = loc.square() + scale.square()
+        model,
+        MeanFieldNormal(model, 0.3, "shared"),
+        [data],
+        epochs=700,
+        optimizer=recipe,
+        **settings,
+    )
+    bias = model.network.net.get_parameter("bias").detach()
+    # Features are orthogonal to the constant, so the bias is the mean of the targets: sd .6/24^.5.
+    torch.testing.assert_close(bias, data["target"].mean()[None], atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("by", ["tensor", "weight", "all"])
+def test_learnt_scales_are_the_best(by: Any) -> None:
+    """The KL is that at the scales of the closed form, and no other scales give a lower one."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    weights = RandomWeights(net, LearntNormal(by, 0.7))
+    loc = torch.randn(26).double().requires_grad_()
+    scale = (torch.rand(26).double() + 0.1).requires_grad_()
+    kl = kl_divergence(FlatNormal(loc, scale), weights.prior_distribution())
+    kept = weights.prior_distribution().scale.detach()
+    fixed = FlatNormal(torch.zeros(()).double(), kept)
+    exact = kl_divergence(FlatNormal(loc, scale), fixed)
+    torch.testing.assert_close(kl, exact)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            kl_divergence(FlatNormal(loc, scale), weights.prior_distribution()), exact
+        )
+    ours, theirs = (torch.autograd.grad(value, (loc, scale)) for value in (kl, exact))
+    torch.testing.assert_close(ours, theirs)  # the scales' own part is 0 at their best
+    for factor in (0.9, 1.1):
+        with torch.no_grad():
+            other = FlatNormal(fixed.loc, kept * factor)
+            assert kl_divergence(FlatNormal(loc, scale), other) > exact
+    if by == "weight":
+        expected = 0.5 * torch.log1p((loc / scale).square()).sum()
+        torch.testing.assert_close(kl, expected)
+
+
+def test_other_guides_learn_the_scales_by_gradients() -> None:
+    """The Monte Carlo KL of a low-rank normal brings a layer's scale to its weights' size."""
+    data, model = design("orthogonal"), LinearRegression(LearntNormal(gain=0.3))
+    guide = LowRankNormal(model, 1, 0.3)
+    settings: Any = {"learning_rate": 0.03, "schedule": "cosine", "progress": False}
+    fit(model, guide, [data], epochs=900, **settings)
+    q: Any = guide.distribution()
+    square = (q.loc.square() + q.variance).detach()
     expected = torch.cat([square[:2].mean().sqrt().expand(2), square[2:].sqrt()])
     learnt = model.network.prior_distribution().scale.detach()
-    torch.testing.assert_close(learnt, expected, rtol=0.05, atol=0)
+    torch.testing.assert_close(learnt, expected, rtol=0.15, atol=0)
 
 
 def test_a_run_goes_on_as_if_never_stopped(tmp_path: Any) -> None:
@@ -129,7 +182,7 @@ def test_a_run_goes_on_as_if_never_stopped(tmp_path: Any) -> None:
 
     def run(epochs: int, **options: Any) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
-        model = LinearRegression(LearntNormal(0.5))
+        model = LinearRegression(LearntNormal(gain=0.5))
         guide = MeanFieldNormal(model, 0.3, "shared")
         settings: Any = {"optimizer": VariationalOnlineNewton(), "progress": False, **options}
         fit(model, guide, [data], epochs=epochs, **settings)
@@ -143,7 +196,12 @@ def test_a_run_goes_on_as_if_never_stopped(tmp_path: Any) -> None:
 
 def test_bad_input_is_named() -> None:
     data, model = design("correlated"), LinearRegression()
-    for name, value in {"learning_rate": 0, "momentum": 1, "precision_rate": 1, "radius": -1}.items():
+    for name, value in {
+        "learning_rate": 0,
+        "momentum": 1,
+        "precision_rate": 1,
+        "radius": -1,
+    }.items():
         with pytest.raises(ValueError, match=name):
             VariationalOnlineNewton(**{name: value})
     newton = VariationalOnlineNewton()
@@ -158,7 +216,7 @@ def test_bad_input_is_named() -> None:
 
 def test_a_learnt_scale_of_one_factor_is_fan_in_scaled() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    learnt = RandomWeights(net, LearntNormal(1.5, by="all"))
+    learnt = RandomWeights(net, LearntNormal("all", 1.5))
     fixed = RandomWeights(net, FanInNormal(1.5, bias_scale=1.5)).prior_distribution()
     torch.testing.assert_close(learnt.prior_distribution().scale, fixed.scale)
     with torch.no_grad():
@@ -171,6 +229,7 @@ def test_no_point_under_a_scale_that_is_learnt() -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), ["a", "b"], LearntNormal()
     )
     batch = {"image": torch.randn(4, 1, 1, 3), "label": torch.tensor([0, 1, 1, 0])}
-    with pytest.raises(ValueError, match="use_prior=False"):
-        fit(model, PointEstimate(model), [batch], progress=False)
+    for guide in (PointEstimate(model), BernoulliDropout(model, skip_first=False)):
+        with pytest.raises(ValueError, match="use_prior=False"):
+            fit(model, guide, [batch], progress=False)
     fit(model, PointEstimate(model, use_prior=False), [batch], progress=False)

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ppl_med.inference.guides.weight_guide import WeightGuide, WeightPart
 from ppl_med.weights import Entry, FlatDistribution, RandomWeights
+from ppl_med.weights.distributions import FlatNormalByGroup, refuse_atoms
 from ppl_med.weights.estimators import DropoutEstimator, LazyWeights, WeightEstimator
 
 
@@ -68,6 +69,11 @@ def _quasi_kl(q: FlatDropout, p: FlatDistribution) -> Tensor:
     cross = -(keep * p.log_density(weights) + (1 - keep) * at_zero).sum()
     entropy = q.part.entropy()
     return cross if entropy is None else cross - entropy
+
+
+@register_kl(FlatDropout, FlatNormalByGroup)
+def _learnt_scales(q: FlatDropout, p: FlatNormalByGroup) -> Tensor:
+    refuse_atoms()
 
 
 class DropoutPart(WeightPart):

@@ -68,7 +68,10 @@ class VariationalOnlineNewton:
         self.learning_rate = positive("learning_rate", learning_rate)
         self.momentum = share("momentum", momentum)
         self.precision_rate = inside("precision_rate", precision_rate)
-        self.radius, self.other_rate = positive("radius", radius), positive("other_rate", other_rate)
+        self.radius, self.other_rate = (
+            positive("radius", radius),
+            positive("other_rate", other_rate),
+        )
         self.other_decay = finite("other_decay", other_decay, least=0)
 
     def build(self, parameters: list[Tensor], guide: Any, num_cases: int) -> torch.optim.Optimizer:

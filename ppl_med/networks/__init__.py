@@ -1,6 +1,6 @@
 """Deterministic networks that torchvision and MONAI lack; they draw no random numbers."""
 
-from ppl_med.networks.classifiers import AlexNet, CompactCNN, LeNet
+from ppl_med.networks.classifiers import AlexNet, CompactCNN, LeNet, StridedCNN
 from ppl_med.networks.combine import Combine
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.fc_densenet import FCDenseNet
@@ -18,5 +18,6 @@ __all__ = [
     "HierarchicalUNet",
     "LeNet",
     "SelectOutput",
+    "StridedCNN",
     "UNet",
 ]

@@ -11,7 +11,7 @@ cache.
 """
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -268,11 +268,15 @@ def _point_any(q: FlatPoint, p: FlatDistribution) -> Tensor:
 
 @register_kl(FlatPoint, FlatNormalByGroup)
 def _point_learnt(q: FlatPoint, p: FlatNormalByGroup) -> Tensor:
-    """Refused: the density of a point is unbounded in a scale that is learnt."""
     if q.use_prior:
-        raise ValueError(
-            "maximum a posteriori has no optimum under prior=LearntNormal: all weights at 0 under "
-            "a scale of 0 have an infinite density; use PointEstimate(model, use_prior=False), or "
-            "a prior of fixed scale"
-        )
+        refuse_atoms()
     return q.value.new_zeros(())
+
+
+def refuse_atoms() -> NoReturn:
+    """Raise for a guide with atoms under scales that are learnt: its objective is unbounded."""
+    raise ValueError(
+        "prior=LearntNormal has no optimum under a guide with atoms, such as a point or dropout: "
+        "all weights at 0 under a scale of 0 have an infinite density; use a guide with a density, "
+        "such as MeanFieldNormal, PointEstimate(model, use_prior=False), or a prior of fixed scale"
+    )

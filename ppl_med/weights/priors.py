@@ -152,7 +152,9 @@ class LearntNormal(Prior):
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """A log-factor a group, and for each weight its group and its scale at factor 1."""
         entries, counts = layout.entries, torch.tensor(layout.sizes, device=flat.device)
-        start = [self.gain / math.sqrt(e.fan_in) if len(e.shape) > 1 else self.gain for e in entries]
+        start = [
+            self.gain / math.sqrt(e.fan_in) if len(e.shape) > 1 else self.gain for e in entries
+        ]
         num_groups = {"tensor": len(entries), "weight": len(flat), "all": 1}[self.by]
         group = torch.arange(len(entries), device=flat.device).repeat_interleave(counts)
         if self.by != "tensor":

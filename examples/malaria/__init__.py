@@ -1,0 +1,1 @@
+"""The study of malaria cells, by parts."""
