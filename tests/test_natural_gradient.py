@@ -82,7 +82,7 @@ def test_steps_equal_those_of_the_authors() -> None:
 
 @pytest.mark.parametrize("init_scale", [0.03, 3.0])
 def test_the_width_is_the_data_s_wherever_it_started(init_scale: float) -> None:
-    """Scales within 12 per cent, locations within 0.25 sd of the exact optimum of independent normals.
+    """Scales within 12 per cent, locations within 0.25 sd of the optimum of independent normals.
 
     In as many steps Adam leaves a start far too narrow where it is.
     """
