@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-import ivon
+import ivon  # type: ignore[import-untyped]
 import pytest
 import torch
-from test_conjugate import LinearRegression, design, mean_field, posterior
+from test_conjugate import PRIOR_SCALE, LinearRegression, design, mean_field, posterior
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -106,7 +106,7 @@ def test_tempering_widens_by_the_root() -> None:
     """At KL weight w the optimum's precision is the prior's plus 1/w of the data's."""
     data, model = design("orthogonal"), LinearRegression()
     _, precision = posterior(data)
-    prior = 1 / model.network.prior_scale.square()
+    prior = 1 / PRIOR_SCALE**2
     expected = (prior + (precision.diagonal() - prior) / 4).rsqrt()
     guide = MeanFieldNormal(model, 0.3, "shared")
     recipe = VariationalOnlineNewton(0.1, precision_rate=0.05)
@@ -164,17 +164,17 @@ def test_learnt_scales_are_the_best(by: Any) -> None:
         torch.testing.assert_close(kl, expected)
 
 
-def test_other_guides_learn_the_scales_by_gradients() -> None:
-    """The Monte Carlo KL of a low-rank normal brings a layer's scale to its weights' size."""
+def test_low_rank_normals_learn_the_scales() -> None:
+    """A layer's scale is the root mean square of its weights under the guide."""
     data, model = design("orthogonal"), LinearRegression(LearntNormal(gain=0.3))
     guide = LowRankNormal(model, 1, 0.3)
     settings: Any = {"learning_rate": 0.03, "schedule": "cosine", "progress": False}
-    fit(model, guide, [data], epochs=900, **settings)
+    fit(model, guide, [data], epochs=60, **settings)
     q: Any = guide.distribution()
     square = (q.loc.square() + q.variance).detach()
     expected = torch.cat([square[:2].mean().sqrt().expand(2), square[2:].sqrt()])
     learnt = model.network.prior_distribution().scale.detach()
-    torch.testing.assert_close(learnt, expected, rtol=0.15, atol=0)
+    torch.testing.assert_close(learnt, expected, rtol=0.02, atol=0)
 
 
 def test_a_run_goes_on_as_if_never_stopped(tmp_path: Any) -> None:
@@ -205,7 +205,8 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(ValueError, match=name):
             VariationalOnlineNewton(**{name: value})
     newton = VariationalOnlineNewton()
-    for guide in (PointEstimate(model), LowRankNormal(model, 1)):
+    others: list[Any] = [PointEstimate(model), LowRankNormal(model, 1)]
+    for guide in others:
         with pytest.raises(ValueError, match="MeanFieldNormal"):
             fit(model, guide, [data], optimizer=newton, progress=False)
     with pytest.raises(ValueError, match="learning_rate must be one number"):
@@ -219,8 +220,7 @@ def test_a_learnt_scale_of_one_factor_is_fan_in_scaled() -> None:
     learnt = RandomWeights(net, LearntNormal("all", 1.5))
     fixed = RandomWeights(net, FanInNormal(1.5, bias_scale=1.5)).prior_distribution()
     torch.testing.assert_close(learnt.prior_distribution().scale, fixed.scale)
-    with torch.no_grad():
-        learnt.prior_log_factor += 0.5
+    learnt.get_buffer("prior_log_factor").add_(0.5)
     assert torch.allclose(learnt.prior_distribution().scale, fixed.scale * math.exp(0.5))
 
 

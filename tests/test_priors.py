@@ -26,6 +26,7 @@ from ppl_med.weights import (
     FlatScaleMixture,
     Laplace,
     Layout,
+    LearntNormal,
     Normal,
     Prior,
     RandomWeights,
@@ -38,10 +39,19 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "normal-pretrained": lambda: Normal(0.3, loc="pretrained"),
     "normal-shifted": lambda: Normal(0.5, loc=-0.2),
     "fan-in": lambda: FanInNormal(1.3, bias_scale=0.6),
+    "fan-in-pretrained": lambda: FanInNormal(0.5, loc="pretrained"),
     "laplace": lambda: Laplace(0.4),
     "scale-mixture": lambda: ScaleMixture(1.0, 0.05, 0.3),
 }
-every_prior = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
+LEARNT: dict[str, Callable[[], Prior]] = {
+    "learnt-tensor": lambda: LearntNormal("tensor", 1.3),
+    "learnt-weight": lambda: LearntNormal("weight", 0.7, loc="pretrained"),
+    "learnt-all": lambda: LearntNormal("all"),
+}
+every_prior = pytest.mark.parametrize(
+    "make", [*PRIORS.values(), *LEARNT.values()], ids=[*PRIORS, *LEARNT]
+)
+every_fixed_prior = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
 
 
 def tiny_net() -> nn.Module:
@@ -59,13 +69,15 @@ def oracle(prior: Prior, net: nn.Module) -> td.Distribution:
     if isinstance(prior, Normal):
         loc = flat if prior.loc == "pretrained" else torch.full_like(flat, float(prior.loc))
         return td.Normal(loc, torch.full_like(flat, prior.scale))
-    if isinstance(prior, FanInNormal):
+    if isinstance(prior, FanInNormal | LearntNormal):
         scales = []
+        of_bias = prior.bias_scale if isinstance(prior, FanInNormal) else prior.gain
         for parameter in net.parameters():
             fan_in = parameter.shape[1] if parameter.dim() > 1 else None
-            scale = prior.gain / math.sqrt(fan_in) if fan_in else prior.bias_scale
+            scale = prior.gain / math.sqrt(fan_in) if fan_in else of_bias
             scales.append(flat.new_full((parameter.numel(),), scale))
-        return td.Normal(torch.zeros_like(flat), torch.cat(scales))
+        loc = flat if prior.loc == "pretrained" else torch.zeros_like(flat)
+        return td.Normal(loc, torch.cat(scales))
     if isinstance(prior, Laplace):
         return td.Laplace(torch.zeros_like(flat), torch.full_like(flat, prior.scale))
     assert isinstance(prior, ScaleMixture)
@@ -170,7 +182,7 @@ class Mean(nn.Module):
         return values.mean(-1, keepdim=True)
 
 
-@every_prior
+@every_fixed_prior
 def test_quasi_divergence_of_dropout_equals_monte_carlo(make: Callable[[], Prior]) -> None:
     """E_q[-log p(W)], over draws of M diag(z)."""
     model = BayesianClassifier(tiny_net(), ["a", "b"], make())
@@ -181,7 +193,7 @@ def test_quasi_divergence_of_dropout_equals_monte_carlo(make: Callable[[], Prior
     assert_mean(-prior.log_prob(draws), kl_divergence(q, prior))
 
 
-@every_prior
+@every_fixed_prior
 def test_point_estimates_pay_the_prior_or_nothing(make: Callable[[], Prior]) -> None:
     model = BayesianClassifier(tiny_net(), ["a", "b"], make())
     prior, start = model.network.prior_distribution(), model.network.initial()

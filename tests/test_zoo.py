@@ -83,7 +83,15 @@ from ppl_med.programs.elbo import follows_prior
 from ppl_med.programs.protocol import left_to_prior
 from ppl_med.programs.sites import argument_names, is_local, sample_sites, site_dims
 from ppl_med.testing import check_guide, check_program
-from ppl_med.weights import FanInNormal, Laplace, Normal, Prior, RandomWeights, ScaleMixture
+from ppl_med.weights import (
+    FanInNormal,
+    Laplace,
+    LearntNormal,
+    Normal,
+    Prior,
+    RandomWeights,
+    ScaleMixture,
+)
 
 CLASSES = ("a", "b")
 CASES = 4
@@ -543,6 +551,8 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "fan-in": partial(classifier, MeanFieldNormal, FanInNormal(1.0)),
     "laplace": partial(classifier, MeanFieldNormal, Laplace(0.3)),
     "mixture": partial(classifier, MeanFieldNormal, ScaleMixture()),
+    "learnt-scales": partial(classifier, MeanFieldNormal, LearntNormal("weight")),
+    "learnt-scales-low-rank": partial(classifier, LowRankNormal, LearntNormal()),
     "mixture-dropout": partial(classifier, BernoulliDropout, ScaleMixture()),
     "laplace-point": partial(classifier, PointEstimate, Laplace(0.3)),
     "latent": latent_classifier,

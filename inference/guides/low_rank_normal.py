@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 from ppl_med.checks import positive, whole
 from ppl_med.inference.guides.weight_guide import WeightGuide, WeightPart, inverse_softplus
 from ppl_med.weights import FlatNormal, RandomWeights
+from ppl_med.weights.distributions import FlatNormalByGroup, learnt_kl
 
 
 @register_kl(dist.LowRankMultivariateNormal, FlatNormal)
@@ -27,6 +28,9 @@ def _low_rank_normal(q: Any, p: FlatNormal) -> Tensor:
     ratio = (q.variance + (q.loc - p.loc).square()) / variance - 1 + variance.log()
     log_det = q.cov_diag.log().sum() + 2 * q._capacitance_tril.diagonal().log().sum()
     return 0.5 * (ratio.sum() - log_det)
+
+
+register_kl(dist.LowRankMultivariateNormal, FlatNormalByGroup)(learnt_kl)
 
 
 class _LowRankPart(WeightPart):

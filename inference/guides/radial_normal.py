@@ -30,7 +30,7 @@ from torch.nn.functional import softplus
 from ppl_med.checks import positive
 from ppl_med.inference.guides.weight_guide import WeightGuide, WeightPart, inverse_softplus
 from ppl_med.weights import FlatNormal, RandomWeights
-from ppl_med.weights.distributions import Shape
+from ppl_med.weights.distributions import FlatNormalByGroup, Shape, learnt_kl
 
 
 class FlatRadial(TorchDistribution):
@@ -94,6 +94,9 @@ def _radial_normal(q: FlatRadial, p: FlatNormal) -> Tensor:
     """The cross-entropy to a normal needs two moments alone."""
     spread = 0.5 * (q.variance / p.stddev_vector.square()).sum()
     return spread - p.log_prob(q.loc) - q.entropy()
+
+
+register_kl(FlatRadial, FlatNormalByGroup)(learnt_kl)
 
 
 class _RadialPart(WeightPart):

@@ -48,7 +48,7 @@ class VariationalOnlineNewton:
         radius: Most that a location moves in one step, over its scale at the learning rate 1; it
             bounds steps where the curvature is still badly known.
         other_rate: Adam's learning rate for parameters that are of no normal: a model's
-            deterministic layers, scales of a ``LearntNormal`` prior.
+            deterministic layers.
         other_decay: Their weight decay, decoupled from the gradient as in AdamW.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.distributions import register_kl
+from torch.distributions import kl_divergence, register_kl
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -67,6 +67,11 @@ class FlatNormal(FlatDistribution):
         """Standard deviation of every weight."""
         return self.scale.expand(self.event_shape)
 
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every weight."""
+        return self.stddev_vector.square()
+
     def _draw(self, shape: torch.Size) -> Tensor:
         noise = torch.randn(shape, device=self.scale.device, dtype=self.scale.dtype)
         return torch.addcmul(self.loc.expand(self.event_shape), self.scale, noise)
@@ -80,9 +85,12 @@ class FlatNormal(FlatDistribution):
 class FlatNormalByGroup(FlatNormal):
     """Normals whose scales are learnt, one factor a group of weights.
 
+    A divergence to it first puts the factors to where it is lowest, while gradients are taken.
+
     Args:
         loc: Centre; a vector, or a scalar that holds for all.
-        log_factor: Logarithm of each group's factor, dims (group,).
+        log_factor: Logarithm of each group's factor, dims (group,); changed in place.
+        counts: Weights of each group, dims (group,).
         group: Of each weight its group, dims (weight,).
         start: Of each weight its standard deviation at factor 1, dims (weight,).
         num_weights: Length of the vector.
@@ -92,12 +100,22 @@ class FlatNormalByGroup(FlatNormal):
         self,
         loc: Tensor,
         log_factor: Tensor,
+        counts: Tensor,
         group: Tensor,
         start: Tensor,
         num_weights: int | None = None,
     ) -> None:
         super().__init__(loc, log_factor.exp()[group] * start, num_weights)
-        self.log_factor, self.group, self.start = log_factor, group, start
+        self.log_factor, self.counts = log_factor, counts
+        self.group, self.start = group, start
+
+    @torch.no_grad()
+    def learn(self, loc: Tensor, variance: Tensor) -> None:
+        """Take the factors at which the KL from a distribution of these two moments is lowest."""
+        square = ((loc - self.loc).square() + variance) / self.start.square()
+        total = square.new_zeros(len(self.counts)).index_add(0, self.group, square)
+        self.log_factor.copy_(0.5 * (total / self.counts).log())
+        self.scale = self.log_factor.exp()[self.group] * self.start
 
 
 class FlatLaplace(FlatDistribution):
@@ -235,18 +253,26 @@ def _normal_normal(q: FlatNormal, p: FlatNormal) -> Tensor:
     return normal_kl(q.loc.expand(q.event_shape), q.stddev_vector, p.loc, p.scale)
 
 
-@register_kl(FlatNormal, FlatNormalByGroup)
-def _normal_learnt(q: FlatNormal, p: FlatNormalByGroup) -> Tensor:
-    """At the best factors while they learn, which are kept: their gradient is 0 there."""
-    loc, scale = q.loc.expand(q.event_shape), q.stddev_vector
-    if not (torch.is_grad_enabled() and p.log_factor.requires_grad):
-        return normal_kl(loc, scale, p.loc, p.scale)
-    square = ((loc - p.loc).square() + scale.square()) / p.start.square()
-    counts = torch.bincount(p.group, minlength=len(p.log_factor))
-    mean = square.new_zeros(len(counts)).index_add(0, p.group, square) / counts
-    with torch.no_grad():
-        p.log_factor.copy_(0.5 * mean.log())
-    return 0.5 * (counts * mean.log()).sum() - (scale / p.start).log().sum()
+def learnt_kl(q: Any, p: FlatNormalByGroup) -> Tensor:
+    """KL at the scales that make it lowest, for guides whose KL to a normal needs two moments.
+
+    The scales' own gradient is 0 there, so that of the guide is the whole.
+    """
+    if torch.is_grad_enabled():
+        p.learn(q.loc.detach(), q.variance.detach())
+    return kl_divergence(q, FlatNormal(p.loc, p.scale, p.event_shape[0]))
+
+
+register_kl(FlatNormal, FlatNormalByGroup)(learnt_kl)
+
+
+@register_kl(FlatDistribution, FlatNormalByGroup)
+def _any_learnt(q: FlatDistribution, p: FlatNormalByGroup) -> NoReturn:
+    raise ValueError(
+        f"prior=LearntNormal learns its scales from the guide's two moments, and "
+        f"{type(q).__name__} has none; use MeanFieldNormal, LowRankNormal or RadialNormal, or a "
+        "prior of fixed scale"
+    )
 
 
 @register_kl(FlatNormal, FlatLaplace)

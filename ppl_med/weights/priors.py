@@ -31,14 +31,12 @@ class Prior:
 
     Attributes:
         family: The distribution, called with the tensors of ``parameters`` and ``num_weights``.
-        learnt: Which of these tensors ``fit`` trains with the guide; the others stay as they are.
     """
 
     family: type[FlatDistribution]
-    learnt: frozenset[str] = frozenset()
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-        """Tensors the distribution needs; kept with the net, so that they follow ``.to(device)``.
+        """Tensors the distribution needs; kept as buffers, so that they follow ``.to(device)``.
 
         Args:
             layout: Names, shapes and fan-ins of the weights.
@@ -118,14 +116,15 @@ class FanInNormal(Prior):
 class LearntNormal(Prior):
     """Normals whose scales are learnt with the guide: empirical Bayes.
 
-    ``fit`` raises the ELBO in the scales, too, which bounds the evidence of the scales. Under
-    independent normals the best squared scale of a group is the mean square distance of its weights
-    from the centre, and takes its value at every step (Wu et al., "Deterministic variational
-    inference for robust Bayesian neural networks", ICLR 2019, equation 13); under other guides the
-    scales follow gradients. What the data do not need narrows to nothing and costs no KL. With a
-    scale for each weight the KL is the sum of log(1 + loc^2/scale^2)/2 (Kharitonov et al.,
-    "Variational dropout via empirical Bayes", 2018), and nets become sparse: it is automatic
-    relevance determination, whose evidence is flattered by as many scales as weights.
+    The scales bound the evidence from below, too. The best squared scale of a group is the mean
+    square distance of its weights from the centre (Wu et al., "Deterministic variational inference
+    for robust Bayesian neural networks", ICLR 2019, equation 13): ``fit`` takes it at every step,
+    under a guide that states its moments (``MeanFieldNormal``, ``LowRankNormal``, ``RadialNormal``;
+    others raise). What the data do not need narrows to nothing and costs no KL. With a scale for
+    each weight the KL of independent normals is the sum of log(1 + loc^2/scale^2)/2 (Kharitonov et
+    al., "Variational dropout via empirical Bayes", 2018), and nets become sparse: this is automatic
+    relevance determination, whose evidence is flattered by as many scales as weights. Samplers take
+    the scales as they stand.
 
     A point has no such optimum: all weights at 0 under a scale of 0 have an infinite density. So
     ``PointEstimate`` needs ``use_prior=False`` here, and dropout, which is one, raises.
@@ -138,7 +137,6 @@ class LearntNormal(Prior):
     """
 
     family = FlatNormalByGroup
-    learnt = frozenset({"log_factor"})
 
     def __init__(
         self,
@@ -162,6 +160,7 @@ class LearntNormal(Prior):
         return {
             "loc": _centre_of(self.loc, flat),
             "log_factor": flat.new_zeros(num_groups),
+            "counts": torch.bincount(group, minlength=num_groups),
             "group": group,
             "start": flat.new_tensor(start).repeat_interleave(counts),
         }

@@ -86,10 +86,7 @@ class RandomWeights(nn.Module):
                     owner.register_forward_pre_hook(refuse_checkpointing)
         self._prior_names: list[str] = []
         for name, tensor in self.prior.parameters(self.layout, self.initial()).items():
-            if name in self.prior.learnt:
-                self.register_parameter(f"prior_{name}", nn.Parameter(tensor))
-            else:
-                self.register_buffer(f"prior_{name}", tensor)
+            self.register_buffer(f"prior_{name}", tensor)
             self._prior_names.append(name)
 
     def initial(self) -> Tensor:
