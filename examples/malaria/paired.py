@@ -47,7 +47,7 @@ def paired(ours: list[xr.DataTree], theirs: list[xr.DataTree], patient: np.ndarr
 def _parts(tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every case: NLL, whether the prediction is right minus its confidence, and its bin."""
     probs = tree["posterior/probs"].mean(("chain", "draw")).transpose("case", "class").values
-    label = tree["observed_data/label"].values.astype(int)
+    label = np.asarray(tree["observed_data/label"]).astype(int)
     nll = -np.log(probs[np.arange(len(label)), label])
     confidence = probs.max(1)
     where = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)

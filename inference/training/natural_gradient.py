@@ -20,7 +20,7 @@ the Bayesian learning rule", ICML 2020.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,7 @@ def normals_of(guide: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
     """Location and raw scale of each independent normal of a guide, scale = softplus(raw)."""
     for part in guide.modules() if isinstance(guide, nn.Module) else ():
         if getattr(part, "is_independent_normal", False):
-            yield part.loc, part.raw_scale
+            yield cast(nn.Parameter, part.loc), cast(nn.Parameter, part.raw_scale)
 
 
 def refuse_rates(learning_rate: Any) -> None:
