@@ -19,11 +19,17 @@ from test_conjugate import NOISE, PRIOR_SCALE, LinearRegression, design, mean_mo
 from torch import Tensor, nn
 
 from ppl_med import storage
-from ppl_med.inference import BernoulliDropout, Ensemble, MeanFieldNormal, PointEstimate
+from ppl_med.inference import (
+    NUTS,
+    BernoulliDropout,
+    Ensemble,
+    MeanFieldNormal,
+    PointEstimate,
+    sample,
+)
 from ppl_med.inference.guides.kept_draws import KeptChains
 from ppl_med.models import BayesianClassifier
 from ppl_med.testing import simulation_based_calibration
-from ppl_med.testing.rank_verdicts import holm, places, verdicts
 
 FALSE_ALARM = 1e-6
 DRAWS, SIMULATIONS = 11, 40
@@ -347,34 +353,15 @@ def test_bad_arguments_are_named(options, message):
         calibrated(inference, options.pop("quantities", ["weights"]), **options)
 
 
-# --- the statistics alone
+def sampled(model: Any, batches: Any, seed: int) -> KeptChains:
+    return sample(model, batches, NUTS(), draws=44, warm_up=80, chains=1, seed=seed, progress=False)
 
 
-def test_ties_are_broken_at_random():
-    rng = np.random.default_rng(0)
-    ranks = np.array([places(np.zeros(1), np.zeros((9, 1)), rng)[1, 0] for _ in range(2000)])
-    counts = np.bincount(ranks.astype(int), minlength=10)
-    assert stats.chisquare(counts).pvalue > FALSE_ALARM
-
-
-@pytest.mark.parametrize(
-    ("width", "shift", "shape"),
-    [(0.5, 0.0, "∪"), (2.0, 0.0, "∩"), (1.0, 1.0, "draws too high"), (1.0, -1.0, "draws too low")],
-)
-def test_shapes_and_sizes_are_read_off_normal_draws(width, shift, shape):
-    rng, num, draws = np.random.default_rng(0), 400, 49
-    rows = []
-    for _ in range(num):
-        drawn = shift + width * rng.normal(size=(draws, 1))
-        rows.append(places(rng.normal(size=1), drawn, rng))
-    _, _, pit, residual, _, _ = np.stack(rows).transpose(1, 0, 2)
-    found = verdicts(pit, residual, draws, ["x"], 0.95).isel(quantity=0)
-    assert shape in str(found["shape"].values)
-    assert abs(found["width_ratio"] - width) < 5.5 * found["width_ratio_error"]
-    assert abs(found["bias"] + shift / width) < 0.1 + 5.5 * found["bias_error"]
-    assert found["outside_band"] > 0.02 and found["distance"] > 0.1
-
-
-def test_holm_is_that_of_its_definition():
-    p = np.array([0.01, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(holm(p), [0.03, 0.06, 0.06, 0.02])
+@pytest.mark.slow
+def test_nuts_passes():
+    """A mean under a normal prior; every fourth draw, which are nearly independent there."""
+    batch = {"data": torch.zeros(6).double()}
+    tree = calibrated(sampled, ["mean"], model=mean_model, batch=batch, simulations=30)
+    assert min(p_values(tree).values()) > FALSE_ALARM
+    found = tree["verdict"].to_dataset().isel(quantity=0)
+    assert abs(found["width_ratio"] - 1) < 5.5 * found["width_ratio_error"]

@@ -15,6 +15,7 @@ LABELS: dict[str, list[str]] = {
     ],
     "quickstart.py": [],
     "right_reason.py": [],
+    "two_classes.py": [],
     "unknown_inputs.py": ["--source", "films", "--guide", "point", "--severity"],
     "write_your_own.py": [],
 }
