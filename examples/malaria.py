@@ -47,8 +47,10 @@ from ppl_med.plots.report import write_report
 from ppl_med.storage import check_same, open_run
 from ppl_med.weights import LearntNormal, Normal
 
-Guide = Literal["frequentist", "mean_field", "dropout", "ensemble"]
+Guide = Literal["frequentist", "mean_field", "narrow", "dropout", "ensemble"]
 NETS = {"strided": StridedCNN, "alexnet": AlexNet}
+# Guides of independent normals, and what they train on, as a share of the epochs at one step count.
+NORMALS = {"mean_field": 0.75, "narrow": 0.2}
 MEMBERS = 5
 WEIGHT_DECAY = {"frequentist": 1.0, "dropout": 1.0}
 
@@ -60,7 +62,8 @@ class Options:
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
     """Folder with malaria/malaria.npz, or cell_images as released; by default PPL_MED_DATA."""
     guide: tuple[Guide, ...] = ("frequentist", "mean_field", "dropout", "ensemble")
-    """Which methods to run. The ensemble is made of frequentist runs, trained if need be."""
+    """Which methods to run. The ensemble is made of frequentist runs, trained if need be; narrow is
+    a mean-field net that stops near its start, far from the optimum of the ELBO."""
     net: Literal["strided", "alexnet"] = "strided"
     """StridedCNN, or the AlexNet of the Bayesian-CNN papers (35 times the weights)."""
     fraction: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -116,16 +119,20 @@ class Study:
         net = NETS[self.options.net](in_channels=self.images.shape[1])
         model = BayesianClassifier(net, CLASS_NAMES, prior=Normal(scale=0.3))
         epochs = self.options.epochs / fraction**0.5
-        if guide == "mean_field":
-            epochs = 0.75 * self.options.epochs / fraction
+        if guide in NORMALS:
+            epochs = NORMALS[guide] * self.options.epochs / fraction
         settings: dict[str, Any] = {
             "epochs": 2 if self.options.smoke else max(1, round(epochs)),
             "learning_rate": 1e-3,
             "schedule": "cosine",
         }
-        if guide == "mean_field":
+        if guide in NORMALS:
             start = PointEstimate(model, use_prior=False)
             load(self.path("frequentist", fraction, seed) / "checkpoint.pt", model, start)
+        if guide == "narrow":
+            scale, settings["learning_rate"] = (0.03, 3e-4) if fraction == 1 else (0.06, 1e-3)
+            return model, MeanFieldNormal(model, scale, "shared", start=start), settings
+        if guide == "mean_field":
             model = BayesianClassifier(net, CLASS_NAMES, prior=LearntNormal("weight"))
             kind = MeanFieldNormal(model, init_scale=0.02, estimator="shared", start=start)
             settings["optimizer"] = VariationalOnlineNewton(0.05, precision_rate=0.01)
@@ -148,7 +155,7 @@ class Study:
         folder = self.path(guide, fraction, seed)
         if (folder / "posterior.nc").exists():
             return storage.load(folder / "posterior.nc")
-        if guide == "mean_field":
+        if guide in NORMALS:
             self.run("frequentist", fraction, seed)
         folder.mkdir(exist_ok=True)
         print(f"{guide}, {fraction:.0%} of the data, seed {seed}")
@@ -176,7 +183,7 @@ class Study:
     def kl(self, guide: str, fraction: float, seed: int) -> float:
         """KL to the prior in nats per case, the mean of the last tenth of the training."""
         history = self.path(guide, fraction, seed) / "history.nc"
-        if guide != "mean_field" or not history.exists():
+        if guide not in NORMALS or not history.exists():
             return float("nan")
         values = xr.load_dataset(history)["kl"].values
         return float(values[-max(1, len(values) // 10) :].mean())
@@ -217,18 +224,20 @@ def collect(study: Study) -> xr.Dataset:
     result = assemble(cells)
     storage.save(result, study.folder / "table.nc")
     lines = [table(result)]
-    if {"mean_field", "frequentist"} <= set(options.guide):
-        lines += ["", *rows({fraction: compare(study, fraction) for fraction in options.fraction})]
-        print("\n".join(lines[1:]))
+    for guide in NORMALS:
+        if {guide, "frequentist"} <= set(options.guide):
+            found = {part: compare(study, guide, part) for part in options.fraction}
+            lines += ["", f"{guide} minus frequentist:", "", *rows(found)]
+    print("\n".join(lines[1:]))
     storage.write_text(study.folder / "table.md", "\n".join(lines) + "\n")
     return result
 
 
-def compare(study: Study, fraction: float) -> xr.Dataset:
-    """The mean-field net minus the frequentist net, over all seeds."""
+def compare(study: Study, guide: str, fraction: float) -> xr.Dataset:
+    """A mean-field net minus the frequentist net, over all seeds."""
     ours, theirs = (
-        [study.run(guide, fraction, seed) for seed in study.options.seed]
-        for guide in ("mean_field", "frequentist")
+        [study.run(name, fraction, seed) for seed in study.options.seed]
+        for name in (guide, "frequentist")
     )
     return paired(ours, theirs, study.patients)
 

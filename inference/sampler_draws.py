@@ -76,8 +76,8 @@ def from_mcmc(
     stats = None
     if diverging is not None:
         stats = [{"diverging": torch.from_numpy(one[kept])} for one in diverging]
-    samples = [{name: v[kept] for name, v in one.items()} for one in by_chain]
-    tree = predict(model, KeptChains(samples, stats), batches, draws=len(kept), **options)
+    thinned = [{name: v[kept] for name, v in one.items()} for one in by_chain]
+    tree = predict(model, KeptChains(thinned, stats), batches, draws=len(kept), **options)
     return tree if not coords else _named(tree, coords)
 
 
