@@ -49,7 +49,7 @@ from ppl_med.weights import LearntNormal, Normal
 
 Guide = Literal["frequentist", "mean_field", "untempered", "dropout", "ensemble"]
 NETS = {"strided": StridedCNN, "alexnet": AlexNet}
-# Guides of independent normals, and the weight of their KL. A cell is seen in its eight orientations.
+# Weight of the KL in guides of independent normals. A cell is seen in its eight orientations.
 NORMALS = {"mean_field": 1 / 8, "untempered": 1.0}
 MEMBERS = 5
 WEIGHT_DECAY = {"frequentist": 1.0, "dropout": 1.0}
