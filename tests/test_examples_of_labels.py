@@ -7,6 +7,7 @@ from reader_folders import write_cells
 pytest.importorskip("pyro", reason="the examples train networks")
 
 LABELS: dict[str, list[str]] = {
+    "active_digits.py": [],
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
     "malaria.py": [

@@ -1,0 +1,1 @@
+"""Parts of the study of digits that are worth a label."""
