@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ppl_med.checks import choice, inside, positive, reject, whole
 from ppl_med.inference.sampling.contract import Chain, Kernel, Stats
-from ppl_med.inference.sampling.gradient_graph import recorded
 from ppl_med.inference.sampling.target import Target
 
 SITE = "position"
@@ -167,11 +166,11 @@ class _Hamiltonian(Kernel):
 
     def start(self, target: Target, position: Tensor, warm_up: int, seed: int) -> Chain:
         """A chain; see ``Kernel``."""
-        count, plain_or_graph = [0], recorded(target.potential, position)
+        count = [0]
 
         def potential(latents: Mapping[str, Tensor]) -> Tensor:
             count[0] += 1
-            return plain_or_graph(latents[SITE])
+            return target.fast_potential(latents[SITE])
 
         kernel = self.kind(
             potential_fn=potential,

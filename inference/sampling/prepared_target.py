@@ -82,10 +82,12 @@ def prepare_target(
         refusals.check_sites(latents)
         target.coordinates = Coordinates(latents)
         with rng.restored():
+            rng.seed_all(0)  # a resumed run records at the same place
             vector = starts.of_chain(0)
             _check_fixed(starts, vector)
-            with rng.restored():
-                _check_reached(model, starts, vector)
+            _check_reached(model, starts, vector)
+            if pieces:
+                target.record(vector)
     except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
         raise not_running(error, given) from error
     return target, starts

@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_med.inference.sampling.coordinates import Coordinates
+from ppl_med.inference.sampling.gradient_graph import Potential, recorded
 from ppl_med.programs.case_scale import CaseScale
 from ppl_med.programs.sites import Program, batch_size, is_local, scaled, to_device
 
@@ -36,6 +37,7 @@ class Target:
         coordinates: Of the program's latents, once it has run.
         batches: For samplers that read a batch a step: from a seed to a stream of them.
         generators: From which the batches draw their order.
+        fast_potential: ``potential``, with a gradient that costs less once it was recorded.
     """
 
     coordinates: Coordinates
@@ -51,6 +53,7 @@ class Target:
     ) -> None:
         self.model, self.num_cases, self.convert, self.device = model, num_cases, convert, device
         self.generators: list[torch.Generator] = []
+        self.fast_potential: Potential = self.potential
         self.pieces = [self.converted(piece) for piece in pieces]
 
     def converted(self, inputs: Mapping[str, Any]) -> Inputs:
@@ -69,6 +72,10 @@ class Target:
             factor = batch_size(piece) / self.num_cases
             total = total + self._log_joint(values, piece, factor, cases_only=index > 0)
         return -torch.as_tensor(total).to(vector.dtype)
+
+    def record(self, vector: Tensor) -> None:
+        """Make ``fast_potential`` a graph where that can be had, recorded at a position."""
+        self.fast_potential = recorded(self.potential, vector)
 
     def estimate(self, vector: Tensor, inputs: Inputs, factor: float | Tensor) -> Tensor:
         """An estimate of U from a batch, in nats for the whole data set, zero-dimensional.
