@@ -17,6 +17,7 @@ LABELS: dict[str, list[str]] = {
     "quickstart.py": [],
     "right_reason.py": [],
     "two_classes.py": [],
+    "truth.py": ["--problem", "moons", "--guide", "prior", "point", "SGLD", "--seed", "0"],
     "unknown_inputs.py": ["--source", "films", "--guide", "point", "--severity"],
     "write_your_own.py": [],
 }
