@@ -7,7 +7,10 @@ import pytest
 from processes import run_apart, run_script
 
 ROOT = Path(__file__).parents[1]
-NO_DATA = ("depth.py", "quickstart.py", "street_modes.py", "two_classes.py", "write_your_own.py")
+NO_DATA = (
+    *("depth.py", "mauna_loa.py", "quickstart.py", "street_modes.py", "two_classes.py"),
+    "write_your_own.py",
+)
 
 
 def run(*arguments: str | Path, cwd: Path = ROOT) -> str:

@@ -14,6 +14,7 @@ LABELS: dict[str, list[str]] = {
         *("--guide", "frequentist", "mean_field"),
         *("--fraction", "1", "0.5", "--seed", "0", "--epochs", "1"),
     ],
+    "mauna_loa.py": ["--method", "dropout", "ensemble"],
     "quickstart.py": [],
     "right_reason.py": [],
     "two_classes.py": [],
