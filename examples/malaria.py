@@ -47,10 +47,10 @@ from ppl_med.plots.report import write_report
 from ppl_med.storage import check_same, open_run
 from ppl_med.weights import LearntNormal, Normal
 
-Guide = Literal["frequentist", "mean_field", "untempered", "dropout", "ensemble"]
+Guide = Literal["frequentist", "mean_field", "tempered", "dropout", "ensemble"]
 NETS = {"strided": StridedCNN, "alexnet": AlexNet}
-# Weight of the KL in guides of independent normals. A cell is seen in its eight orientations.
-NORMALS = {"mean_field": 1 / 8, "untempered": 1.0}
+# Weight of the KL in guides of independent normals.
+NORMALS = {"mean_field": 1.0, "tempered": 1 / 8}
 MEMBERS = 5
 WEIGHT_DECAY = {"frequentist": 1.0, "dropout": 1.0}
 
@@ -62,8 +62,8 @@ class Options:
     data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
     """Folder with malaria/malaria.npz, or cell_images as released; by default PPL_MED_DATA."""
     guide: tuple[Guide, ...] = ("frequentist", "mean_field", "dropout", "ensemble")
-    """Which methods to run. The ensemble is made of frequentist runs, trained if need be; of the
-    mean-field net each orientation of a cell counts as an observation, of untempered each cell."""
+    """Which methods to run. The ensemble is made of frequentist runs, trained if need be; tempered
+    is a mean-field net for which each of the eight orientations of a cell is an observation."""
     net: Literal["strided", "alexnet"] = "strided"
     """StridedCNN, or the AlexNet of the Bayesian-CNN papers (35 times the weights)."""
     fraction: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -120,7 +120,7 @@ class Study:
         model = BayesianClassifier(net, CLASS_NAMES, prior=Normal(scale=0.3))
         epochs = self.options.epochs / fraction**0.5
         if guide in NORMALS:
-            epochs = 0.5 * self.options.epochs / fraction
+            epochs = 0.75 * self.options.epochs / fraction
         settings: dict[str, Any] = {
             "epochs": 2 if self.options.smoke else max(1, round(epochs)),
             "learning_rate": 1e-3,
