@@ -1,7 +1,8 @@
 """Simulation-based calibration against linear regression, whose posterior has a closed form.
 
 A right inference has p < 1e-6 of all quantities together in one run of a million. With 100
-simulations of 15 draws the faults below had p < 1e-7 in each of 300 runs; here are 40 of 11, of one seed.
+simulations of 15 draws the faults below had p < 1e-7 in each of 300 runs; here are 40 of 11, of one
+seed.
 """
 
 from functools import partial
