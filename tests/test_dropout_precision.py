@@ -60,7 +60,7 @@ def test_the_predictive_variance_is_the_noise_and_that_of_the_draws() -> None:
     batches = [{"image": image, "value": value}]
     tree = predict(model, guide, batches, draws=400, progress=False)
     np.testing.assert_allclose(tree["posterior/scale"], tau**-0.5, rtol=1e-6)
-    loc = tree["posterior/loc"].values[0]
-    drawn = tree["posterior_predictive/value"].values[0]
+    loc = np.asarray(tree["posterior/loc"])[0]
+    drawn = np.asarray(tree["posterior_predictive/value"])[0]
     assert_mean((drawn - loc) ** 2, 1 / tau)
     assert_mean((drawn - loc.mean(0)) ** 2, 1 / tau + loc.var(0))
