@@ -12,6 +12,7 @@ from ppl_med.analysis.acquisition.rules import RULES
 from ppl_med.checks import known_keys, reject, whole
 from ppl_med.inference.active.oracles import Pool
 from ppl_med.inference.adapted import adapted
+from ppl_med.inference.guides.ensemble import Ensemble
 from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.predictive import predict
 from ppl_med.programs.sites import Program
@@ -63,7 +64,8 @@ class Selection:
                     "follows: acquisition_options={'aggregation': 'mean'}, or another of "
                     "analysis.aggregation"
                 )
-        if "functions" in read and (draws < 2 or isinstance(guide, PointEstimate)):
+        one = isinstance(guide, PointEstimate) or (draws < 2 and not isinstance(guide, Ensemble))
+        if "functions" in read and one:
             single = [name for name in METHODS if not needs(name)]
             reject(
                 "acquisition", f"of {single} for a single function", self.by,
