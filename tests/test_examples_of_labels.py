@@ -8,6 +8,7 @@ pytest.importorskip("pyro", reason="the examples train networks")
 
 LABELS: dict[str, list[str]] = {
     "active_digits.py": [],
+    "active_cells.py": [],
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
     "malaria.py": [
