@@ -232,7 +232,9 @@ def test_an_order_drawn_from_a_generator_is_resumed(tmp_path: Path) -> None:
         assert differences(dict(one.state_dict()), dict(other.state_dict())) == []
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: Any, request: Any
+) -> None:
     take = Sampler._take
 
     def interrupted(self: Sampler, *arguments: Any) -> None:
@@ -240,6 +242,9 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: Any) 
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Sampler, "_take", interrupted)
+    # Where the tests run in the background of a shell, the signal is ignored otherwise.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, earlier))
     with pytest.raises(KeyboardInterrupt, match="nothing is kept; with checkpoint="):
         killed_runs.sample_chains("sgld", sampled_model())
     path = tmp_path / "run.pt"

@@ -29,6 +29,8 @@ from ppl_med.storage.seals import (
 from ppl_med.storage.trees import variable_text
 
 PRIOR_GROUPS = ("prior", "prior_predictive")
+# A chunk that is not there must be one that was lost, so those of one value are written as well.
+EVERY_CHUNK: dict[str, Any] = {"array.write_empty_chunks": True}
 
 
 def _is_large(variable: xr.Variable) -> bool:
@@ -201,7 +203,9 @@ class ZarrSink:
 
     def add_stats(self, stats: xr.Dataset) -> None:
         """Write figures of the sampler, dims (chain, draw)."""
-        with self._writing():
+        import zarr
+
+        with self._writing(), zarr.config.set(EVERY_CHUNK):
             stats.to_zarr(self.partial, group="sample_stats", mode="w", consolidated=False)
 
     def _write(self, groups: dict[str, xr.Dataset], start: int) -> None:
@@ -255,10 +259,8 @@ class ZarrSink:
             dataset = dataset[by_case].drop_vars(fixed, errors="ignore")
             options["append_dim"] = "case"
         large = any(_is_large(variable) for variable in dataset.variables.values())
-        # A chunk that is not there must be one that was lost, so those of one value are written as
-        # well. Zarr copies the chunks that it writes at a time, ten by default.
-        settings: dict[str, Any] = {"array.write_empty_chunks": True}
-        with zarr.config.set(settings | ({"async.concurrency": 1} if large else {})):
+        # Zarr copies the chunks that it writes at a time, ten by default.
+        with zarr.config.set(EVERY_CHUNK | ({"async.concurrency": 1} if large else {})):
             dataset.to_zarr(self.partial, **options)
 
     @contextmanager

@@ -94,12 +94,14 @@ class FanInNormal(Prior):
     """
 
     family = FlatNormal
+    loc: Centre = 0.0
 
     def __init__(
         self, gain: float = math.sqrt(2.0), bias_scale: float = 1.0, loc: Centre = 0.0
     ) -> None:
         self.gain, self.bias_scale = positive("gain", gain), positive("bias_scale", bias_scale)
-        self.loc = _centre(loc)
+        if _centre(loc) != 0:  # files name a centre where there is one, as the first ones did
+            self.loc = loc
 
     def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
         """Location and a scale a weight."""
