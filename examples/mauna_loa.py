@@ -39,6 +39,7 @@ from mauna_loa.study import (
     NETS,
     Recipe,
     chosen,
+    coverage_by_origin,
     forecast,
     gaussian_process,
     plain,
@@ -68,6 +69,8 @@ class Options:
     """Functions of a forecast."""
     starts: int = 4
     """Starts of the Gaussian process's optimiser."""
+    origin: tuple[int, ...] = (1968, 1970, 1972, 1974, 1976, 1978, 1980, 1982)
+    """Years from which the Gaussian process is also judged, each over 20 years, with one start."""
     out: Path = Path("runs/mauna_loa")
     """Folder for the results; an earlier study in it is moved aside."""
     smoke: bool = False
@@ -82,7 +85,7 @@ class Study:
     def __init__(self, options: Options) -> None:
         if options.smoke:
             options.steps, options.draws, options.starts = 3, 4, 1
-            options.seed = options.seed[:1]
+            options.seed, options.origin = options.seed[:1], options.origin[:1]
         self.options = options
         self.folder = open_run(options.out, resume=options.resume)
         check_same(options, self.folder, free=("method", "seed", "time_alone"))
@@ -192,6 +195,8 @@ def main(options: Options) -> None:
             trees[method, "-"] = tree
         found[method, "-"] = [scores(study.held_out(tree))]
     text = table(found)
+    if options.origin:
+        text += "\n\n" + coverage_by_origin(study.record, options.origin, 1, options.seed[0])
     (study.folder / "table.md").write_text(text + "\n", encoding="utf-8")
     (study.folder / "notes.json").write_text(json.dumps(study.notes, indent=1))
     picture(trees, study.record, FIRST_HELD_OUT).savefig(study.folder / "mauna_loa.png", dpi=75)
