@@ -60,16 +60,20 @@ def acquire(
         labelled: Ids of cases of the tree that have a label: they are not bought, and "core_set",
             "typiclust" and "class_balanced" keep away from them.
         targets: For "epig": see `epig`.
-        **options: Of the rule:
+        **options: Of the rule.
 
-            scores, power_, softmax_, softrank_bald    ``aggregation`` and ``settings`` of maps, as
-                for `max_entropy`; ``noise`` ("power", "softmax", "softrank") and ``beta``
-            power_, softmax_, softrank_bald    ``score``, "bald" unless another is named
-            batch_bald           ``configurations``: beyond so many joint labels they are sampled
-            core_set, typiclust  ``layer``: of the kept features, where there are several
-            foreground_random    ``share`` of the purchases from cases with ``foreground`` (case):
-                flags, or what is predicted
-            stratified_entropy   ``share`` of the purchases that classes make in turn; ``beta``
+    ==================================  =========================================================
+    Rule                                Options
+    ==================================  =========================================================
+    scores, and the three below         ``aggregation`` and ``settings`` of maps, as `max_entropy`
+    power, softmax, softrank (_bald)    ``score``, "bald" unless another is named; ``beta``;
+                                        ``noise`` of any score, one of the three
+    batch_bald                          ``configurations``: more joint labels are sampled
+    core_set, typiclust                 ``layer``: of the kept features, where there are several
+    foreground_random                   ``share`` from cases with ``foreground`` (case): flags,
+                                        or what is predicted
+    stratified_entropy                  ``share`` that classes buy in turn; ``beta``
+    ==================================  =========================================================
 
     Returns:
         Dataset over the cases bought, in order of purchase, with their ids and coordinates:
