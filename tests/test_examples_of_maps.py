@@ -12,6 +12,7 @@ from example_runs import ROOT, check_run_and_resume, run
 from reader_folders import write_lidc_slices
 
 MAPS: dict[str, list[str]] = {
+    "active_hippocampus.py": [],
     "depth.py": ["--variant", "both", "--fraction", "1", "0.5"],
     "hippocampus.py": [],
     "lung_nodules.py": ["--model", "prob_unet", "nearest_masks"],
@@ -133,3 +134,18 @@ def test_the_latent_plane_holds_what_its_codes_decode_to(study):
 def test_other_laboratories_are_read_and_resumed(tmp_path, request):
     options = ["--guide", "point", "--laboratory", "own", "--seed", "0"]
     check_run_and_resume("unknown_inputs/laboratories.py", options, tmp_path, request)
+
+
+def test_foreground_aware_random_draws_a_third_around_the_organ(monkeypatch):
+    import numpy as np
+
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    order = importlib.import_module("active_hippocampus").foreground_order
+    mask = np.zeros((4, 6, 6), int)
+    mask[2, 1:3, 1:5], mask[2, 3:5, 1:5] = 1, 2
+    rng = np.random.default_rng(0)
+    orders = np.array([order(mask, rng) for _ in range(4000)])
+    assert (np.sort(orders, axis=1) == np.arange(4)).all()
+    # First the slice with the organ: 2/3 x 1/4 + 1/3 = 1/2; five sd, false alarms 6e-7.
+    share = (orders[:, 0] == 2).mean()
+    assert abs(share - 0.5) < 5 * (0.25 / len(orders)) ** 0.5
