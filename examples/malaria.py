@@ -226,7 +226,7 @@ def collect(study: Study) -> xr.Dataset:
     for guide in NORMALS:
         if {guide, "frequentist"} <= set(options.guide):
             found = {part: compare(study, guide, part) for part in options.fraction}
-            lines += ["", f"{guide} minus frequentist:", "", *rows(found)]
+            lines += ["", f"{guide} minus frequentist:", "", rows(found)]
     print("\n".join(lines[1:]))
     storage.write_text(study.folder / "table.md", "\n".join(lines) + "\n")
     return result

@@ -3,7 +3,10 @@
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.scoring.class_scores import terms
+from ppl_med.analysis.statistics.binning import equal_width
 from ppl_med.analysis.statistics.group_resampling import group_weights, spread
+from ppl_med.storage import markdown_table
 
 BINS, RESAMPLES, LEVEL = 15, 2000, 0.95
 
@@ -46,12 +49,10 @@ def paired(ours: list[xr.DataTree], theirs: list[xr.DataTree], patient: np.ndarr
 
 def _parts(tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every case: NLL, whether the prediction is right minus its confidence, and its bin."""
-    probs = tree["posterior/probs"].mean(("chain", "draw")).transpose("case", "class").values
-    label = np.asarray(tree["observed_data/label"]).astype(int)
-    nll = -np.log(probs[np.arange(len(label)), label])
-    confidence = probs.max(1)
-    where = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
-    return nll, (probs.argmax(1) == label) - confidence, where
+    probs = tree["posterior/probs"].mean(("chain", "draw"))
+    found = terms(probs, tree["observed_data/label"])
+    excess = (found.correct - found.confidence).to_numpy()
+    return found.nll.to_numpy(), excess, equal_width(found.confidence.to_numpy(), BINS)
 
 
 def _differences(pairs: list, weights: np.ndarray) -> np.ndarray:
@@ -65,17 +66,15 @@ def _figures(parts: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np.ndarr
     return np.array([(weights * nll).sum(), np.abs(gaps).sum()]) / weights.sum()
 
 
-def rows(found: dict[float, xr.Dataset]) -> list[str]:
+def rows(found: dict[float, xr.Dataset]) -> str:
     """Markdown: a line a fraction."""
-    lines = [
-        "| data | ΔNLL (nats), 95 % over patients | ΔNLL of each seed | ΔECE | ΔECE of each seed |",
-        "|" + "---|" * 5,
-    ]
+    lines = []
     for fraction, one in found.items():
         cells = [f"{fraction:.0%}"]
         for name in ("nll", "ece"):
             mean, low, high = (float(one[f"{name}_{end}"]) for end in ("mean", "lower", "upper"))
             cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
             cells.append(", ".join(f"{value:+.4f}" for value in one[name].values))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        lines.append(cells)
+    of_nll = ["ΔNLL (nats), 95 % over patients", "ΔNLL of each seed"]
+    return markdown_table(["data", *of_nll, "ΔECE", "ΔECE of each seed"], lines)

@@ -32,6 +32,7 @@ from ppl_med.inference import (
 )
 from ppl_med.likelihoods import Gaussian
 from ppl_med.models import BayesianRegressor
+from ppl_med.storage import markdown_table
 from ppl_med.weights import FanInNormal
 
 WIDTH, MEMBERS = 64, 3
@@ -188,7 +189,7 @@ def coverage_by_origin(
     record: xr.DataArray, origins: tuple[int, ...], starts: int, seed: int
 ) -> str:
     """Markdown: the process of the months before each year, judged on the 20 years from it."""
-    lines = ["| trained before | coverage of 90 % intervals | RMSE ppm |", "| --- | --- | --- |"]
+    rows = []
     for origin in origins:
         process, loc = gaussian_process(record[record["month"] < origin], starts, seed)
         later = record[(record["month"] >= origin) & (record["month"] < origin + 20)]
@@ -196,5 +197,5 @@ def coverage_by_origin(
         away = np.abs(later.values - mean)
         inside = float((away < stats.norm.ppf(0.95) * sd).mean())
         error = float(np.sqrt((away**2).mean()))
-        lines.append(f"| {origin} | {inside:.2f} | {error:.1f} |")
-    return "\n".join(lines)
+        rows.append([str(origin), f"{inside:.2f}", f"{error:.1f}"])
+    return markdown_table(["trained before", "coverage of 90 % intervals", "RMSE ppm"], rows)
