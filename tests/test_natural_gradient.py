@@ -33,7 +33,7 @@ from ppl_med.weights import (
 class Normals(nn.Module):
     """A location and a raw scale, as a guide's part has them."""
 
-    is_independent_normal = True
+    independent = True
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__()

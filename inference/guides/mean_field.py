@@ -64,7 +64,7 @@ class _PerExampleNormal(FlatNormal):
 
 
 class _NormalPart(WeightPart):
-    is_independent_normal = True
+    independent = True
 
     def __init__(
         self,

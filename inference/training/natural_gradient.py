@@ -19,15 +19,15 @@ correction of the precision is Lin, Schmidt and Khan, "Handling the positive-def
 the Bayesian learning rule", ICML 2020.
 """
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from ppl_med.checks import finite, inside, positive, reject, share
 from ppl_med.inference.guides.weight_guide import inverse_softplus
+from ppl_med.programs.protocol import independent_normals
 
 
 class VariationalOnlineNewton:
@@ -86,7 +86,7 @@ class VariationalOnlineNewton:
             ValueError: If the guide has no independent normals among the parameters.
         """
         known = {id(parameter) for parameter in parameters}
-        pairs = [p for p in normals_of(guide) if id(p[0]) in known and id(p[1]) in known]
+        pairs = [p for p in independent_normals(guide) if id(p[0]) in known and id(p[1]) in known]
         if not pairs:
             raise ValueError(
                 f"optimizer=VariationalOnlineNewton moves independent normals, and "
@@ -147,13 +147,6 @@ class _OnlineNewton(torch.optim.AdamW):
         loc.sub_(group["lr"] * torch.maximum(torch.minimum(step, most), -most))
         raw_scale.copy_(inverse_softplus(new_scale))
         loc.grad = raw_scale.grad = None  # so that Adam leaves them
-
-
-def normals_of(guide: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-    """Location and raw scale of each independent normal of a guide, scale = softplus(raw)."""
-    for part in guide.modules() if isinstance(guide, nn.Module) else ():
-        if getattr(part, "is_independent_normal", False):
-            yield cast(nn.Parameter, part.loc), cast(nn.Parameter, part.raw_scale)
 
 
 def refuse_rates(learning_rate: Any) -> None:

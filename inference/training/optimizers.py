@@ -24,14 +24,10 @@ def check_factory(optimizer: Any) -> None:
     Raises:
         ValueError: If it is an optimizer, or nothing that can be called.
     """
-    if not (optimizer is None or callable(optimizer) or is_natural(optimizer)):
+    known = optimizer is None or isinstance(optimizer, VariationalOnlineNewton)
+    if not (known or callable(optimizer)):
         shown = type(optimizer).__name__
         reject("optimizer", "a function from parameters to a torch optimizer", shown, EXAMPLE)
-
-
-def is_natural(optimizer: Any) -> bool:
-    """Whether it makes natural-gradient steps, for which it is told of the guide and the cases."""
-    return isinstance(optimizer, VariationalOnlineNewton)
 
 
 def make_optimizer(

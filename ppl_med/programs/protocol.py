@@ -21,6 +21,7 @@ Attribute            Of                  Meaning
 ``of_member``        view of a model     The same view of another model, an ensemble's member.
 ``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
 ``sample_stats``     guide               Method: figures of its sampler, dims (chain, draw).
+``independent``      part of a guide     Says that it is a normal of its ``loc`` and ``raw_scale``.
 ``follow_step``      part of a guide     Moves its buffers after an optimizer step.
 ``after_training``   part of a guide     Fills its buffers when the training has ended.
 ===================  ==================  =========================================================
@@ -30,7 +31,7 @@ the distribution of such a site gives a plain draw by ``shared_draw()``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -135,6 +136,12 @@ def after_steps(model: Any) -> list[Callable[..., None]]:
     """
     found = [getattr(part, "after_step", None) for part in parts_of(model)]
     return [program for program in found if callable(program)]
+
+
+def independent_normals(guide: Any) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Of each part that is independent normals, location and raw scale, scale = softplus(raw)."""
+    found = [part for part in parts_of(guide) if getattr(part, "independent", False)]
+    return [(cast(nn.Parameter, part.loc), cast(nn.Parameter, part.raw_scale)) for part in found]
 
 
 def step_followers(guide: Any) -> list[Callable[[float], None]]:
