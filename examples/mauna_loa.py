@@ -71,6 +71,8 @@ class Options:
     """Starts of the Gaussian process's optimiser."""
     origin: tuple[int, ...] = (1968, 1970, 1972, 1974, 1976, 1978, 1980, 1982)
     """Years from which the Gaussian process is also judged, each over 20 years, with one start."""
+    device: str = "cpu"
+    """Device of the nets; so small ones gain nothing on a GPU."""
     out: Path = Path("runs/mauna_loa")
     """Folder for the results; an earlier study in it is moved aside."""
     smoke: bool = False
@@ -88,7 +90,7 @@ class Study:
             options.seed, options.origin = options.seed[:1], options.origin[:1]
         self.options = options
         self.folder = open_run(options.out, resume=options.resume)
-        check_same(options, self.folder, free=("method", "seed", "time_alone"))
+        check_same(options, self.folder, free=("method", "seed", "time_alone", "device"))
         self.record = monthly()
         self.training = between(self.record, 0, FIRST_HELD_OUT)
         self.notes: dict[str, Any] = {}
@@ -114,7 +116,7 @@ class Study:
         def choose() -> dict[str, Any]:
             grid = GRID[:2] if options.smoke else GRID
             best, found = chosen(
-                method, kind, self.record, split, options.steps, options.draws, grid
+                method, kind, self.record, split, options.steps, options.draws, grid, options.device
             )
             rivals = [[one.noise, one.gain, value] for one, value in found.items()]
             return {"noise": best.noise, "gain": best.gain, "log_density": rivals}
@@ -130,10 +132,12 @@ class Study:
         def make() -> xr.DataTree:
             recipe = self.recipe(own, kind)
             checkpoint = self.folder / f"net-{own}-{kind}-{seed}.pt"
-            pair = trained(own, kind, self.training, recipe, seed, options.steps, checkpoint)
+            pair = trained(
+                own, kind, self.training, recipe, seed, options.steps, checkpoint, options.device
+            )
             if method == "plain":
                 pair = plain(*pair)
-            return forecast(pair, kind, self.training, self.record, options.draws)
+            return forecast(pair, kind, self.training, self.record, options.draws, options.device)
 
         return self._kept(f"posterior-{method}-{kind}-{seed}.nc", make)
 

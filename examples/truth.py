@@ -46,6 +46,8 @@ class Options:
     """Guides; NUTS is always there."""
     seed: tuple[int, ...] = (0, 1, 2)
     """Seeds of start values, training and draws; NUTS has the first."""
+    device: str = "cpu"
+    """Device; so small nets gain nothing on a GPU."""
     out: Path = Path("runs/truth")
     """Folder for the results; an earlier study in it is moved aside."""
     smoke: bool = False
@@ -57,7 +59,7 @@ class Options:
 def main(options: Options) -> None:
     """Run the study, print and save the table, draw the heat map."""
     folder = open_run(options.out, resume=options.resume)
-    check_same(options, folder, free=("data", "problem", "guide", "seed"))
+    check_same(options, folder, free=("data", "problem", "guide", "seed", "device"))
     problems = {name: PROBLEMS[name](options.data) for name in options.problem}
     first = options.seed[0]
     for name, problem in problems.items():
@@ -100,7 +102,7 @@ def run(
         print(f"{name}: {guide}, seed {seed}", flush=True)
         inference = LONGER.get(name, REFERENCE) if guide == "NUTS" else GUIDES[guide]
         inference = smaller(inference) if options.smoke else inference
-        tree, seconds = functions_of(inference, problem, seed)
+        tree, seconds = functions_of(inference, problem, seed, options.device)
         values = values_of(tree)
         dims = ["chain", "draw", "case", "class"][: values.ndim]
         result = xr.Dataset({"values": (dims, values)}, attrs={"seconds": seconds})

@@ -86,6 +86,7 @@ def trained(
     seed: int,
     steps: int,
     checkpoint: Path | None = None,
+    device: str = "cpu",
 ) -> tuple[Any, Any]:
     """A net that has seen the training months, all of them in every step."""
     years = training["month"].values
@@ -101,7 +102,7 @@ def trained(
         learning_rate=rates,
         schedule="cosine",
         seed=seed,
-        device="cpu",
+        device=device,
         checkpoint=checkpoint,
         resume=checkpoint is not None,
         progress=False,
@@ -115,13 +116,14 @@ def forecast(
     training: xr.DataArray,
     truth: xr.DataArray,
     draws: int,
+    device: str = "cpu",
 ) -> xr.DataTree:
     """Draws of functions at the months of the truth."""
     image = inputs(truth["month"].values, kind, training["month"].values)
     value = torch.tensor(truth.values, dtype=torch.float32)
     batches = [{"image": image, "value": value}]
     each = draws // MEMBERS + 1 if isinstance(pair[1], Ensemble) else draws
-    return predict(*pair, batches, draws=each, device="cpu", progress=False)
+    return predict(*pair, batches, draws=each, device=device, progress=False)
 
 
 def chosen(
@@ -132,6 +134,7 @@ def chosen(
     steps: int,
     draws: int,
     grid: list[Recipe],
+    device: str = "cpu",
 ) -> tuple[Recipe, dict[Recipe, float]]:
     """The recipe with the highest log density of the last training years, and all of them.
 
@@ -144,8 +147,8 @@ def chosen(
         grid = list({recipe.gain: recipe for recipe in grid}.values())
     found = {}
     for recipe in grid:
-        pair = trained(own, kind, training, recipe, 0, steps)
-        tree = forecast(pair, kind, training, later, draws)
+        pair = trained(own, kind, training, recipe, 0, steps, device=device)
+        tree = forecast(pair, kind, training, later, draws, device)
         found[recipe] = float(elpd_heldout(tree, mcse=False)["elpd"].mean())
     return max(found, key=lambda recipe: found[recipe]), found
 

@@ -37,7 +37,7 @@ DRAWS = 200
 class Prior:
     """Draws of the prior: what a guide is that has learnt nothing."""
 
-    def infer(self, problem: Problem, model: Any, seed: int) -> tuple[Any, int]:
+    def infer(self, problem: Problem, model: Any, seed: int, device: str) -> tuple[Any, int]:
         """No guide, and the number of draws."""
         return None, DRAWS
 
@@ -56,7 +56,7 @@ class Fitted:
     steps: int = 600
     draws: int = DRAWS
 
-    def infer(self, problem: Problem, model: Any, seed: int) -> tuple[Any, int]:
+    def infer(self, problem: Problem, model: Any, seed: int, device: str) -> tuple[Any, int]:
         """The trained guide, and the number of draws."""
         guide = self.build(model)
         fit(
@@ -67,7 +67,7 @@ class Fitted:
             learning_rate=2e-2,
             schedule="cosine",
             seed=seed,
-            device="cpu",
+            device=device,
             progress=False,
         )
         return guide, self.draws
@@ -90,7 +90,7 @@ class Sampled:
     thin: int = 1
     parts: int = 1
 
-    def infer(self, problem: Problem, model: Any, seed: int) -> tuple[Any, None]:
+    def infer(self, problem: Problem, model: Any, seed: int, device: str) -> tuple[Any, None]:
         """The chains; all draws are compared."""
         rows = torch.arange(len(problem.train["image"])) % self.parts
         names = [name for name in problem.train if name != "id"]
@@ -104,7 +104,7 @@ class Sampled:
                 self.kernel(problem.step_size),
                 chains=self.chains,
                 seed=seed,
-                device="cpu",
+                device=device,
                 progress=False,
                 **options,
             )
@@ -151,16 +151,17 @@ def _small(kernel: Callable[[float], Any]) -> Callable[[float], Any]:
 
 
 def functions_of(
-    inference: Prior | Fitted | Sampled, problem: Problem, seed: int
+    inference: Prior | Fitted | Sampled, problem: Problem, seed: int, device: str
 ) -> tuple[Any, float]:
     """The tree of a guide's predictions at the test images, and the seconds of processor time."""
     torch.manual_seed(seed)
     model = problem.model()
     started = time.process_time()
-    guide, draws = inference.infer(problem, model, seed)
+    guide, draws = inference.infer(problem, model, seed, device)
     seconds = time.process_time() - started
-    options = {} if draws is None else {"draws": draws}
-    tree = predict(model, guide, [problem.test], seed=seed, device="cpu", progress=False, **options)
+    options: dict[str, Any] = {} if draws is None else {"draws": draws}
+    options |= {"seed": seed, "device": device, "progress": False}
+    tree = predict(model, guide, [problem.test], **options)
     return tree, seconds
 
 

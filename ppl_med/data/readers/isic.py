@@ -19,7 +19,7 @@ Combalia et al., "BCN20000", arXiv:1908.02288; Rotemberg et al., "A patient-cent
 Scientific Data 8, 2021 (ISIC 2020).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def load_isic(
     columns = {name: None for part in parts for name in part.columns if name not in ("id", "part")}
     frame = pd.concat(parts, ignore_index=True)
     diagnoses = frame[list(columns)].fillna(0)
-    _check_once(frame["id"], "diagnoses", place)
-    label, classes = _labels(diagnoses, frame["id"], place)
+    _check_once(frame["id"], "the tables of diagnoses", truths)
+    label, classes = _labels(diagnoses, frame["id"], truths)
     arrays: dict[str, Any] = {"id": frame["id"].to_numpy(str), "label": label}
     arrays |= _more(place, truths, frame["id"])
     kept_by = [arrays.pop(name) for name in _KEPT_BY if name in arrays]
@@ -86,7 +86,7 @@ def load_isic(
     for names in reversed(kept_by):
         who = np.where(names == "", who, names)
     arrays["patient"] = who
-    paths = _pictures(place, arrays["id"])
+    paths = _pictures(place, truths, arrays["id"])
     check_memory(3 * len(paths) * size[0] * size[1])
     arrays["image"] = np.stack([read_rgb(path, size, "area") for path in paths])
     named = frame["part"].to_numpy(str)
@@ -151,14 +151,15 @@ def _read_truth(path: Path) -> pd.DataFrame:
 
 
 def _labels(
-    diagnoses: pd.DataFrame, names: pd.Series, place: Path
+    diagnoses: pd.DataFrame, names: pd.Series, tables: Sequence[Path]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Class numbers, and the names of the classes that occur."""
     total = diagnoses.sum(axis=1)
     if (total > 1).any():
         wrong = names[total > 1].tolist()
         raise ValueError(
-            f"{place}: {some_of(wrong, len(names), 'rows')} have several diagnoses; expected one"
+            f"{_listed(tables)}: {some_of(wrong, len(names), 'rows')} have several diagnoses; "
+            "expected one"
         )
     if (total == 0).any():
         diagnoses = diagnoses.assign(other=(total == 0).astype(float))
@@ -170,9 +171,10 @@ def _more(place: Path, truths: list[Path], ids: pd.Series) -> dict[str, NDArray[
     """What the tables say besides, in the order of the cases."""
     found: dict[str, NDArray[Any]] = {}
     others = [path for path in sorted(place.glob("*.csv")) if path not in truths]
-    frames = [_named(path) for path in [*others, *truths]]
-    for frame in frames:
-        _check_once(frame["id"], "what is known", place)
+    tables = [*others, *truths]
+    frames = [_named(path) for path in tables]
+    for path, frame in zip(tables, frames, strict=True):
+        _check_once(frame["id"], "one table", [path])
     columns: dict[str, pd.Series] = {}
     for frame in frames:
         for name in frame.columns.drop("id"):
@@ -188,14 +190,20 @@ def _more(place: Path, truths: list[Path], ids: pd.Series) -> dict[str, NDArray[
     return found
 
 
-def _check_once(names: pd.Series, what: str, place: Path) -> None:
+def _listed(tables: Sequence[Path]) -> str:
+    return ", ".join(map(str, tables))
+
+
+def _check_once(names: pd.Series, what: str, tables: Sequence[Path]) -> None:
     twice = names[names.duplicated()].unique().tolist()
     if twice:
-        raise ValueError(f"{place}: {some_of(twice, len(names), 'pictures')} stand twice in the "
-                         f"tables of {what}; keep one row of each")  # fmt: skip
+        raise ValueError(
+            f"{_listed(tables)}: {some_of(twice, len(names), 'pictures')} stand twice in {what}; "
+            "keep one row of each"
+        )
 
 
-def _pictures(place: Path, ids: NDArray[Any]) -> list[Path]:
+def _pictures(place: Path, truths: list[Path], ids: NDArray[Any]) -> list[Path]:
     """The file of every case."""
     there = {
         path.stem: path
@@ -205,7 +213,7 @@ def _pictures(place: Path, ids: NDArray[Any]) -> list[Path]:
     missing = [name for name in ids.tolist() if name not in there]
     if missing:
         raise FileNotFoundError(
-            f"{some_of([f'{name}.jpg' for name in missing], len(ids), 'pictures')} of the tables "
-            f"in {place} are not there; unpack them below this folder"
+            f"{some_of([f'{name}.jpg' for name in missing], len(ids), 'pictures')} of "
+            f"{_listed(truths)} are not there; unpack them below {place}"
         )
     return [there[name] for name in ids.tolist()]
