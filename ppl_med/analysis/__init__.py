@@ -16,6 +16,7 @@ aggregation   from a map of uncertainty to a score per case
 spray         groups of cases by where the model looked, in search of a biased data set
 case_groups   errors over patients: any analysis on resampled groups of cases
 class_subsets some of the classes, renormalised
+detection     boxes: average precision, LRP, FROC, PDQ, calibration and coverage of objects
 exports       tables of results as CSV, maps as NIfTI in register with the input
 findings      one of several findings per case at a time
 segmentation  sampled masks against several graders, uncertainty maps, sizes with intervals
