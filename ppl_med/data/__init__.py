@@ -44,6 +44,7 @@ from ppl_med.data.splits import (
     save_split,
     split_patients,
 )
+from ppl_med.data.synthetic.brain_generator import brains
 from ppl_med.data.synthetic.cell_generator import blood_smear
 from ppl_med.data.synthetic.class_flips import ClassFlips
 from ppl_med.data.synthetic.confounders import plant
@@ -79,6 +80,7 @@ __all__ = [
     "RotateAndScale",
     "apply_split",
     "blood_smear",
+    "brains",
     "check_batch",
     "check_disjoint",
     "check_divisible",
