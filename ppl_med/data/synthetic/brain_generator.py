@@ -17,8 +17,8 @@ The outline is one of two classes of one volume, "round" and "long". By default 
 from the label; ``shape_given_label`` lets it follow the label, the confounder of which collections
 of scans are suspected.
 
-Axes are those of a NIfTI in RAS: (depth, row, col) run towards right, front and top. The field of
-view is 144 by 168 by 144 mm whatever ``size`` is.
+Axes are those of the readers: depth runs from feet to head, rows from back to front, columns from
+left to right. The field of view is 144 by 168 by 144 mm whatever ``size`` is.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from ppl_med.checks import choice, finite, positive, reject, whole
 from ppl_med.data.random_streams import random_stream
 
-Field = NDArray[np.float32]  # dims (case, depth, row, col)
+Field = NDArray[np.float32]  # dims (case, depth, row, col); within, axes run right, front, top
 
 SHAPES = ("round", "long")
-FIELD_OF_VIEW = (144.0, 168.0, 144.0)  # mm
-AXES = np.array([54.0, 64.0, 50.0])  # mean half axes of a round brain, mm
+FIELD_OF_VIEW = (144.0, 168.0, 144.0)  # mm along depth, row and col
+AXES = np.array([54.0, 64.0, 50.0])  # mean half axes of a round brain, mm right, front, top
 LONG = np.array([0.92, 1.12, 1 / (0.92 * 1.12)])  # of a long brain over those of a round one
 HIPPOCAMPUS = np.array([0.17, 0.32, 0.18])  # half axes of the healthy one, over those of the brain
 _HIPPOCAMPUS_AT = np.array([0.42, -0.05, -0.35])
@@ -99,7 +99,7 @@ def brains(
         (case), P(label = 1 | severity), by which Bayes' rule decides; "age" float64 (case), years;
         "shape" int64 (case), 0 round, 1 long; "scanner" int64 (case); "hippocampus_volume",
         "brain_volume" and "ventricle_volume" float64 (case), mm³; "spacing" float64 (case, axis=3),
-        mm; "affine" float64 (case, 4, 4), voxel to mm; "patient" str (case) and "id" str (case),
+        mm; "affine" float64 (case, 4, 4), index to mm, RAS+; "patient" and "id" str (case),
         "brain-000000-0" and on.
 
     Raises:
@@ -134,7 +134,8 @@ def brains(
     patient = np.arange(num_cases) // scans_per_patient
     spacing = np.array(FIELD_OF_VIEW) / shape3
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = np.diag(spacing), -spacing * (np.array(shape3) - 1) / 2
+    affine[:3, :3] = np.diag(spacing)[::-1]  # the first index is the third of right, front, top
+    affine[:3, 3] = (-spacing * (np.array(shape3) - 1) / 2)[::-1]
     image = np.empty((num_cases, 1, *shape3), np.float32)
     mask, brain_mask = np.empty((2, num_cases, *shape3), bool)
     scanner = np.empty(num_cases, np.int64)
@@ -144,11 +145,12 @@ def brains(
         count = rows.stop - start
         scanner[rows] = scans.integers(num_scanners, size=count)
         some = _Patients._make(values[patient[rows]] for values in patients)
-        tissue, cover, region = _anatomy(scans, some, spacing, shape3)
-        image[rows, 0] = _acquired(
-            scans, random_stream(seed, _NOISE, block), tissue, cover, scanner[rows], noise
-        )
-        mask[rows], brain_mask[rows] = region, cover > 0.5
+        tissue, cover, region = _anatomy(scans, some, spacing[::-1], shape3[::-1])
+        grain = random_stream(seed, _NOISE, block)
+        acquired = _acquired(scans, grain, tissue, cover, scanner[rows], noise)
+        image[rows, 0] = acquired.transpose(0, 3, 2, 1)
+        mask[rows] = region.transpose(0, 3, 2, 1)
+        brain_mask[rows] = cover.transpose(0, 3, 2, 1) > 0.5
     names = [f"brain-{one:06d}" for one in patient]
     by_patient = {
         "label": label,
