@@ -457,3 +457,11 @@ def write_isic(
     for part, lines in (("GroundTruth", labels), ("Metadata", known)):
         (folder / f"ISIC_2019_Training_{part}.csv").write_text("\n".join(lines) + "\n")
     return truth
+
+
+def linked(folder: Path, target: Path, *names: str) -> Path:
+    """A folder in which some of another stands, of which a test reads a part."""
+    target.mkdir()
+    for name in names:
+        (target / name).symlink_to(folder / name)
+    return target

@@ -245,8 +245,9 @@ def malaria(data: Path) -> Source:
 
 def boxed_cells(data: Path, kind: str, side: int = 128, margin: float = 0.1) -> Arrays:
     """Cells of BCCD cut out along their boxes, (case, 3, side, side) uint8."""
-    found = load_voc_boxes(data, size=(480, 640), classes=("RBC", "WBC", "Platelets"))
-    wanted = ("RBC", "WBC", "Platelets").index(kind)
+    kinds = ("RBC", "WBC", "Platelets")
+    found = load_voc_boxes(data, size=(480, 640), classes=kinds, degenerate="drop")
+    wanted = kinds.index(kind)
     images, ids, pictures = [], [], []
     for one in (found["val"],):
         for row, picture in enumerate(one["image"]):

@@ -5,7 +5,7 @@
     augmentation       functions of a batch and a generator, as in graders and class_flips
     reversible         augmentations for prediction, undone on maps
     splits             by patient, in files that tell when something has changed
-    validation, masks  what is wrong with a batch, said before any work starts
+    validation, masks, boxes  what is wrong with a batch, said before any work starts
     readers            one data set a file, all of them in READERS; from_table for one's own
     synthetic          generators and planted confounders
 
@@ -15,6 +15,7 @@ Readers and generators are numpy only and work without torch; what needs torch l
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ppl_med.data.boxes import check_boxes
 from ppl_med.data.channel_statistics import standardization
 from ppl_med.data.graders import one_grader_per_case, random_grader
 from ppl_med.data.masks import check_divisible, check_masks
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         mirror_with_mask,
     )
     from ppl_med.data.batches import Batches
+    from ppl_med.data.box_moves import MoveWithBoxes
     from ppl_med.data.dataset_batches import DatasetBatches
     from ppl_med.data.fresh import FreshBatches
     from ppl_med.data.reversible import Augmentation, drawn, symmetries, turns
@@ -76,12 +78,14 @@ __all__ = [
     "ClassFlips",
     "DatasetBatches",
     "FreshBatches",
+    "MoveWithBoxes",
     "RandomPixels",
     "RotateAndScale",
     "apply_split",
     "blood_smear",
     "brains",
     "check_batch",
+    "check_boxes",
     "check_disjoint",
     "check_divisible",
     "check_masks",
@@ -129,6 +133,7 @@ _NEED_TORCH = {
     "Batches": "batches",
     "DatasetBatches": "dataset_batches",
     "FreshBatches": "fresh",
+    "MoveWithBoxes": "box_moves",
     "RandomPixels": "augmentation",
     "RotateAndScale": "augmentation",
     "check_batch": "validation",

@@ -1,8 +1,8 @@
 """Augmentations of a batch: functions of what is moved and of a generator, nothing else.
 
 ``flips_and_turns`` takes and returns images, for ``Batches(augment=...)``. The others take and
-return a whole batch, for ``Batches(transform=...)``: with the image they move its mask, and all
-else that has a value per pixel.
+return a whole batch, for ``Batches(transform=...)``: with the image they move its mask, its boxes,
+and all else that has a value per pixel.
 """
 
 import math
@@ -34,11 +34,11 @@ def flips_and_turns(image: Tensor, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: The images are not square, or are volumes.
     """
-    return _turn(image, _symmetries(image, generator))
+    return turned(image, _symmetries(image, generator))
 
 
 def flips_and_turns_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-    """Put every image, with its mask, through a random symmetry of the square.
+    """Put every image, with its mask and boxes, through a random symmetry of the square.
 
     With the same generator, images move as by ``flips_and_turns``.
 
@@ -48,17 +48,18 @@ def flips_and_turns_with_mask(batch: dict[str, Any], generator: torch.Generator)
         generator: Source of the choices, one per case.
 
     Returns:
-        The batch with new tensors for the image and all that has its rows and columns.
+        The batch with new tensors for the image, for all that has its rows and columns, and for
+        "box".
 
     Raises:
         ValueError: The images are not square, or are volumes.
     """
     choice = _symmetries(batch["image"], generator)
-    return batch | {name: _turn(values, choice) for name, values in _maps(batch).items()}
+    return turned_batch(batch, choice)
 
 
 def mirror_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-    """Swap left and right of every image, with its mask, with probability 1/2.
+    """Swap left and right of every image, with its mask and boxes, with probability 1/2.
 
     Right for street scenes, in which up is up, and for images of any size.
 
@@ -68,11 +69,12 @@ def mirror_with_mask(batch: dict[str, Any], generator: torch.Generator) -> dict[
         generator: Source of the choices, one per case.
 
     Returns:
-        The batch with new tensors for the image and all that has its rows and columns.
+        The batch with new tensors for the image, for all that has its rows and columns, and for
+        "box".
     """
     choice = torch.rand(3, len(batch["image"]), generator=generator) < 0.5
     choice[1:] = False
-    return batch | {name: _turn(values, choice) for name, values in _maps(batch).items()}
+    return turned_batch(batch, choice)
 
 
 class RandomPixels:
@@ -138,9 +140,14 @@ class RotateAndScale:
             The batch with new tensors for the image and all that has its rows and columns.
 
         Raises:
-            ValueError: The images are volumes.
+            ValueError: The images are volumes, or there are boxes, which a turn leaves too wide.
         """
         image = batch["image"]
+        if "box" in batch:
+            raise ValueError(
+                "RotateAndScale cannot move box: the box around a turned box is wider than its "
+                "object; use MoveWithBoxes(shift=..., factor=...)"
+            )
         if image.ndim != 4:
             raise ValueError(
                 f"image has shape {tuple(image.shape)}; RotateAndScale moves images with dims "
@@ -158,8 +165,8 @@ class RotateAndScale:
         grid = torch.nn.functional.affine_grid(matrix, shape, align_corners=False)
         grid = grid.to(image.device)
         return batch | {
-            name: _interpolated(values, grid) if name == "image" else _nearest(values, grid)
-            for name, values in _maps(batch).items()
+            name: interpolated(values, grid) if name == "image" else nearest(values, grid)
+            for name, values in per_pixel(batch).items()
         }
 
 
@@ -178,7 +185,9 @@ def check_square_pixels(steps: Sequence[Any], spacing: Any, ids: Sequence[Any]) 
     turning = [
         getattr(step, "__name__", type(step).__name__)
         for step in steps
-        if step in (flips_and_turns, flips_and_turns_with_mask) or isinstance(step, RotateAndScale)
+        if step in (flips_and_turns, flips_and_turns_with_mask)
+        or isinstance(step, RotateAndScale)
+        or getattr(step, "turn", False)
     ]
     values = torch.as_tensor(spacing).double()
     if not turning or values.ndim != 2 or values.shape[1] < 2:
@@ -196,13 +205,14 @@ def check_square_pixels(steps: Sequence[Any], spacing: Any, ids: Sequence[Any]) 
         )
 
 
-def _maps(batch: dict[str, Any]) -> dict[str, Tensor]:
+def per_pixel(batch: dict[str, Any]) -> dict[str, Tensor]:
     """Everything in a batch that has a value per pixel."""
     size = batch["image"].shape[-2:]
     return {
         name: values
         for name, values in batch.items()
         if isinstance(values, Tensor) and values.ndim > 2 and values.shape[-2:] == size
+        if name != "box"
     }
 
 
@@ -216,7 +226,15 @@ def _symmetries(image: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(3, len(image), generator=generator) < 0.5
 
 
-def _turn(values: Tensor, choice: Tensor) -> Tensor:
+def turned_batch(batch: dict[str, Any], choice: Tensor) -> dict[str, Any]:
+    """The batch with all that has a place mirrored, upended and transposed; see ``turned``."""
+    moved = {name: turned(values, choice) for name, values in per_pixel(batch).items()}
+    if "box" in batch:
+        moved["box"] = _turned_boxes(batch["box"], choice, batch["image"].shape[-2:])
+    return batch | moved
+
+
+def turned(values: Tensor, choice: Tensor) -> Tensor:
     """Mirror left and right, up and down, and transpose; ``choice`` has dims (3, case)."""
     mirror, upend, swap = choice.to(values.device).view(3, -1, *[1] * (values.ndim - 1))
     values = torch.where(mirror, values.flip(-1), values)
@@ -224,14 +242,25 @@ def _turn(values: Tensor, choice: Tensor) -> Tensor:
     return torch.where(swap, values.transpose(-1, -2), values) if choice[2].any() else values
 
 
-def _interpolated(image: Tensor, grid: Tensor) -> Tensor:
+def _turned_boxes(box: Tensor, choice: Tensor, size: Sequence[int]) -> Tensor:
+    """Boxes (case, ..., 4) moved as ``turned`` moves the pixels of images with such rows, cols."""
+    mirror, upend, swap = choice.to(box.device).view(3, -1, *[1] * (box.ndim - 1))
+    rows, cols = size
+    left, top, right, bottom = box.split(1, -1)
+    box = torch.where(mirror, torch.cat([cols - right, top, cols - left, bottom], -1), box)
+    left, top, right, bottom = box.split(1, -1)
+    box = torch.where(upend, torch.cat([left, rows - bottom, right, rows - top], -1), box)
+    return torch.where(swap, box[..., [1, 0, 3, 2]], box)
+
+
+def interpolated(image: Tensor, grid: Tensor) -> Tensor:
     """Read off an image at the places of a grid, linearly; beyond the border, the border."""
     return torch.nn.functional.grid_sample(
         image, grid.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
 
 
-def _nearest(values: Tensor, grid: Tensor) -> Tensor:
+def nearest(values: Tensor, grid: Tensor) -> Tensor:
     """Read off values, dims (case, ..., row, col), at the places of a grid; outside unobserved."""
     dtype = torch.int16 if values.dtype == torch.uint8 else values.dtype
     layers = (values.flatten(1, -3) if values.ndim > 3 else values[:, None]).double()

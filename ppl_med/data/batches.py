@@ -18,6 +18,7 @@ from torch import Tensor
 from ppl_med.checks import reject, whole
 from ppl_med.data.arrays import as_ids, as_image, as_label, as_mask, as_metadata
 from ppl_med.data.augmentation import check_square_pixels
+from ppl_med.data.boxes import check_boxes
 from ppl_med.data.random_streams import random_stream
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -54,7 +55,8 @@ class Batches(Epochs):
 
     Each batch is a dict: "image" float32 (case, channel, row, col) or (case, channel, depth, row,
     col); "label" int64 (case), if given; "mask" int64 (case, row, col) or (case, grader, row, col),
-    and likewise with depth, if given (a bool mask stays bool); "id" list of str or int; every other
+    and likewise with depth, if given (a bool mask stays bool); "box" float32 (case, [grader,] box,
+    4) and "box_label" int64, if given (see ``check_boxes``); "id" list of str or int; every other
     array by its own name, numbers as tensors and strings as lists.
 
     Args:
@@ -86,7 +88,7 @@ class Batches(Epochs):
         TypeError: Labels, ids, masks or pixels are of a type that cannot be used.
         ValueError: An array is empty, has the wrong rank or length, holds NaN or infinite pixels,
             negative labels or duplicate ids, a mask has another size than its image, or pixels
-            whose "spacing" is not square are to be turned.
+            whose "spacing" is not square are to be turned, or ``check_boxes`` finds a fault.
     """
 
     def __init__(
@@ -122,6 +124,8 @@ class Batches(Epochs):
         self._columns["id"] = as_ids(arrays.get("id"), self.num_cases)
         for name in arrays.keys() - {"image", "label", "mask", "id"}:
             self._columns[name] = as_metadata(name, arrays[name], self.num_cases)
+        if "box" in self._columns:
+            check_boxes(self.arrays)
         whole("batch_size", batch_size, most=self.num_cases if drop_last else None)
         self.loc, self.scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
         if not (self.scale > 0).all():
@@ -252,9 +256,10 @@ class Batches(Epochs):
             if isinstance(values, Tensor) and values.shape[-2:] == self._image.shape[-2:]
             if values.ndim > 2
         ]
+        maps = [*maps, *(name for name in ("box",) if name in self._columns and name not in maps)]
         if self.augment is not None and maps:
             raise ValueError(
-                f"augment moves the image but not {maps}, which has a value per pixel and would no "
+                f"augment moves the image but not {maps}, which belongs to its pixels and would no "
                 "longer match; leave it out of arrays, or move both by transform="
             )
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ppl_med.checks import choice, different_names
-from ppl_med.data.readers.box_lists import Boxes, pictures_with_boxes
+from ppl_med.data.readers.box_lists import DEGENERATE, Boxes, Degenerate, pictures_with_boxes
 from ppl_med.data.readers.folders import SPLITS, check_files, find_place, naming_file
 from ppl_med.data.readers.image_files import check_size
 from ppl_med.data.readers.named_splits import Splits
@@ -33,6 +33,7 @@ def load_coco_boxes(
     resize: Resize = "fit",
     classes: Sequence[str] | None = None,
     crowd: bool = False,
+    degenerate: Degenerate = "raise",
 ) -> Splits:
     """Read the splits that are there; "train" must be.
 
@@ -43,6 +44,8 @@ def load_coco_boxes(
         classes: Names of the categories to keep, in the order of their numbers; by default all, in
             the order of their ids.
         crowd: Whether boxes around crowds count.
+        degenerate: What becomes of boxes without width or height within the picture: an error
+            ("raise"), or left out and counted ("drop").
 
     Returns:
         As ``load_voc_boxes``.
@@ -54,6 +57,7 @@ def load_coco_boxes(
     """
     check_size(size, ("rows", "cols"))
     choice("resize", resize, RESIZES)
+    choice("degenerate", degenerate, DEGENERATE)
     place = find_place(folder, "coco", ("annotations",), module=__name__)
     lists = {split: path for split in SPLITS if (path := _list(place, split)) is not None}
     if "train" not in lists:
@@ -76,7 +80,7 @@ def load_coco_boxes(
         check_files(files, needed_by=path)
         boxes = _boxes(path, contents[split], numbers, crowd)
         ids = [Path(one).with_suffix("").as_posix() for _, one in contents[split]["images"]]
-        splits[split] = pictures_with_boxes(files, boxes, ids, size, resize)
+        splits[split] = pictures_with_boxes(files, boxes, ids, size, resize, degenerate=degenerate)
     check_splits(splits)
     return Splits(splits, names)
 

@@ -19,7 +19,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ppl_med.checks import a_path, choice, different_names
-from ppl_med.data.readers.box_lists import Boxes, pictures_with_boxes
+from ppl_med.data.readers.box_lists import (
+    DEGENERATE,
+    Boxes,
+    Degenerate,
+    check_known,
+    pictures_with_boxes,
+)
 from ppl_med.data.readers.folders import (
     check_files,
     find_place,
@@ -43,6 +49,7 @@ def load_voc_boxes(
     resize: Resize = "fit",
     classes: Sequence[str] | None = None,
     difficult: bool = False,
+    degenerate: Degenerate = "raise",
 ) -> Splits:
     """Read the splits that are there; "train" and "val" must be.
 
@@ -54,21 +61,26 @@ def load_voc_boxes(
             crops or pads about the middle; boxes follow.
         classes: Names to keep, in the order of their numbers; by default all, sorted.
         difficult: Whether boxes marked as difficult count.
+        degenerate: What becomes of boxes whose xmax is not above xmin, or ymax not above ymin, as
+            written or within the picture: an error ("raise"), or left out and counted ("drop").
+            BCCD has two.
 
     Returns:
         For each split, arrays for ``Batches``: "image" uint8 (case, channel=3, row, col); "box"
         float32 (case, box, 4), x_min, y_min, x_max, y_max in pixels of the image, NaN after the
-        last; "box_label" int64 (case, box), -1 after the last; "num_boxes" int64 (case); "id" str
-        (case). ``classes`` of the result are the names.
+        last; "box_label" int64 (case, box), -1 after the last; "num_boxes" int64 (case);
+        "num_dropped" and "num_clipped" int64 (case), boxes that were left out and boxes that were
+        cut at the border of the picture; "id" str (case). ``classes`` of the result are the names.
 
     Raises:
         FileNotFoundError: There is no such folder, or a list or a file that a list names is
             missing.
-        ValueError: A box has no area or another name than ``classes``, an argument is out of range,
-            a file is not as described above, or two splits share an id.
+        ValueError: A box has no area, no box has a name of ``classes`` while there are others, an
+            argument is out of range, a file is not as described above, or two splits share an id.
     """
     check_size(size, ("rows", "cols"))
     choice("resize", resize, RESIZES)
+    choice("degenerate", degenerate, DEGENERATE)
     needed = (f"{_LISTS}/train.txt", f"{_LISTS}/val.txt", "JPEGImages", "Annotations")
     name = "bccd" if (a_path("folder", folder) / "bccd").is_dir() else "voc"
     place = find_place(folder, name, needed, module=__name__)
@@ -84,9 +96,16 @@ def load_voc_boxes(
     }
     seen = {name for boxes in found.values() for one in boxes for name, _ in one}
     kept = tuple(sorted(seen)) if classes is None else different_names("classes", classes)
+    check_known(kept, seen, place / "Annotations")
     splits = {
         split: pictures_with_boxes(
-            pictures[split], [_numbered(one, kept) for one in boxes], ids[split], size, resize
+            pictures[split],
+            [_numbered(one, kept) for one in boxes],
+            ids[split],
+            size,
+            resize,
+            degenerate=degenerate,
+            least=1.0,  # as xmax = xmin is written, which has the extent of one pixel
         )
         for split, boxes in found.items()
     }
