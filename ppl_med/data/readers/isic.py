@@ -97,7 +97,11 @@ def load_isic(
         }
         check_splits(splits, "patient")
     else:
-        drawn = split_patients(who, SHARES if shares is None else shares, seed=seed, stratify=label)
+        shares = SHARES if shares is None else shares
+        try:
+            drawn = split_patients(who, shares, seed=seed, stratify=label)
+        except ValueError as error:
+            raise ValueError(f"{_listed(truths)}: {error}") from error
         splits = apply_split(arrays, drawn)
     return Splits(splits, classes)
 
