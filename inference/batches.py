@@ -257,7 +257,7 @@ class BatchSpec:
                 known = {name: value for name, value in batch.items() if name != "label"}
             check_batch(known, num_classes=self.num_classes, in_channels=self.in_channels)
             self._check_mask(batch)
-        for name in self.arguments & batch.keys() - {"image"}:
+        for name in self.arguments & batch.keys() - {"image", "box", "box_label"}:
             _check_argument(name, batch[name], size, may_be_nan=name == self.partial)
             if name in self.value_checks and not on_device:
                 self.value_checks[name](batch[name])

@@ -4,6 +4,7 @@ from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.conditional_vae import ConditionalVAE
 from ppl_med.models.confounder_free import ConfounderFreeClassifier
 from ppl_med.models.dense_regressor import DenseRegressor
+from ppl_med.models.detector import BayesianDetector
 from ppl_med.models.duq_classifier import DUQClassifier
 from ppl_med.models.findings_classifier import FindingsClassifier
 from ppl_med.models.generalized_odin_classifier import GeneralizedODINClassifier
@@ -20,6 +21,7 @@ from ppl_med.models.stochastic_segmentation import StochasticSegmentationNetwork
 
 __all__ = [
     "BayesianClassifier",
+    "BayesianDetector",
     "BayesianRegressor",
     "BayesianSegmenter",
     "ConditionalVAE",

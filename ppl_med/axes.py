@@ -19,6 +19,8 @@ AXES = (
     "step",
     "augmentation",
     "box",
+    "edge",
+    "anchor",
     "finding",
 )
 

@@ -100,6 +100,7 @@ class PosteriorSampler:
         arguments = set(argument_names(model))
         self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
         self.discrete = {n for n in self.observed if sites[n]["fn"].support.is_discrete}
+        self.examples = {n: sites[n] for n in self.observed}
         self.generated = required_arguments(model) & self.observed.keys()
         latents = [n for n, s in sites.items() if n not in arguments and not s["is_observed"]]
         named = [(sites[n]["infer"] or {}).get("classes") for n in self.observed]

@@ -23,7 +23,12 @@ from ppl_med.inference.prediction.posterior_sampler import (
     is_stored,
     local_densities,
 )
-from ppl_med.likelihoods import in_double, log_prob_in_double, stored_parameters
+from ppl_med.likelihoods import (
+    in_double,
+    log_prob_in_double,
+    stored_parameters,
+    stored_values,
+)
 from ppl_med.programs import protocol
 from ppl_med.programs.sites import (
     Program,
@@ -122,7 +127,10 @@ class TreeBuilder:
         self.by_graders = has_graders(first)
         # Inputs such as the number of a site are metadata too; further pictures are not.
         pictures = {n for n, v in inputs.items() if isinstance(v, Tensor) and v.dim() > 2}
-        taken = {"id", "image", argument_names(model)[0], *self.observed, *pictures}
+        self.kinds, shown = {n: site["fn"] for n, site in sampler.examples.items()}, set[str]()
+        for name, site in sampler.examples.items():
+            shown |= stored_values(site["fn"], name, site["value"], self.observed[name]).keys()
+        taken = {"id", "image", argument_names(model)[0], *self.observed, *pictures, *shown}
         self.columns = find_columns(first, taken, batch_size(inputs))
 
     def start(
@@ -154,10 +162,13 @@ class TreeBuilder:
                 )
         self.by_graders = has_graders(inputs[0])
         for name in self.given:
-            dims, axis = _case_first(self._observation_dims(name))
-            arrays = [v[name].detach().movedim(axis, 0).cpu().numpy() for v in observations]
-            chunk.arrays["observed_data", name] = join_padded(arrays, dims)
-            chunk.dims["observed_data", name] = dims
+            own, kind = self._observation_dims(name), self.kinds[name]
+            found = [stored_values(kind, name, v[name].detach(), own) for v in observations]
+            for part, (names, _) in found[0].items():
+                dims, axis = _case_first(names)
+                arrays = [one[part][1].movedim(axis, 0).cpu().numpy() for one in found]
+                chunk.arrays["observed_data", part] = join_padded(arrays, dims)
+                chunk.dims["observed_data", part] = dims
         for name in self.columns:
             parts = [
                 as_column(batch.get(name), batch_size(v))
@@ -228,7 +239,9 @@ class TreeBuilder:
             self.put(chunk, (self.group, prefix + parameter), dims, value, where, self.attrs)
         value = node.get("drawn", node["value"])
         drawn = value.to(torch.int64) if node["fn"].support.is_discrete else value
-        self.put(chunk, (f"{self.group}_predictive", name), names, drawn, where, self.attrs)
+        group = f"{self.group}_predictive"
+        for part, (dims, values) in stored_values(node["fn"], name, drawn, names).items():
+            self.put(chunk, (group, part), dims, values, where, self.attrs)
 
     def _observation_dims(self, name: str) -> list[str]:
         """Dims of what an observed site conditions on, in the site's layout."""

@@ -11,9 +11,12 @@ posterior and says so: ``Gaussian`` with ``beta``, ``Quantiles`` of several leve
     loss      LabelSmoothing, MarginSmoothing, FocalLoss; of masks SpatialSmoothing, NeighbourAware
 
 ``DividedLogits`` (a density) and ``KernelClasses`` (a loss) are those of models that know what they
-have never seen; ``predict`` stores what they are made of beside the probabilities.
+have never seen; ``predict`` stores what they are made of beside the probabilities. ``Boxes`` are
+sets of boxes around objects, from a detector's output at its anchors.
 """
 
+from ppl_med.likelihoods.box_field import NOT_READ, BoxField, pack_boxes
+from ppl_med.likelihoods.boxes import Boxes
 from ppl_med.likelihoods.choices import OF_CASES, OF_PIXELS, class_likelihood
 from ppl_med.likelihoods.class_loss import LossLikelihood
 from ppl_med.likelihoods.classes import (
@@ -41,14 +44,18 @@ from ppl_med.likelihoods.stored import (
     log_prob_in_double,
     site_logits,
     stored_parameters,
+    stored_values,
 )
 from ppl_med.moved import renamed
 
 __all__ = [
     "FLSD_53",
+    "NOT_READ",
     "OF_CASES",
     "OF_PIXELS",
     "Bernoulli",
+    "BoxField",
+    "Boxes",
     "Categorical",
     "ClassLikelihood",
     "ClassLoss",
@@ -77,8 +84,10 @@ __all__ = [
     "in_double",
     "log_prob_in_double",
     "observe",
+    "pack_boxes",
     "site_logits",
     "stored_parameters",
+    "stored_values",
 ]
 
 __getattr__ = renamed(__name__, {"LossOfClasses": "LossLikelihood"})

@@ -137,6 +137,16 @@ def _(fn: known.Bernoulli, names: Sequence[str]) -> Parameters:
     return _by_class(torch.stack(both, 1 if names else 0), names)
 
 
+@singledispatch
+def stored_values(fn: Distribution, name: str, value: Tensor, names: Sequence[str]) -> Parameters:
+    """Under which names ``predict`` keeps values of an observed site, drawn or observed.
+
+    Values of one array that stands for several, as boxes with their labels, are taken apart here.
+    ``names`` are those of the axes of the site's values, plates first.
+    """
+    return {name: (list(names), value)}
+
+
 def _by_class(probs: Tensor, names: Sequence[str]) -> Parameters:
     return {"probs": ([*names[:1], "class", *names[1:]], probs)}
 

@@ -2,6 +2,7 @@
 
 from ppl_med.networks.classifiers import AlexNet, CompactCNN, LeNet, StridedCNN
 from ppl_med.networks.combine import Combine
+from ppl_med.networks.detectors import DetectorOutput, SmallDetector
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.fc_densenet import FCDenseNet
 from ppl_med.networks.hierarchical_unet import HierarchicalUNet
@@ -13,11 +14,13 @@ __all__ = [
     "Combine",
     "CompactCNN",
     "ConvGaussian",
+    "DetectorOutput",
     "FCDenseNet",
     "GaussianEncoder",
     "HierarchicalUNet",
     "LeNet",
     "SelectOutput",
+    "SmallDetector",
     "StridedCNN",
     "UNet",
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ppl_med.axes import SPACE
 
-SPATIAL = frozenset(SPACE[3])
+SPATIAL = frozenset(SPACE[3]) | {"box"}
 
 
 def fill_of(dtype: np.dtype) -> float:

@@ -12,7 +12,15 @@ from ppl_med.weights.distributions import (
 )
 from ppl_med.weights.layout import Entry, Layout, Where
 from ppl_med.weights.pretrained import Fitted, load_pretrained
-from ppl_med.weights.priors import FanInNormal, Laplace, LearntNormal, Normal, Prior, ScaleMixture
+from ppl_med.weights.priors import (
+    FanInNormal,
+    Laplace,
+    LearntNormal,
+    Normal,
+    NormalByName,
+    Prior,
+    ScaleMixture,
+)
 from ppl_med.weights.random_weights import RandomWeights, find_random_weights
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "Layout",
     "LearntNormal",
     "Normal",
+    "NormalByName",
     "Prior",
     "RandomWeights",
     "ScaleMixture",

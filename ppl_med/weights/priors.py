@@ -10,6 +10,8 @@ Wu et al., ICLR 2019.
 """
 
 import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -113,6 +115,50 @@ class FanInNormal(Prior):
             for entry in layout.entries
         ]
         return {"loc": _centre_of(self.loc, flat), "scale": torch.cat(scales)}
+
+
+class NormalByName(Prior):
+    """Normals that differ by parameter, such as one around its start for the bias of a detector.
+
+    Args:
+        by_name: Patterns over the names of parameters, such as ``"head.*.bias"``, and the normal
+            prior of those that match; the first that matches counts.
+        otherwise: Of all others; He-scaled normals by default.
+
+    Raises:
+        TypeError: A prior is no ``Normal`` or ``FanInNormal``.
+        ValueError: When a model is built, if a pattern matches no random parameter.
+    """
+
+    family = FlatNormal
+
+    def __init__(
+        self,
+        by_name: Mapping[str, Normal | FanInNormal],
+        otherwise: Normal | FanInNormal | None = None,
+    ) -> None:
+        self.by_name, self.otherwise = dict(by_name), otherwise or FanInNormal()
+        for prior in (*self.by_name.values(), self.otherwise):
+            if not isinstance(prior, Normal | FanInNormal):
+                raise TypeError(f"priors by name must be Normal or FanInNormal, got {prior!r}")
+
+    def parameters(self, layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+        """Location and scale of every weight."""
+        found = self.otherwise.parameters(layout, flat)
+        found = {name: value.expand(len(flat)).clone() for name, value in found.items()}
+        taken = set[str]()
+        for pattern, prior in self.by_name.items():
+            own, start = prior.parameters(layout, flat), 0
+            chosen = {n for n in layout.names if fnmatchcase(n, pattern)}
+            if not chosen:
+                reject("by_name", f"patterns over {layout.names[:8]} ...", pattern)
+            for entry in layout.entries:
+                place = slice(start, start := start + entry.num_weights)
+                if entry.name in chosen - taken:
+                    for name, value in found.items():
+                        value[place] = own[name].expand(len(flat))[place]
+            taken |= chosen
+        return found
 
 
 class LearntNormal(Prior):

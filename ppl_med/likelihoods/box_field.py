@@ -1,0 +1,253 @@
+"""The distribution of a set of boxes given the output of a detector at its anchors."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid, pad
+from torchvision.ops import nms
+
+from ppl_med.likelihoods.anchors import Encoding, Match, decode, encode, match_anchors
+from ppl_med.likelihoods.inverse_transform import Uniform, transformed
+from ppl_med.likelihoods.stored import Parameters, in_double, stored_parameters, stored_values
+
+EXTRA = 13  # channels after the classes: 4 places, 4 log-variances, 4 of the anchor, 1 of its kind
+LOG_VARIANCE_RANGE = (-10.0, 10.0)
+NOT_READ = -2
+"""Label at every place of a reader who did not look at the case."""
+_PLACES = 5  # numbers of a box in the value: its edges and its label
+_NOISE_DRAWS = 256  # by which "deltas" become pixels
+
+
+@dataclass(frozen=True)
+class FieldSettings:
+    """How boxes are encoded, matched and kept; see ``Boxes``."""
+
+    num_classes: int
+    noise: str
+    encoding: Encoding
+    match: Match
+    focal: float
+    least_score: float
+    nms: float
+    most: int
+    keep_anchors: bool
+    proposals: bool
+
+
+class BoxField(TorchDistribution):
+    """Of every anchor a class or none, and of an object's anchors its edges.
+
+    The value, dims (case, box, 5 x grader), has of every reader x_min, y_min, x_max, y_max in
+    pixels and the label, which is negative where there is no box; readers are independent.
+
+    Args:
+        output: Dims (..., case, class + 13, anchor); see ``Boxes``.
+        settings: See ``Boxes``.
+    """
+
+    arg_constraints = {"output": constraints.real}  # noqa: RUF012
+
+    def __init__(self, output: Tensor, settings: FieldSettings) -> None:
+        self.output, self.settings = output, settings
+        self._detections: dict[str, Tensor] | None = None
+        places = output.shape[-1] if settings.keep_anchors else settings.most
+        super().__init__(output.shape[:-2], torch.Size((places, _PLACES)), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Numbers, NaN where there is no box."""
+        return constraints.independent(constraints.real, 2)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "BoxField":
+        """The same with more batch dims."""
+        return BoxField(self.output.expand(*batch_shape, *self.output.shape[-2:]), self.settings)
+
+    # ------------------------------------------------------------------------------------ density
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats of all readers' boxes together, dims (..., case)."""
+        shape = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        output = self.output.expand(*shape, *self.output.shape[-2:]).flatten(0, -3)
+        value = value.expand(*shape, *value.shape[-2:]).reshape(-1, *value.shape[-2:])
+        readers = value.to(output).unflatten(-1, (-1, _PLACES)).unbind(2)
+        found: Tensor = sum(self._of_reader(output, one) for one in readers)  # type: ignore[assignment]
+        return found.reshape(shape)
+
+    def _of_reader(self, output: Tensor, value: Tensor) -> Tensor:
+        """Log-density of one reader's boxes, value (case, box, 5)."""
+        label = value[..., 4].nan_to_num(nan=-1.0).long()
+        box, there = value[..., :4].nan_to_num(nan=0.0), label >= 0
+        logits, place, log_variance, anchor, kind = self._parts(output)
+        found = output.new_zeros(len(output))
+        for stage in (0.0, 1.0) if self.settings.proposals else (1.0,):
+            usable = kind == stage
+            index, state = match_anchors(anchor, box, there, usable, self.settings.match)
+            target = label.gather(1, index)
+            classes = self._class_term(logits, target, state, stage)
+            one = torch.nn.functional.one_hot(index, box.shape[1]) * (state == 1)[..., None]
+            share = (one / one.sum(1, keepdim=True).clamp(min=1)).sum(-1)
+            at = box.gather(1, index[..., None].expand(-1, -1, 4))
+            code = encode(at, anchor, self.settings.encoding)
+            density = self._noise(place, log_variance).log_prob(code).sum(-1)
+            edges = torch.where(state == 1, share * density, torch.zeros_like(density))
+            found = found + classes.sum(1) + edges.sum(1)
+        read = (label != NOT_READ).any(1) | (label.shape[1] == 0)
+        return torch.where(read, found, torch.zeros_like(found))
+
+    def _class_term(self, logits: Tensor, target: Tensor, state: Tensor, stage: float) -> Tensor:
+        """Log-probability of every anchor's class or none, 0 where it is neither."""
+        if stage == 0:
+            of_label = torch.where(
+                state == 1, logsigmoid(logits[..., 0]), logsigmoid(-logits[..., 0])
+            )
+        else:
+            log_probs = pad(logits, (1, 0)).log_softmax(-1)
+            wanted = torch.where(state == 1, target.clamp(min=0) + 1, 0)
+            of_label = log_probs.gather(-1, wanted[..., None])[..., 0]
+        if self.settings.focal > 0:
+            others = torch.log(-torch.expm1(of_label.clamp(max=-1e-6)))
+            of_label = (self.settings.focal * others).exp() * of_label
+        return torch.where(state >= 0, of_label, torch.zeros_like(of_label))
+
+    def _noise(self, place: Tensor, log_variance: Tensor) -> Any:
+        """Of encoded edges."""
+        sd = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
+        if self.settings.noise == "normal":
+            return torch.distributions.Normal(place, sd, validate_args=False)
+        return torch.distributions.Laplace(place, sd / math.sqrt(2), validate_args=False)
+
+    def _parts(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Logits (case, anchor, class), encoded edges, log-variances, anchors, and their kind."""
+        by_anchor = output.movedim(-2, -1)
+        number = self.settings.num_classes
+        logits, place, log_variance, anchor, kind = by_anchor.split([number, 4, 4, 4, 1], -1)
+        return logits, place, log_variance, anchor.detach(), kind[..., 0].detach()
+
+    # ----------------------------------------------------------------------------------- detections
+
+    def detections(self) -> dict[str, Tensor]:
+        """What is kept of every case: "probs" (..., case, class, box), "loc" and "sd" (..., 4).
+
+        Boxes with less than the least score are left out, then those that overlap a more probable
+        one; the rest is NaN. Where all anchors are kept, they stand in their order.
+        """
+        if self._detections is None:
+            output = self.output.detach().flatten(0, -3)
+            cases = [self._of_case(one) for one in output]
+            stacked = [torch.stack(parts) for parts in zip(*cases, strict=True)]
+            self._detections = {
+                name: part.reshape(*self.batch_shape, *part.shape[1:])
+                for name, part in zip(("probs", "loc", "sd"), stacked, strict=True)
+            }
+        return self._detections
+
+    def _of_case(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, place, log_variance, anchor, kind = self._parts(output)
+        probs = pad(logits, (1, 0)).softmax(-1)[:, 1:]
+        score, settings = probs.sum(-1), self.settings
+        if settings.keep_anchors:
+            kept = torch.arange(len(probs), device=output.device)
+            probs = torch.where((kind == 1)[:, None], probs, torch.nan)
+        else:
+            kept = ((kind == 1) & (score >= settings.least_score)).nonzero()[:, 0]
+            box = decode(place[kept], anchor[kept], settings.encoding)
+            kept = kept[nms(box.float(), score[kept].float(), settings.nms)[: settings.most]]
+        loc, sd = self._in_pixels(place[kept], log_variance[kept], anchor[kept])
+        rest = (0, 0, 0, self.event_shape[0] - len(kept))
+        return (
+            pad(probs[kept], rest, value=math.nan).T,
+            pad(loc, rest, value=math.nan),
+            pad(sd, rest, value=math.nan),
+        )
+
+    def _in_pixels(self, place: Tensor, log_variance: Tensor, anchor: Tensor) -> Any:
+        """Mean and standard deviation of edges in pixels, dims (box, 4)."""
+        sd = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
+        encoding = self.settings.encoding
+        if encoding == "edges":  # linear
+            size = (anchor[..., 2:] - anchor[..., :2]).repeat(1, 2)
+            return decode(place, anchor, encoding), sd * size
+        generator = torch.Generator().manual_seed(0)
+        half = torch.rand(_NOISE_DRAWS // 2, 1, 4, generator=generator, dtype=torch.float64)
+        noise = _standard(torch.cat([half, 1 - half]), self.settings.noise).to(place)
+        drawn = decode(place + sd * noise, anchor, encoding)
+        return drawn.mean(0), drawn.std(0)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Sets of boxes: each detection is there by its probability, with noise on its edges."""
+        batch = self.expand(torch.Size((*sample_shape, *self.batch_shape)))
+        return batch.drawn(lambda shape, suffix="": torch.rand(shape, dtype=torch.float64))
+
+    def drawn(self, uniform: Uniform) -> Tensor:
+        """A set of boxes as a function of uniform numbers, dims (..., case, box, 5)."""
+        found = self.detections()
+        u = uniform((*self.batch_shape, self.event_shape[0], _PLACES)).to(found["loc"])
+        edges = found["loc"] + found["sd"] * _standard(u[..., :4], self.settings.noise)
+        steps = found["probs"].nan_to_num().cumsum(-2)
+        label = (u[..., 4].unsqueeze(-2) >= steps).sum(-2)
+        there = label < self.settings.num_classes
+        value = torch.cat([edges, label[..., None].to(edges)], -1)
+        absent = value.new_tensor([math.nan] * 4 + [-1.0])
+        return torch.where(there[..., None], value, absent)
+
+
+def _standard(u: Tensor, noise: str) -> Tensor:
+    """Quantiles of a noise of mean 0 and standard deviation 1."""
+    if noise == "normal":
+        return torch.special.ndtri(u)
+    away = 0.5 - (u - 0.5).abs()
+    return -(u - 0.5).sign() * torch.log(2 * away.clamp(min=1e-300)) / math.sqrt(2)
+
+
+def pack_boxes(box: Tensor, label: Tensor) -> Tensor:
+    """The value of ``BoxField``, dims (case, box, 5 x grader).
+
+    Args:
+        box: Dims (case, box, 4) or (case, grader, box, 4).
+        label: The same dims without the last.
+    """
+    packed = torch.cat([box, label[..., None].to(box)], -1)
+    return packed if packed.dim() == 3 else packed.movedim(1, 2).flatten(2)
+
+
+@transformed.register
+def _(fn: BoxField, uniform: Uniform) -> Tensor:
+    return fn.drawn(uniform)
+
+
+@in_double.register
+def _(fn: BoxField) -> BoxField:
+    double = BoxField(fn.output.double(), replace(fn.settings))
+    return fn if fn.output.dtype == torch.float64 else double
+
+
+@stored_parameters.register
+def _(fn: BoxField, names: Any) -> Parameters:
+    """Edges as mean and scale in pixels, with the variance where it is not the squared scale."""
+    found, plates = fn.detections(), list(names[:-2])
+    axis = "anchor" if fn.settings.keep_anchors else "box"
+    edges, classes = [*plates, axis, "edge"], [*plates, "class", axis]
+    stored = {"edge_loc": (edges, found["loc"]), "edge_scale": (edges, found["sd"])}
+    if fn.settings.noise == "laplace":
+        stored["edge_scale"] = (edges, found["sd"] / math.sqrt(2))
+        stored["edge_variance"] = (edges, found["sd"].square())
+    return stored | {"box_probs": (classes, found["probs"])}
+
+
+@stored_values.register
+def _(fn: BoxField, name: str, value: Tensor, names: Any) -> Parameters:
+    """Boxes and their labels apart, with an axis of readers where there are several."""
+    plates = list(names[:-2])
+    parts = value.unflatten(-1, (-1, _PLACES)).movedim(-2, -3)
+    readers = ["grader"] if parts.shape[-3] > 1 else []
+    parts = parts if readers else parts.squeeze(-3)
+    label = parts[..., 4].nan_to_num(nan=-1.0).long()
+    return {
+        f"{name}_edge": ([*plates, *readers, "box", "edge"], parts[..., :4]),
+        f"{name}_label": ([*plates, *readers, "box"], label),
+    }
