@@ -1,3 +1,5 @@
 """Boxes: a posterior over sets of objects, and how good it is."""
 
-__all__: list[str] = []
+from ppl_med.analysis.detection.draws_to_objects import objects
+
+__all__ = ["objects"]

@@ -10,6 +10,7 @@ layers         features of layers, where kept                   ``open_layers``
 likelihoods    log-likelihood of the observation                ``open_log_likelihood``
 attributions   maps of attribution                              ``select_maps``
 copies         draws that are copies of each other, dropped     ``drop_copies``
+boxes          boxes of every draw, and observed ones          ``open_boxes``
 cases          ids, groups, weights; the same cases everywhere
 augmentations  trees of `predict_augmented`: ``open_augmented``, ``average_augmentations``
 blocks         parts that fit in memory: trees may be larger than it
@@ -35,6 +36,7 @@ from ppl_med.analysis.tree.augmentations import (
     open_augmented,
 )
 from ppl_med.analysis.tree.blocks import Block, Part, join_blocks, split_blocks
+from ppl_med.analysis.tree.boxes import BoxDraws, observed_boxes, open_boxes, overlaps
 from ppl_med.analysis.tree.case_numbers import CaseNumbers, open_case_numbers
 from ppl_med.analysis.tree.cases import (
     case_coords,
@@ -77,6 +79,7 @@ __all__ = [
     "DRAWS",
     "UNANNOTATED",
     "Block",
+    "BoxDraws",
     "Case",
     "CaseNumbers",
     "ClassList",
@@ -114,8 +117,10 @@ __all__ = [
     "known",
     "mean_features",
     "metadata_groups",
+    "observed_boxes",
     "open_annotations",
     "open_augmented",
+    "open_boxes",
     "open_case_numbers",
     "open_classes",
     "open_draws",
@@ -124,6 +129,7 @@ __all__ = [
     "open_numbers",
     "open_probabilities",
     "other_samples",
+    "overlaps",
     "sample_distribution",
     "select_maps",
     "split_blocks",
