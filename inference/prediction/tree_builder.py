@@ -163,10 +163,10 @@ class TreeBuilder:
         self.by_graders = has_graders(inputs[0])
         for name in self.given:
             own, kind = self._observation_dims(name), self.kinds[name]
-            found = [stored_values(kind, name, v[name].detach(), own) for v in observations]
-            for part, (names, _) in found[0].items():
+            split = [stored_values(kind, name, v[name].detach(), own) for v in observations]
+            for part, (names, _) in split[0].items():
                 dims, axis = _case_first(names)
-                arrays = [one[part][1].movedim(axis, 0).cpu().numpy() for one in found]
+                arrays = [one[part][1].movedim(axis, 0).cpu().numpy() for one in split]
                 chunk.arrays["observed_data", part] = join_padded(arrays, dims)
                 chunk.dims["observed_data", part] = dims
         for name in self.columns:

@@ -174,6 +174,7 @@ class DetectorOutput(nn.Module):
                 "FasterRCNN, or a net that gives (case, class + 13, anchor) itself"
             )
         self.net, self.in_channels = net, in_channels
+        self.head: tuple[str, ...]
         self.encoding, self.match, self.proposals = "deltas", "all", isinstance(net, FasterRCNN)
         if isinstance(net, FasterRCNN):
             score = net.roi_heads.box_predictor.cls_score

@@ -119,7 +119,8 @@ def _of_block(boxes: BoxDraws, block: Any, overlap: float, level: float) -> Any:
     num_draws = loc.shape[0] * loc.shape[1]
     for case in range(loc.shape[2]):
         own = [one[:, :, case].reshape(num_draws, *one.shape[3:]) for one in (loc, variance, probs)]
-        joined = _by_anchor(*own, overlap) if boxes.aligned else _clustered(*own, overlap)
+        join = _by_anchor if boxes.aligned else _clustered
+        joined = join(own[0], own[1], own[2], overlap)
         yield _summary(*joined, boxes.noise, level)
 
 
@@ -279,8 +280,8 @@ def _dataset(found: list[Found], boxes: BoxDraws, level: float, overlap: float) 
             coords[name] = boxes.probs[name].values
     sizes = boxes.probs.sizes
     result = xr.Dataset(variables, coords)
-    for name in result.data_vars:
-        result[name].attrs["units"] = _unit(str(name))
+    for variable in result.data_vars:
+        result[variable].attrs["units"] = _unit(str(variable))
     return result.assign_attrs(
         draws=sizes["chain"] * sizes["draw"], level=level, overlap=overlap, noise=boxes.noise,
         merge="anchors" if boxes.aligned else "boxes",
