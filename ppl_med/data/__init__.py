@@ -47,6 +47,7 @@ from ppl_med.data.splits import (
 )
 from ppl_med.data.synthetic.brain_generator import brains
 from ppl_med.data.synthetic.cell_generator import blood_smear
+from ppl_med.data.synthetic.chest_generator import CHEST_CLASSES, chest_films
 from ppl_med.data.synthetic.class_flips import ClassFlips
 from ppl_med.data.synthetic.confounders import plant
 from ppl_med.data.synthetic.depth_generator import depth_scenes
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAMVID_FLIPS",
+    "CHEST_CLASSES",
     "MEDMNIST",
     "READERS",
     "SCENE_FLIPS",
@@ -89,6 +91,7 @@ __all__ = [
     "check_disjoint",
     "check_divisible",
     "check_masks",
+    "chest_films",
     "convert_lidc_pickle",
     "depth_scenes",
     "drawn",

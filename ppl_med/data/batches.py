@@ -124,7 +124,7 @@ class Batches(Epochs):
         self._columns["id"] = as_ids(arrays.get("id"), self.num_cases)
         for name in arrays.keys() - {"image", "label", "mask", "id"}:
             self._columns[name] = as_metadata(name, arrays[name], self.num_cases)
-        if "box" in self._columns:
+        if {"box", "box_label"} <= self._columns.keys():
             check_boxes(self.arrays)
         whole("batch_size", batch_size, most=self.num_cases if drop_last else None)
         self.loc, self.scale = self._per_channel("loc", loc), self._per_channel("scale", scale)
