@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chest_folders import write_cxr_lesions, write_rsna, write_vindr
 from reader_folders import (
     crops,
     lidc_contents,
@@ -152,6 +153,15 @@ READERS = {
         ("annotations/instances_train.json", "val/val1.png"),
         subfolder="coco",
     ),
+    "load_cxr_lesion_boxes": Reader(
+        write_cxr_lesions,
+        lambda folder: data.load_cxr_lesion_boxes(folder, size=(8, 12)),
+        "box",
+        ("images/c3.png",),
+        pictures=("index.csv", "boxes.csv"),
+        patients="patient",
+        subfolder="cxr_lesions",
+    ),
     "load_decathlon": Reader(
         write_decathlon,
         lambda folder: data.load_decathlon(folder, size=(8, 9, 8)),
@@ -274,12 +284,29 @@ READERS = {
         ("pneumoniamnist.npz",),
         subfolder="pneumoniamnist",
     ),
+    "load_rsna_boxes": Reader(
+        write_rsna,
+        lambda folder: data.load_rsna_boxes(folder, size=(8, 12)),
+        "box",
+        ("stage_2_train_labels.csv", "stage_2_train_images/p03-a.dcm"),
+        pictures=("stage_2_detailed_class_info.csv",),
+        patients="patient",
+        subfolder="rsna",
+    ),
     "from_table": Reader(
         write_table,
         lambda folder: data.from_table(folder / "cases.csv"),
         "label",
         ("cases.csv", "pictures/ä03.png"),
         patients="patient",
+    ),
+    "load_vindr_boxes": Reader(
+        write_vindr,
+        lambda folder: data.load_vindr_boxes(folder, size=(8, 12)),
+        "box",
+        ("train.csv", "train/f03.dicom"),
+        patients="patient",
+        subfolder="vindr",
     ),
     "load_voc_boxes": Reader(
         write_voc,

@@ -23,6 +23,9 @@ from ppl_med.data.readers import READERS, read_dataset
 from ppl_med.data.readers.bccd import load_bccd_counts
 from ppl_med.data.readers.camvid import CAMVID_FLIPS, load_camvid
 from ppl_med.data.readers.case_tables import from_table
+from ppl_med.data.readers.chest.lesions import load_cxr_lesion_boxes
+from ppl_med.data.readers.chest.rsna import load_rsna_boxes
+from ppl_med.data.readers.chest.vindr import load_vindr_boxes
 from ppl_med.data.readers.cityscapes import load_cityscapes
 from ppl_med.data.readers.coco_boxes import load_coco_boxes
 from ppl_med.data.readers.decathlon import load_decathlon
@@ -103,6 +106,7 @@ __all__ = [
     "load_camvid",
     "load_cityscapes",
     "load_coco_boxes",
+    "load_cxr_lesion_boxes",
     "load_decathlon",
     "load_dicom_films",
     "load_dicom_series",
@@ -115,7 +119,9 @@ __all__ = [
     "load_medmnist",
     "load_nyuv2",
     "load_pneumoniamnist",
+    "load_rsna_boxes",
     "load_split",
+    "load_vindr_boxes",
     "load_voc_boxes",
     "load_wbc_seg",
     "mirror_with_mask",

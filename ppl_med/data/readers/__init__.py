@@ -14,6 +14,9 @@ from ppl_med.checks import reject
 from ppl_med.data.readers.bccd import load_bccd_counts
 from ppl_med.data.readers.camvid import load_camvid
 from ppl_med.data.readers.case_tables import from_table
+from ppl_med.data.readers.chest.lesions import load_cxr_lesion_boxes
+from ppl_med.data.readers.chest.rsna import load_rsna_boxes
+from ppl_med.data.readers.chest.vindr import load_vindr_boxes
 from ppl_med.data.readers.cityscapes import load_cityscapes
 from ppl_med.data.readers.coco_boxes import load_coco_boxes
 from ppl_med.data.readers.decathlon import load_decathlon
@@ -59,6 +62,9 @@ READERS = {
     "camvid": Reader(load_camvid, ("png", "jpg"), (_PICTURE,), ("mask",)),
     "cityscapes": Reader(load_cityscapes, ("png",), (_PICTURE,), ("mask",)),
     "coco_boxes": Reader(load_coco_boxes, ("jpg", "png"), (_PICTURE,), ("box", "box_label")),
+    "cxr_lesion_boxes": Reader(
+        load_cxr_lesion_boxes, ("jpg", "png"), (_PICTURE,), ("box", "box_label")
+    ),
     "decathlon": Reader(load_decathlon, ("nii.gz", "nii"), (_VOLUME,), ("mask",)),
     "dicom_films": Reader(load_dicom_films, ("dcm",), (_PICTURE,), (), split=False),
     "dicom_series": Reader(load_dicom_series, ("dcm",), (_VOLUME,), (), split=False),
@@ -71,11 +77,15 @@ READERS = {
     "medmnist": Reader(load_medmnist, ("npz",), (_PICTURE, _VOLUME), ("label", "findings")),
     "nyuv2": Reader(load_nyuv2, ("mat",), (_PICTURE,), ("depth",)),
     "pneumoniamnist": Reader(load_pneumoniamnist, ("npz",), (_PICTURE,), ("label",)),
+    "rsna_boxes": Reader(load_rsna_boxes, ("dcm",), (_PICTURE,), ("box", "box_label")),
     "table": Reader(
         from_table,
         ("png", "jpg", "tif", "bmp", "dcm", "nii", "nii.gz"),
         (_PICTURE, _VOLUME),
         ("label", "findings", "value", "mask"),
+    ),
+    "vindr_boxes": Reader(
+        load_vindr_boxes, ("dicom", "dcm", "png", "jpg"), (_PICTURE,), ("box", "box_label")
     ),
     "voc_boxes": Reader(load_voc_boxes, ("jpg", "png"), (_PICTURE,), ("box", "box_label")),
     "wbc_seg": Reader(load_wbc_seg, ("png",), (_PICTURE,), ("mask",)),

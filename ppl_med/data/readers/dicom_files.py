@@ -202,7 +202,12 @@ def _colours(pydicom: Any, found: Any) -> NDArray[np.uint8]:
 
 
 def _grey(pydicom: Any, found: Any, window: Window) -> NDArray[np.float32]:
-    kind = str(found.get("PhotometricInterpretation"))
+    kind = str(found.get("PhotometricInterpretation") or "")
+    if not kind:
+        raise ValueError(
+            "it has no PhotometricInterpretation, which says whether its largest number is black "
+            "or white"
+        )
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError(f"it is {kind}; expected MONOCHROME1, MONOCHROME2 or three colours")
     stored = found.pixel_array
