@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
+from detection_trees import detection_tree
 from posterior_trees import array
 from scipy.special import expit, softmax
 
@@ -25,6 +26,7 @@ from ppl_med.analysis import (
     case_groups,
     class_subsets,
     conformal,
+    detection,
     exports,
     findings,
     ood,
@@ -493,6 +495,35 @@ def scored_rows() -> dict[str, Analysis]:
     return rows
 
 
+def box_rows() -> dict[str, Analysis]:
+    """Figures of boxes; an image without true boxes is none that was left out."""
+    learnt = detection_tree(30, "other")
+    figures: dict[str, Callable[..., Result]] = {
+        name: getattr(detection, name)
+        for name in (
+            "average_precision",
+            "calibration_errors",
+            "edge_coverage",
+            "existence",
+            "fit_confidence",
+            "froc",
+            "lrp",
+            "pdq",
+        )
+    }
+    figures |= {
+        "bootstrap": lambda tree: detection.bootstrap("pdq", tree, resamples=20),
+        "thresholds": lambda tree: detection.thresholds(tree, otherwise=0.5),
+        "apply_confidence": lambda tree: detection.apply_confidence(
+            detection.fit_confidence(learnt), tree
+        )["objects"].to_dataset(),
+        "apply_thresholds": lambda tree: detection.apply_thresholds(
+            detection.thresholds(learnt), tree
+        )["objects"].to_dataset(),
+    }
+    return {f"detection.{name}": Analysis(run, BOXES, reads=False) for name, run in figures.items()}
+
+
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
@@ -508,6 +539,7 @@ MANY_NUMBERS = Kind(partial(number_tree, draws=15), "observed_data/value")
 GRADERS = Kind(grader_tree, "observed_data/mask")
 WHOLE = Kind(grader_tree, "observed_data/mask", rows=False)
 ATTRIBUTIONS = Kind(attribution_tree, "maps/map")
+BOXES = Kind(detection_tree, "observed_data/box_label", rows=False)
 
 MODULES = [
     import_module(f"{analysis.__name__}.{module.name}")
@@ -518,6 +550,7 @@ NO_ANALYSES = {  # functions of other things than a tree, and those which must n
     "acquisition.needs",
     "convergence.effective_draws",
     "convergence.r_hat",
+    "detection.objects",
     "scoring.mean_iou",
     "conformal.Score",
     "exports.write_csv",
@@ -531,6 +564,7 @@ NO_ANALYSES = {  # functions of other things than a tree, and those which must n
     "spray.Part",
 }
 ANALYSES: dict[str, Analysis] = {
+    **box_rows(),
     **bought_rows(),
     **scored_rows(),
     "acquisition.epig": Analysis(

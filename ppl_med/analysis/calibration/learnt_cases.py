@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.tree import Classes, case_ids
+from ppl_med.analysis.tree import case_ids
 
 
 def check_other_cases(learnt: xr.Dataset, probs: xr.DataArray) -> None:
@@ -16,8 +16,8 @@ def check_other_cases(learnt: xr.Dataset, probs: xr.DataArray) -> None:
         )
 
 
-def check_same_classes(learnt: xr.Dataset, source: Classes) -> None:
-    """Raise unless a tree has the classes of the map, in the same order."""
-    old, new = [str(name) for name in learnt["class"].values], source.names
+def check_same_classes(learnt: xr.Dataset, names: list[str]) -> None:
+    """Raise unless the classes of a tree are those of the map, in the same order."""
+    old, new = [str(name) for name in learnt["class"].values], names
     if old != new:
         raise ValueError(f"The map knows the classes {old}; the tree has {new}.")

@@ -160,7 +160,7 @@ def apply(parameters: xr.Dataset, tree: Posterior) -> xr.DataTree:
     """
     method, pool = _check_parameters(parameters)
     source = open_classes(tree)
-    check_same_classes(parameters, source)
+    check_same_classes(parameters, source.names)
     check_other_cases(parameters, source.array)
     if not pool:
         _check_same_draws(parameters, source.array)

@@ -13,6 +13,7 @@ resampling       labels drawn from given probabilities
 two_sample       are two samples drawn alike, of cases or of patients
 principal_shift  the same for features of layers, by their leading directions
 unit_permutations  p-values by permuting whole patients
+bivariate_normal  two correlated normal variables: P(X <= x, Y <= y)
 location_scale   closed forms of the normal, Laplace and Student t
 total_variance   split of a variance by the law of total variance
 """
