@@ -329,8 +329,7 @@ def ring() -> NDArray:
 def bay() -> NDArray:
     distance, _ = polar((30.0, 30.0))
     mask = distance < 20
-    mask[32:, 20:40] = False
-    mask[44:, 20:40] = distance[44:, 20:40] < 20
+    mask[32:44, 20:] = False
     return mask
 
 
