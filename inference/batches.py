@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_med.checks import reject, whole
+from ppl_med.data.boxes import check_boxes
 from ppl_med.data.masks import check_masks
 from ppl_med.data.transform_seeds import random_parts, seed_parts
 from ppl_med.data.validation import check_batch
@@ -257,6 +258,8 @@ class BatchSpec:
                 known = {name: value for name, value in batch.items() if name != "label"}
             check_batch(known, num_classes=self.num_classes, in_channels=self.in_channels)
             self._check_mask(batch)
+            if "box" in self.arguments and batch.get("box") is not None:
+                check_boxes(batch, self.num_classes)
         for name in self.arguments & batch.keys() - {"image", "box", "box_label"}:
             _check_argument(name, batch[name], size, may_be_nan=name == self.partial)
             if name in self.value_checks and not on_device:

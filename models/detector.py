@@ -48,6 +48,8 @@ class BayesianDetector(nn.Module):
             the network's output does not fit.
     """
 
+    training_inputs = ("box_label", "reader_present")
+
     def __init__(
         self,
         net: nn.Module,
@@ -76,6 +78,7 @@ class BayesianDetector(nn.Module):
         image: Tensor,
         box: Tensor | None = None,
         box_label: Tensor | None = None,
+        reader_present: Tensor | None = None,
         *,
         num_cases: int | None = None,
     ) -> Tensor:
@@ -86,7 +89,9 @@ class BayesianDetector(nn.Module):
             box: x_min, y_min, x_max, y_max in pixels, dims (case, box, 4) or (case, grader, box,
                 4), NaN where there is none; None draws them.
             box_label: Their classes from 0, dims as ``box`` without the last, -1 where there is
-                none and -2 at all places of a reader who did not look at the case.
+                none.
+            reader_present: Whether a reader looked at the case, dims (case, grader); by default all
+                did, and a reader without boxes found nothing.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
         """
         value = None
@@ -96,7 +101,7 @@ class BayesianDetector(nn.Module):
                     "box_label is missing: boxes need their classes; of one class give zeros where "
                     "there is a box and -1 elsewhere"
                 )
-            value = pack_boxes(box, box_label)
+            value = pack_boxes(box, box_label, reader_present)
         output = self.network(image)
         self.likelihood.check_output(output, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):

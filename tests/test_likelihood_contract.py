@@ -25,6 +25,7 @@ from ppl_med.data import Batches
 from ppl_med.inference import Ensemble, PointEstimate, fit, predict
 from ppl_med.likelihoods import (
     Bernoulli,
+    Boxes,
     Categorical,
     ClassLikelihood,
     DividedLogits,
@@ -50,6 +51,7 @@ from ppl_med.likelihoods import (
 from ppl_med.likelihoods.inverse_transform import quantile, transformed
 from ppl_med.models import (
     BayesianClassifier,
+    BayesianDetector,
     BayesianRegressor,
     BayesianSegmenter,
     DenseRegressor,
@@ -59,7 +61,13 @@ from ppl_med.models import (
 FALSE_ALARM = 1e-6
 PIXELS = ("row", "col")
 FINDING = ("finding",)
-SITES = {"class": ("label", "mask"), "number": ("value", "depth"), "finding": ("", "findings")}
+BOX = ("box", "edge")
+SITES = {
+    "class": ("label", "mask"),
+    "number": ("value", "depth"),
+    "finding": ("", "findings"),
+    "box": ("", "box"),
+}
 CLASSES = ("a", "b", "c")
 
 
@@ -142,6 +150,72 @@ def pinball_logpdf(one: Any, output: np.ndarray, value: np.ndarray, _: Any) -> n
     return np.mean(found, 0)
 
 
+def boxes_logpdf(one: Any, output: np.ndarray, value: np.ndarray, _: Any) -> np.ndarray:
+    """Anchor by anchor, by the rule of RetinaNet; edges of an object by their mean."""
+    return np.array([boxes_of_case(one, *pair) for pair in zip(output, value, strict=True)])
+
+
+def boxes_of_case(one: Any, output: np.ndarray, value: np.ndarray) -> float:
+    num, there = len(one.classes), value[:, 4] >= 0
+    log_probs = special.log_softmax(
+        np.concatenate([np.zeros((1, output.shape[1])), output[:num]]), 0
+    )
+    anchors = output[num + 8 : num + 12].T
+    shared = np.array([[pairwise_overlap(a, b) for b in value] for a in anchors])
+    shared[:, ~there] = 0
+    owner, total = np.where(shared.max(1) >= 0.5, shared.argmax(1), -1), 0.0
+    for index in np.flatnonzero(there & (shared.max(0) > 0)):
+        owner[shared[:, index].argmax()] = index
+    for number, anchor in enumerate(anchors):
+        if owner[number] < 0 and shared[number].max() < 0.4:
+            total += log_probs[0, number]
+        elif owner[number] >= 0:
+            total += log_probs[1 + int(value[owner[number], 4]), number]
+            width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+            size = np.array([width, height, width, height])
+            scale = np.exp(output[num + 4 : num + 8, number] / 2) / np.sqrt(2)
+            code = (value[owner[number], :4] - anchor) / size
+            density = stats.laplace.logpdf(code, output[num : num + 4, number], scale).sum()
+            total += density / (owner == owner[number]).sum()
+    return float(total)
+
+
+def pairwise_overlap(one: np.ndarray, other: np.ndarray) -> float:
+    sides = np.minimum(one[2:4], other[2:4]) - np.maximum(one[:2], other[:2])
+    common = float(np.prod(np.maximum(sides, 0)))
+    areas = [float(np.prod(box[2:4] - box[:2])) for box in (one, other)]
+    return common / (sum(areas) - common)
+
+
+def box_data(num_outputs: int, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Nine anchors of 4 pixels at steps of 2, and three places of boxes near some of them."""
+    start = torch.cartesian_prod(*[torch.arange(0.0, 5.0, 2.0)] * 2)
+    anchors = torch.cat([start, start + 4], 1).T.expand(number, -1, -1)
+    output = torch.randn(number, num_outputs - 5, 9, generator=generator)
+    output = torch.cat([output, anchors, torch.ones(number, 1, 9)], 1)
+    chosen = torch.tensor([0, 4, 8])
+    edges = anchors[:, :, chosen].mT + 0.3 * torch.randn(number, 3, 4, generator=generator)
+    label = torch.randint(num_outputs - 13, (number, 3, 1), generator=generator)
+    value = torch.cat([edges, label], 2)
+    for case in range(number):  # 0 to 3 boxes
+        value[case, case % 4 :] = torch.tensor([torch.nan] * 4 + [-1.0])
+    return output, value
+
+
+class BoxNet(nn.Module):
+    """Four anchors of one pixel each and half the image wide."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, num_outputs - 5, (2, 2), stride=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        output = self.layer(image).flatten(2)
+        anchors = torch.tensor([[0.0, 2, 0, 2], [0, 0, 2, 2], [2, 4, 2, 4], [2, 2, 4, 4]])
+        parts = [output, anchors.expand(len(image), -1, -1), torch.ones(len(image), 1, 4)]
+        return torch.cat(parts, 1)
+
+
 @dataclass
 class Row:
     """How to check one likelihood."""
@@ -163,6 +237,8 @@ class Row:
     def data(self, likelihood: Likelihood, number: int = 6) -> tuple[Tensor, Tensor]:
         """Output and observation, seeded."""
         generator = torch.Generator().manual_seed(0)
+        if self.family == "box":
+            return box_data(likelihood.num_outputs, number, generator)
         space = {(): (), PIXELS: (4, 5), FINDING: (len(self.classes),)}[likelihood.event]
         shape = (number, likelihood.num_outputs, *space)
         if likelihood.event == FINDING:  # which the outputs are
@@ -177,12 +253,25 @@ class Row:
         layer = nn.Conv2d(1, likelihood.num_outputs, 1)
         flat = nn.Sequential(nn.Flatten(), nn.Linear(20, likelihood.num_outputs))
         net = layer if likelihood.event == PIXELS else flat
+        if isinstance(likelihood, Boxes):
+            return BayesianDetector(BoxNet(likelihood.num_outputs), likelihood)
         if isinstance(likelihood, Findings):
             return FindingsClassifier(net, likelihood)
         if isinstance(likelihood, ClassLikelihood):
             kind = BayesianSegmenter if likelihood.event else BayesianClassifier
             return kind(net, likelihood.classes, likelihood=likelihood)
         return (DenseRegressor if likelihood.event else BayesianRegressor)(net, likelihood)
+
+    def arrays(self, likelihood: Likelihood, image: Tensor) -> dict[str, Tensor]:
+        """Of ``Batches``."""
+        value = self.data(likelihood)[1]
+        if self.family != "box":
+            return {"image": image, likelihood.site: value}
+        label = value[..., 4].long()
+        box = value[..., :4].clamp(torch.zeros(4), torch.tensor([5.0, 4.0, 5.0, 4.0]))
+        flat = (box[..., 2:] - box[..., :2] <= 0).any(-1) & (label >= 0)
+        box = torch.where(flat[..., None], torch.tensor([0.0, 0.0, 2.0, 2.0]), box)
+        return {"image": image, "box": box, "box_label": label}
 
 
 MASKS_ONLY: dict[str, Any] = {"axes": (PIXELS,)}
@@ -211,6 +300,14 @@ ROWS: dict[str, Row] = {
     "FocalLoss": Row(FocalLoss, changed={"class_weights": (1.0, 2.0, 3.0)}),
     "SpatialSmoothing": Row(SpatialSmoothing, changed={"sigma": 2.0}, **MASKS_ONLY),
     "NeighbourAware": Row(NeighbourAware, changed={"weight": 0.3}, **MASKS_ONLY),
+    "Boxes": Row(
+        lambda names, event, site, **settings: Boxes(names, **{"most": 3, **settings}),
+        boxes_logpdf,
+        {"focal": 2.0},
+        family="box",
+        axes=(BOX,),
+        partial=False,
+    ),
     "Gaussian": Row(
         Gaussian, located_logpdf(lambda _, *at: stats.norm(*at)), {"beta": 0.5}, **NUMBER
     ),
@@ -315,7 +412,8 @@ def test_draws_by_inverse_transform_are_of_the_distribution(
     """Draws at uniform numbers against the distribution's own sampler."""
     row, number = ROWS[name], 4000
     likelihood = row.build(event).eval()
-    output = row.data(likelihood)[0][:1].expand(number, *[-1] * (1 + len(event))).contiguous()
+    output = row.data(likelihood)[0][:1]
+    output = output.expand(number, *output.shape[1:]).contiguous()
     with torch.no_grad():
         fn = traced(likelihood, output, None).nodes[likelihood.site]["fn"]
 
@@ -324,9 +422,13 @@ def test_draws_by_inverse_transform_are_of_the_distribution(
 
     drawn, sampled = (x.double().reshape(number, -1) for x in (transformed(fn, uniform), fn()))
     assert drawn.shape == sampled.shape
+    if name == "Boxes":  # labels of -1 and up, and edges where there is a box
+        drawn, sampled = drawn[:, [4, 9, 14]] + 1, sampled[:, [4, 9, 14]] + 1
+        edges = [one[~one.isnan()] for one in (transformed(fn, uniform)[:, 0, 0], fn()[:, 0, 0])]
+        assert stats.ks_2samp(*edges).pvalue > FALSE_ALARM
     for one, other in zip(drawn.T[:3].numpy(), sampled.T[:3].numpy(), strict=True):
         if hasattr(likelihood, "classes"):
-            counts = [np.bincount(x.astype(int), minlength=3)[:3] for x in (one, other)]
+            counts = [np.bincount(x.astype(int), minlength=4)[:4] for x in (one, other)]
             table = np.array(counts)[:, np.sum(counts, 0) > 0]
             assert stats.chi2_contingency(table).pvalue > FALSE_ALARM
         else:
@@ -385,9 +487,8 @@ def test_a_resumed_run_needs_the_same_settings(
     row = ROWS[name]
     changed = row.changed or {"classes": ("a", "other")}
     path = tmp_path / "run.pt"
-    _, value = row.data(row.build(event))
     site = row.build(event).site
-    arrays = {"image": torch.randn(6, 1, 4, 5), site: value}
+    arrays = row.arrays(row.build(event), torch.randn(6, 1, 4, 5))
 
     def run(likelihood: Likelihood, resume: bool, stop: int = 0) -> Any:
         torch.manual_seed(0)
@@ -441,14 +542,18 @@ def test_it_runs_on_any_device(name: str, event: tuple[str, ...], training: bool
         output = torch.empty(shape, device="cuda")
         kind = torch.long if hasattr(likelihood, "classes") else torch.float32
         per_case = shape[1:] if event == FINDING else shape[2:]
+        if event == BOX:
+            output = torch.empty(*shape, 9, device="cuda")
+            per_case, kind = torch.Size((3, 5)), torch.float32
         value = torch.empty(6, *per_case, device="cuda", dtype=kind)
         with pyro.validation_enabled(False):
             fn = traced(likelihood, output, value).nodes[likelihood.site]["fn"]
             log_probs = [fn.log_prob(value)]
             log_probs += [] if training else [log_prob_in_double(fn, value)]
             stored: Any = {}
-            # The variance of torch's Student's t looks at values, which fake ones do not have.
-            if not training and name != "StudentT":
+            # The variance of torch's Student's t and the suppression of boxes look at values, which
+            # fake ones do not have.
+            if not training and name not in ("StudentT", "Boxes"):
                 stored = stored_parameters(in_double(fn), ["case", *event])
     for found in [*log_probs, *(values for _, values in stored.values())]:
         assert found.device.type == "cuda"

@@ -50,6 +50,7 @@ from ppl_med.inference import (
 )
 from ppl_med.inference import Laplace as LaplaceGuide
 from ppl_med.likelihoods import (
+    Boxes,
     Categorical,
     Findings,
     Gaussian,
@@ -61,6 +62,7 @@ from ppl_med.likelihoods import (
 )
 from ppl_med.models import (
     BayesianClassifier,
+    BayesianDetector,
     BayesianRegressor,
     BayesianSegmenter,
     ConditionalVAE,
@@ -525,6 +527,42 @@ DENSE_REGRESSORS: dict[str, Callable[[], Pair]] = {
     "dense-gaussian": lambda: dense_regressor(Gaussian(PIXEL, site="depth", partial=True)),
     "dense-quantiles": lambda: dense_regressor(Quantiles((0.1, 0.9), PIXEL, site="depth")),
 }
+
+
+class BoxNet(nn.Module):
+    """Two anchors, the left and the right half of the image."""
+
+    def __init__(self, num_outputs: int, kinds: tuple[float, float] = (1.0, 1.0)) -> None:
+        super().__init__()
+        last = nn.Conv2d(4, num_outputs - 5, (SIZE, SIZE // 2), SIZE // 2)
+        self.layers = nn.Sequential(nn.Conv2d(CHANNELS, 4, 3, padding=1), nn.Tanh(), last)
+        self.kinds = kinds
+
+    def forward(self, image: Tensor) -> Tensor:
+        output = self.layers(image).flatten(2)
+        half = SIZE / 2
+        constants = torch.tensor(
+            [[0, half], [0, 0], [half, SIZE], [SIZE, SIZE], self.kinds], device=output.device
+        )
+        return torch.cat([output, constants.expand(len(image), -1, -1)], 1)
+
+
+def detector(guide: Callable[[Any], nn.Module], **settings: Any) -> Pair:
+    likelihood = Boxes(CLASSES, most=2, **settings)
+    net = BoxNet(likelihood.num_outputs, (0.0, 1.0) if likelihood.proposals else (1.0, 1.0))
+    model = BayesianDetector(net, likelihood)
+    return model, guide(model)
+
+
+DETECTORS: dict[str, Callable[[], Pair]] = {
+    "detector": partial(detector, MeanFieldNormal),
+    "detector-point": partial(detector, PointEstimate),
+    "detector-dropout": partial(detector, BernoulliDropout, encoding="deltas"),
+    "detector-density": partial(detector, MeanFieldNormal, match="best", noise="normal"),
+    "detector-centre": partial(detector, MeanFieldNormal, match="centre", focal=2.0),
+    "detector-proposals": partial(detector, MeanFieldNormal, proposals=True),
+    "detector-anchors": partial(detector, MeanFieldNormal, keep="anchors"),
+}
 STRUCTURES: tuple[Any, ...] = ("full", "kron", "diag", "last_layer")
 MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
 PROGRAMS: dict[str, Callable[[], Pair]] = {
@@ -580,6 +618,7 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     **SEGMENTERS,
     **REGRESSORS,
     **DENSE_REGRESSORS,
+    **DETECTORS,
 }
 # Not one program but several pairs: trained, predicted and stored like one.
 SEVERAL: dict[str, Callable[[], Pair]] = {
@@ -654,6 +693,8 @@ def inputs(name: str) -> dict[str, Tensor]:
         "confounder-free": {"confounder": noise[:, 0, 1]},
         "constrained": {"irrelevant": irrelevant},
     }
+    if name in DETECTORS:
+        aids[name] = {"box_label": torch.stack([label, torch.full_like(label, -1)], 1)}
     return {"image": image, **aids.get(name, {})}
 
 
@@ -668,6 +709,10 @@ def data(name: str) -> dict[str, Any]:
         signal = torch.stack([signal, -signal, noise[:, 0, 1]], -1)
     ids = [f"case {index}" for index in range(NUM_CASES)]
     read = inputs(name)  # which the observation may be
+    if found.site == "box":  # around the left half or the right one, and room for another
+        start = SIZE / 2 * label + noise[:, 0, 0].abs()
+        edges = torch.stack([start, 0 * start, start + SIZE / 2 - 1, 0 * start + SIZE], -1)
+        read["box"] = torch.stack([edges, torch.full_like(edges, torch.nan)], 1)
     return {**read, found.site: read.get(found.site, found.of(signal)), "id": ids}
 
 

@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, pad
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from ppl_med.likelihoods.anchors import Encoding, Match, decode, encode, match_anchors
 from ppl_med.likelihoods.inverse_transform import Uniform, transformed
@@ -18,8 +18,9 @@ from ppl_med.likelihoods.stored import Parameters, in_double, stored_parameters,
 EXTRA = 13  # channels after the classes: 4 places, 4 log-variances, 4 of the anchor, 1 of its kind
 LOG_VARIANCE_RANGE = (-10.0, 10.0)
 NOT_READ = -2
-"""Label at every place of a reader who did not look at the case."""
-_PLACES = 5  # numbers of a box in the value: its edges and its label
+"""Label in the value at every place of a reader who did not look at the case."""
+PLACES = 5  # numbers of a box in the value: its edges and its label
+_CASES_AT_ONCE = (64, 4)  # suppression takes their square; and where all anchors are kept
 _NOISE_DRAWS = 256  # by which "deltas" become pixels
 
 
@@ -56,7 +57,7 @@ class BoxField(TorchDistribution):
         self.output, self.settings = output, settings
         self._detections: dict[str, Tensor] | None = None
         places = output.shape[-1] if settings.keep_anchors else settings.most
-        super().__init__(output.shape[:-2], torch.Size((places, _PLACES)), validate_args=False)
+        super().__init__(output.shape[:-2], torch.Size((places, PLACES)), validate_args=False)
 
     @property
     def support(self) -> Any:
@@ -74,7 +75,7 @@ class BoxField(TorchDistribution):
         shape = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
         output = self.output.expand(*shape, *self.output.shape[-2:]).flatten(0, -3)
         value = value.expand(*shape, *value.shape[-2:]).reshape(-1, *value.shape[-2:])
-        readers = value.to(output).unflatten(-1, (-1, _PLACES)).unbind(2)
+        readers = value.to(output).unflatten(-1, (-1, PLACES)).unbind(2)
         found: Tensor = sum(self._of_reader(output, one) for one in readers)  # type: ignore[assignment]
         return found.reshape(shape)
 
@@ -96,7 +97,7 @@ class BoxField(TorchDistribution):
             density = self._noise(place, log_variance).log_prob(code).sum(-1)
             edges = torch.where(state == 1, share * density, torch.zeros_like(density))
             found = found + classes.sum(1) + edges.sum(1)
-        read = (label != NOT_READ).any(1) | (label.shape[1] == 0)
+        read = (label != NOT_READ).all(1)
         return torch.where(read, found, torch.zeros_like(found))
 
     def _class_term(self, logits: Tensor, target: Tensor, state: Tensor, stage: float) -> Tensor:
@@ -138,42 +139,57 @@ class BoxField(TorchDistribution):
         """
         if self._detections is None:
             output = self.output.detach().flatten(0, -3)
-            cases = [self._of_case(one) for one in output]
-            stacked = [torch.stack(parts) for parts in zip(*cases, strict=True)]
+            parts = [
+                self._found(one) for one in output.split(_CASES_AT_ONCE[self.settings.keep_anchors])
+            ]
+            found = [torch.cat(one) for one in zip(*parts, strict=True)]
             self._detections = {
                 name: part.reshape(*self.batch_shape, *part.shape[1:])
-                for name, part in zip(("probs", "loc", "sd"), stacked, strict=True)
+                for name, part in zip(("probs", "loc", "sd"), found, strict=True)
             }
         return self._detections
 
-    def _of_case(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _found(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities (case, class, box), places and standard deviations (case, box, 4)."""
         logits, place, log_variance, anchor, kind = self._parts(output)
-        probs = pad(logits, (1, 0)).softmax(-1)[:, 1:]
-        score, settings = probs.sum(-1), self.settings
+        probs = pad(logits, (1, 0)).softmax(-1)[..., 1:]
+        settings, usable = self.settings, kind == 1
         if settings.keep_anchors:
-            kept = torch.arange(len(probs), device=output.device)
-            probs = torch.where((kind == 1)[:, None], probs, torch.nan)
-        else:
-            kept = ((kind == 1) & (score >= settings.least_score)).nonzero()[:, 0]
-            box = decode(place[kept], anchor[kept], settings.encoding)
-            kept = kept[nms(box.float(), score[kept].float(), settings.nms)[: settings.most]]
-        loc, sd = self._in_pixels(place[kept], log_variance[kept], anchor[kept])
-        rest = (0, 0, 0, self.event_shape[0] - len(kept))
-        return (
-            pad(probs[kept], rest, value=math.nan).T,
-            pad(loc, rest, value=math.nan),
-            pad(sd, rest, value=math.nan),
-        )
+            loc, sd = self._in_pixels(place, log_variance, anchor)
+            probs, loc, sd = (
+                torch.where(usable[..., None], one, math.nan) for one in (probs, loc, sd)
+            )
+            return probs.mT, loc, sd
+        score = probs.sum(-1)
+        case, index = (usable & (score >= settings.least_score)).nonzero(as_tuple=True)
+        box = decode(place[case, index], anchor[case, index], settings.encoding)
+        kept = batched_nms(box.float(), score[case, index].float(), case, settings.nms)
+        case, index = case[kept], index[kept]
+        order = case.argsort(stable=True)  # by falling score in every case
+        case, index = case[order], index[order]
+        first = torch.searchsorted(case, torch.arange(len(output), device=case.device))
+        rank = torch.arange(len(case), device=case.device) - first[case]
+        case, index, rank = (one[rank < settings.most] for one in (case, index, rank))
+        at = case, index
+        parts = (probs[at], *self._in_pixels(place[at], log_variance[at], anchor[at]))
+        stored = []
+        for part in parts:
+            room = part.new_full((len(output), settings.most, part.shape[-1]), math.nan)
+            room[case, rank] = part
+            stored.append(room)
+        return stored[0].mT, stored[1], stored[2]
 
     def _in_pixels(self, place: Tensor, log_variance: Tensor, anchor: Tensor) -> Any:
-        """Mean and standard deviation of edges in pixels, dims (box, 4)."""
+        """Mean and standard deviation of edges in pixels, dims (..., 4)."""
         sd = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
         encoding = self.settings.encoding
         if encoding == "edges":  # linear
-            size = (anchor[..., 2:] - anchor[..., :2]).repeat(1, 2)
+            side = anchor[..., 2:] - anchor[..., :2]
+            size = torch.cat([side, side], -1)
             return decode(place, anchor, encoding), sd * size
         generator = torch.Generator().manual_seed(0)
-        half = torch.rand(_NOISE_DRAWS // 2, 1, 4, generator=generator, dtype=torch.float64)
+        half = torch.rand(_NOISE_DRAWS // 2, 4, generator=generator, dtype=torch.float64)
+        half = half.view(-1, *[1] * (place.dim() - 1), 4)
         noise = _standard(torch.cat([half, 1 - half]), self.settings.noise).to(place)
         drawn = decode(place + sd * noise, anchor, encoding)
         return drawn.mean(0), drawn.std(0)
@@ -186,7 +202,7 @@ class BoxField(TorchDistribution):
     def drawn(self, uniform: Uniform) -> Tensor:
         """A set of boxes as a function of uniform numbers, dims (..., case, box, 5)."""
         found = self.detections()
-        u = uniform((*self.batch_shape, self.event_shape[0], _PLACES)).to(found["loc"])
+        u = uniform(torch.Size((*self.batch_shape, self.event_shape[0], PLACES))).to(found["loc"])
         edges = found["loc"] + found["sd"] * _standard(u[..., :4], self.settings.noise)
         steps = found["probs"].nan_to_num().cumsum(-2)
         label = (u[..., 4].unsqueeze(-2) >= steps).sum(-2)
@@ -204,13 +220,16 @@ def _standard(u: Tensor, noise: str) -> Tensor:
     return -(u - 0.5).sign() * torch.log(2 * away.clamp(min=1e-300)) / math.sqrt(2)
 
 
-def pack_boxes(box: Tensor, label: Tensor) -> Tensor:
+def pack_boxes(box: Tensor, label: Tensor, present: Tensor | None = None) -> Tensor:
     """The value of ``BoxField``, dims (case, box, 5 x grader).
 
     Args:
         box: Dims (case, box, 4) or (case, grader, box, 4).
         label: The same dims without the last.
+        present: Whether a reader looked at the case, dims (case, grader); None for all.
     """
+    if present is not None:
+        label = torch.where(present.bool()[..., None], label, NOT_READ)
     packed = torch.cat([box, label[..., None].to(box)], -1)
     return packed if packed.dim() == 3 else packed.movedim(1, 2).flatten(2)
 
@@ -243,7 +262,7 @@ def _(fn: BoxField, names: Any) -> Parameters:
 def _(fn: BoxField, name: str, value: Tensor, names: Any) -> Parameters:
     """Boxes and their labels apart, with an axis of readers where there are several."""
     plates = list(names[:-2])
-    parts = value.unflatten(-1, (-1, _PLACES)).movedim(-2, -3)
+    parts = value.unflatten(-1, (-1, PLACES)).movedim(-2, -3)
     readers = ["grader"] if parts.shape[-3] > 1 else []
     parts = parts if readers else parts.squeeze(-3)
     label = parts[..., 4].nan_to_num(nan=-1.0).long()

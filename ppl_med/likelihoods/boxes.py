@@ -27,7 +27,7 @@ from torch import Tensor
 from ppl_med.axes import dims
 from ppl_med.checks import choice, different_names, finite, inside, reject, whole
 from ppl_med.likelihoods.anchors import Encoding, Match
-from ppl_med.likelihoods.box_field import EXTRA, BoxField, FieldSettings
+from ppl_med.likelihoods.box_field import EXTRA, PLACES, BoxField, FieldSettings
 from ppl_med.likelihoods.interface import Likelihood, check_tensor, precision
 
 EDGES = ("x_min", "y_min", "x_max", "y_max")
@@ -122,6 +122,13 @@ class Boxes(Likelihood):
     def forward(self, output: Tensor, value: Tensor | None) -> None:
         """Observe the site; the value is that of ``pack_boxes``, dims (case, box, 5 x grader)."""
         output = output.to(precision(output, training=self.training))
+        if value is not None and (
+            value.dim() != 3 or len(value) != output.shape[-3] or value.shape[-1] % PLACES
+        ):
+            raise ValueError(
+                f"box has shape {tuple(value.shape)}, but ({output.shape[-3]}, box, {PLACES} x "
+                "grader) is needed, as pack_boxes makes it of boxes and labels"
+            )
         infer = dims(*self.event)
         pyro.sample(self.site, self.distribution(output), obs=value, infer=infer)
 
@@ -132,6 +139,7 @@ class Boxes(Likelihood):
         if output.dim() != 3 or tuple(output.shape[:2]) != expected:
             raise ValueError(
                 f"net gave an output of shape {tuple(output.shape)} but ({expected[0]}, "
-                f"{expected[1]}, anchor) is needed: {len(self.classes)} classes and {EXTRA} "
-                "channels of edges and anchors, as networks.SmallDetector gives them"
+                f"{expected[1]}, anchor) is needed: {len(self.classes)} classes and {EXTRA} of "
+                "edges and anchors, as networks.SmallDetector gives them; "
+                f"Boxes takes {expected[1]} output(s) per anchor"
             )

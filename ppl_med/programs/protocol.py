@@ -12,7 +12,7 @@ Attribute            Of                  Meaning
 ``likelihood``       model               Object with ``site`` and ``partial``, perhaps.
 ``prediction``       likelihood          From the model's output to what is explained.
 ``check_value``      likelihood          Raises on values that its site cannot have.
-``training_inputs``  model               Arguments that only factors read, in training.
+``training_inputs``  model               Arguments without a site: of factors, or of another's site.
 ``told_by_image``    model               Local latents that generate the image.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
 ``training_loss``    part of a model     What is trained in the place of a log-density.

@@ -24,7 +24,7 @@ class Call:
         inputs: Arguments without a default, ``image`` among them.
         observations: Arguments whose default is None, as far as the batch has them.
         takes_num_cases: Whether the program takes the keyword ``num_cases``.
-        training_inputs: Arguments that only factors read, in training; see ``bind``.
+        training_inputs: Arguments without a site of their own; see ``bind``.
     """
 
     inputs: dict[str, Any]
