@@ -80,7 +80,17 @@ from ppl_med.models import (
     SiteTemperature,
     StochasticSegmentationNetwork,
 )
-from ppl_med.networks import AlexNet, CompactCNN, FCDenseNet, GaussianEncoder, LeNet, UNet
+from ppl_med.networks import (
+    AdditiveMIL,
+    AlexNet,
+    AttentionMIL,
+    CompactCNN,
+    FCDenseNet,
+    GaussianEncoder,
+    LeNet,
+    PooledCNN,
+    UNet,
+)
 from ppl_med.programs.elbo import follows_prior
 from ppl_med.programs.protocol import left_to_prior
 from ppl_med.programs.sites import argument_names, is_local, sample_sites, site_dims
@@ -165,6 +175,11 @@ NETS: dict[str, Line] = {
     ),
     "alexnet": (lambda: AlexNet(1, 2), (1, 32, 32), IMAGE),
     "lenet": (lambda: LeNet(1, 2, size=16), (1, 16, 16), IMAGE),
+    "additive-mil-2d": (partial(AdditiveMIL, 2), (1, 8, 8), IMAGE),
+    "additive-mil-3d": (partial(AdditiveMIL, 3), (1, 8, 8, 8), IMAGE),
+    "attention-mil-2d": (partial(AttentionMIL, 2), (1, 8, 8), IMAGE),
+    "attention-mil-3d": (partial(AttentionMIL, 3), (1, 8, 8, 8), IMAGE),
+    "pooled-cnn-3d": (partial(PooledCNN, 3, channels=(3, 4), strides=(2, 1)), (1, 8, 8, 8), IMAGE),
     "compact": (lambda: CompactCNN(1, 2, width=3), (1, 16, 16), IMAGE),
     "fc-densenet-2d": (partial(FCDenseNet, 1, 2, **SMALL_TIRAMISU), (1, 9, 10), PIXEL),
     "fc-densenet-3d": (

@@ -6,19 +6,25 @@ from ppl_med.networks.detectors import DetectorOutput, SmallDetector
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.fc_densenet import FCDenseNet
 from ppl_med.networks.hierarchical_unet import HierarchicalUNet
+from ppl_med.networks.multiple_instance import AdditiveMIL, AttentionMIL, GatedAttention
+from ppl_med.networks.pooled_cnn import PooledCNN
 from ppl_med.networks.select_output import SelectOutput
 from ppl_med.networks.unet import UNet
 
 __all__ = [
+    "AdditiveMIL",
     "AlexNet",
+    "AttentionMIL",
     "Combine",
     "CompactCNN",
     "ConvGaussian",
     "DetectorOutput",
     "FCDenseNet",
+    "GatedAttention",
     "GaussianEncoder",
     "HierarchicalUNet",
     "LeNet",
+    "PooledCNN",
     "SelectOutput",
     "SmallDetector",
     "StridedCNN",

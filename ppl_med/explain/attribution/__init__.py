@@ -16,6 +16,7 @@ from ppl_med.explain.attribution.gradients import (
     VarGrad,
 )
 from ppl_med.explain.attribution.guided import GuidedBackprop, GuidedGradCam
+from ppl_med.explain.attribution.instance_maps import Additive, Attention
 from ppl_med.explain.attribution.method import Method
 from ppl_med.explain.attribution.occlusion import Occlusion
 from ppl_med.explain.attribution.posterior_maps import attribute
@@ -24,6 +25,8 @@ from ppl_med.explain.attribution.score import Output
 from ppl_med.explain.attribution.uncertainty_maps import attribute_uncertainty
 
 __all__ = [
+    "Additive",
+    "Attention",
     "Cam",
     "DeepLift",
     "FullGradient",

@@ -25,7 +25,7 @@ from sklearn.feature_selection import mutual_info_classif, mutual_info_regressio
 from ppl_med.analysis.tree import drop_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import inside, whole
-from ppl_med.explain.confounding.draw_intervals import over_draws
+from ppl_med.explain.draw_intervals import over_draws
 
 MOST_CASES = 5000
 _FRONT = (*SAMPLES, "case")

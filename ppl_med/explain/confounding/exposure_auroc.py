@@ -32,7 +32,7 @@ from scipy.stats import rankdata
 from ppl_med.analysis.tree import check_cases, drop_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside
-from ppl_med.explain.confounding.draw_intervals import over_draws
+from ppl_med.explain.draw_intervals import over_draws
 from ppl_med.explain.quality.localization import as_maps, mass_inside
 
 Sign = Literal["positive", "absolute"]

@@ -23,7 +23,7 @@ from ppl_med.analysis.tree import check_cases, drop_copies
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice, inside, whole
 from ppl_med.explain.attribution.score import Score, class_logits
-from ppl_med.explain.confounding.draw_intervals import over_draws
+from ppl_med.explain.draw_intervals import over_draws
 from ppl_med.explain.function_checks import (
     Function,
     as_case,

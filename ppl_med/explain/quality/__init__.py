@@ -4,12 +4,13 @@ perturbation_curve        replace the pixels the map ranks highest, and read the
 pointing_game             does the highest pixel lie inside the mask of the evidence, and how
 much of the mask do the highest pixels fill
 mass_inside               share of the positive attribution inside the mask
+evidence_inside           both under the posterior: mean, sd and interval over draws
 max_sensitivity           largest relative change of the map under small noise on the image
 parameter_randomisation   similarity of the maps of the trained and of a re-initialised net
 map_similarity            rank correlation of two sets of maps
 """
 
-from ppl_med.explain.quality.localization import mass_inside, pointing_game
+from ppl_med.explain.quality.localization import evidence_inside, mass_inside, pointing_game
 from ppl_med.explain.quality.perturbation import linear_imputation, perturbation_curve
 from ppl_med.explain.quality.stability import (
     map_similarity,
@@ -19,6 +20,7 @@ from ppl_med.explain.quality.stability import (
 from ppl_med.moved import renamed
 
 __all__ = [
+    "evidence_inside",
     "linear_imputation",
     "map_similarity",
     "mass_inside",

@@ -6,6 +6,8 @@
     hit         does the highest pixel lie inside the mask
     rank share  the share of the mask's k pixels among the k highest
 
+``evidence_inside`` says of the draws of a posterior how sure these are.
+
 References: Arras, Osman and Samek, "CLEVR-XAI: a benchmark dataset for the ground truth evaluation
 of neural network explanations", Information Fusion 81 (2022) (the mass share is their relevance
 mass accuracy, the rank share their relevance rank accuracy; the ratio is the enrichment over
@@ -20,8 +22,11 @@ from scipy.ndimage import binary_dilation
 from scipy.stats import rankdata
 
 from ppl_med.analysis.tree import select_maps
-from ppl_med.axes import SPACE
+from ppl_med.analysis.tree.distinct_draws import drop_copies
+from ppl_med.axes import SAMPLES, SPACE
+from ppl_med.checks import inside as strictly_inside
 from ppl_med.checks import whole
+from ppl_med.explain.draw_intervals import over_draws
 
 
 def mass_inside(attribution: xr.DataArray | xr.Dataset, mask: xr.DataArray) -> xr.Dataset:
@@ -133,6 +138,63 @@ def pointing_game(
     for variable in result.data_vars.values():
         variable.attrs["units"] = "1"
     return result
+
+
+def evidence_inside(
+    attribution: xr.DataArray | xr.Dataset,
+    mask: xr.DataArray,
+    *,
+    tolerance: int = 0,
+    level: float = 0.9,
+) -> xr.Dataset:
+    """How much of the evidence lies inside a mask, by all posterior draws together.
+
+    Draws that are copies of each other (members of an ensemble, drawn again) count once.
+
+    Args:
+        attribution: Maps of every draw (chain, draw, case, channel, [depth,] row, col), as
+            ``attribute(..., keep_draws=True)`` gives them.
+        mask: As in ``mass_inside``.
+        tolerance: As in ``pointing_game``.
+        level: Probability of the intervals over draws.
+
+    Returns:
+        ``mass_share``, ``ratio`` and ``hit`` (chain, draw, case), as in ``mass_inside`` and
+        ``pointing_game``. Of the first two, by case and, as ``mean_<name>``, of their mean over
+        cases with a mask, over draws: ``expected_<name>``, ``sd_<name>`` and the interval
+        ``expected_<name>_lower``, ``_upper``, which holds a further draw with probability
+        ``level``. ``probability_top_inside`` (case) is the share of draws whose highest pixel lies
+        inside, and ``mean_probability_top_inside`` its mean; ``hit_chance`` what a random map would
+        have. ``area_share`` (case).
+
+    Raises:
+        ValueError: If the maps have no draws, axes, cases or values do not fit, or all masks are
+            empty.
+    """
+    strictly_inside("level", level)
+    maps = as_maps(attribution)
+    missing = [dim for dim in SAMPLES if dim not in maps.dims]
+    if missing:
+        raise ValueError(
+            f"attribution lacks the axes {missing}; keep the maps of all draws: "
+            "attribute(..., keep_draws=True)"
+        )
+    maps = drop_copies(maps)
+    mass, pointing = mass_inside(maps, mask), pointing_game(maps, mask, tolerance)
+    number = maps.sizes["chain"] * maps.sizes["draw"]
+    result = xr.Dataset(
+        {name: mass[name] for name in ("mass_share", "ratio", "area_share")}
+        | {name: pointing[name] for name in ("hit", "hit_chance")}
+    )
+    for name in ("mass_share", "ratio", "mean_mass_share", "mean_ratio"):
+        values = mass[name]
+        spread = values.std(SAMPLES, ddof=1) if number > 1 else values.mean(SAMPLES) * np.nan
+        result = result.assign({**over_draws(name, values, level), f"sd_{name}": spread})
+    result["probability_top_inside"] = pointing["hit"].mean(SAMPLES)
+    result["mean_probability_top_inside"] = pointing["mean_hit"].mean(SAMPLES)
+    for variable in result.data_vars.values():
+        variable.attrs["units"] = "1"
+    return result.assign_attrs(level=level, num_draws=number)
 
 
 def _widened(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
