@@ -66,9 +66,10 @@ def bootstrap(
         options: Of the metric.
 
     Returns:
-        Dataset with every figure of the metric: ``<name>``, ``<name>_se``, ``<name>_lower``,
-        ``<name>_upper``; with ``other`` also ``<name>_other`` and ``<name>_difference`` (tree -
-        other) with its ``_se``, ``_lower``, ``_upper``. Resamples without the figure do not count.
+        Dataset with every figure of the metric, and for all but thresholds ``<name>_se``,
+        ``<name>_lower``, ``<name>_upper``; with ``other`` also ``<name>_other`` and
+        ``<name>_difference`` (tree - other) with its ``_se``, ``_lower``, ``_upper``. Resamples
+        without the figure do not count.
         Calibration errors are positive by chance, and more so in resamples: read their differences.
 
     Raises:
@@ -96,23 +97,19 @@ def bootstrap(
             found.append(one.compute(weight[unit]))
     result = results[0].copy()
     for name, dims in plans[0].dims.items():
+        if name == "threshold":  # no figure of quality, and infinite where nothing is kept
+            continue
         stacks = [np.stack([figures[name] for figures in one]) for one in drawn]
         attrs = results[0][name].attrs
         _put(result, name, dims, spread(stacks[0], level), attrs)
         if other is None:
             continue
         result[f"{name}_other"] = results[1][name].drop_vars(list(results[1][name].coords))
-        gap = _gap(results[0][name].values, results[1][name].values)
+        gap = results[0][name].values - results[1][name].values
         result[f"{name}_difference"] = (dims, gap, attrs)
-        _put(result, f"{name}_difference", dims, spread(_gap(*stacks), level), attrs)
+        _put(result, f"{name}_difference", dims, spread(stacks[0] - stacks[1], level), attrs)
     own = {"metric": metric, "resamples": int(resamples), "level": level}
     return result.assign_attrs(own, unit=kind, num_units=number)
-
-
-def _gap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The difference; NaN where both are infinite, as thresholds can be."""
-    both = np.isinf(first) & np.isinf(second)
-    return np.where(both, np.nan, np.where(both, 0, first) - np.where(both, 0, second))
 
 
 def _put(
