@@ -1,14 +1,15 @@
 """From boxes of every draw to objects: a posterior over sets of boxes.
 
 Draws know nothing of each other, so which boxes are one object is a rule. Boxes of all draws of a
-case are taken by falling probability of being an object, and each
+case are taken by falling probability of being an object, those of equal probability by their
+edges, so that the order of draws does not matter, and each
 
     joins the object whose first, most probable box it overlaps most, by ``overlap`` or more,
           among those that have no box of its draw;
     or is a new object.
 
-Then objects that no draw has both of, and whose mean boxes overlap by ``overlap`` or more, are one:
-a cloud of boxes wider than the rule would otherwise be split. With S draws, p_s the probability
+Then objects that no draw has both of, and whose mean boxes overlap by ``overlap`` or more, are one,
+until there are none: a cloud of boxes wider than the rule would otherwise be split. With S draws, p_s the probability
 that the box of draw s is an object (0 where the draw has none) and e_s its edges,
 
     p_exists   =  mean_s p_s                     its variance  aleatoric  mean_s p_s (1 - p_s)
@@ -130,7 +131,7 @@ def _clustered(
     """Boxes (draw, object, ...) by the rule of the module's text; NaN where a draw has none."""
     score = probs.sum(-1)
     draw, place = np.nonzero(np.isfinite(score))
-    order = np.argsort(-score[draw, place], kind="stable")
+    order = np.lexsort((*loc[draw, place].T, -score[draw, place]))
     draw, place = draw[order], place[order]
     seeds = np.empty((len(draw), 4))
     member = np.full((len(loc), len(draw)), -1)
@@ -158,19 +159,19 @@ def _rejoined(member: NDArray, loc: NDArray, score: NDArray, overlap: float) -> 
         total = np.maximum(weight.sum(0), 1e-300)
         return (weight * np.nan_to_num(loc[rows, which])).sum(0) / total
 
-    at = 0
+    at, middle = 0, means(member)
     while at < member.shape[1]:
-        middle = means(member)
         shared = overlaps(middle[at][None], middle)[0]
-        shared[: at + 1] = -1
         apart = ~((member >= 0) & (member[:, [at]] >= 0)).any(0)
-        shared[~apart] = -1
+        shared = np.where(apart, shared, -1)
         best = int(shared.argmax())
-        if shared[best] >= overlap:
-            member[:, at] = np.maximum(member[:, at], member[:, best])
-            member = np.delete(member, best, 1)
-        else:
+        if shared[best] < overlap:
             at += 1
+            continue
+        at, gone = sorted((at, best))  # the union may now join one that came before
+        member[:, at] = np.maximum(member[:, at], member[:, gone])
+        middle[at] = means(member[:, [at]])[0]
+        member, middle = np.delete(member, gone, 1), np.delete(middle, gone, 0)
     return member
 
 
