@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
-from detection_trees import detection_tree
+from detection_trees import detection_tree, graded_tree
 from posterior_trees import array
 from scipy.special import expit, softmax
 
@@ -521,7 +521,9 @@ def box_rows() -> dict[str, Analysis]:
             detection.thresholds(learnt), tree
         )["objects"].to_dataset(),
     }
-    return {f"detection.{name}": Analysis(run, BOXES, reads=False) for name, run in figures.items()}
+    rows = {f"detection.{name}": Analysis(run, BOXES, reads=False) for name, run in figures.items()}
+    spread = Analysis(detection.reader_spread, GRADED_BOXES, reads=False)
+    return rows | {"detection.reader_spread": spread}
 
 
 LABELS = Kind(class_tree, "observed_data/label")
@@ -540,6 +542,7 @@ GRADERS = Kind(grader_tree, "observed_data/mask")
 WHOLE = Kind(grader_tree, "observed_data/mask", rows=False)
 ATTRIBUTIONS = Kind(attribution_tree, "maps/map")
 BOXES = Kind(detection_tree, "observed_data/box_label", rows=False)
+GRADED_BOXES = Kind(graded_tree, "observed_data/box_label", rows=False)
 
 MODULES = [
     import_module(f"{analysis.__name__}.{module.name}")

@@ -129,6 +129,28 @@ def detection_tree(number: int = 12, prefix: str = "c") -> xr.DataTree:
     return tree_by_hand(*rows, classes=("red", "white", "platelet"), class_share=0.9, prefix=prefix)
 
 
+def graded_tree(number: int = 12, prefix: str = "c", readers: int = 3) -> xr.DataTree:
+    """Random objects, and boxes of several readers of whom each misses some."""
+    tree = detection_tree(number, prefix)
+    truth = tree["observed_data"].to_dataset()
+    rng = np.random.default_rng(5)
+    edges, labels = [], []
+    for _ in range(readers):
+        missed = (rng.random(truth["box_label"].shape) < 0.2) | (truth["box_label"].values < 0)
+        order = np.argsort(missed, 1, kind="stable")
+        box = truth["box_edge"].values + 0.5 * rng.normal(size=truth["box_edge"].shape)
+        box = np.where(missed[..., None], np.nan, box)
+        edges.append(np.take_along_axis(box, order[..., None], 1))
+        labels.append(np.take_along_axis(np.where(missed, -1, truth["box_label"]), order, 1))
+    dims = ("case", "grader", "box")
+    own = {
+        "box_edge": ((*dims, "edge"), np.stack(edges, 1)),
+        "box_label": (dims, np.stack(labels, 1)),
+    }
+    tree["observed_data"] = xr.DataTree(truth.drop_vars(own).assign(own))
+    return tree
+
+
 def shuffled(tree: xr.DataTree, seed: int) -> xr.DataTree:
     """The tree with the objects and the true boxes of every image in another order."""
     rng = np.random.default_rng(seed)

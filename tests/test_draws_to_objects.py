@@ -236,7 +236,7 @@ def test_cases_are_padded_and_faint_objects_left_out() -> None:
     box: Box = (0, 0, 20, 20, 1, 0.9, 0)
     faint: Box = (50, 50, 60, 60, 1, 0.05, 0)
     tree = draws_tree([[[box, faint], [box]], [[], []], [[faint], [faint]]])
-    found = objects(tree)["objects"]
+    found = objects(tree)["objects"].to_dataset()
     assert found["num_objects"].values.tolist() == [2, 0, 1] and found.sizes["box"] == 2
     absent = np.array([[False, False], [True, True], [False, True]])
     for name, values in found.data_vars.items():
@@ -245,8 +245,12 @@ def test_cases_are_padded_and_faint_objects_left_out() -> None:
         elif name != "num_objects":
             gone = np.isnan(values.values).reshape(3, 2, -1)
             np.testing.assert_array_equal(gone, np.broadcast_to(absent[..., None], gone.shape))
-    assert objects(tree, least=0.1)["objects"]["num_objects"].values.tolist() == [1, 0, 0]
-    nothing = objects(draws_tree([[[]], [[]]]))["objects"]
+    assert objects(tree, least=0.1)["objects"].to_dataset()["num_objects"].values.tolist() == [
+        1,
+        0,
+        0,
+    ]
+    nothing = objects(draws_tree([[[]], [[]]]))["objects"].to_dataset()
     assert nothing["num_objects"].values.tolist() == [0, 0] and nothing["p_exists"].isnull().all()
 
 
@@ -284,7 +288,7 @@ def test_edges_in_mm_follow_the_spacing_of_rows_and_columns() -> None:
     box: Box = (10, 20, 30, 44, 1, 0.9, 0)
     spacing = np.array([[0.5, 2.0], [1.0, 3.0]])  # row, col
     tree = draws_tree([[[box]], [[box]]], constant={"spacing": spacing})
-    found = objects(tree)["objects"]
+    found = objects(tree)["objects"].to_dataset()
     np.testing.assert_allclose(found["edge_mean_mm"][:, 0], [[20, 10, 60, 22], [30, 20, 90, 44]])
     width = (found["edge_upper"] - found["edge_lower"])[:, 0]
     in_mm = (found["edge_upper_mm"] - found["edge_lower_mm"])[:, 0]

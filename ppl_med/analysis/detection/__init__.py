@@ -14,6 +14,7 @@ confidence_maps       fit_confidence, apply_confidence      calibration after tr
 existence_curve       existence           is p(an object is there) what it says?
 edge_intervals        edge_coverage       do true edges lie in their intervals?
 image_bootstrap       bootstrap           intervals over images, differences of two detectors
+reader_disagreement   reader_spread       how far readers' boxes lie apart, in pixels and mm
 
 The confidence of an object is p_exists times the probability of its class. An image without true
 boxes counts as one without objects. True boxes without area are left out and counted: attribute
@@ -30,6 +31,7 @@ from ppl_med.analysis.detection.image_bootstrap import bootstrap
 from ppl_med.analysis.detection.localisation_recall import lrp
 from ppl_med.analysis.detection.mean_precision import average_precision
 from ppl_med.analysis.detection.operating_thresholds import apply_thresholds, thresholds
+from ppl_med.analysis.detection.reader_disagreement import reader_spread
 from ppl_med.analysis.detection.spatial_quality import pdq
 
 __all__ = [
@@ -45,5 +47,6 @@ __all__ = [
     "lrp",
     "objects",
     "pdq",
+    "reader_spread",
     "thresholds",
 ]

@@ -9,8 +9,10 @@ edges, so that the order of draws does not matter, and each
     or is a new object.
 
 Then objects that no draw has both of, and whose mean boxes overlap by ``overlap`` or more, are one,
-until there are none: a cloud of boxes wider than the rule would otherwise be split. With S draws, p_s the probability
-that the box of draw s is an object (0 where the draw has none) and e_s its edges,
+until there are none: a cloud of boxes wider than the rule would otherwise be split.
+
+With S draws, p_s the probability that the box of draw s is an object (0 where the draw has none)
+and e_s its edges,
 
     p_exists   =  mean_s p_s                     its variance  aleatoric  mean_s p_s (1 - p_s)
                                                                epistemic  var_s p_s
@@ -120,15 +122,22 @@ def _of_block(boxes: BoxDraws, block: Any, overlap: float, level: float) -> Any:
     num_draws = loc.shape[0] * loc.shape[1]
     for case in range(loc.shape[2]):
         own = [one[:, :, case].reshape(num_draws, *one.shape[3:]) for one in (loc, variance, probs)]
-        join = _by_anchor if boxes.aligned else _clustered
+        join = _by_anchor if boxes.aligned else joined_draws
         joined = join(own[0], own[1], own[2], overlap)
         yield _summary(*joined, boxes.noise, level)
 
 
-def _clustered(
+def joined_draws(
     loc: NDArray, variance: NDArray, probs: NDArray, overlap: float
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Boxes (draw, object, ...) by the rule of the module's text; NaN where a draw has none."""
+    """Return boxes (draw, object, ...) by the rule of the module's text; NaN where a draw has none.
+
+    Args:
+        loc: Edges (draw, box, 4), NaN where there is no box.
+        variance: Of their noise, the same dims.
+        probs: Of the classes (draw, box, class).
+        overlap: From which on boxes are joined.
+    """
     score = probs.sum(-1)
     draw, place = np.nonzero(np.isfinite(score))
     order = np.lexsort((*loc[draw, place].T, -score[draw, place]))

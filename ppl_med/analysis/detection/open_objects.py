@@ -164,7 +164,7 @@ def open_objects(tree: object, *needed: str, truth: bool = True) -> FoundObjects
         flat[CONFIDENCE] = flat["p_exists"] * own
     order = np.lexsort((*flat["edge_mean"].T, flat["label"], -flat[CONFIDENCE], case))
     flat = {name: one[order] for name, one in flat.items()}
-    true = _true_boxes(tree, p_exists, len(names)) if truth else _no_boxes(p_exists)
+    true = true_boxes(tree, p_exists, len(names)) if truth else _no_boxes(p_exists)
     return FoundObjects(
         names,
         p_exists,
@@ -224,8 +224,17 @@ def _no_boxes(p_exists: xr.DataArray) -> tuple[np.ndarray, ...]:
     return none, none, np.zeros((0, 4)), np.zeros(p_exists.sizes["case"], np.int64)
 
 
-def _true_boxes(tree: Any, p_exists: xr.DataArray, num_classes: int) -> tuple[np.ndarray, ...]:
-    """Image, class and edges of the true boxes, and how many of every image have no area."""
+def true_boxes(tree: Any, like: xr.DataArray, num_classes: int) -> tuple[np.ndarray, ...]:
+    """Return image, class and edges of the true boxes, and how many of each image have no area.
+
+    Args:
+        tree: Holds the boxes of one reader.
+        like: An array whose cases must be those of the boxes.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: There are none, those of several readers, or malformed ones.
+    """
     box_edge, box_label = observed_boxes(tree)
     for array, dims in ((box_edge, ("case", "box", "edge")), (box_label, ("case", "box"))):
         name = f"observed_data/{array.name}"
@@ -234,7 +243,7 @@ def _true_boxes(tree: Any, p_exists: xr.DataArray, num_classes: int) -> tuple[np
                    "choose one: tree.isel(grader=0, missing_dims='ignore')")  # fmt: skip
         if set(array.dims) != set(dims) or array.sizes.get("edge", 4) != 4:
             reject(name, f"an array over {dims}", dict(array.sizes))
-        check_cases(array, p_exists, name, "objects/p_exists")
+        check_cases(array, like, name, "objects/p_exists")
     box = box_edge.transpose("case", "box", "edge").values.astype(np.float64)
     label = box_label.transpose("case", "box").values.astype(np.int64)
     if ((label < -1) | (label >= num_classes)).any():
