@@ -1,0 +1,1 @@
+"""Detection of blood cells: training, scores and pictures."""

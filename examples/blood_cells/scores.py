@@ -1,0 +1,130 @@
+"""Figures of all guides, on halves of the validation images where something is learnt."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from blood_cells.study import Study
+from ppl_med import storage
+from ppl_med.analysis import detection
+
+REFERENCE = "deterministic"
+HEAD = ("guide", "AP50", "mAP", "LaECE", "PDQ", "edges in 90 %", "ECE of p(exists)", "cells", "s")
+Figures = dict[str, float]
+MAPS = {"AP50": "map_50", "mAP": "map"}
+
+
+def halves(tree: xr.DataTree) -> Iterator[tuple[xr.DataTree, xr.DataTree]]:
+    """Images to learn on and the others, every second one, both ways round."""
+    number = tree["objects"].sizes["case"]
+    even, odd = (tree.isel(case=np.arange(first, number, 2)) for first in (0, 1))
+    yield even, odd
+    yield odd, even
+
+
+def at_thresholds(tree: xr.DataTree) -> list[xr.DataTree]:
+    """Both halves, with the objects left that thresholds learnt on the other half keep."""
+    return [
+        detection.apply_thresholds(detection.thresholds(known, otherwise=0.5), rest)
+        for known, rest in halves(tree)
+    ]
+
+
+def bootstrapped(
+    metric: str, trees: list[xr.DataTree], others: list[xr.DataTree], options: Any, **settings: Any
+) -> tuple[Callable[[str], float], Callable[[str], tuple[float, float]]]:
+    """Figures as means over halves, and differences with their standard errors."""
+    found = [
+        detection.bootstrap(metric, one, other, resamples=options.resamples, **settings)
+        for one, other in zip(trees, others, strict=True)
+    ]
+
+    def value(name: str) -> float:
+        return float(np.mean([one[name] for one in found]))
+
+    def gap(name: str) -> tuple[float, float]:
+        error = np.sqrt(np.sum([float(one[f"{name}_difference_se"]) ** 2 for one in found]))
+        return value(f"{name}_difference"), float(error / len(found))
+
+    return value, gap
+
+
+def score(study: Study, guide: str, seed: int) -> dict[str, Any]:
+    """All figures of a run, and their differences from the reference of the same seed."""
+    options, size = study.options, study.options.size
+    tree, other = study.objects(guide, seed), study.objects(REFERENCE, seed)
+    found: dict[str, Any] = {"guide": guide, "seed": seed, "seconds": study.seconds.get(guide)}
+    gaps: dict[str, tuple[float, float]] = {}
+    value, gap = bootstrapped("average_precision", [tree], [other], options)
+    for name, figure in MAPS.items():
+        found[name], gaps[name] = value(figure), gap(figure)
+    kept, kept_other = at_thresholds(tree), at_thresholds(other)
+    value, gap = bootstrapped("calibration_errors", kept, kept_other, options)
+    found["LaECE"], gaps["LaECE"] = value("laece"), gap("laece")
+    value, gap = bootstrapped(
+        "pdq", kept, kept_other, options, threshold=0.0, image_size=size
+    )  # fmt: skip
+    found["PDQ"], gaps["PDQ"] = value("pdq"), gap("pdq")
+    edges = detection.edge_coverage(tree, threshold=0.3)
+    found["coverage"] = float(edges["coverage"].mean())
+    found["coverage_se"] = float(edges["coverage_se"].mean())
+    curve = detection.existence(tree)
+    found["ece"] = float(curve["ece"])
+    found["cells"] = float(curve["expected_objects"])
+    return found | {"gaps": gaps}
+
+
+def collect(study: Study) -> list[dict[str, Any]]:
+    """Scores of every guide and seed, written to scores.json."""
+    path = study.folder / "scores.json"
+    done = json.loads(path.read_text()) if path.exists() and study.options.resume else []
+    known = {(one["guide"], one["seed"]): one for one in done}
+    found = []
+    for guide in (*study.options.guide, "no image"):
+        once = guide in ("ensemble", "no image")
+        for seed in study.options.seed[:1] if once else study.options.seed:
+            if (guide, seed) not in known:
+                known[guide, seed] = score(study, guide, seed)
+                storage.write_text(path, json.dumps([*known.values()], indent=1))
+            found.append(known[guide, seed])
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Means over seeds, and paired differences with intervals over images and seeds."""
+    rows, gaps = [], []
+    for guide in dict.fromkeys(one["guide"] for one in found):
+        own = [one for one in found if one["guide"] == guide]
+        mean = {name: np.mean([one[name] for one in own]) for name in
+                ("AP50", "mAP", "LaECE", "PDQ", "coverage", "coverage_se", "ece", "cells")}  # fmt: skip
+        seconds = [one["seconds"] for one in own if one["seconds"]]
+        rows.append([
+            guide,
+            *(f"{mean[name]:.3f}{_range(own, name)}" for name in ("AP50", "mAP", "LaECE", "PDQ")),
+            f"{mean['coverage']:.3f} ± {mean['coverage_se']:.3f}",
+            f"{mean['ece']:.3f}", f"{mean['cells']:.1f}",
+            f"{np.mean(seconds):.0f}" if seconds and np.isfinite(seconds).all() else "",
+        ])  # fmt: skip
+        if guide not in (REFERENCE, "no image"):
+            gaps.append([guide, *(_interval(own, name) for name in own[0]["gaps"])])
+    text = storage.markdown_table(list(HEAD), rows)
+    head = ["difference from deterministic", *found[0]["gaps"]]
+    return text + "\n\n" + storage.markdown_table(head, gaps)
+
+
+def _range(own: list[dict[str, Any]], name: str) -> str:
+    values = [one[name] for one in own]
+    return f" [{min(values):.3f}, {max(values):.3f}]" if len(values) > 1 else ""
+
+
+def _interval(own: list[dict[str, Any]], name: str) -> str:
+    """Mean over seeds; images are the same for all seeds, so their error does not shrink."""
+    gaps = np.array([one["gaps"][name] for one in own])
+    of_images = gaps[:, 1].mean()
+    of_seeds = gaps[:, 0].std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    error = 1.96 * np.hypot(of_images, of_seeds)
+    mean = gaps[:, 0].mean()
+    return f"{mean:+.3f} [{mean - error:+.3f}, {mean + error:+.3f}]"

@@ -1,0 +1,111 @@
+"""Data, detectors and their posteriors."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ppl_med import storage
+from ppl_med.analysis import detection
+from ppl_med.data import Batches, MoveWithBoxes, load_voc_boxes
+from ppl_med.inference import BernoulliDropout, MeanFieldNormal, PointEstimate, fit, predict
+from ppl_med.models import BayesianDetector
+from ppl_med.networks import SmallDetector
+
+CLASSES = ("RBC", "WBC", "Platelets")
+FULL = 480  # rows of a smear
+ANCHORS = ((27.0, 37.0, 53.0, 75.0, 107.0), (107.0, 150.0, 213.0, 213.0, 213.0))
+"""Sides in pixels of the full picture, by level; cells have medians of 39, 105 and 190."""
+GUIDES: dict[str, Any] = {
+    "deterministic": PointEstimate,
+    "mean_field": partial(MeanFieldNormal, init_scale=0.02),
+    "dropout": partial(BernoulliDropout, rate=0.05),
+}
+
+
+class Study:
+    """The smears, and what was made of them in a folder."""
+
+    def __init__(self, options: Any, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        splits = load_voc_boxes(
+            options.data, size=options.size, classes=list(CLASSES), degenerate="drop"
+        )
+        train, self.held_out = splits["train"], splits["val"]
+        if options.smoke:
+            train, self.held_out = ({k: v[:24] for k, v in one.items()} for one in splits.values())
+        pixels = train["image"] / 255.0
+        standard = {"loc": pixels.mean((0, 2, 3)), "scale": pixels.std((0, 2, 3))}
+        self.train = train
+        self.make_training = partial(
+            Batches, train, batch_size=options.batch_size, shuffle=True,
+            transform=MoveWithBoxes(mirror=True, upend=True), **standard,
+        )  # fmt: skip
+        self.val = Batches(self.held_out, batch_size=29, **standard)
+        self.seconds: dict[str, float] = {}
+
+    def build(self, guide: str, seed: int) -> tuple[Any, Any]:
+        """A model and its guide."""
+        torch.manual_seed(seed)
+        scale = self.options.size[0] / FULL
+        sizes = [[side * scale for side in level] for level in ANCHORS]
+        net = SmallDetector(3, len(CLASSES), sizes=sizes)
+        model = BayesianDetector(net, CLASSES)
+        return model, GUIDES[guide](model)
+
+    def posterior(self, guide: str, seed: int) -> xr.DataTree:
+        """Boxes of every draw on the validation images, from the folder where they are there."""
+        path = self.folder / f"posterior-{guide}-{seed}.nc"
+        if guide == "ensemble":
+            return storage.join_chains(
+                [self.posterior("deterministic", one) for one in self.options.seed]
+            )
+        if not path.exists():
+            options = self.options
+            model, program = self.build(guide, seed)
+            started = time.perf_counter()
+            fit(
+                model, program, self.make_training(seed=seed), epochs=options.epochs,
+                learning_rate=options.rate, schedule="cosine", seed=seed, device=options.device,
+                checkpoint=self.folder / f"checkpoint-{guide}-{seed}.pt", resume=options.resume,
+            )  # fmt: skip
+            seconds = time.perf_counter() - started
+            draws = 1 if guide == "deterministic" else options.draws
+            tree = predict(
+                model, program, self.val, draws=draws, seed=seed, device=options.device
+            )
+            tree.attrs["training_seconds"] = seconds
+            storage.save(tree, path)
+        return storage.load(path)
+
+    def objects(self, guide: str, seed: int) -> xr.DataTree:
+        """Objects of a guide; "no image" is the baseline."""
+        if guide == "no image":
+            return self.without_image()
+        tree = self.posterior(guide, seed)
+        self.seconds[guide] = float(tree.attrs.get("training_seconds", np.nan))
+        return detection.objects(tree)
+
+    def without_image(self) -> xr.DataTree:
+        """Every training set of boxes as a draw, the same for every image."""
+        box, label = (np.asarray(self.train[name]) for name in ("box", "box_label"))
+        probs = (label[..., None] == np.arange(len(CLASSES))).astype(float)
+        probs[label < 0] = np.nan
+        dims = ("chain", "draw", "case", "box")
+        first = {
+            "edge_loc": ((*dims, "edge"), box[None, :, None].astype(float)),
+            "edge_scale": ((*dims, "edge"), np.ones_like(box[None, :, None], float)),
+            "box_probs": ((*dims, "class"), probs[None, :, None]),
+        }
+        alone = xr.Dataset(first, {"class": list(CLASSES), "case": [0]})
+        one = detection.objects(xr.DataTree.from_dict({"posterior": alone}))["objects"].to_dataset()
+        truth = self.posterior(self.options.guide[0], self.options.seed[0])
+        case = truth["observed_data"]["case"].values
+        same = one.isel(case=np.zeros(len(case), int)).assign_coords(case=case)
+        return xr.DataTree.from_dict(
+            {"objects": same, "observed_data": truth["observed_data"].to_dataset()}
+        )
