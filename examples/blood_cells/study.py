@@ -75,9 +75,7 @@ class Study:
             )  # fmt: skip
             seconds = time.perf_counter() - started
             draws = 1 if guide == "deterministic" else options.draws
-            tree = predict(
-                model, program, self.val, draws=draws, seed=seed, device=options.device
-            )
+            tree = predict(model, program, self.val, draws=draws, seed=seed, device=options.device)
             tree.attrs["training_seconds"] = seconds
             storage.save(tree, path)
         return storage.load(path)

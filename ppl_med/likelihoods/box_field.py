@@ -192,7 +192,8 @@ class BoxField(TorchDistribution):
         half = half.view(-1, *[1] * (place.dim() - 1), 4)
         noise = _standard(torch.cat([half, 1 - half]), self.settings.noise).to(place)
         drawn = decode(place + sd * noise, anchor, encoding)
-        return drawn.mean(0), drawn.std(0)
+        mean = drawn.mean(0)
+        return mean, (drawn - mean).square().mean(0).sqrt()
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Sets of boxes: each detection is there by its probability, with noise on its edges."""

@@ -114,7 +114,8 @@ class _Block(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         convolution = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        super().__init__(convolution, nn.GroupNorm(8, out_channels), nn.ReLU())
+        groups = 8 if out_channels >= 16 else out_channels // 4
+        super().__init__(convolution, nn.GroupNorm(groups, out_channels), nn.ReLU())
 
 
 class _ClassLayer(nn.Conv2d):
@@ -201,6 +202,7 @@ class DetectorOutput(nn.Module):
         nn.init.constant_(self.log_variances.bias, -3.0)  # type: ignore[arg-type]
         if isinstance(net, FCOS):
             self.encoding, self.match = "edges", "centre"
+            net.head.regression_head.bbox_ctrness = nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
         """Output (case, class + 13, anchor) of images (case, channel, row, col)."""
