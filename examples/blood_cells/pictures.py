@@ -1,11 +1,57 @@
 """What the posterior says of some cells, in words and as a picture."""
 
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
 from blood_cells.study import Study
+from ppl_med import plots
+
+SHOWN = 2  # images
 
 
-def tell(study):
-    return ""
+def guide_to_show(study: Study) -> str:
+    """The mean-field posterior where it is among the guides."""
+    guides = study.options.guide
+    return "mean_field" if "mean_field" in guides else str(guides[0])
 
 
-def draw_objects(study):
-    raise NotImplementedError
+def tell(study: Study) -> str:
+    """A sentence a class: its surest and its least sure cell of the first image that has both."""
+    guide = guide_to_show(study)
+    found = study.objects(guide, study.options.seed[0])["objects"].to_dataset()
+    lines = [f"Of {guide}:"]
+    for index, name in enumerate(found["class"].values):
+        own = found["p_exists"].where((found["label"] == index) & (found["p_exists"] >= 0.05))
+        if not own.notnull().any():
+            continue
+        for words, at in (("surest", own.argmax(("case", "box"))),
+                          ("least sure", (own - 0.5).__abs__().argmin(("case", "box")))):  # fmt: skip
+            lines.append(f"{words} {name}: {sentence(found.isel(at))}")
+    return "\n".join(lines)
+
+
+def sentence(one: xr.Dataset) -> str:
+    """As the founding slides put it, and the edges in pixels."""
+    limits = ", ".join(
+        f"{edge} {float(one['edge_mean'][at]):.0f} [{float(one['edge_lower'][at]):.0f}, "
+        f"{float(one['edge_upper'][at]):.0f}]"
+        for at, edge in enumerate(one["edge"].values)
+    )
+    return (
+        f"p(box) = {float(one['p_exists']):.4f}, aleatoric = {float(one['score_aleatoric']):.5f}, "
+        f"epistemic = {float(one['score_epistemic']):.5f}; {limits} ({one['case'].item()})"
+    )
+
+
+def draw_objects(study: Study) -> Figure:
+    """Smears with their objects, edge bands and what is known of each."""
+    tree = study.objects(guide_to_show(study), study.options.seed[0])
+    images = np.asarray(study.held_out["image"])
+    figure = Figure(figsize=(12, 4.8 * SHOWN), layout="constrained")
+    axes: Any = figure.subplots(SHOWN, 1, squeeze=False)[:, 0]
+    for case, axis in enumerate(axes):
+        plots.boxes(images[case], tree, case, axes=axis)
+    return figure

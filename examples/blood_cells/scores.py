@@ -13,7 +13,7 @@ from ppl_med.analysis import detection
 
 REFERENCE = "deterministic"
 HEAD = ("guide", "AP50", "mAP", "LaECE", "PDQ", "edges in 90 %", "ECE of p(exists)", "cells", "s")
-Figures = dict[str, float]
+FIGURES = ("AP50", "mAP", "LaECE", "PDQ", "coverage", "coverage_se", "ece", "cells")
 MAPS = {"AP50": "map_50", "mAP": "map"}
 
 
@@ -98,8 +98,7 @@ def table(found: list[dict[str, Any]]) -> str:
     rows, gaps = [], []
     for guide in dict.fromkeys(one["guide"] for one in found):
         own = [one for one in found if one["guide"] == guide]
-        mean = {name: np.mean([one[name] for one in own]) for name in
-                ("AP50", "mAP", "LaECE", "PDQ", "coverage", "coverage_se", "ece", "cells")}  # fmt: skip
+        mean = {name: np.mean([one[name] for one in own]) for name in FIGURES}
         seconds = [one["seconds"] for one in own if one["seconds"]]
         rows.append([
             guide,
