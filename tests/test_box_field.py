@@ -36,8 +36,8 @@ def test_deltas_are_those_of_torchvision_and_every_encoding_is_undone() -> None:
     coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
     torch.testing.assert_close(encode(box, anchor, "deltas"), coder.encode_single(box, anchor))
     for encoding in ("edges", "deltas"):
-        code = encode(box, anchor, encoding)  # type: ignore[arg-type]
-        torch.testing.assert_close(decode(code, anchor, encoding), box)  # type: ignore[arg-type]
+        code = encode(box, anchor, encoding)
+        torch.testing.assert_close(decode(code, anchor, encoding), box)
 
 
 def test_matches_are_those_of_retinanet() -> None:
@@ -62,7 +62,7 @@ def test_a_box_that_is_not_there_has_no_anchor() -> None:
     anchor, box = random_boxes(1, 50), random_boxes(1, 4)
     usable = torch.ones(1, 50, dtype=torch.bool)
     for match in ("all", "best", "centre"):
-        _, state = match_anchors(anchor, box, torch.zeros(1, 4, dtype=torch.bool), usable, match)  # type: ignore[arg-type]
+        _, state = match_anchors(anchor, box, torch.zeros(1, 4, dtype=torch.bool), usable, match)
         assert (state == 0).all()
     _, state = match_anchors(anchor, box, torch.ones(1, 4, dtype=torch.bool), ~usable, "all")
     assert (state == -1).all(), "a place without an anchor is neither"
@@ -73,7 +73,7 @@ def test_a_box_that_is_not_there_has_no_anchor() -> None:
 
 def field(match: str = "all", seed: int = 0, **settings: Any) -> tuple[Boxes, Tensor]:
     """Outputs at twelve anchors of two cases."""
-    likelihood = Boxes(CLASSES, match=match, **settings)  # type: ignore[arg-type]
+    likelihood = Boxes(CLASSES, match=match, **settings)
     generator = torch.Generator().manual_seed(seed)
     output = torch.randn(2, 15, 12, generator=generator)
     output[:, 10:14] = random_boxes(2, 12).mT
@@ -82,7 +82,7 @@ def field(match: str = "all", seed: int = 0, **settings: Any) -> tuple[Boxes, Te
 
 
 def log_prob(likelihood: Boxes, output: Tensor, *boxes: Tensor | None) -> Tensor:
-    found: Tensor = likelihood.distribution(output.double()).log_prob(pack_boxes(*boxes))  # type: ignore[arg-type]
+    found: Tensor = likelihood.distribution(output.double()).log_prob(pack_boxes(*boxes))
     return found
 
 

@@ -163,7 +163,7 @@ def test_settings_are_checked() -> None:
         ({"most": 0}, "most"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            Boxes(CLASSES, **settings)  # type: ignore[arg-type]
+            Boxes(CLASSES, **settings)
     with pytest.raises(ValueError, match="width"):
         SmallDetector(3, 2, width=12)
     with pytest.raises(ValueError, match="head"):

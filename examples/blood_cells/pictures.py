@@ -27,8 +27,11 @@ def tell(study: Study) -> str:
         own = found["p_exists"].where((found["label"] == index) & (found["p_exists"] >= 0.05))
         if not own.notnull().any():
             continue
-        for words, at in (("surest", own.argmax(("case", "box"))),
-                          ("least sure", (own - 0.5).__abs__().argmin(("case", "box")))):  # fmt: skip
+        away = np.abs(own - 0.5)
+        for words, at in (
+            ("surest", own.argmax(("case", "box"))),
+            ("least sure", away.argmin(("case", "box"))),
+        ):
             lines.append(f"{words} {name}: {sentence(found.isel(at))}")
     return "\n".join(lines)
 
