@@ -512,6 +512,10 @@ def box_rows() -> dict[str, Analysis]:
         )
     }
     figures |= {
+        "calibrate_boxes": lambda tree: detection.calibrate_boxes(tree, missed=0.5, outside=0.3),
+        "predict_boxes": lambda tree: detection.predict_boxes(
+            detection.calibrate_boxes(learnt, missed=0.5, outside=0.3), tree
+        ),
         "bootstrap": lambda tree: detection.bootstrap("pdq", tree, resamples=20),
         "thresholds": lambda tree: detection.thresholds(tree, otherwise=0.5),
         "apply_confidence": lambda tree: detection.apply_confidence(

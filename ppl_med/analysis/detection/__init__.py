@@ -12,6 +12,7 @@ operating_thresholds  thresholds, apply_thresholds          which objects to kee
 confidence_errors     calibration_errors  D-ECE, LaECE, LaACE of the confidence
 confidence_maps       fit_confidence, apply_confidence      calibration after training
 existence_curve       existence           is p(an object is there) what it says?
+conformal_boxes       calibrate_boxes, predict_boxes        promises of recall and of edges
 edge_intervals        edge_coverage       do true edges lie in their intervals?
 image_bootstrap       bootstrap           intervals over images, differences of two detectors
 reader_disagreement   reader_spread       how far readers' boxes lie apart, in pixels and mm
@@ -23,6 +24,7 @@ boxes counts as one without objects. True boxes without area are left out and co
 
 from ppl_med.analysis.detection.confidence_errors import calibration_errors
 from ppl_med.analysis.detection.confidence_maps import apply_confidence, fit_confidence
+from ppl_med.analysis.detection.conformal_boxes import calibrate_boxes, predict_boxes
 from ppl_med.analysis.detection.draws_to_objects import objects
 from ppl_med.analysis.detection.edge_intervals import edge_coverage
 from ppl_med.analysis.detection.existence_curve import existence
@@ -39,6 +41,7 @@ __all__ = [
     "apply_thresholds",
     "average_precision",
     "bootstrap",
+    "calibrate_boxes",
     "calibration_errors",
     "edge_coverage",
     "existence",
@@ -47,6 +50,7 @@ __all__ = [
     "lrp",
     "objects",
     "pdq",
+    "predict_boxes",
     "reader_spread",
     "thresholds",
 ]
