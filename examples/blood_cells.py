@@ -26,7 +26,7 @@ from pathlib import Path
 import tyro
 from blood_cells.pictures import draw_objects, tell
 from blood_cells.scores import collect, table
-from blood_cells.study import GUIDES, Study
+from blood_cells.study import ENSEMBLES, GUIDES, Study
 
 from ppl_med.storage import check_same, open_run, write_text
 
@@ -37,11 +37,11 @@ class Options:
 
     data: Path = field(default_factory=lambda: Path(environ.get("PPL_MED_DATA", "data")))
     """Folder that holds bccd; by default what PPL_MED_DATA names."""
-    guide: tuple[str, ...] = (*GUIDES, "ensemble")
-    """Which guides; the ensemble is that of the deterministic nets of all seeds."""
+    guide: tuple[str, ...] = (*GUIDES, *ENSEMBLES)
+    """Which guides; an ensemble joins the nets, or the normals, of all seeds."""
     seed: tuple[int, ...] = (0, 1, 2)
     """Seeds of start values, order and draws."""
-    epochs: int = 50
+    epochs: int = 80
     """Passes over the 205 training images."""
     rate: float = 2e-3
     """Learning rate of Adam at the start; it falls along a cosine."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from blood_cells.study import Study
+from blood_cells.study import ENSEMBLES, Study
 from ppl_med import storage
 from ppl_med.analysis import detection
 
@@ -84,7 +84,7 @@ def collect(study: Study) -> list[dict[str, Any]]:
     known = {(one["guide"], one["seed"]): one for one in done}
     found = []
     for guide in (*study.options.guide, "no image"):
-        once = guide in ("ensemble", "no image")
+        once = guide in ENSEMBLES or guide == "no image"
         for seed in study.options.seed[:1] if once else study.options.seed:
             if (guide, seed) not in known:
                 known[guide, seed] = score(study, guide, seed)
