@@ -62,7 +62,7 @@ class Study:
         sizes = [[side * scale for side in level] for level in ANCHORS]
         return BayesianDetector(SmallDetector(3, len(CLASSES), sizes=sizes), CLASSES, prior)
 
-    def train(self, guide: str, seed: int) -> tuple[Any, Any, float]:
+    def trained(self, guide: str, seed: int) -> tuple[Any, Any, float]:
         """A trained pair and its seconds; all guides have the same number of epochs.
 
         The normals start at the point of a net that has had five eighths of the epochs, and learn
@@ -108,7 +108,7 @@ class Study:
             )
         path = self.folder / f"posterior-{guide}-{seed}.nc"
         if not path.exists():
-            model, program, seconds = self.train(guide, seed)
+            model, program, seconds = self.trained(guide, seed)
             draws = 1 if guide == "deterministic" else self.options.draws
             tree = predict(
                 model, program, self.val, draws=draws, seed=seed, device=self.options.device
