@@ -71,9 +71,9 @@ def test_a_box_that_is_not_there_has_no_anchor() -> None:
 # --- the field of boxes
 
 
-def field(match: str = "all", seed: int = 0, **settings: Any) -> tuple[Boxes, Tensor]:
+def field(seed: int = 0, **settings: Any) -> tuple[Boxes, Tensor]:
     """Outputs at twelve anchors of two cases."""
-    likelihood = Boxes(CLASSES, match=match, **settings)
+    likelihood = Boxes(CLASSES, **settings)
     generator = torch.Generator().manual_seed(seed)
     output = torch.randn(2, 15, 12, generator=generator)
     output[:, 10:14] = random_boxes(2, 12).mT
@@ -81,7 +81,7 @@ def field(match: str = "all", seed: int = 0, **settings: Any) -> tuple[Boxes, Te
     return likelihood.eval(), output
 
 
-def log_prob(likelihood: Boxes, output: Tensor, *boxes: Tensor | None) -> Tensor:
+def log_prob(likelihood: Boxes, output: Tensor, *boxes: Tensor) -> Tensor:
     found: Tensor = likelihood.distribution(output.double()).log_prob(pack_boxes(*boxes))
     return found
 

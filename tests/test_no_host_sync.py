@@ -27,9 +27,14 @@ from ppl_med.inference import (
     fit,
 )
 from ppl_med.inference.training.trainer import Trainer
-from ppl_med.likelihoods import Categorical
-from ppl_med.models import BayesianClassifier, DUQClassifier, LatentClassifier
-from ppl_med.networks import AlexNet, GaussianEncoder, LeNet
+from ppl_med.likelihoods import Boxes, Categorical
+from ppl_med.models import (
+    BayesianClassifier,
+    BayesianDetector,
+    DUQClassifier,
+    LatentClassifier,
+)
+from ppl_med.networks import AlexNet, GaussianEncoder, LeNet, SmallDetector
 from ppl_med.programs.elbo import total
 from ppl_med.weights import RandomWeights
 
@@ -115,14 +120,14 @@ def classifier(net: nn.Module, channels: int, size: int) -> Case:
     return BayesianClassifier(net, ["a", "b"]), image, torch.tensor([0, 1])
 
 
-def check_step(model: Any, guide: Any, image: Tensor, observed: Tensor) -> None:
+def check_step(model: Any, guide: Any, image: Tensor, *observed: Tensor) -> None:
     """The loss and its gradient, as fit computes them, with all reads forbidden."""
     pair = nn.ModuleList([model, guide]).train()
     with pyro.validation_enabled(False):
         with torch.no_grad():  # the first pass finds out which weights are used once
-            elbo_terms(model, guide, image, observed, num_cases=8)
+            elbo_terms(model, guide, image, *observed, num_cases=8)
         with NoHostReads():
-            nll, kl = elbo_terms(model, guide, image, observed, num_cases=8)
+            nll, kl = elbo_terms(model, guide, image, *observed, num_cases=8)
             loss = (total(nll) + total(kl)) / 8
             loss.backward()
     assert any(p.grad is not None for p in pair.parameters())
@@ -158,6 +163,16 @@ def test_a_step_with_a_code_per_case_reads_nothing() -> None:
     model = LatentClassifier(1, ["a", "b"], width=2)
     guide = ConditionalNormal(GaussianEncoder(1, 2, 2, num_classes=2))
     check_step(model, guide, torch.randn(2, 1, 8, 8), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("match", ["all", "best", "centre"])
+def test_a_step_of_a_detector_reads_nothing(match: Any) -> None:
+    """Neither how many boxes there are nor which anchors are theirs."""
+    net = SmallDetector(1, 2, width=8)
+    model = BayesianDetector(net, Boxes(["a", "b"], match=match))
+    box = torch.tensor([[[2.0, 2, 12, 12], [4, 4, 30, 30]], [[torch.nan] * 4] * 2])
+    label = torch.tensor([[0, 1], [-1, -1]])
+    check_step(model, MeanFieldNormal(model), torch.randn(2, 1, 32, 32), box, label)
 
 
 class Both(nn.Module):

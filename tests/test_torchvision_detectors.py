@@ -136,7 +136,12 @@ def test_centre_matches_are_those_of_fcos() -> None:
     """By torchvision's own loss: its matches are caught where it hands them to the head."""
     net = fcos()
     caught: list[list[Tensor]] = []
-    net.head.compute_loss = lambda targets, out, anchors, found: caught.append(found) or {}
+
+    def compute_loss(targets: Any, outputs: Any, anchors: Any, matched: Any) -> dict[str, Any]:
+        caught.append(matched)
+        return {}
+
+    net.head.compute_loss = compute_loss
     boxes = random_boxes(5, seed=5)
     net.train()([torch.zeros(3, 64, 64)], [{"boxes": boxes, "labels": torch.zeros(5).long()}])
     output = DetectorOutput(net)(torch.zeros(1, 3, 64, 64))

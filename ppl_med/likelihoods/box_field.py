@@ -90,7 +90,8 @@ class BoxField(TorchDistribution):
             index, state = match_anchors(anchor, box, there, usable, self.settings.match)
             target = label.gather(1, index)
             classes = self._class_term(logits, target, state, stage)
-            one = torch.nn.functional.one_hot(index, box.shape[1]) * (state == 1)[..., None]
+            numbers = torch.arange(box.shape[1], device=box.device)
+            one = (index[..., None] == numbers) & (state == 1)[..., None]
             share = (one / one.sum(1, keepdim=True).clamp(min=1)).sum(-1)
             at = box.gather(1, index[..., None].expand(-1, -1, 4))
             code = encode(at, anchor, self.settings.encoding)
