@@ -560,6 +560,7 @@ NO_ANALYSES = {  # functions of other things than a tree, and those which must n
     "detection.objects",
     "scoring.mean_iou",
     "conformal.Score",
+    "exports.write_attribution",
     "exports.write_csv",
     "exports.write_dicom_seg",
     "exports.write_nifti",

@@ -165,6 +165,24 @@ def write_hippocampus(folder: Path, splits: tuple[str, ...] = ("train", "val")) 
     return truth
 
 
+def write_brains(folder: Path, people: int = 10, affine: Any = None) -> dict[str, Any]:
+    """A folder in the layout of BIDS, two scans of the last person; voxels (x, y, z) by id."""
+    rng, truth = np.random.default_rng(0), {}
+    lines = ["participant_id\tage\tsex\tgroup"]
+    for k in range(people):
+        name = f"sub-{k:02d}"
+        lines.append(f"{name}\t{60 + k}\t{'FM'[k % 2]}\t{('AD', 'CN')[k % 2]}")
+        scans = [f"{name}_T1w"] if k < people - 1 else [f"{name}_ses-{s}_T1w" for s in (1, 2)]
+        for scan in scans:
+            values = rng.uniform(1, 100, (4, 5, 6)).astype(np.float32)
+            values[0] = 0
+            path = f"{name}/anat/{scan}.nii.gz"
+            save_volume(folder / path, values, AFFINE if affine is None else affine)
+            truth[path.removesuffix(".nii.gz")] = values
+    (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return truth
+
+
 def lidc_contents(split, num_cases=6, seed=0):
     rng = np.random.default_rng([seed, len(split)])
     masks = np.zeros((num_cases, 4, 128, 128), np.uint8)

@@ -56,7 +56,7 @@ def test_volumes_follow_the_law(many):
     share = many["hippocampus_volume"] / many["brain_volume"]
     law = (1 - ATROPHY * many["severity"]) * (1 - 0.003 * (many["age"] - 75))
     z = np.log(share / law) / 0.05
-    z -= np.log(2 * 0.17 * 0.32 * 0.18) / 0.05  # two ellipsoids over one
+    z -= np.log(2 * 0.22 * 0.36 * 0.24) / 0.05  # two ellipsoids over one
     assert stats.kstest(z, stats.norm.cdf).pvalue > FALSE_ALARM
     assert stats.pearsonr(z, many["severity"]).pvalue > FALSE_ALARM
 

@@ -18,6 +18,7 @@ from reader_folders import (
     medmnist_contents,
     pneumoniamnist_contents,
     write_bccd,
+    write_brains,
     write_camvid,
     write_cells,
     write_cityscapes,
@@ -49,7 +50,7 @@ DTYPES = {
     "spacing": ("float64",),
     "affine": ("float64",),
 }
-RAW = ("decathlon", "hippocampus", "dicom_series")  # grey levels in their own unit
+RAW = ("brains", "decathlon", "hippocampus", "dicom_series")  # grey levels in their own unit
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,15 @@ READERS = {
             "Annotations/BloodImage_val0.xml",
         ),
         subfolder="bccd",
+    ),
+    "load_brains": Reader(
+        write_brains,
+        data.load_brains,
+        "label",
+        ("participants.tsv",),
+        pictures=("sub-03/anat/sub-03_T1w.nii.gz",),
+        patients="patient",
+        subfolder="brains",
     ),
     "load_camvid": Reader(
         write_camvid,

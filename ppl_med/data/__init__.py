@@ -21,6 +21,7 @@ from ppl_med.data.graders import one_grader_per_case, random_grader
 from ppl_med.data.masks import check_divisible, check_masks
 from ppl_med.data.readers import READERS, read_dataset
 from ppl_med.data.readers.bccd import load_bccd_counts
+from ppl_med.data.readers.brains import load_brains
 from ppl_med.data.readers.camvid import CAMVID_FLIPS, load_camvid
 from ppl_med.data.readers.case_tables import from_table
 from ppl_med.data.readers.chest.lesions import load_cxr_lesion_boxes
@@ -41,9 +42,11 @@ from ppl_med.data.readers.nyuv2 import load_nyuv2
 from ppl_med.data.readers.pneumoniamnist import load_pneumoniamnist
 from ppl_med.data.readers.voc_boxes import load_voc_boxes
 from ppl_med.data.readers.wbc_seg import load_wbc_seg
+from ppl_med.data.slices import slices_of
 from ppl_med.data.splits import (
     apply_split,
     check_disjoint,
+    check_splits,
     load_split,
     save_split,
     split_patients,
@@ -94,6 +97,7 @@ __all__ = [
     "check_disjoint",
     "check_divisible",
     "check_masks",
+    "check_splits",
     "chest_films",
     "convert_lidc_pickle",
     "depth_scenes",
@@ -103,6 +107,7 @@ __all__ = [
     "from_table",
     "lesions",
     "load_bccd_counts",
+    "load_brains",
     "load_camvid",
     "load_cityscapes",
     "load_coco_boxes",
@@ -131,6 +136,7 @@ __all__ = [
     "read_dataset",
     "save_split",
     "scenes",
+    "slices_of",
     "split_patients",
     "standardization",
     "symmetries",

@@ -11,6 +11,7 @@ import gzip
 import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +62,7 @@ def write_nifti(
             or class is unknown, or two ids give one file name.
         OSError: A file cannot be written.
     """
-    try:
-        import nibabel
-    except ImportError as error:
-        raise ImportError("write_nifti needs nibabel: pip install 'ppl-med[data]'") from error
+    check_nibabel("write_nifti")
     wanted = checks.different_names("maps", maps)
     for name in wanted:
         checks.choice("maps", name, MAPS)
@@ -77,19 +75,32 @@ def write_nifti(
         for what, kind, values in _layers(found, wanted, numbers, open_classes(tree).names):
             end = f"{what}_{safe_name(kind)}" if kind and len(numbers) > 1 else what
             path = place / f"{file}_{end}.nii.gz"
-            shape = (*values.shape, 1, 1)[: max(3, values.ndim)]
-            image = nibabel.Nifti1Image(values.reshape(shape), where.affine)
-            image.set_sform(where.affine, 1)
-            image.set_qform(where.affine, 1)
-            image.header.set_xyzt_units("mm")
             unit = _UNITS.get(what, "probability")
-            image.header["descrip"] = f"ppl_med {what} {kind}, {unit}".encode()[:79]
-            with replacing(path, "map", needed=values.nbytes) as partial:
-                partial.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+            save_map(path, values, where.affine, f"{what} {kind}, {unit}")
             share = float(found.outside.mean())
             row = {"id": name, "map": what, "class": kind, "path": str(path), "outside": share}
             rows.append(row)
     return pd.DataFrame(rows, columns=["id", "map", "class", "path", "outside"])
+
+
+def check_nibabel(what: str) -> None:
+    """Raise an ImportError that says how to install it, where it is not there."""
+    if find_spec("nibabel") is None:
+        raise ImportError(f"{what} needs nibabel: pip install 'ppl-med[data]'")
+
+
+def save_map(path: Path, values: np.ndarray, affine: np.ndarray, what: str) -> None:
+    """Write a map ([depth,] row, col) whose indices the affine takes to mm, RAS+."""
+    import nibabel
+
+    shape = (*values.shape, 1, 1)[: max(3, values.ndim)]
+    image = nibabel.Nifti1Image(values.reshape(shape), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = f"ppl_med {what}".encode()[:79]
+    with replacing(path, "map", needed=values.nbytes) as partial:
+        partial.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
 
 
 def maps_of_cases(

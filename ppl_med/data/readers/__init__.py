@@ -12,6 +12,7 @@ from typing import Any
 
 from ppl_med.checks import reject
 from ppl_med.data.readers.bccd import load_bccd_counts
+from ppl_med.data.readers.brains import load_brains
 from ppl_med.data.readers.camvid import load_camvid
 from ppl_med.data.readers.case_tables import from_table
 from ppl_med.data.readers.chest.lesions import load_cxr_lesion_boxes
@@ -59,6 +60,7 @@ class Reader:
 
 READERS = {
     "bccd_counts": Reader(load_bccd_counts, ("jpg",), (_PICTURE,), ("value",)),
+    "brains": Reader(load_brains, ("nii.gz", "nii"), (_VOLUME,), ("label",)),
     "camvid": Reader(load_camvid, ("png", "jpg"), (_PICTURE,), ("mask",)),
     "cityscapes": Reader(load_cityscapes, ("png",), (_PICTURE,), ("mask",)),
     "coco_boxes": Reader(load_coco_boxes, ("jpg", "png"), (_PICTURE,), ("box", "box_label")),

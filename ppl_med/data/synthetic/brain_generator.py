@@ -36,10 +36,10 @@ SHAPES = ("round", "long")
 FIELD_OF_VIEW = (144.0, 168.0, 144.0)  # mm along depth, row and col
 AXES = np.array([54.0, 64.0, 50.0])  # mean half axes of a round brain, mm right, front, top
 LONG = np.array([0.92, 1.12, 1 / (0.92 * 1.12)])  # of a long brain over those of a round one
-HIPPOCAMPUS = np.array([0.17, 0.32, 0.18])  # half axes of the healthy one, over those of the brain
+HIPPOCAMPUS = np.array([0.22, 0.36, 0.24])  # healthy half axes over those of the brain: large
 _HIPPOCAMPUS_AT = np.array([0.42, -0.05, -0.35])
 _VENTRICLE, _VENTRICLE_AT = np.array([0.09, 0.32, 0.13]), np.array([0.15, 0.05, 0.12])
-_FLUID, _GREY, _WHITE = 0.2, 0.55, 0.85  # mean intensities
+_FLUID, _GREY, _WHITE = 0.1, 0.55, 0.85  # mean intensities
 _EDGE = 0.05  # coverage from which a voxel belongs to a structure
 _BLOCK = 64  # scans rendered at a time, which bounds the memory
 _LABELS, _SHAPES, _PATIENTS, _FOLDS, _SCANS, _NOISE = range(6)  # streams of random numbers
@@ -61,11 +61,11 @@ def brains(
     *,
     size: Sequence[int] = (24, 28, 24),
     scans_per_patient: int = 1,
-    atrophy: float = 0.5,
+    atrophy: float = 0.6,
     steepness: float = 12.0,
     label_noise: float = 0.05,
     num_scanners: int = 3,
-    noise: float = 0.06,
+    noise: float = 0.05,
     shape: str = "random",
     shape_given_label: Sequence[float] = (0.5, 0.5),
     seed: int = 0,
