@@ -105,6 +105,8 @@ def test_thresholds_leave_the_objects_above_them() -> None:
     same = detection.apply_thresholds(0.5, tree)
     expected = tree_by_hand(kept_rows(objects, [0.5] * 3), true, classes=CLASSES)
     xr.testing.assert_identical(same["objects"].to_dataset(), expected["objects"].to_dataset())
+    at = tree_by_hand([[[0.5, 0, *SQUARE]]], [[]])
+    assert int(detection.apply_thresholds(0.5, at)["objects/num_objects"].sum()) == 1
     none = detection.apply_thresholds(1.0, tree)
     assert none["objects"].sizes["box"] == 1 and int(none["objects/num_objects"].sum()) == 0
     assert float(detection.average_precision(none)["map"]) == 0
