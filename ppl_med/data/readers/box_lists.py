@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_med.checks import nearest
+from ppl_med.data.boxes import check_boxes
 from ppl_med.data.readers.folders import check_memory, some_of
 from ppl_med.data.readers.image_files import read_rgb
 from ppl_med.data.readers.resampling import Resize, to_size
@@ -60,13 +61,9 @@ def pictures_with_boxes(
     if empty and degenerate == "raise":
         refuse_degenerate(empty, len(paths))
     dropped, cut = np.array(counts, np.int64).reshape(-1, 2).T
-    return {
-        "image": np.stack(images),
-        **padded(moved),
-        "num_dropped": dropped,
-        "num_clipped": cut,
-        "id": np.array(list(ids)),
-    }
+    arrays = {"image": np.stack(images), **padded(moved), "id": np.array(list(ids))}
+    check_boxes(arrays)
+    return arrays | {"num_dropped": dropped, "num_clipped": cut}
 
 
 def inside_picture(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ppl_med.data.boxes import check_boxes
 from ppl_med.data.readers.box_lists import (
     Boxes,
     Degenerate,
@@ -120,11 +121,10 @@ def read_films(
         refuse_degenerate(empty, len(paths))
     dropped, cut = np.array(counts, np.int64).reshape(-1, 2).T
     flat = padded(moved) | {"num_dropped": dropped, "num_clipped": cut}
-    return {
-        "image": np.stack(found["image"]),
-        **{name: one.reshape(len(paths), -1, *one.shape[1:]) for name, one in flat.items()},
-        "spacing": np.stack(found["spacing"]),
-    }
+    arrays = {name: one.reshape(len(paths), -1, *one.shape[1:]) for name, one in flat.items()}
+    arrays["image"] = np.stack(found["image"])
+    check_boxes(arrays)
+    return arrays | {"spacing": np.stack(found["spacing"])}
 
 
 def drawn_splits(
