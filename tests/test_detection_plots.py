@@ -57,6 +57,10 @@ def test_a_case_is_chosen_by_its_id_and_the_most_probable_objects_are_shown() ->
     figure = boxes(IMAGE[:1], tree, "c4", least=0.0, most=2)
     assert f"Objects of c4, the first 2 of {count}" in figure.get_suptitle()
     assert len(rectangles(figure, filled=True)) == 8
+    own = Figure()
+    assert boxes(IMAGE, tree, "c4", least=0.0, most=2, axes=own.subplots()) is own
+    assert rectangles(own, filled=True) == rectangles(figure, filled=True)
+    assert own.axes[0].get_title(loc="left").startswith("Objects of c4") and len(own.axes) == 1
     empty = boxes(IMAGE, tree_by_hand([[]], [[]]))
     assert "no object" in words(empty)
     bare = tree.filter(lambda node: node.name != "observed_data")

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from blood_cells.study import Study
-from ppl_med import plots
+from ppl_med.plots.detection import boxes
 
 SHOWN = 2  # images
 
@@ -55,6 +55,7 @@ def draw_objects(study: Study) -> Figure:
     images = np.asarray(study.held_out["image"])
     figure = Figure(figsize=(12, 4.8 * SHOWN), layout="constrained")
     axes: Any = figure.subplots(SHOWN, 1, squeeze=False)[:, 0]
+    ids = tree["objects"].to_dataset()["case"].values
     for case, axis in enumerate(axes):
-        plots.boxes(images[case], tree, case, axes=axis)
+        boxes(images[case], tree, ids[case], axes=axis)
     return figure

@@ -1,7 +1,7 @@
 """Boxes with all that is not sure about them over their picture, and free-response curves."""
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis.detection.open_objects import FoundObjects, object_group, open_objects
-from ppl_med.analysis.tree import find_group
+from ppl_med.analysis.tree import find_group, observed_boxes
 from ppl_med.checks import finite, whole
 from ppl_med.plots import theme
 from ppl_med.plots.inputs import case_positions, require_dims, require_variables
@@ -40,13 +40,15 @@ def boxes(
     least: float = 0.5,
     most: int = 12,
     colors: Mapping[str, str] | None = None,
+    axes: Axes | None = None,
 ) -> Figure:
     """Show the objects of one case over its picture, with what is not sure about each.
 
     A box is drawn at the mean of its edges; the translucent band along an edge is its interval.
-    True boxes, where the tree has them, are thin and dashed. The table beside gives of every object
-    the probability that it is there, the aleatoric (orange) and epistemic (blue) variance of that,
-    and the standard deviation of its edges, likewise in two parts (root of the mean over edges).
+    True boxes, where the tree has them, are thin and dashed, those of all readers alike. The table
+    beside gives of every object the probability that it is there, the aleatoric (orange) and
+    epistemic (blue) variance of that, and the standard deviation of its edges, likewise in two
+    parts (root of the mean over edges).
 
     Args:
         image: The picture of the case (channel, row, col), 1 or 3 channels, any unit.
@@ -55,9 +57,10 @@ def boxes(
         least: Least p_exists of an object that is drawn.
         most: Most objects, the most probable; the heading says how many are left out.
         colors: Of classes, by name.
+        axes: A panel of one's own for the picture alone, without table and legend.
 
     Returns:
-        The picture and the table.
+        The picture and the table, or the figure of ``axes``.
 
     Raises:
         TypeError, ValueError: No tree of objects, an unknown case, or a malformed argument.
@@ -67,34 +70,57 @@ def boxes(
     group = object_group(tree)
     place = case_positions(group["p_exists"], None if case is None else [case])[0]
     picture = one_picture(image)
-    truth = "box_edge" in find_group(tree, "observed_data")
     own = tree.isel(case=[place], missing_dims="ignore")
-    found = open_objects(own, *_EDGES, *_SCORES, truth=truth)
+    found = open_objects(own, *_EDGES, *_SCORES, truth=False)
+    true = _true_boxes(own)
     order = np.argsort(-found.p_exists, kind="stable")
     wanted = order[found.p_exists[order] >= least]
     shown = wanted[:most]
     shades = class_colors(found.names, colors)
-    rows, cols = picture.shape[:2]
-    width = float(np.clip(_PANEL * cols / rows, 3.2, 7.5))
-    figure = theme.new_figure(width + 5.4, _PANEL + 1.1)
-    ax, table = figure.subplots(1, 2, width_ratios=[width, 5.2])
-    show_picture(ax, picture)
-    ax.images[0].set_extent((0, cols, rows, 0))  # boxes count from the edges of pixels
-    ax.set(xlim=(0, cols), ylim=(rows, 0))
-    frame([ax])
-    for box in found.true_box:
-        _outline(ax, box, "white", linestyle=theme.DASHED, linewidth=1.1)
-    for number, index in enumerate(shown.tolist(), 1):
-        _object(ax, found, index, number, shades[found.label[index]])
-    _table(table, found, shown, shades)
-    level = float(tree.attrs.get("level", group.attrs.get("level", np.nan)))
-    _legend(figure, found, shades, level)
     name = theme.plain(group["case"].values[place] if "case" in group.coords else place, 30)
     text = f"Objects of {name}"
     if len(wanted) > len(shown):
         text += f", the first {len(shown)} of {len(wanted)}"
+    if axes is not None:
+        _draw(axes, picture, found, true, shown, shades)
+        theme.subtitle(axes, text)
+        return cast(Figure, axes.get_figure(root=True))
+    width = float(np.clip(_PANEL * picture.shape[1] / picture.shape[0], 3.2, 7.5))
+    figure = theme.new_figure(width + 5.4, _PANEL + 1.1)
+    ax, table = figure.subplots(1, 2, width_ratios=[width, 5.2])
+    _draw(ax, picture, found, true, shown, shades)
+    _table(table, found, shown, shades)
+    level = float(tree.attrs.get("level", group.attrs.get("level", np.nan)))
+    _legend(figure, found, shades, level, len(true) > 0)
     theme.heading(figure, text)
     return figure
+
+
+def _draw(
+    ax: Axes,
+    picture: NDArray[np.float64],
+    found: FoundObjects,
+    true: NDArray[np.float64],
+    shown: NDArray[np.intp],
+    shades: list[str],
+) -> None:
+    rows, cols = picture.shape[:2]
+    show_picture(ax, picture)
+    ax.images[0].set_extent((0, cols, rows, 0))  # boxes count from the edges of pixels
+    ax.set(xlim=(0, cols), ylim=(rows, 0))
+    frame([ax])
+    for box in true:
+        _outline(ax, box, "white", linestyle=theme.DASHED, linewidth=1.1)
+    for number, index in enumerate(shown.tolist(), 1):
+        _object(ax, found, index, number, shades[found.label[index]])
+
+
+def _true_boxes(tree: xr.DataTree) -> NDArray[np.float64]:
+    """Edges of the true boxes of a case, of all readers (true, edge); none where there are none."""
+    if "box_edge" not in find_group(tree, "observed_data"):
+        return np.zeros((0, 4))
+    edges = observed_boxes(tree)[0].transpose(..., "edge").values.reshape(-1, 4)
+    return edges[np.isfinite(edges).all(1)].astype(np.float64)
 
 
 def froc(dataset: xr.Dataset) -> Figure:
@@ -195,13 +221,15 @@ def _table(
         theme.write(ax, 0, 1 - 2.2 * step, "no object", 8.5, color=theme.MUTED)
 
 
-def _legend(figure: Figure, found: FoundObjects, shades: list[str], level: float) -> None:
-    used = sorted({*found.label.tolist(), *found.true_label.tolist()})
+def _legend(
+    figure: Figure, found: FoundObjects, shades: list[str], level: float, with_true: bool
+) -> None:
+    used = sorted(set(found.label.tolist()))
     handles: list[Patch | Line2D] = [
         Patch(facecolor=shades[label], label=theme.plain(found.names[label], 22)) for label in used
     ]
     handles.append(Patch(facecolor=theme.MUTED, alpha=_BAND, label=f"{100 * level:g} % of an edge"))
-    if len(found.true_box):
+    if with_true:
         handles.append(
             Line2D([], [], color=theme.INK, linestyle=theme.DASHED, linewidth=1.1, label="true box")
         )
