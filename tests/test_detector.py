@@ -179,3 +179,23 @@ def test_a_seeded_field_is_the_same(tmp_path: Any) -> None:
     model = small_detector()
     first, second = (model(batch()["image"]) for _ in range(2))
     assert not torch.equal(first, second), "weights are drawn anew in every run"
+
+
+def test_readers_train_and_are_kept(tmp_path: Any) -> None:
+    """Boxes of two readers, one of whom did not see the second case; through a store on disk."""
+    data = batch()
+    data["box"] = torch.stack([data["box"], data["box"] + 1], 1)
+    data["box_label"] = torch.stack([data["box_label"]] * 2, 1)
+    data["reader_present"] = torch.tensor([[True, True], [True, False]])
+    model = small_detector()
+    guide = PointEstimate(model)
+    batches = Batches(data, batch_size=1)
+    fit(model, guide, batches, epochs=1, progress=False)
+    tree = predict(model, guide, batches, draws=1, progress=False)
+    assert tree["observed_data/box_edge"].dims == ("case", "grader", "box", "edge")
+    np.testing.assert_array_equal(tree["observed_data/box_edge"], data["box"])
+    np.testing.assert_array_equal(tree["constant_data/reader_present"], data["reader_present"])
+    stored = predict(
+        model, guide, batches, draws=1, progress=False, store=tmp_path / "run.zarr"
+    )  # fmt: skip
+    xr.testing.assert_equal(stored.load(), tree)
