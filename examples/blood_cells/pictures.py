@@ -1,15 +1,11 @@
 """What the posterior says of some cells, in words and as a picture."""
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from blood_cells.study import Study
 from ppl_med.plots.detection import boxes
-
-SHOWN = 2  # images
 
 
 def guide_to_show(study: Study) -> str:
@@ -50,12 +46,9 @@ def sentence(one: xr.Dataset) -> str:
 
 
 def draw_objects(study: Study) -> Figure:
-    """Smears with their objects, edge bands and what is known of each."""
+    """A smear with its objects, edge bands and what is known of each."""
     tree = study.objects(guide_to_show(study), study.options.seed[0])
-    images = np.asarray(study.held_out["image"])
-    figure = Figure(figsize=(12, 4.8 * SHOWN), layout="constrained")
-    axes: Any = figure.subplots(SHOWN, 1, squeeze=False)[:, 0]
-    ids = tree["objects"].to_dataset()["case"].values
-    for case, axis in enumerate(axes):
-        boxes(images[case], tree, ids[case], axes=axis)
-    return figure
+    group = tree["objects"]
+    case = int(np.argmin(np.abs(group["num_objects"].values - 12)))
+    image = np.asarray(study.held_out["image"])[case]
+    return boxes(image, tree, group["case"].values[case], least=0.3)

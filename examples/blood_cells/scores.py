@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from blood_cells.study import ENSEMBLES, Study
+from blood_cells.study import ENSEMBLES, POINTS, Study
 from ppl_med import storage
 from ppl_med.analysis import detection
 
-REFERENCE = "deterministic"
-HEAD = ("guide", "AP50", "mAP", "LaECE", "PDQ", "edges in 90 %", "ECE of p(exists)", "cells", "s")
+REFERENCES = ("deterministic", "stopped_early")
+HEAD = ("guide", "AP50", "mAP", "LaECE", "PDQ", "edges in 90 %", "ECE of p(exists)", "cells")
 FIGURES = ("AP50", "mAP", "LaECE", "PDQ", "coverage", "coverage_se", "ece", "cells")
 MAPS = {"AP50": "map_50", "mAP": "map"}
 
@@ -53,10 +53,27 @@ def bootstrapped(
 
 
 def score(study: Study, guide: str, seed: int) -> dict[str, Any]:
-    """All figures of a run, and their differences from the reference of the same seed."""
-    options, size = study.options, study.options.size
-    tree, other = study.objects(guide, seed), study.objects(REFERENCE, seed)
-    found: dict[str, Any] = {"guide": guide, "seed": seed, "seconds": study.seconds.get(guide)}
+    """All figures of a run, and their differences from the nets without draws of its seed."""
+    tree = study.objects(guide, seed)
+    found: dict[str, Any] = {"guide": guide, "seed": seed, "gaps": {}}
+    for name in REFERENCES:
+        figures, found["gaps"][name] = compared(study, tree, study.objects(name, seed))
+        found |= figures
+    edges = detection.edge_coverage(tree, threshold=0.3)
+    found["coverage"] = float(edges["coverage"].mean())
+    found["coverage_se"] = float(edges["coverage_se"].mean())
+    curve = detection.existence(tree)
+    found["ece"] = float(curve["ece"])
+    found["cells"] = float(curve["expected_objects"])
+    return found
+
+
+def compared(
+    study: Study, tree: xr.DataTree, other: xr.DataTree
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Figures of objects, and their differences from others, with standard errors over images."""
+    options = study.options
+    found: dict[str, float] = {}
     gaps: dict[str, tuple[float, float]] = {}
     value, gap = bootstrapped("average_precision", [tree], [other], options)
     for name, figure in MAPS.items():
@@ -64,17 +81,10 @@ def score(study: Study, guide: str, seed: int) -> dict[str, Any]:
     kept, kept_other = at_thresholds(tree), at_thresholds(other)
     value, gap = bootstrapped("calibration_errors", kept, kept_other, options)
     found["LaECE"], gaps["LaECE"] = value("laece"), gap("laece")
-    value, gap = bootstrapped(
-        "pdq", kept, kept_other, options, threshold=0.0, image_size=size
-    )  # fmt: skip
+    settings = {"threshold": 0.0, "image_size": options.size}
+    value, gap = bootstrapped("pdq", kept, kept_other, options, **settings)
     found["PDQ"], gaps["PDQ"] = value("pdq"), gap("pdq")
-    edges = detection.edge_coverage(tree, threshold=0.3)
-    found["coverage"] = float(edges["coverage"].mean())
-    found["coverage_se"] = float(edges["coverage_se"].mean())
-    curve = detection.existence(tree)
-    found["ece"] = float(curve["ece"])
-    found["cells"] = float(curve["expected_objects"])
-    return found | {"gaps": gaps}
+    return found, gaps
 
 
 def collect(study: Study) -> list[dict[str, Any]]:
@@ -95,23 +105,29 @@ def collect(study: Study) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Means over seeds, and paired differences with intervals over images and seeds."""
-    rows, gaps = [], []
-    for guide in dict.fromkeys(one["guide"] for one in found):
-        own = [one for one in found if one["guide"] == guide]
+    by_guide: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        by_guide.setdefault(one["guide"], []).append(one)
+    rows = []
+    for guide, own in by_guide.items():
         mean = {name: np.mean([one[name] for one in own]) for name in FIGURES}
-        seconds = [one["seconds"] for one in own if one["seconds"]]
         rows.append([
             guide,
             *(f"{mean[name]:.3f}{_range(own, name)}" for name in ("AP50", "mAP", "LaECE", "PDQ")),
             f"{mean['coverage']:.3f} ± {mean['coverage_se']:.3f}",
-            f"{mean['ece']:.3f}", f"{mean['cells']:.1f}",
-            f"{np.mean(seconds):.0f}" if seconds and np.isfinite(seconds).all() else "",
+            f"{mean['ece']:.3f}",
+            f"{mean['cells']:.1f}",
         ])  # fmt: skip
-        if guide not in (REFERENCE, "no image"):
-            gaps.append([guide, *(_interval(own, name) for name in own[0]["gaps"])])
     text = storage.markdown_table(list(HEAD), rows)
-    head = ["difference from deterministic", *found[0]["gaps"]]
-    return text + "\n\n" + storage.markdown_table(head, gaps)
+    for reference in REFERENCES:
+        gaps = [
+            [guide, *(_interval(own, reference, name) for name in own[0]["gaps"][reference])]
+            for guide, own in by_guide.items()
+            if guide not in (*POINTS, "no image")
+        ]
+        head = [f"difference from {reference}", *found[0]["gaps"][reference]]
+        text += "\n\n" + storage.markdown_table(head, gaps)
+    return text
 
 
 def _range(own: list[dict[str, Any]], name: str) -> str:
@@ -119,9 +135,9 @@ def _range(own: list[dict[str, Any]], name: str) -> str:
     return f" [{min(values):.3f}, {max(values):.3f}]" if len(values) > 1 else ""
 
 
-def _interval(own: list[dict[str, Any]], name: str) -> str:
+def _interval(own: list[dict[str, Any]], reference: str, name: str) -> str:
     """Mean over seeds; images are the same for all seeds, so their error does not shrink."""
-    gaps = np.array([one["gaps"][name] for one in own])
+    gaps = np.array([one["gaps"][reference][name] for one in own])
     of_images = gaps[:, 1].mean()
     of_seeds = gaps[:, 0].std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     error = 1.96 * np.hypot(of_images, of_seeds)

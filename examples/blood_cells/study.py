@@ -28,10 +28,11 @@ CLASSES = ("RBC", "WBC", "Platelets")
 FULL = 480  # rows of a smear
 ANCHORS = ((27.0, 37.0, 53.0, 75.0, 107.0), (107.0, 150.0, 213.0, 213.0, 213.0))
 """Sides in pixels of the full picture, by level; cells have medians of 39, 105 and 190."""
-GUIDES = ("deterministic", "mean_field", "dropout")
+GUIDES = ("deterministic", "stopped_early", "mean_field", "dropout")
+POINTS = ("deterministic", "stopped_early")
 ENSEMBLES = {"ensemble": "deterministic", "ensemble_of_normals": "mean_field"}
 SHARE = 0.625
-"""Of the epochs after which the mean field starts, at the point that a net has reached."""
+"""Of the epochs after which a net is stopped early, and at which the mean field starts."""
 
 
 class Study:
@@ -53,7 +54,6 @@ class Study:
             transform=MoveWithBoxes(mirror=True, upend=True), **standard,
         )  # fmt: skip
         self.val = Batches(self.held_out, batch_size=29, **standard)
-        self.seconds: dict[str, float] = {}
 
     def model(self, seed: int, prior: Any = None) -> BayesianDetector:
         """A detector at the start values of a seed."""
@@ -71,8 +71,10 @@ class Study:
         """
         options, started = self.options, 0.0
         epochs, steps = options.epochs, {"learning_rate": options.rate, "schedule": "cosine"}
+        first = max(1, round(SHARE * epochs))
+        if guide == "stopped_early":
+            return self._fit("start", seed, self.model(seed), PointEstimate, first, steps)
         if guide == "mean_field":
-            first = max(1, round(SHARE * epochs))
             _, point, started = self._fit(
                 "start", seed, self.model(seed), PointEstimate, first, steps
             )
@@ -109,7 +111,7 @@ class Study:
         path = self.folder / f"posterior-{guide}-{seed}.nc"
         if not path.exists():
             model, program, seconds = self.trained(guide, seed)
-            draws = 1 if guide == "deterministic" else self.options.draws
+            draws = 1 if guide in POINTS else self.options.draws
             tree = predict(
                 model, program, self.val, draws=draws, seed=seed, device=self.options.device
             )
@@ -121,9 +123,7 @@ class Study:
         """Objects of a guide; "no image" is the baseline."""
         if guide == "no image":
             return self.without_image()
-        tree = self.posterior(guide, seed)
-        self.seconds[guide] = float(tree.attrs.get("training_seconds", np.nan))
-        return detection.objects(tree)
+        return detection.objects(self.posterior(guide, seed))
 
     def without_image(self) -> xr.DataTree:
         """Every training set of boxes as a draw, the same for every image."""

@@ -9,8 +9,10 @@ _PER_CASE = {*SAMPLES, "case", "class"}
 
 
 def kind_of(tree: xr.DataTree) -> str:
-    """Say what a tree is of: "findings", "classes", "masks", "numbers", "maps" or "other"."""
+    """Say what a tree is of: findings, classes, masks, boxes, numbers, maps or "other"."""
     posterior, drawn = (find_group(tree, name) for name in ("posterior", "posterior_predictive"))
+    if {"edge_loc", "box_probs"} <= set(posterior):
+        return "boxes"
     if "probs" in posterior:
         dims = set(map(str, posterior["probs"].dims))
         if not dims >= _PER_CASE:

@@ -5,6 +5,7 @@
     probs (case, class, finding)   the same finding by finding
     probs (case, class, ...)       masks, their entropy, sizes with intervals, Dice or the distance
     or drawn masks                 to several graders; volumes with a slider
+    edge_loc, edge_scale           objects with intervals on their edges, precision, calibration
     loc, scale, drawn numbers      predicted against observed numbers, or maps; coverage
     anything else                  what it holds, variable by variable
 
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from ppl_med.analysis import scoring, segmentation
 from ppl_med.analysis.tree import find_group
-from ppl_med.plots.report import class_sections, mask_sections, number_sections
+from ppl_med.plots.report import box_sections, class_sections, mask_sections, number_sections
 from ppl_med.plots.report.images import CaseImages
 from ppl_med.plots.report.kinds import kind_of
 from ppl_med.plots.report.page import Section, data_table, paragraph, picture
@@ -194,6 +195,17 @@ class _Found:
         self.sections.append(Section("maps", "Predicted maps", body, sliders))
         self._coverage()
 
+    def boxes(self) -> None:
+        """A set of boxes per case."""
+        found, group = box_sections.joined(self.tree), self.group
+        images = self.images
+        title = "Objects and their edges"
+        self._add("boxes", title, _BOXES, lambda: box_sections.box_pictures(found, images))
+        told, title = box_sections.told(found), "Every object"
+        self._add("objects", title, _OBJECTS, lambda: told + box_sections.object_table(found))
+        title = "Are objects and edges right?"
+        self._add("box-scores", title, _BOX_SCORES, lambda: box_sections.box_scores(found, group))
+
     def other(self) -> None:
         """What no analysis of ours knows."""
         self.sections.append(Section("contents", "What the tree holds", _contents(self.tree)))
@@ -269,6 +281,15 @@ def _check_images(tree: xr.DataTree, images: Sequence[ArrayLike] | ArrayLike | N
         )
 
 
+_BOXES = (
+    "Boxes stand at the mean of their edges, bands are the intervals, true boxes are dashed; the "
+    "cases are those whose objects are least sure to be there."
+)
+_OBJECTS = "Edges in pixels with their intervals; the file has all objects."
+_BOX_SCORES = (
+    "p(exists) is the probability that there is an object; objects that nobody labelled look like "
+    "over-confidence."
+)
 _RANKING = (
     "The area under the ROC curve is the chance that a case of the class gets a higher probability "
     "than one of the others, so that 0.5 says nothing and 1 is perfect; bands are of 95 %."
