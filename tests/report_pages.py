@@ -76,8 +76,33 @@ def renamed(tree: xr.DataTree, dim: str, names: tuple[str, ...]) -> xr.DataTree:
     )
 
 
+def box_tree(number: int = 6) -> xr.DataTree:
+    """Two draws of two boxes near the true ones; the second box has no true one in odd cases."""
+    random = np.random.default_rng(1)
+    true = np.tile([[0.0, 1, 4, 5], [4, 3, 8, 7]], (number, 1, 1))
+    dims = ("chain", "draw", "case", "box")
+    loc = true + 0.2 * random.normal(size=(1, 2, number, 2, 4))
+    probs = np.broadcast_to([[0.7, 0.2], [0.1, 0.6]], (1, 2, number, 2, 2))
+    label = np.tile([0, 1], (number, 1))
+    label[1::2, 1] = -1
+    edges = np.where(label[..., None] < 0, np.nan, true)
+    coords = {"case": [f"film {i}" for i in range(number)], "class": ["nodule", "effusion"],
+              "edge": ["x_min", "y_min", "x_max", "y_max"]}  # fmt: skip
+    posterior = {
+        "edge_loc": ((*dims, "edge"), loc),
+        "edge_scale": ((*dims, "edge"), np.full(loc.shape, 0.3)),
+        "box_probs": ((*dims[:3], "class", "box"), np.swapaxes(probs, -1, -2)),
+    }
+    observed = {"box_edge": (("case", "box", "edge"), edges), "box_label": (("case", "box"), label)}
+    groups = {"posterior": posterior, "observed_data": observed}
+    made = {name: xr.Dataset(one).assign_coords(coords) for name, one in groups.items()}
+    made["observed_data"] = made["observed_data"].drop_vars("class")
+    return xr.DataTree.from_dict(made)
+
+
 TREES = {
     "classes": class_tree,
+    "boxes": box_tree,
     "findings": finding_tree,
     "masks": lambda: class_tree(6, "c", ("row", "col")),
     "graders": lambda: grader_tree(6),

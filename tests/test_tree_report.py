@@ -16,7 +16,7 @@ from analysis_table import class_tree, number_tree
 from report_pages import HOSTILE, RESAMPLES, TREES, few_resamples, page, volume_tree
 from test_report import Page
 
-from ppl_med.analysis import conformal, findings, scoring, segmentation, uncertainty
+from ppl_med.analysis import conformal, detection, findings, scoring, segmentation, uncertainty
 from ppl_med.plots.number_intervals import predicted_numbers
 from ppl_med.plots.report import Section, data_table, report_tree
 from ppl_med.plots.report.kinds import kind_of
@@ -24,6 +24,7 @@ from ppl_med.plots.report.page import written
 from ppl_med.plots.report.viewer import MOST_SLICES, choose_slices
 
 SECTIONS = {
+    "boxes": "boxes objects box-scores provenance",
     "classes": "uncertainty cases reliability ranking calls cases-table scores provenance",
     "findings": "reliability findings cases-table provenance",
     "masks": "masks overlap pixels sizes scores provenance",
@@ -293,6 +294,17 @@ def test_cells_are_written_for_readers() -> None:
     values = (None, float("nan"), "a", 3, 0.12345, 1e-5, 12345.6, np.float64(0.5), True)
     shown = ["–", "–", "a", "3", "0.123", "1e-05", "1.23e+04", "0.500", "True"]
     assert [written(value) for value in values] == shown
+
+
+def test_saved_objects_are_those_of_the_analysis() -> None:
+    rows = saved(page("boxes"), "objects")
+    found = detection.objects(TREES["boxes"]())["objects"]
+    assert len(rows) == int(found["num_objects"].sum())
+    np.testing.assert_allclose(
+        [float(one["p(exists)"]) for one in rows], found["p_exists"].values.ravel(), rtol=1e-6
+    )
+    lower = [float(one["x_min lower"]) for one in rows]
+    np.testing.assert_allclose(lower, found["edge_lower"].values[..., 0].ravel(), rtol=1e-6)
 
 
 def test_kinds_are_told_from_what_the_tree_holds() -> None:
