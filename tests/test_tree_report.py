@@ -298,7 +298,7 @@ def test_cells_are_written_for_readers() -> None:
 
 def test_saved_objects_are_those_of_the_analysis() -> None:
     rows = saved(page("boxes"), "objects")
-    found = detection.objects(TREES["boxes"]())["objects"]
+    found = detection.objects(TREES["boxes"]())["objects"].to_dataset()
     assert len(rows) == int(found["num_objects"].sum())
     np.testing.assert_allclose(
         [float(one["p(exists)"]) for one in rows], found["p_exists"].values.ravel(), rtol=1e-6
