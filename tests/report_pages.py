@@ -5,6 +5,7 @@ import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -94,7 +95,7 @@ def box_tree(number: int = 6) -> xr.DataTree:
         "box_probs": ((*dims[:3], "class", "box"), np.swapaxes(probs, -1, -2)),
     }
     observed = {"box_edge": (("case", "box", "edge"), edges), "box_label": (("case", "box"), label)}
-    groups = {"posterior": posterior, "observed_data": observed}
+    groups: dict[str, Any] = {"posterior": posterior, "observed_data": observed}
     made = {name: xr.Dataset(one).assign_coords(coords) for name, one in groups.items()}
     made["observed_data"] = made["observed_data"].drop_vars("class")
     return xr.DataTree.from_dict(made)

@@ -14,6 +14,7 @@ from ppl_med.analysis import detection
 REFERENCES = ("deterministic", "stopped_early")
 HEAD = ("guide", "AP50", "mAP", "LaECE", "PDQ", "edges in 90 %", "ECE of p(exists)", "cells")
 FIGURES = ("AP50", "mAP", "LaECE", "PDQ", "coverage", "coverage_se", "ece", "cells")
+MISSED, OUTSIDE = 0.1, 0.1  # shares that the promises allow
 MAPS = {"AP50": "map_50", "mAP": "map"}
 
 
@@ -65,7 +66,28 @@ def score(study: Study, guide: str, seed: int) -> dict[str, Any]:
     curve = detection.existence(tree)
     found["ece"] = float(curve["ece"])
     found["cells"] = float(curve["expected_objects"])
-    return found
+    return found | {"promised": promised(tree)}
+
+
+def promised(tree: xr.DataTree) -> dict[str, float]:
+    """What promises learnt on one half come to on the other, as means over both ways round.
+
+    Empty where the detector finds too few cells for any threshold to promise so much.
+    """
+    found: list[xr.Dataset] = []
+    for known, rest in halves(tree):
+        try:
+            learnt = detection.calibrate_boxes(known, missed=MISSED, outside=OUTSIDE)
+        except ValueError:
+            return {}
+        found.append(detection.predict_boxes(learnt, rest, shift_alarm=0))
+    result = {name: float(np.mean([one[name] for one in found])) for name in ("recall", "coverage")}
+    for name in ("recall", "coverage"):
+        errors = [float(one[f"{name}_se"]) for one in found]
+        result[f"{name}_se"] = float(np.hypot(*errors) / len(found))
+    result["kept"] = float(np.mean([one["num_kept"].mean() for one in found]))
+    result["width"] = float(np.mean([one["width"].mean() for one in found]))
+    return result
 
 
 def compared(
@@ -127,7 +149,30 @@ def table(found: list[dict[str, Any]]) -> str:
         ]
         head = [f"difference from {reference}", *found[0]["gaps"][reference]]
         text += "\n\n" + storage.markdown_table(head, gaps)
-    return text
+    return text + "\n\n" + promises(by_guide)
+
+
+def promises(by_guide: dict[str, list[dict[str, Any]]]) -> str:
+    """Means over the seeds of what was achieved, with its standard error over images."""
+    rows = []
+    for guide, own in by_guide.items():
+        known = [one["promised"] for one in own if one["promised"]]
+        if len(known) < len(own):
+            rows.append([guide, "cannot be promised", "", "", ""])
+            continue
+        mean = {name: np.mean([one[name] for one in known]) for name in known[0]}
+        rows.append([
+            guide,
+            *(f"{mean[name]:.3f} ± {mean[f'{name}_se']:.3f}" for name in ("recall", "coverage")),
+            f"{mean['kept']:.1f}",
+            f"{mean['width']:.1f}",
+        ])  # fmt: skip
+    head = [
+        "promises", f"recall, {1 - MISSED:.2f} or more",
+        f"found with all edges inside, {1 - MISSED - OUTSIDE:.2f} or more", "boxes kept an image",
+        "width of a limit, px",
+    ]  # fmt: skip
+    return storage.markdown_table(head, rows)
 
 
 def _range(own: list[dict[str, Any]], name: str) -> str:
