@@ -133,13 +133,20 @@ def pixel_map(
     return PixelMap(kept, int(first[1]), int(first[0]))
 
 
-def true_pixels(box: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns of the pixels of a true box; one pixel at least."""
-    first, last = np.ceil(box[:2] - 0.5).astype(int), np.floor(box[2:] - 0.5).astype(int)
-    centre = np.floor((box[:2] + box[2:]) / 2).astype(int)
-    none = last < first
-    first, last = np.where(none, centre, first), np.where(none, centre, last)
-    return slice(first[1], last[1] + 1), slice(first[0], last[0] + 1)
+def true_pixels(box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first column and row of the pixels of true boxes, and those behind the last.
+
+    Args:
+        box: Edges in pixels (..., edge).
+
+    Returns:
+        Two arrays of whole numbers (..., 2), column first; a box has one pixel at least.
+    """
+    first = np.ceil(box[..., :2] - 0.5).astype(int)
+    stop = np.floor(box[..., 2:] - 0.5).astype(int) + 1
+    centre = np.floor((box[..., :2] + box[..., 2:]) / 2).astype(int)
+    none = stop <= first
+    return np.where(none, centre, first), np.where(none, centre + 1, stop)
 
 
 def _corner(x: np.ndarray, y: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -164,20 +171,21 @@ def _image(
     """Sums of one image, in the order of ``_SUMS``."""
     kept = np.arange(mine.start, mine.stop)[found.confidence[mine] >= threshold]
     targets = np.arange(true.start, true.stop)
-    pixels = [true_pixels(box) for box in found.true_box[targets]]
+    first, stop = true_pixels(found.true_box[targets])
+    number = (stop - first).prod(1)
     parts = np.zeros((4, kept.size, targets.size))  # foreground, background, spatial, label
     for row, index in enumerate(kept if targets.size else ()):
         drawn = pixel_map(found.box[index], spread[index], image_size)
+        corner = np.array([drawn.col, drawn.row])
+        window = (first - corner, stop - corner)
         logs = np.log(drawn.probability + _SMALL)
         others = np.where(drawn.probability > 0, np.log(1 - drawn.probability + _SMALL), 0.0)
-        rest = others.sum()
-        for column, (rows, cols) in enumerate(pixels):
-            number = (rows.stop - rows.start) * (cols.stop - cols.start)
-            window = _shifted(rows, drawn.row), _shifted(cols, drawn.col)
-            shared = logs[window]
-            inside = shared.sum() + (number - shared.size) * np.log(_SMALL)
-            parts[0, row, column] = np.exp(inside / number)
-            parts[1, row, column] = np.exp((rest - others[window].sum()) / number)
+        inside, within = (_over_windows(one, *window) for one in (logs, others))
+        size = np.array(logs.shape[::-1])
+        shared = (window[1].clip(0, size) - window[0].clip(0, size)).prod(1)
+        inside += (number - shared) * np.log(_SMALL)
+        parts[0, row] = np.exp(inside / number)
+        parts[1, row] = np.exp((others.sum() - within) / number)
     parts[2] = np.where(parts[0] * parts[1] < _ZERO, 0.0, parts[0] * parts[1]).clip(0, 1)
     probability = found.p_exists[kept][:, None] * found.class_probs[kept]
     parts[3] = probability[:, found.true_label[targets]].clip(0, 1)
@@ -188,8 +196,14 @@ def _image(
     return np.array([*sums, hits, kept.size - hits, targets.size - hits])
 
 
-def _shifted(pixels: slice, start: int) -> slice:
-    return slice(max(pixels.start - start, 0), max(pixels.stop - start, 0))
+def _over_windows(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Sums of values (row, col) over windows (window, col and row), cut at the ends."""
+    total = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    ends = [part.clip(0, np.array(values.shape[::-1])) for part in (first, stop)]
+    (left, top), (right, bottom) = (end.T for end in ends)
+    return np.asarray(
+        total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    )
 
 
 def _check_covariance(spread: np.ndarray) -> None:
