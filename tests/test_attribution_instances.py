@@ -14,7 +14,7 @@ from ppl_med.explain.attribution.instance_maps import spread
 from ppl_med.explain.quality import evidence_inside, mass_inside, pointing_game
 from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, functions
 from ppl_med.models import BayesianClassifier
-from ppl_med.networks import AdditiveMIL, AttentionMIL, PooledCNN
+from ppl_med.networks import AdditiveCNN, AdditiveMIL, AttentionMIL, PooledCNN
 
 SPACE = pytest.mark.parametrize("space", [2, 3])
 TARGET = torch.tensor([2, 0, 1])
@@ -39,6 +39,21 @@ def test_contributions_sum_to_the_logit_without_its_bias(space: int) -> None:
     np.testing.assert_allclose(sums(result["mean"]), logit - net.bias.detach()[TARGET], atol=1e-10)
     np.testing.assert_allclose(result["bias_attribution"][0, 0], net.bias.detach()[TARGET])
     np.testing.assert_allclose(result["completeness_delta"], 0, atol=1e-10)
+
+
+@SPACE
+def test_a_net_of_places_adds_up_and_needs_its_size(space: int) -> None:
+    net: Any = AdditiveCNN((8,) * space, 2, 3, channels=(3, 4), strides=(2, 1)).double().eval()
+    nn.init.normal_(net.contributions.weight)
+    nn.init.normal_(net.bias)
+    x = images(space=space)
+    flat = net.features(x).flatten(1) @ net.contributions.weight.flatten(1).T + net.bias
+    torch.testing.assert_close(net(x), flat)
+    result = attribute([net], x, TARGET, method="additive")
+    found = sums(result["mean"]) + result["bias_attribution"].values[0, 0]
+    np.testing.assert_allclose(found, flat[range(3), TARGET].detach(), atol=1e-10)
+    with pytest.raises(ValueError, match="give images of the size"):
+        net(images(size=12, space=space))
 
 
 @SPACE
@@ -152,6 +167,7 @@ def test_refuses_images_that_are_no_multiple_of_the_patch() -> None:
         (AttentionMIL, {"hidden": 0}),
         (PooledCNN, {"spatial_dims": 4}),
         (PooledCNN, {"strides": (1,)}),
+        (AdditiveCNN, {"size": (0, 3)}),
     ],
 )
 def test_bad_sizes_are_named(kind: Any, wrong: dict[str, Any]) -> None:

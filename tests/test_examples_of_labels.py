@@ -9,6 +9,7 @@ pytest.importorskip("pyro", reason="the examples train networks")
 LABELS: dict[str, list[str]] = {
     "active_digits.py": [],
     "active_cells.py": [],
+    "brain.py": [],
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
     "malaria.py": [

@@ -81,6 +81,7 @@ from ppl_med.models import (
     StochasticSegmentationNetwork,
 )
 from ppl_med.networks import (
+    AdditiveCNN,
     AdditiveMIL,
     AlexNet,
     AttentionMIL,
@@ -116,6 +117,7 @@ PIXEL = ("row", "col")
 VOXEL = ("depth", "row", "col")
 SMALL_VIT = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
 SMALL_DENSE = {"init_features": 4, "growth_rate": 2, "block_config": (2, 2)}
+TWO_LAYERS: dict[str, Any] = {"channels": (3, 4), "strides": (2, 1)}
 SMALL_TIRAMISU: dict[str, Any] = {"num_layers": (2, 1, 2), "growth_rate": 3, "first_features": 4}
 Line = tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]
 
@@ -175,11 +177,13 @@ NETS: dict[str, Line] = {
     ),
     "alexnet": (lambda: AlexNet(1, 2), (1, 32, 32), IMAGE),
     "lenet": (lambda: LeNet(1, 2, size=16), (1, 16, 16), IMAGE),
+    "additive-cnn-2d": (partial(AdditiveCNN, (8, 9), **TWO_LAYERS), (1, 8, 9), IMAGE),
+    "additive-cnn-3d": (partial(AdditiveCNN, (8, 8, 6), **TWO_LAYERS), (1, 8, 8, 6), IMAGE),
     "additive-mil-2d": (partial(AdditiveMIL, 2), (1, 8, 8), IMAGE),
     "additive-mil-3d": (partial(AdditiveMIL, 3), (1, 8, 8, 8), IMAGE),
     "attention-mil-2d": (partial(AttentionMIL, 2), (1, 8, 8), IMAGE),
     "attention-mil-3d": (partial(AttentionMIL, 3), (1, 8, 8, 8), IMAGE),
-    "pooled-cnn-3d": (partial(PooledCNN, 3, channels=(3, 4), strides=(2, 1)), (1, 8, 8, 8), IMAGE),
+    "pooled-cnn-3d": (partial(PooledCNN, 3, **TWO_LAYERS), (1, 8, 8, 8), IMAGE),
     "compact": (lambda: CompactCNN(1, 2, width=3), (1, 16, 16), IMAGE),
     "fc-densenet-2d": (partial(FCDenseNet, 1, 2, **SMALL_TIRAMISU), (1, 9, 10), PIXEL),
     "fc-densenet-3d": (

@@ -1,5 +1,6 @@
 """Deterministic networks that torchvision and MONAI lack; they draw no random numbers."""
 
+from ppl_med.networks.additive_cnn import AdditiveCNN
 from ppl_med.networks.classifiers import AlexNet, CompactCNN, LeNet, StridedCNN
 from ppl_med.networks.combine import Combine
 from ppl_med.networks.detectors import DetectorOutput, SmallDetector
@@ -12,6 +13,7 @@ from ppl_med.networks.select_output import SelectOutput
 from ppl_med.networks.unet import UNet
 
 __all__ = [
+    "AdditiveCNN",
     "AdditiveMIL",
     "AlexNet",
     "AttentionMIL",

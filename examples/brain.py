@@ -1,0 +1,197 @@
+"""p(Alzheimer) of a brain scan with both uncertainties, and where in the brain the evidence lies.
+
+Trains a 3D net whose log-odds are a sum of contributions of places (``AdditiveCNN``), with random
+weights, and asks of every posterior draw what it says and where it looks. Scans:
+
+    phantom       brains whose hippocampi shrink by a known severity, labels by a known law
+    hippocampus   real hippocampi of the Decathlon with an atrophy planted by the same law
+    --data        one's own folder instead: OASIS-1, ADNI or BIDS, see ppl_med.data.load_brains
+
+Beside the net: a linear model of one number, the region's volume over the head's, which is the bar;
+Bayes' rule, which knows the severity; and what a split by slice makes of labels that mean nothing.
+Writes to the output folder
+
+    table.md, figures.json            accuracies, localisation, leakage
+    <source>-<seed>/posterior.nc      draws of the test cases
+    <source>-<seed>/maps/*.nii.gz     mean and sd of the map, in register with the scan
+    <source>-planes.png               three planes of a scan and its map
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+import xarray as xr
+from brain.leakage import leak
+from brain.pictures import three_planes
+from brain.scans import own, phantoms, planted_hippocampi
+from brain.study import run
+
+from ppl_med import storage
+from ppl_med.storage import check_same, open_run
+
+Source = Literal["phantom", "hippocampus"]
+HEAD = ["scans", "AUC: net", "volume", "Bayes", "accuracy: net", "volume", "Bayes", "NLL"]
+PLACE = ["scans", "evidence in the region %", "its share of the brain %", "ratio (90 % over draws)",
+         "top voxel inside"]  # fmt: skip
+
+
+@dataclass
+class Options:
+    """Tell Alzheimer phantoms from healthy ones, and where they differ."""
+
+    source: tuple[Source, ...] = ("phantom", "hippocampus")
+    """Which scans."""
+    data: Path | None = None
+    """A folder of your own scans instead (OASIS-1, ADNI, BIDS)."""
+    hippocampus: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
+    """Folder that holds hippocampus/; by default what PPL_MED_DATA names."""
+    size: tuple[int, int, int] = (16, 20, 16)
+    """Voxels of phantoms and of your scans along depth, row and col."""
+    cases: int = 1600
+    """Phantoms to train on."""
+    test_cases: int = 300
+    """Phantoms to test on."""
+    start_epochs: int = 30
+    """Passes over the training cases before the posterior."""
+    epochs: int = 300
+    """Passes of the posterior."""
+    batch_size: int = 100
+    """Cases per step."""
+    draws: int = 32
+    """Posterior draws."""
+    explained: int = 40
+    """Diseased test cases whose maps are computed."""
+    people: int = 60
+    """People of the leakage demonstration."""
+    leak_epochs: int = 60
+    """Its passes over the slices."""
+    seed: tuple[int, ...] = (0, 1, 2)
+    """Seeds of scans, start values and draws."""
+    out: Path = Path("runs/brain")
+    """Folder for the results; an earlier study in it is moved aside."""
+    device: str | None = None
+    """Where to train, such as cpu or cuda; a GPU where there is one."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works; its figures mean nothing."""
+    resume: bool = False
+    """Resume in the output folder; finished nets are kept."""
+
+    def shrink(self) -> None:
+        """Make the run one of seconds."""
+        self.source, self.seed, self.size = ("phantom",), self.seed[:1], (12, 14, 12)
+        self.cases, self.test_cases, self.start_epochs, self.epochs = 40, 40, 2, 2
+        self.draws, self.explained, self.people, self.leak_epochs = 4, 4, 10, 2
+
+
+def scans(options: Options, source: str, seed: int) -> dict[str, Any]:
+    """Training and test cases."""
+    if source == "own":
+        assert options.data is not None
+        return own(options.data, options.size, seed)
+    if source == "hippocampus":
+        return planted_hippocampi(options.hippocampus, seed)
+    sizes = {"train": options.cases, "test": options.test_cases}
+    return phantoms(sizes, options.size, seed)
+
+
+def kept(path: Path, make: Any) -> Any:
+    """What a file holds, or what is made and written to it."""
+    if not path.exists():
+        storage.write_text(path, json.dumps(make(), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def show(options: Options, folder: Path, source: str, figures: dict[str, Any]) -> None:
+    """The picture of the first explained case."""
+    seed = options.seed[0]
+    test, place = scans(options, source, seed)["test"], folder / f"{source}-{seed}"
+    if not figures["explained"]:
+        return
+    case, maps = figures["explained"][0], xr.load_dataset(place / "maps.nc").isel(case=0)
+    spacing = np.linalg.norm(np.asarray(test["affine"])[case, :3, :3], axis=0)
+    region = test["mask"][case] if "mask" in test else None
+    title = f"{source} {test['id'][case]}: evidence for Alzheimer; yellow: where the atrophy is"
+    figure = three_planes(test["image"][case, 0], maps, region, spacing, title)
+    figure.savefig(folder / f"{source}-planes.png", dpi=80)
+
+
+def several(values: list[float], digits: int = 3) -> str:
+    """Mean, and the range over seeds."""
+    if not values:
+        return ""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if values[1:] else "")
+
+
+def rows(source: str, found: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The lines of a source in the two tables."""
+    line = [source]
+    for figure in ("auc", "accuracy"):
+        for who in ("net", "roi", "bayes"):
+            line.append(several([one[who][figure] for one in found if who in one]))
+    line.append(several([one["nll"] for one in found]))
+    ends = [[one["ratio"][k] for one in found if "ratio" in one] for k in range(3)]
+    spread = f" [{np.mean(ends[1]):.1f}, {np.mean(ends[2]):.1f}]" if ends[0] else ""
+    place = [
+        source,
+        *(several([100 * one[k] for one in found if k in one], 1) for k in ("mass", "share")),
+        several(ends[0], 1) + spread,
+        several([one["top"] for one in found if "top" in one], 2),
+    ]
+    return line, place
+
+
+def main(options: Options) -> None:
+    """Train, explain, compare, print."""
+    folder = open_run(options.out, resume=options.resume)
+    if options.smoke:
+        options.shrink()
+    check_same(options, folder, free=("data", "hippocampus", "source", "seed"))
+    sources = ("own",) if options.data else options.source
+    accuracies, places, text = [], [], []
+    for source in sources:
+        found = []
+        for seed in options.seed:
+            begun, place = time.monotonic(), folder / f"{source}-{seed}"
+            found.append(
+                kept(
+                    folder / f"{source}-{seed}.json",
+                    lambda s=source, k=seed, p=place: run(scans(options, s, k), options, k, p),
+                )
+            )
+            print(f"{source}, seed {seed}: {time.monotonic() - begun:.0f} s")
+        for case in found[0]["cases"]:
+            text.append(
+                f"{source} {case['id']} ({case['label']}): p(Alzheimer) = {case['p']:.4f}, "
+                f"aleatoric = {case['aleatoric']:.5f}, epistemic = {case['epistemic']:.5f}"
+            )
+        show(options, folder, source, found[0])
+        accuracy, where = rows(source, found)
+        accuracies.append(accuracy)
+        places.append(where)
+    leaks = [
+        kept(
+            folder / f"leakage-{seed}.json",
+            lambda k=seed: leak(options.people, options.leak_epochs, k, options.device),
+        )
+        for seed in options.seed
+    ]
+    leaky = [[name, several([one[name] for one in leaks])] for name in leaks[0]]
+    parts = [
+        "\n".join(text),
+        storage.markdown_table(HEAD, accuracies),
+        storage.markdown_table(PLACE, places),
+        storage.markdown_table(["random labels, slices split", "accuracy"], leaky),
+    ]
+    storage.write_text(folder / "table.md", "\n\n".join(parts) + "\n")
+    print("\n" + "\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

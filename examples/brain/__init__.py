@@ -1,0 +1,1 @@
+"""Parts of ``examples/brain.py``: the scans, the nets, the leakage, the picture."""
