@@ -45,7 +45,7 @@ PLACE = ["scans", "evidence in the region %", "its share of the brain %", "ratio
 class Options:
     """Tell Alzheimer phantoms from healthy ones, and where they differ."""
 
-    source: tuple[Source, ...] = ("phantom", "hippocampus")
+    source: tuple[Source, ...] = ("phantom",)
     """Which scans."""
     data: Path | None = None
     """A folder of your own scans instead (OASIS-1, ADNI, BIDS)."""
@@ -57,17 +57,17 @@ class Options:
     """Phantoms to train on."""
     test_cases: int = 300
     """Phantoms to test on."""
-    start_epochs: int = 30
-    """Passes over the training cases before the posterior."""
-    epochs: int = 300
-    """Passes of the posterior."""
+    start_steps: int = 480
+    """Steps before the posterior."""
+    steps: int = 1200
+    """Steps of the posterior."""
     batch_size: int = 100
     """Cases per step."""
     draws: int = 32
     """Posterior draws."""
     explained: int = 40
     """Diseased test cases whose maps are computed."""
-    people: int = 60
+    people: int = 40
     """People of the leakage demonstration."""
     leak_epochs: int = 60
     """Its passes over the slices."""
@@ -85,7 +85,7 @@ class Options:
     def shrink(self) -> None:
         """Make the run one of seconds."""
         self.source, self.seed, self.size = ("phantom",), self.seed[:1], (12, 14, 12)
-        self.cases, self.test_cases, self.start_epochs, self.epochs = 40, 40, 2, 2
+        self.cases, self.test_cases, self.start_steps, self.steps = 40, 40, 2, 2
         self.draws, self.explained, self.people, self.leak_epochs = 4, 4, 10, 2
 
 

@@ -8,9 +8,9 @@ import torch
 from ppl_med.data import Batches, apply_split, brains, slices_of, split_patients
 from ppl_med.inference import PointEstimate, fit, predict
 from ppl_med.models import BayesianClassifier
-from ppl_med.networks import CompactCNN
+from ppl_med.networks import AdditiveCNN
 
-AT = tuple(np.linspace(0.3, 0.7, 8).tolist())  # slices, as shares of the axis
+AT = tuple((np.arange(19, 29) / 48 + 0.001).tolist())  # neighbouring slices, shares of the axis
 
 
 def leak(people: int, epochs: int, seed: int, device: str | None) -> dict[str, float]:
@@ -18,7 +18,7 @@ def leak(people: int, epochs: int, seed: int, device: str | None) -> dict[str, f
 
     Every person gets a label by the toss of a coin, so that no scan tells it.
     """
-    scans = brains(people, size=(24, 28, 24), seed=100 + seed)
+    scans = brains(people, size=(48, 28, 24), seed=100 + seed)
     scans["label"] = np.random.default_rng(seed).permutation(np.arange(people) % 2)
     kept = {name: scans[name] for name in ("image", "label", "patient", "id")}
     slices = slices_of(kept, "depth", AT)
@@ -40,7 +40,8 @@ def leak(people: int, epochs: int, seed: int, device: str | None) -> dict[str, f
 
 def _accuracy(splits: dict[str, Any], epochs: int, seed: int, device: str | None) -> float:
     torch.manual_seed(seed)
-    model = BayesianClassifier(CompactCNN(width=16), ["heads", "tails"])
+    net = AdditiveCNN(splits["train"]["image"].shape[2:], channels=(16,), strides=(2,))
+    model = BayesianClassifier(net, ["heads", "tails"])
     guide = PointEstimate(model, use_prior=False)
     batches = Batches(splits["train"], batch_size=32, shuffle=True, seed=seed)
     fit(

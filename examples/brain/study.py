@@ -45,6 +45,9 @@ def train(arrays: dict[str, Any], options: Any, seed: int, place: Path) -> tuple
     batches = Batches(
         prepared(arrays), batch_size=options.batch_size, shuffle=True, seed=seed, augment=mirrored
     )
+    start_epochs, epochs = (
+        max(1, round(steps / len(batches))) for steps in (options.start_steps, options.steps)
+    )
     net = AdditiveCNN(arrays["image"].shape[2:], 1, 1)
     settings: dict[str, Any] = {
         "seed": seed, "schedule": "cosine", "device": options.device, "resume": options.resume,
@@ -52,13 +55,13 @@ def train(arrays: dict[str, Any], options: Any, seed: int, place: Path) -> tuple
     model = BayesianClassifier(net, CLASSES, prior=Normal(1.0), likelihood="bernoulli")
     start = PointEstimate(model, use_prior=False)
     fit(
-        model, start, batches, epochs=options.start_epochs, checkpoint=place / "start.pt",
+        model, start, batches, epochs=start_epochs, checkpoint=place / "start.pt",
         optimizer=lambda p: torch.optim.AdamW(p, lr=RATE, weight_decay=DECAY), **settings,
     )  # fmt: skip
     model = BayesianClassifier(net, CLASSES, prior=LearntNormal("weight"), likelihood="bernoulli")
     guide = MeanFieldNormal(model, init_scale=0.02, estimator="shared", start=start)
     history = fit(
-        model, guide, batches, epochs=options.epochs, checkpoint=place / "checkpoint.pt",
+        model, guide, batches, epochs=epochs, checkpoint=place / "checkpoint.pt",
         optimizer=VariationalOnlineNewton(STEP, precision_rate=PRECISION_RATE), **settings,
     )  # fmt: skip
     storage.save(history, place / "history.nc")
