@@ -10,6 +10,7 @@ LABELS: dict[str, list[str]] = {
     "active_digits.py": [],
     "active_cells.py": [],
     "brain.py": [],
+    "blood_cells.py": ["--guide", "deterministic", "mean_field"],
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
     "malaria.py": [
