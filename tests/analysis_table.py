@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
-from detection_trees import detection_tree, graded_tree
+from detection_trees import detection_tree, drawn_boxes, graded_tree
 from posterior_trees import array
 from scipy.special import expit, softmax
 
@@ -527,7 +527,10 @@ def box_rows() -> dict[str, Analysis]:
     }
     rows = {f"detection.{name}": Analysis(run, BOXES, reads=False) for name, run in figures.items()}
     spread = Analysis(detection.reader_spread, GRADED_BOXES, reads=False)
-    return rows | {"detection.reader_spread": spread}
+    joined = Analysis(
+        lambda tree: detection.objects(tree)["objects"].to_dataset(), DRAWN_BOXES, reads=False
+    )
+    return rows | {"detection.reader_spread": spread, "detection.objects": joined}
 
 
 LABELS = Kind(class_tree, "observed_data/label")
@@ -546,6 +549,7 @@ GRADERS = Kind(grader_tree, "observed_data/mask")
 WHOLE = Kind(grader_tree, "observed_data/mask", rows=False)
 ATTRIBUTIONS = Kind(attribution_tree, "maps/map")
 BOXES = Kind(detection_tree, "observed_data/box_label", rows=False)
+DRAWN_BOXES = Kind(drawn_boxes, "observed_data/box_label", rows=False)
 GRADED_BOXES = Kind(graded_tree, "observed_data/box_label", rows=False)
 
 MODULES = [
@@ -557,7 +561,6 @@ NO_ANALYSES = {  # functions of other things than a tree, and those which must n
     "acquisition.needs",
     "convergence.effective_draws",
     "convergence.r_hat",
-    "detection.objects",
     "scoring.mean_iou",
     "conformal.Score",
     "exports.write_attribution",

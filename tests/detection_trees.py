@@ -169,3 +169,43 @@ def shuffled(tree: xr.DataTree, seed: int) -> xr.DataTree:
         }
         result[name] = xr.DataTree(group.assign(moved))
     return result
+
+
+def drawn_boxes(number: int = 12, prefix: str = "c") -> xr.DataTree:
+    """The tree of `predict` of a detector: two chains of three draws of up to three boxes."""
+    random = np.random.default_rng(2)
+    start = np.array([[2.0, 2], [20, 4], [6, 30]])
+    true = np.concatenate([start, start + np.array([12, 10])], 1)
+    sizes = (2, 3, number, 3)
+    loc = true + random.normal(size=(*sizes, 4))
+    probs = random.dirichlet([2, 2, 1], sizes)[..., :2]
+    absent = random.random(sizes) < 0.2
+    loc[absent], probs[absent] = np.nan, np.nan
+    scale = np.where(absent[..., None], np.nan, random.uniform(0.5, 2, loc.shape))
+    dims = ("chain", "draw", "case", "box")
+    cases: dict[str, Any] = {
+        "case": [f"{prefix}{index}" for index in range(number)],
+        "age": ("case", 40.0 + np.arange(number)),
+        "ward": ("case", ["a", "b"] * (number // 2)),
+    }
+    posterior = xr.Dataset(
+        {
+            "edge_loc": ((*dims, "edge"), loc),
+            "edge_scale": ((*dims, "edge"), scale),
+            "box_probs": ((*dims[:3], "class", "box"), np.swapaxes(probs, -1, -2)),
+        },
+        {
+            "case": names,
+            "class": ["red", "white"],
+            "edge": EDGES,
+            "chain": [0, 1],
+            "draw": range(3),
+        },
+    )
+    label = np.tile([0, 1, -1], (number, 1))
+    edges = np.where(label[..., None] < 0, np.nan, true)
+    observed = xr.Dataset(
+        {"box_edge": (("case", "box", "edge"), edges), "box_label": (("case", "box"), label)},
+        cases | {"edge": EDGES},
+    )
+    return xr.DataTree.from_dict({"posterior": posterior, "observed_data": observed})

@@ -38,7 +38,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from ppl_med.analysis.tree import BoxDraws, find_group, open_boxes, overlaps, split_blocks
+from ppl_med.analysis.tree import (
+    BoxDraws,
+    case_coords,
+    find_group,
+    open_boxes,
+    overlaps,
+    split_blocks,
+)
 from ppl_med.analysis.tree.geometry import pixel_spacing
 from ppl_med.checks import choice, inside, reject
 
@@ -285,9 +292,7 @@ def _dataset(found: list[Found], boxes: BoxDraws, level: float, overlap: float) 
     label = np.where(np.arange(most) < counts[:, None], label, -1)
     variables["label"] = (("case", "box"), label)
     coords: dict[str, Any] = {"edge": list(_PARTS), "other_edge": list(_PARTS)}
-    for name in ("case", "class"):
-        if name in boxes.probs.coords:
-            coords[name] = boxes.probs[name].values
+    coords |= case_coords(boxes.probs, "class")
     sizes = boxes.probs.sizes
     result = xr.Dataset(variables, coords)
     for variable in result.data_vars:

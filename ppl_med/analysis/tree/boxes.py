@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
@@ -33,7 +34,7 @@ class BoxDraws:
 
 
 def open_boxes(tree: xr.DataTree) -> BoxDraws:
-    """Return the boxes of a detector's tree.
+    """Return the boxes of a detector's tree, of every function once.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
@@ -50,13 +51,12 @@ def open_boxes(tree: xr.DataTree) -> BoxDraws:
     noise = "laplace" if "edge_variance" in group else "normal"
     variance = group["edge_variance"] if noise == "laplace" else scale**2
     order = (*SAMPLES, "case", "box")
-    loc, variance, probs = (
-        (one.rename(anchor="box") if aligned else one) for one in (loc, variance, probs)
-    )
+    found = drop_copies(xr.Dataset({"loc": loc, "variance": variance, "probs": probs}))
+    found = found.rename(anchor="box") if aligned else found
     return BoxDraws(
-        loc.transpose(*order, "edge"),
-        variance.transpose(*order, "edge"),
-        probs.transpose(*order, "class"),
+        found["loc"].transpose(*order, "edge"),
+        found["variance"].transpose(*order, "edge"),
+        found["probs"].transpose(*order, "class"),
         noise,
         aligned,
     )
