@@ -194,13 +194,7 @@ def drawn_boxes(number: int = 12, prefix: str = "c") -> xr.DataTree:
             "edge_scale": ((*dims, "edge"), scale),
             "box_probs": ((*dims[:3], "class", "box"), np.swapaxes(probs, -1, -2)),
         },
-        {
-            "case": names,
-            "class": ["red", "white"],
-            "edge": EDGES,
-            "chain": [0, 1],
-            "draw": range(3),
-        },
+        cases | {"class": ["red", "white"], "edge": EDGES},
     )
     label = np.tile([0, 1, -1], (number, 1))
     edges = np.where(label[..., None] < 0, np.nan, true)
