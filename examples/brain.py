@@ -49,6 +49,8 @@ class Options:
     """Which scans."""
     data: Path | None = None
     """A folder of your own scans instead (OASIS-1, ADNI, BIDS)."""
+    classes: tuple[str, str] | None = None
+    """Names of the two groups in your table, the healthy one first; needed where it has no CDR."""
     hippocampus: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
     """Folder that holds hippocampus/; by default what PPL_MED_DATA names."""
     size: tuple[int, int, int] = (16, 20, 16)
@@ -93,7 +95,7 @@ def scans(options: Options, source: str, seed: int) -> dict[str, Any]:
     """Training and test cases."""
     if source == "own":
         assert options.data is not None
-        return own(options.data, options.size, seed)
+        return own(options.data, options.size, options.classes, seed)
     if source == "hippocampus":
         return planted_hippocampi(options.hippocampus, seed)
     sizes = {"train": options.cases, "test": options.test_cases}

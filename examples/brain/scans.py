@@ -63,11 +63,17 @@ def planted_hippocampi(folder: Path, seed: int) -> dict[str, Any]:
     return splits
 
 
-def own(folder: Path, size: tuple[int, int, int], seed: int) -> dict[str, Any]:
+def own(
+    folder: Path, size: tuple[int, int, int], classes: tuple[str, str] | None, seed: int
+) -> dict[str, Any]:
     """Scans of a user: OASIS-1, ADNI, BIDS; see ``load_brains``. The ROI volume is nWBV."""
-    splits = load_brains(folder, size=size, spacing="mixed", incomplete="drop", seed=seed)
-    if len(splits.classes) != 2:
-        raise ValueError(f"two classes are needed, {folder} has {splits.classes}")
+    splits = load_brains(
+        folder, size=size, spacing="mixed", incomplete="drop", classes=classes, seed=seed
+    )
+    if classes is None and splits.classes != ("healthy", "dementia"):  # of a CDR
+        raise ValueError(
+            f"the groups are {splits.classes}: say which is healthy, --classes HEALTHY DISEASED"
+        )
     for arrays in splits.values():
         if "nWBV" in arrays:  # of the whole brain, normalised by the head
             arrays["volume_share"] = np.asarray(arrays["nWBV"], float)
