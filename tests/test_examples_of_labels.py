@@ -11,6 +11,7 @@ LABELS: dict[str, list[str]] = {
     "active_cells.py": [],
     "brain.py": [],
     "blood_cells.py": ["--guide", "deterministic", "mean_field"],
+    "brain_shape.py": [],
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
     "counterfactual_cells.py": [],
     "malaria.py": [

@@ -28,7 +28,7 @@ from scipy.ndimage import binary_fill_holes, map_coordinates
 from ppl_med.axes import SPACE
 
 ANGLES = 720  # around a plane foreground
-LEAST_ANGLES = 180  # around one of a volume; more where the outline is far
+LEAST_ANGLES = 60  # around one of a volume; more where the outline is far
 ARC = 0.75  # pixels between rays where a volume's outline is farthest
 STEP = 0.25  # pixels along a ray
 TOLERANCE = 0.02  # share of the foreground that rays may cross twice

@@ -1,0 +1,168 @@
+"""The shape of the brain as a confounder: found by a swap of outlines, taken away by one outline.
+
+At the site where a net is trained, nine of ten diseased subjects have the second of two outlines,
+and one of ten healthy ones; at an honest site the outline says nothing. Two sources: axial slices
+of brain phantoms (round and long brains of one volume, atrophy of the hippocampi) and real
+hippocampi in 3D (real outlines, textures of other subjects warped into them, a planted loss of
+intensity). Two Bayesian nets each:
+
+    leaky         trained on the images of the site
+    normalised    trained on the same images warped to one outline, and shown such images only
+
+Of each: accuracy at the site and at the honest one, and the swap test: healthy subjects of the
+first outline get the outlines of subjects of the second, beside the same subjects with outlines of
+their own kind. Before any of that, how well the outline alone tells the labels apart.
+
+Writes to the output folder
+
+    table.md                     AUROC of the outline alone, accuracies, effects
+    <source>.nc                  accuracies and effects, and in outlines-<source>.nc the AUROCs
+    subjects-<source>.png        subjects before and after the swap
+    effects-<source>.png         what the swap does to the probability
+    <source>/                    checkpoints and posteriors
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+import xarray as xr
+from brain_shape import pictures
+from brain_shape.nets import NETS, Study
+from brain_shape.sources import hippocampi, phantoms
+
+from ppl_med import storage
+from ppl_med.storage import check_same, open_run
+
+DOTS = 100  # an inch
+
+
+@dataclass
+class Options:
+    """Ask whether a net looks at the outline, and take it away."""
+
+    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
+    """Folder that holds hippocampus/; by default what PPL_MED_DATA names."""
+    source: tuple[Literal["phantom", "hippocampus"], ...] = ("phantom", "hippocampus")
+    """Which subjects."""
+    train: tuple[int, int] = (600, 120)
+    """Training subjects: phantoms, and hippocampi."""
+    test: tuple[int, int] = (200, 80)
+    """Test subjects: phantoms, and hippocampi."""
+    epochs: int = 40
+    """Passes over the training subjects of phantoms; five times as many of the few hippocampi."""
+    rate: float = 5e-3
+    """Learning rate of Adam; falls to 0 along a cosine."""
+    draws: int = 20
+    """Posterior draws of every seed; intervals of 95 % need at least 39 in all."""
+    permutations: int = 19
+    """Permutations of the labels for the p-values of the outline."""
+    seed: tuple[int, ...] = (0, 1, 2)
+    """Seeds of start values, data order and draws; the subjects are the same."""
+    out: Path = Path("runs/brain_shape")
+    """Folder for the results; an earlier study in it is moved aside."""
+    device: str | None = None
+    """Where to train, such as cpu or cuda; a GPU where there is one."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works; its figures mean nothing."""
+    resume: bool = False
+    """Resume in the output folder; finished nets are kept."""
+
+    def shrink(self) -> None:
+        """Make the run one of seconds."""
+        self.train, self.test, self.epochs, self.draws = (40, 16), (40, 16), 1, 2
+        self.seed, self.permutations = self.seed[:1], 0
+
+
+HEAD = (
+    "subjects",
+    "net",
+    "accuracy at the site %",
+    "at the honest site %",
+    "honest, less the leaky net's",
+    "effect of the outline on P(diseased)",
+    "by seed",
+)
+OUTLINE_HEAD = ("subjects", "outline alone", "AUROC", "balanced accuracy %", "p")
+KEY = (
+    "Accuracies are means over seeds, with the range over seeds, and ± a standard error over "
+    "subjects. The effect is the change of P(diseased) when healthy subjects of the first outline "
+    "get outlines of the second, less the change by outlines of their own kind: its mean, the 95 % "
+    "interval over the draws of all seeds, and ± a standard error over subjects."
+)
+
+
+def outline_rows(name: str, result: xr.Dataset) -> list[list[str]]:
+    """What the outline alone tells."""
+    lines = []
+    for where in result["where"].values:
+        value, low, high, share, p = (
+            float(result[key].sel(where=where))
+            for key in ("auroc", "auroc_lower", "auroc_upper", "balanced_accuracy", "p_value")
+        )
+        text = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        lines.append([name, str(where), text, f"{100 * share:.0f}", f"{p:.2f}"])
+    return lines
+
+
+def net_rows(name: str, result: xr.Dataset) -> list[list[str]]:
+    """Accuracies and effects of every net, and the accuracy without any image."""
+    lines = []
+    for net in NETS:
+        part = result.sel(net=net)
+        cells = []
+        for on in ("site", "honest"):
+            one, error = (
+                100 * part["accuracy"].sel(on=on),
+                100 * float(part["accuracy_se"].sel(on=on)),
+            )
+            cells.append(
+                f"{float(one.mean()):.1f} ({float(one.min()):.1f} to {float(one.max()):.1f}) "
+                f"± {error:.1f}"
+            )
+        gain, error = (100 * float(part[key].sel(on="honest")) for key in ("gain", "gain_se"))
+        low, high = (float(part[f"expected_effect_{end}"]) for end in ("lower", "upper"))
+        value = float(part["expected_effect"])
+        effect = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] ± {float(part['expected_effect_se']):.3f}"
+        seeds = ", ".join(f"{one:+.3f}" for one in part["by_seed"].values)
+        less = "" if net == "leaky" else f"{gain:+.1f} ± {error:.1f}"
+        lines.append([name, net, *cells, less, effect, seeds])
+    without = [f"{100 * result.attrs[f'commoner_{on}']:.1f}" for on in ("site", "honest")]
+    lines.append([name, "the commoner label, without image", *without, "", "0", ""])
+    if "best" in result.attrs:
+        best = f"{100 * result.attrs['best']:.1f}"
+        lines.append([name, "Bayes' rule on the true severity", best, best, "", "0", ""])
+    return lines
+
+
+def main(options: Options) -> None:
+    """Run the study, print and save the tables and pictures."""
+    folder = open_run(options.out, resume=options.resume)
+    if options.smoke:
+        options.shrink()
+    check_same(options, folder, free=("data", "source"))
+    nets, outlines = [], []
+    epochs = options.epochs
+    for name in options.source:
+        at = int(name == "hippocampus")
+        sizes = options.train[at], options.test[at]
+        parts = hippocampi(options.data, *sizes, 0) if at else phantoms(*sizes, 0)
+        options.epochs = epochs * (5 if at else 1)
+        study = Study(name, parts, options, folder / name)
+        alone, result = study.outlines(), study.run()
+        storage.save(alone, folder / f"outlines-{name}.nc")
+        storage.save(result, folder / f"{name}.nc")
+        outlines += outline_rows(name, alone)
+        nets += net_rows(name, result)
+        tables = [(OUTLINE_HEAD, outlines), (HEAD, nets)]
+        text = "\n\n".join([*(storage.markdown_table(*one) for one in tables), KEY])
+        storage.write_text(folder / "table.md", text + "\n")
+        pictures.subjects(study).savefig(folder / f"subjects-{name}.png", dpi=DOTS)
+        pictures.effects(study).savefig(folder / f"effects-{name}.png", dpi=DOTS)
+    print(f"\n{text}\nWrote {folder / 'table.md'}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
