@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 import xarray as xr
 from brain_shape import pictures
@@ -83,14 +84,16 @@ HEAD = (
     "at the honest site %",
     "honest, less the leaky net's",
     "effect of the outline on P(diseased)",
+    "over draws, over subjects",
     "by seed",
 )
 OUTLINE_HEAD = ("subjects", "outline alone", "AUROC", "balanced accuracy %", "p")
 KEY = (
     "Accuracies are means over seeds, with the range over seeds, and ± a standard error over "
     "subjects. The effect is the change of P(diseased) when healthy subjects of the first outline "
-    "get outlines of the second, less the change by outlines of their own kind: its mean, the 95 % "
-    "interval over the draws of all seeds, and ± a standard error over subjects."
+    "get outlines of the second, less the change by outlines of their own kind: its mean with a "
+    "95 % interval over draws and subjects together (normal), then the 95 % interval over the "
+    "draws of all seeds for these subjects, and the standard error over subjects."
 )
 
 
@@ -124,16 +127,18 @@ def net_rows(name: str, result: xr.Dataset) -> list[list[str]]:
             )
         gain, error = (100 * float(part[key].sel(on="honest")) for key in ("gain", "gain_se"))
         low, high = (float(part[f"expected_effect_{end}"]) for end in ("lower", "upper"))
-        value = float(part["expected_effect"])
-        effect = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] ± {float(part['expected_effect_se']):.3f}"
+        value, of_subjects = float(part["expected_effect"]), float(part["expected_effect_se"])
+        both = 1.96 * float(np.hypot(part["draws_sd"], of_subjects))
+        effect = f"{value:+.3f} [{value - both:+.3f}, {value + both:+.3f}]"
+        kinds = f"[{low:+.3f}, {high:+.3f}], ± {of_subjects:.3f}"
         seeds = ", ".join(f"{one:+.3f}" for one in part["by_seed"].values)
         less = "" if net == "leaky" else f"{gain:+.1f} ± {error:.1f}"
-        lines.append([name, net, *cells, less, effect, seeds])
+        lines.append([name, net, *cells, less, effect, kinds, seeds])
     without = [f"{100 * result.attrs[f'commoner_{on}']:.1f}" for on in ("site", "honest")]
-    lines.append([name, "the commoner label, without image", *without, "", "0", ""])
+    lines.append([name, "the commoner label, without image", *without, "", "0", "", ""])
     if "best" in result.attrs:
         best = f"{100 * result.attrs['best']:.1f}"
-        lines.append([name, "Bayes' rule on the true severity", best, best, "", "0", ""])
+        lines.append([name, "Bayes' rule on the true severity", best, best, "", "0", "", ""])
     return lines
 
 

@@ -109,13 +109,13 @@ class Study:
             right[net] = np.array(found)
             whole = xr.concat(swapped, "chain", data_vars="minimal", coords="minimal")
             effects[net] = swap_effects(whole["before"], whole["after"], level=LEVEL)
-            effects[net].update(
-                {"by_seed": ("seed", effects[net]["mean_effect"].mean("draw").values)}
-            )
+            each = effects[net]["mean_effect"]
+            effects[net]["draws_sd"] = each.std(ddof=1)
+            effects[net]["by_seed"] = ("seed", each.mean("draw").values)
             for name in ("effect", "mean_effect", "expected_effect"):
                 effects[net][name].attrs["units"] = "probability"
         self.effects = effects
-        kept = ["expected_effect", "by_seed", "probability_positive"]
+        kept = ["expected_effect", "by_seed", "draws_sd", "probability_positive"]
         kept += [f"expected_effect_{end}" for end in ("lower", "upper", "se")]
         nets = xr.DataArray(list(NETS), dims="net", name="net")
         result = xr.concat([effects[net][kept] for net in NETS], nets, combine_attrs="drop")

@@ -110,7 +110,8 @@ def normalize_shape(
         place = _column(middle, one.shape) + source * direction
         for channel, plane in enumerate(image[case]):
             images[case, channel] = _sampled(plane, place)
-        foregrounds[case] = _sampled(one.astype(float), place) >= 0.5
+        # A rough outline may close around a pixel on the way.
+        foregrounds[case] = binary_fill_holes(_sampled(one.astype(float), place) >= 0.5)
     return images, foregrounds
 
 
