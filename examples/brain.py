@@ -37,7 +37,8 @@ from ppl_med.storage import check_same, open_run
 
 Source = Literal["phantom", "hippocampus"]
 HEAD = ["scans", "AUC: net", "volume", "Bayes", "accuracy: net", "volume", "Bayes", "NLL"]
-PLACE = ["scans", "evidence in the region %", "its share of the brain %", "ratio (90 % over draws)",
+PLACE = ["scans", "evidence in the region %", "its share of the brain %", "ratio [90 % of draws]",
+         "ratio of plain contributions",
          "top voxel inside"]  # fmt: skip
 
 
@@ -140,10 +141,13 @@ def rows(source: str, found: list[dict[str, Any]]) -> tuple[list[str], list[str]
     line.append(several([one["nll"] for one in found]))
     ends = [[one["ratio"][k] for one in found if "ratio" in one] for k in range(3)]
     spread = f" [{np.mean(ends[1]):.1f}, {np.mean(ends[2]):.1f}]" if ends[0] else ""
+    alone = [[one["ratio_alone"][k] for one in found if "ratio_alone" in one] for k in range(3)]
+    apart = f" [{np.mean(alone[1]):.1f}, {np.mean(alone[2]):.1f}]" if alone[0] else ""
     place = [
         source,
         *(several([100 * one[k] for one in found if k in one], 1) for k in ("mass", "share")),
         several(ends[0], 1) + spread,
+        several(alone[0], 1) + apart,
         several([one["top"] for one in found if "top" in one], 2),
     ]
     return line, place

@@ -1,5 +1,7 @@
 """Maps of additive and attention nets: exact sums, known instances, and nets that have none."""
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,35 @@ def test_a_patch_adds_what_it_adds_whatever_the_others_are(space: int) -> None:
     np.testing.assert_allclose(one[..., :4], two[..., :4], atol=1e-12)
     change = (net(other) - net(x))[:, 1].detach()
     np.testing.assert_allclose(sums(two[..., 4:]) - sums(one[..., 4:]), change, atol=1e-10)
+
+
+def test_contributions_relative_to_a_reference_are_shapley_values() -> None:
+    """By their definition: all subsets of four places, absent ones as in each reference image."""
+    net: Any = AdditiveCNN((2, 2), 1, 3, channels=(3,), strides=(1,)).double().eval()
+    net.features[0] = nn.Conv2d(1, 3, 1).double()  # a place knows itself alone
+    nn.init.normal_(net.contributions.weight)
+    x, usual = (torch.randn(3, 1, 2, 2, dtype=torch.float64) for _ in range(2))
+    result = attribute([net], x, TARGET, method="additive", reference=usual)
+
+    def value(case: int, present: set[int]) -> float:
+        here = torch.tensor([place in present for place in range(4)]).view(1, 1, 2, 2)
+        output = net(torch.where(here, x[case], usual)).detach()
+        return float(output[:, TARGET[case]].mean())
+
+    expected = np.zeros((3, 4))
+    for case, place in itertools.product(range(3), range(4)):
+        others = [one for one in range(4) if one != place]
+        for size in range(4):
+            weight = 1 / (4 * math.comb(3, size))
+            for chosen in map(set, itertools.combinations(others, size)):
+                gain = value(case, chosen | {place}) - value(case, chosen)
+                expected[case, place] += weight * gain
+    np.testing.assert_allclose(result["mean"].values.reshape(3, 4), expected, atol=1e-10)
+    np.testing.assert_allclose(result["completeness_delta"], 0, atol=1e-10)
+    rest = net(usual).mean(0)[TARGET].detach()
+    np.testing.assert_allclose(result["bias_attribution"][0, 0], rest, atol=1e-10)
+    with pytest.raises(ValueError, match="reference has shape"):
+        attribute([net], x, TARGET, method="additive", reference=usual[..., :1])
 
 
 def test_one_logit_changes_sign_with_the_class() -> None:

@@ -30,6 +30,7 @@ from ppl_med.networks import AdditiveCNN
 from ppl_med.weights import LearntNormal, Normal
 
 RATE, DECAY = 3e-3, 1.0  # of the net that the posterior starts from
+REFERENCE = 150  # healthy training scans that contributions are relative to
 STEP, PRECISION_RATE = 0.05, 0.03  # of the natural-gradient steps
 
 
@@ -113,16 +114,21 @@ def run(splits: dict[str, Any], options: Any, seed: int, place: Path) -> dict[st
     ill = np.sort(ill[np.argsort(-p[ill])][: options.explained])
     images = torch.from_numpy(prepared(test)["image"][ill])
     device = next(iter(guide.parameters())).device
-    maps = attribute(
-        functions(model, guide, draws=options.draws, seed=seed), images.to(device), 1,
-        method="additive", keep_draws=True, case=[str(test["id"][case]) for case in ill],
-    )  # fmt: skip
+    healthy = np.flatnonzero(np.asarray(splits["train"]["label"]) == 0)[:REFERENCE]
+    usual = torch.from_numpy(prepared(splits["train"])["image"][healthy]).to(device)
+    chosen = functions(model, guide, draws=options.draws, seed=seed)
+    settings: dict[str, Any] = {
+        "method": "additive", "keep_draws": True, "case": [str(test["id"][case]) for case in ill],
+    }  # fmt: skip
+    maps = attribute(chosen, images.to(device), 1, reference=usual, **settings)
     table = exports.write_attribution(
         maps.isel(case=slice(3)), place / "maps", affine=np.asarray(test["affine"])[ill[:3]]
     )
     figures["files"] = [Path(path).name for path in table["path"]]
     if "mask" in test:
         figures |= located(maps, test, ill)
+        alone = attribute(chosen, images.to(device), 1, **settings)
+        figures["ratio_alone"] = located(alone, test, ill)["ratio"]
     storage.save(maps.drop_vars("attribution"), place / "maps.nc")
     figures["explained"] = ill.tolist()
     return figures

@@ -31,17 +31,34 @@ from ppl_med.explain.attribution.score import Score
 class Additive(Method):
     """The contributions of an additive net, such as ``networks.AdditiveMIL``.
 
+    Most of a contribution may be there in every scan, such as that of the outline. With a
+    ``reference`` maps say what is particular to the image: its contributions less their mean over
+    the reference. They are the Shapley values of the places, each absent as in a reference image
+    drawn at random (Lundberg and Lee, NeurIPS 2017, linear SHAP, which is exact for sums), and add
+    up to the logit less the mean logit of the reference.
+
     Attributes:
         layer: The layer that returns them, a module or its name; the last one with space if None.
+        reference: Images (case, channel, *space) to which contributions are relative, such as
+            healthy ones of the training set; None for 0.
     """
 
     layer: str | nn.Module | None = None
+    reference: Tensor | None = None
     name = "additive"
     unit = "{} per pixel"
     is_complete = True
     advice = "the layer is not the whole of the output; use 'integrated_gradients'"
     needs_gradient = False
     outputs = ("logit", "value")
+
+    def validate(self, image: Tensor) -> None:
+        """Raise unless the reference holds images of the same shape."""
+        if self.reference is not None and self.reference.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"reference has shape {tuple(self.reference.shape)}; give images of the shape "
+                f"(case, *{tuple(image.shape[1:])})"
+            )
 
     def check_function(self, draw: Draw, name: str, task: Task) -> None:
         """Raise unless the output is the layer's sum over space and a constant."""
@@ -63,20 +80,27 @@ class Additive(Method):
     def maps(self, draws: Draw, task: Task) -> Maps:
         """Contributions, spread over the pixels of their cells."""
         module = find_layer(draws, task.image[:1], self.layer, self.name)
+        usual: Tensor | None = None
+        if self.reference is not None:
+            images = self.reference.to(task.image).split(task.batch_size)
+            usual = torch.cat([_output_of(draws, module, one)[0] for one in images]).mean(0)
         found, bias, total = [], [], []
         for part in task.split(task.batch_size):
-            values = self._contributions(draws, module, part, part.image)
+            values = self._contributions(draws, part, _output_of(draws, module, part.image)[0])
+            start = self._contributions(draws, part, _output_of(draws, module, part.baseline)[0])
+            rest = draws.value(part.baseline, part.rows)[0] - start.flatten(1).sum(1)
+            if usual is not None:
+                own = self._contributions(draws, part, usual.expand(len(values), *usual.shape))
+                values, rest = values - own, rest + own.flatten(1).sum(1)
             found.append(spread(values[:, None], part.image, self.name))
-            start = self._contributions(draws, module, part, part.baseline)
-            bias.append(draws.value(part.baseline, part.rows)[0] - start.flatten(1).sum(1))
+            bias.append(rest)
             total.append(draws.value(part.image, part.rows)[0])
         return Maps(
             torch.cat(found)[None], torch.cat(total)[None], bias_attribution=torch.cat(bias)[None]
         )
 
-    def _contributions(self, draw: Draw, module: nn.Module, task: Task, image: Tensor) -> Tensor:
-        """Contributions to the explained number, (case, *grid)."""
-        parts, _ = _output_of(draw, module, image)
+    def _contributions(self, draw: Draw, task: Task, parts: Tensor) -> Tensor:
+        """Those of all classes to the explained number, (case, *grid)."""
         assert isinstance(draw.score, Score)
         target = draw.score.target[task.rows]
         if parts.shape[1] == 1 and draw.score.output == "logit":  # the log-odds of class 1
