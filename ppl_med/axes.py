@@ -30,6 +30,9 @@ SAMPLES = ("chain", "draw")
 AUGMENTATION = "augmentation"
 """Axis of augmentations, under each of which all draws were predicted."""
 
+EDGES = ("x_min", "y_min", "x_max", "y_max")
+"""Along the axis edge: the sides of a box, in pixels from the corner of the image."""
+
 SPACE = {2: ("row", "col"), 3: ("depth", "row", "col")}
 """Names of the spatial axes of images and of volumes."""
 

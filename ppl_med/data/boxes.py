@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_med.axes import EDGES
 from ppl_med.checks import whole
 
-EDGES = ("x_min", "y_min", "x_max", "y_max")
 _ROUNDING = 1e-3  # pixels by which single precision may put an edge outside
 
 

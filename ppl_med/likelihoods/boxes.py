@@ -24,13 +24,11 @@ from typing import Any, Literal
 import pyro
 from torch import Tensor
 
-from ppl_med.axes import dims
+from ppl_med.axes import EDGES, dims
 from ppl_med.checks import choice, different_names, finite, inside, reject, whole
 from ppl_med.likelihoods.anchors import Encoding, Match
 from ppl_med.likelihoods.box_field import EXTRA, PLACES, BoxField, FieldSettings
 from ppl_med.likelihoods.interface import Likelihood, check_tensor, precision
-
-EDGES = ("x_min", "y_min", "x_max", "y_max")
 
 
 class Boxes(Likelihood):

@@ -50,7 +50,7 @@ from ppl_med.analysis.detection.box_promises import (
 from ppl_med.analysis.detection.open_objects import FoundObjects, known_cases, open_objects
 from ppl_med.analysis.statistics.case_means import over_cases, ratio_error
 from ppl_med.analysis.tree import case_coords, case_units, find_group
-from ppl_med.analysis.tree.boxes import EDGES
+from ppl_med.axes import EDGES
 from ppl_med.checks import choice, finite, inside, reject, share, whole
 
 PROMISES, SCALES = ("all", "found"), ("sd", "size", "pixels")

@@ -47,10 +47,10 @@ from ppl_med.analysis.tree import (
     split_blocks,
 )
 from ppl_med.analysis.tree.geometry import pixel_spacing
+from ppl_med.axes import EDGES
 from ppl_med.checks import choice, inside, reject
 
 _STEPS = 50  # of the bisection that finds quantiles
-_PARTS = ("x_min", "y_min", "x_max", "y_max")
 Found = dict[str, NDArray[Any]]
 
 
@@ -291,7 +291,7 @@ def _dataset(found: list[Found], boxes: BoxDraws, level: float, overlap: float) 
     label = np.nan_to_num(variables["class_probs"][1], nan=-1.0).argmax(-1)
     label = np.where(np.arange(most) < counts[:, None], label, -1)
     variables["label"] = (("case", "box"), label)
-    coords: dict[str, Any] = {"edge": list(_PARTS), "other_edge": list(_PARTS)}
+    coords: dict[str, Any] = {"edge": list(EDGES), "other_edge": list(EDGES)}
     coords |= case_coords(boxes.probs, "class")
     sizes = boxes.probs.sizes
     result = xr.Dataset(variables, coords)

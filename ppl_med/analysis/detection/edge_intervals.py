@@ -19,7 +19,7 @@ from ppl_med.analysis.detection.open_objects import object_group, open_objects
 from ppl_med.analysis.statistics.case_means import ratio_error
 from ppl_med.analysis.statistics.shares import share_interval
 from ppl_med.analysis.tree import case_units
-from ppl_med.analysis.tree.boxes import EDGES
+from ppl_med.axes import EDGES
 from ppl_med.checks import inside, reject, share
 
 _VARIANCES = ("edge_epistemic", "edge_aleatoric")

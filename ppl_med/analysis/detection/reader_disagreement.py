@@ -28,8 +28,8 @@ from ppl_med.analysis.detection.image_figures import ratio
 from ppl_med.analysis.detection.open_objects import FoundObjects, open_objects, true_boxes
 from ppl_med.analysis.statistics.case_means import ratio_error
 from ppl_med.analysis.tree import case_units, class_names, find_group, observed_boxes, overlaps
-from ppl_med.analysis.tree.boxes import EDGES
 from ppl_med.analysis.tree.geometry import pixel_spacing
+from ppl_med.axes import EDGES
 from ppl_med.checks import different_names, inside, reject
 
 _Sums = dict[str, np.ndarray]

@@ -10,8 +10,6 @@ from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
-EDGES = ("x_min", "y_min", "x_max", "y_max")
-
 
 @dataclass(frozen=True)
 class BoxDraws:

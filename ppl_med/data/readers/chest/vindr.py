@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ppl_med.axes import EDGES
 from ppl_med.checks import choice, different_names
 from ppl_med.data.readers.box_lists import DEGENERATE, Boxes, Degenerate, check_known
 from ppl_med.data.readers.chest.films import corners_of, drawn_splits, find_film, read_films
@@ -31,7 +32,6 @@ from ppl_med.data.readers.table_columns import column, names_of, naming_table, r
 
 NOTHING = "No finding"
 _TABLES = ("train.csv", "annotations/annotations_train.csv")
-_EDGES = ("x_min", "y_min", "x_max", "y_max")
 _SUFFIXES = (".dicom", ".dcm", ".png", ".jpg")
 
 
@@ -112,7 +112,7 @@ def _rows(
         names_of(column(frame, one, one), one) for one in ("image_id", "rad_id", "class_name")
     )
     is_box = kind != NOTHING
-    corners = corners_of(frame, _EDGES, is_box, film.tolist())
+    corners = corners_of(frame, EDGES, is_box, film.tolist())
     pairs = list(zip(film.tolist(), reader.tolist(), strict=True))
     marked = {pair for pair, one in zip(pairs, is_box, strict=True) if one}
     empty = {pair for pair, one in zip(pairs, is_box, strict=True) if not one}
