@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import pytest
 import torch
 from scipy import stats
 from torch import Tensor
@@ -10,7 +11,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, nms
 
 from ppl_med.likelihoods import Boxes, BoxField, pack_boxes
-from ppl_med.likelihoods.anchors import decode, encode, match_anchors, overlap
+from ppl_med.likelihoods.anchors import Match, decode, encode, match_anchors, overlap
 
 CLASSES = ("a", "b")
 FALSE_ALARM = 1e-6
@@ -66,6 +67,25 @@ def test_a_box_that_is_not_there_has_no_anchor() -> None:
         assert (state == 0).all()
     _, state = match_anchors(anchor, box, torch.ones(1, 4, dtype=torch.bool), ~usable, "all")
     assert (state == -1).all(), "a place without an anchor is neither"
+
+
+@pytest.mark.parametrize("match", ["all", "best"])
+def test_every_object_has_an_anchor_whatever_their_order(match: Match) -> None:
+    """Few anchors and many objects, so that several want the same."""
+    anchor, box = random_boxes(50, 30), random_boxes(50, 5, seed=2)
+    label = torch.arange(5).expand(50, 5)
+    there, usable = torch.ones(50, 5, dtype=torch.bool), torch.ones(50, 30, dtype=torch.bool)
+    index, state = match_anchors(anchor, box, there, usable, match)
+    wanted = overlap(anchor, box).argmax(1)
+    shared = torch.tensor([len(set(one.tolist())) < 5 for one in wanted])
+    assert shared.sum() >= 5, "no two objects want one anchor"
+    owned = torch.stack([((index == one) & (state == 1)).any(1) for one in range(5)], 1)
+    seen = (overlap(anchor, box) > 0).any(1)
+    assert torch.equal(owned, seen)
+    turned = match_anchors(anchor, box.flip(1), there, usable, match)
+    assert torch.equal(turned[1], state)
+    same = label.flip(1).gather(1, turned[0])[state == 1] == index[state == 1]
+    assert same.all()
 
 
 # --- the field of boxes
@@ -138,11 +158,29 @@ def test_a_normal_in_deltas_has_the_moments_of_the_lognormal_in_pixels() -> None
     size = anchor[..., 2:] - anchor[..., :2]
     width = found["loc"][:, :12, 2:] - found["loc"][:, :12, :2]
     expected = size * (place[..., 2:] + sd**2 / 2).exp()
-    # 256 antithetic draws of a lognormal of variance coefficient 0.31: 5 sd of the mean are 10 %
-    torch.testing.assert_close(width, expected, rtol=0.1, atol=0.0)
+    torch.testing.assert_close(width, expected, rtol=1e-7, atol=0.0)
     middle = (found["loc"][:, :12, 2:] + found["loc"][:, :12, :2]) / 2
     there = (anchor[..., 2:] + anchor[..., :2]) / 2 + place[..., :2] * size
-    torch.testing.assert_close(middle, there, rtol=0, atol=0.5)
+    torch.testing.assert_close(middle, there)
+    half = expected**2 * math.expm1(sd**2) / 4
+    edge = ((sd * size) ** 2 + half).sqrt()
+    torch.testing.assert_close(found["sd"][:, :12], edge.repeat(1, 1, 2), rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("sd", [0.05, 0.4])
+def test_a_laplace_in_deltas_has_its_moments_in_pixels(sd: float) -> None:
+    """E exp(L) = 1 / (1 - b^2) of a Laplace of scale b around 0."""
+    likelihood, output = field(encoding="deltas", least_score=0.0, nms=0.999)
+    output[:, 2:6], output[:, 6:10], output[:, 10:14] = 0, 2 * math.log(sd), torch.tensor(
+        [0.0, 0.0, 10.0, 20.0]
+    )[:, None]  # fmt: skip
+    found, b = likelihood.distribution(output.double()).detections(), sd / math.sqrt(2)
+    first, second = 1 / (1 - b**2), 1 / (1 - 4 * b**2)
+    edge = [5 * side * math.sqrt(4 * sd**2 + second - first**2) for side in (1.0, 2.0)]
+    expected = torch.tensor([*edge, *edge], dtype=torch.float64)
+    torch.testing.assert_close(found["sd"][0, 0], expected, rtol=1e-3, atol=0.0)
+    mean = torch.tensor([5 - 5 * first, 10 - 10 * first, 5 + 5 * first, 10 + 10 * first])
+    torch.testing.assert_close(found["loc"][0, 0], mean.double(), rtol=1e-3, atol=1e-3)
 
 
 def test_detections_are_those_of_torchvisions_suppression() -> None:
@@ -158,6 +196,46 @@ def test_detections_are_those_of_torchvisions_suppression() -> None:
         torch.testing.assert_close(found["probs"][case, :, : len(kept)], probs[:, kept])
         assert found["probs"][case, :, len(kept) :].isnan().all()
         assert len(kept) > 1
+
+
+@pytest.mark.parametrize("first", [[44.0, 44, 64, 64], [0, 0, 1e8, 1e8]])
+@pytest.mark.parametrize("second", [[-21.0, -21, -1, -1], [10, 10, 20, 20]])
+def test_what_is_found_in_a_case_does_not_hang_on_the_others(first: Any, second: Any) -> None:
+    """One box reaches outside its image, or is huge."""
+    output = torch.zeros(2, 14, 2)
+    output[:, 0] = torch.tensor([3.0, 2.0])
+    output[:, 9:13] = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40]]).T
+    output[:, 13] = 1
+    for case, box in enumerate((first, second)):
+        output[case, 1:5, 0] = encode(torch.tensor(box), output[case, 9:13, 0], "edges")
+    together = Boxes(["a"]).distribution(output).detections()
+    for case in range(2):
+        alone = Boxes(["a"]).distribution(output[[case]]).detections()
+        for name, values in alone.items():
+            torch.testing.assert_close(together[name][[case]], values, equal_nan=True)
+        assert alone["probs"].isfinite().sum() == 2
+
+
+def test_draws_of_edges_are_finite_at_the_ends_of_the_unit_interval() -> None:
+    """Numbers nearer to 1 than single precision knows."""
+    for noise in ("normal", "laplace"):
+        likelihood, output = field(noise=noise, least_score=0.0)
+        for end in (0.0, 1 - 1e-12):
+            drawn = likelihood.distribution(output).drawn(
+                lambda shape, suffix="", end=end: torch.full(shape, end, dtype=torch.float64)
+                .index_fill(-1, torch.tensor([4]), 0.0)
+            )  # fmt: skip
+            assert not drawn.isinf().any()
+            assert drawn[..., :4].isfinite().any()
+
+
+@pytest.mark.parametrize("keep", ["boxes", "anchors"])
+@pytest.mark.parametrize("channel", [0, 3, 7])
+def test_a_net_that_diverged_does_not_find_nothing(keep: Any, channel: int) -> None:
+    likelihood, output = field(keep=keep)
+    output[1, channel, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"not finite at 1 anchor.* of 1 image"):
+        likelihood.distribution(output).detections()
 
 
 def test_drawn_boxes_are_there_as_often_as_their_probability_says() -> None:

@@ -22,6 +22,7 @@ Match = Literal["all", "best", "centre"]
 
 LARGEST_LOG = math.log(1000 / 16)  # of a width over its anchor's, as in torchvision
 OBJECT, BACKGROUND = 0.5, 0.4  # overlaps from which an anchor is an object, and up to background
+_ROUNDS = 3  # of asking for an anchor of one's own
 CENTRE_RADIUS = 1.5  # of "centre", in anchors
 LEVEL_SIZES = (4.0, 8.0)  # of "centre": reach of an object's far edge in anchors, by level
 
@@ -60,10 +61,12 @@ def match_anchors(
     """Which object an anchor stands for.
 
     "all": the object with the largest overlap where that is 0.5 or more, background below 0.4, and
-    neither between; besides, the anchor with the largest overlap with an object is the object's
-    (RetinaNet). "best": the latter alone stand for objects, others above 0.4 for nothing. "centre":
-    anchors whose middle is inside an object, at most 1.5 anchors from its middle, and whose size
-    fits the object's, the smallest object first (FCOS).
+    neither between; besides, the anchor with the largest overlap with an object is the object's own
+    (RetinaNet), and of objects that share such an anchor those that overlap it less take their next
+    best. An object that overlaps no anchor is not seen. "best": own anchors alone stand for
+    objects, others above 0.4 for nothing. "centre": anchors whose middle is inside an object, at
+    most 1.5 anchors from its middle, and whose size fits the object's, the smallest object first
+    (FCOS); an object without such an anchor is not seen.
 
     Args:
         anchor: Dims (case, anchor, 4).
@@ -83,13 +86,27 @@ def match_anchors(
     state = torch.where(largest < BACKGROUND, 0, -1)
     if match == "all":
         state = torch.where(largest >= OBJECT, 1, state)
-    # The best anchor of every object; of a place that holds no box, a column that is then cut off.
-    most, best = shared.max(1)
-    best = torch.where(there & (most > 0), best, shared.shape[1])
-    numbers = torch.arange(box.shape[1], device=box.device).expand_as(best)
-    index = torch.cat([index, index[:, :1]], 1).scatter(1, best, numbers)[:, :-1]
-    state = torch.cat([state, state[:, :1]], 1).scatter(1, best, 1)[:, :-1]
+    owner = _owner(shared, there)
+    index, state = torch.where(owner >= 0, owner, index), torch.where(owner >= 0, 1, state)
     return index, torch.where(usable, state, -1)
+
+
+def _owner(shared: Tensor, there: Tensor) -> Tensor:
+    """Object whose own anchor each is, -1 for none, from overlaps (case, anchor, box).
+
+    Of objects that ask for one anchor the one that overlaps it most has it; the others ask again
+    among those that are free.
+    """
+    owner = torch.full_like(shared[..., 0], -1, dtype=torch.long)
+    numbers = torch.arange(shared.shape[2], device=shared.device)
+    for _ in range(_ROUNDS):
+        most, best = shared.max(1)
+        asks = torch.where(there & (most > 0), most, 0)[:, None]
+        asked, index = torch.zeros_like(shared).scatter(1, best[:, None], asks).max(-1)
+        owner = torch.where(asked > 0, index, owner)
+        there = there & ((owner.gather(1, best) != numbers) | (most <= 0))
+        shared = torch.where((asked > 0)[..., None], 0, shared)
+    return owner
 
 
 def _by_centre(anchor: Tensor, box: Tensor, there: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -21,7 +24,8 @@ NOT_READ = -2
 """Label in the value at every place of a reader who did not look at the case."""
 PLACES = 5  # numbers of a box in the value: its edges and its label
 _CASES_AT_ONCE = (64, 4)  # suppression takes their square; and where all anchors are kept
-_NOISE_DRAWS = 256  # by which "deltas" become pixels
+_NODES = 16  # of the noise of each encoded edge, by which "deltas" become pixels
+_LEAST = 1e-16  # of uniform numbers, whose quantile must be finite
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,13 @@ class BoxField(TorchDistribution):
         logits, place, log_variance, anchor, kind = self._parts(output)
         probs = pad(logits, (1, 0)).softmax(-1)[..., 1:]
         settings, usable = self.settings, kind == 1
+        wrong = usable & ~torch.cat([logits, place, log_variance], -1).isfinite().all(-1)
+        if wrong.any():
+            raise ValueError(
+                f"the network's output is not finite at {int(wrong.sum())} anchor(s) of "
+                f"{int(wrong.any(1).sum())} image(s), where it would find nothing; look at its "
+                "weights, whose training may have diverged, and at the images"
+            )
         if settings.keep_anchors:
             loc, sd = self._in_pixels(place, log_variance, anchor)
             probs, loc, sd = (
@@ -164,7 +175,7 @@ class BoxField(TorchDistribution):
         score = probs.sum(-1)
         case, index = (usable & (score >= settings.least_score)).nonzero(as_tuple=True)
         box = decode(place[case, index], anchor[case, index], settings.encoding)
-        kept = batched_nms(box.float(), score[case, index].float(), case, settings.nms)
+        kept = _suppressed(box, score[case, index], case, settings.nms)
         case, index = case[kept], index[kept]
         order = case.argsort(stable=True)  # by falling score in every case
         case, index = case[order], index[order]
@@ -188,13 +199,12 @@ class BoxField(TorchDistribution):
             side = anchor[..., 2:] - anchor[..., :2]
             size = torch.cat([side, side], -1)
             return decode(place, anchor, encoding), sd * size
-        generator = torch.Generator().manual_seed(0)
-        half = torch.rand(_NOISE_DRAWS // 2, 4, generator=generator, dtype=torch.float64)
-        half = half.view(-1, *[1] * (place.dim() - 1), 4)
-        noise = _standard(torch.cat([half, 1 - half]), self.settings.noise).to(place)
-        drawn = decode(place + sd * noise, anchor, encoding)
-        mean = drawn.mean(0)
-        return mean, (drawn - mean).square().mean(0).sqrt()
+        noise, weight = (torch.from_numpy(one).to(place) for one in _nodes(self.settings.noise))
+        lead = [-1, *[1] * (place.dim() - 1)]
+        at = decode(place + sd * noise.view(*lead, 4), anchor, encoding)
+        weight = weight.view(*lead, 1)
+        mean = (weight * at).sum(0)
+        return mean, (weight * (at - mean).square()).sum(0).sqrt()
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Sets of boxes: each detection is there by its probability, with noise on its edges."""
@@ -204,14 +214,45 @@ class BoxField(TorchDistribution):
     def drawn(self, uniform: Uniform) -> Tensor:
         """A set of boxes as a function of uniform numbers, dims (..., case, box, 5)."""
         found = self.detections()
-        u = uniform(torch.Size((*self.batch_shape, self.event_shape[0], PLACES))).to(found["loc"])
-        edges = found["loc"] + found["sd"] * _standard(u[..., :4], self.settings.noise)
+        u = uniform(torch.Size((*self.batch_shape, self.event_shape[0], PLACES)))
+        noise = _standard(u[..., :4].clamp(_LEAST, 1 - _LEAST), self.settings.noise)
+        u, noise = u.to(found["loc"]), noise.to(found["loc"])  # single precision rounds to 0 or 1
+        edges = found["loc"] + found["sd"] * noise
         steps = found["probs"].nan_to_num().cumsum(-2)
         label = (u[..., 4].unsqueeze(-2) >= steps).sum(-2)
         there = label < self.settings.num_classes
         value = torch.cat([edges, label[..., None].to(edges)], -1)
         absent = value.new_tensor([math.nan] * 4 + [-1.0])
         return torch.where(there[..., None], value, absent)
+
+
+def _suppressed(box: Tensor, score: Tensor, case: Tensor, most: float) -> Tensor:
+    """Boxes that are left in every case, by falling score of all.
+
+    torchvision moves the boxes of each case beyond those of the last. Edges below 0 would reach
+    back, and in single precision one huge edge would blur all others.
+    """
+    box = box.double()
+    if len(box):
+        box = box - box.min()
+    kept: Tensor = batched_nms(box, score.double(), case, most)
+    return kept
+
+
+@cache
+def _nodes(noise: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gauss nodes (node, edge) and weights (node) of noise of variance 1.
+
+    An edge in pixels takes noise from its axis alone: one grid for columns serves rows too.
+    """
+    if noise == "normal":
+        at, weight = np.polynomial.hermite_e.hermegauss(_NODES)
+    else:
+        half, weight = np.polynomial.laguerre.laggauss(_NODES // 2)
+        at, weight = np.concatenate([-half, half]) / math.sqrt(2), np.tile(weight, 2)
+    weight = weight / weight.sum()
+    middle, size = (one.ravel() for one in np.meshgrid(at, at))
+    return np.stack([middle, middle, size, size], 1), np.outer(weight, weight).ravel()
 
 
 def _standard(u: Tensor, noise: str) -> Tensor:
