@@ -14,7 +14,6 @@ from ppl_med.analysis import detection
 from ppl_med.data import Batches, MoveWithBoxes, load_voc_boxes
 from ppl_med.inference import (
     BernoulliDropout,
-    Ensemble,
     MeanFieldNormal,
     PointEstimate,
     VariationalOnlineNewton,
@@ -29,8 +28,7 @@ CLASSES = ("RBC", "WBC", "Platelets")
 FULL = 480  # rows of a smear
 ANCHORS = ((27.0, 37.0, 53.0, 75.0, 107.0), (107.0, 150.0, 213.0, 213.0, 213.0))
 """Sides in pixels of the full picture, by level; cells have medians of 39, 105 and 190."""
-GUIDES = ("deterministic", "stopped_early", "mean_field", "dropout", "short_ensemble")
-MEMBERS = 3
+GUIDES = ("deterministic", "stopped_early", "mean_field", "dropout")
 POINTS = ("deterministic", "stopped_early")
 ENSEMBLES = {"ensemble": "deterministic", "ensemble_of_normals": "mean_field"}
 SHARE = 0.625
@@ -67,9 +65,9 @@ class Study:
     def trained(self, guide: str, seed: int) -> tuple[Any, Any, float]:
         """A trained pair and its seconds; all guides have the same number of epochs.
 
-        An ensemble of three nets has a third of them for each. The normals start at the point of a
-        net that has had five eighths of the epochs, and learn their scales and those of their prior
-        by natural-gradient steps in the rest: Adam would leave them where they started.
+        The normals start at the point of a net that has had five eighths of the epochs, and learn
+        their scales and those of their prior by natural-gradient steps in the rest: Adam would
+        leave them where they started.
         """
         options, started = self.options, 0.0
         epochs, steps = options.epochs, {"learning_rate": options.rate, "schedule": "cosine"}
@@ -88,9 +86,6 @@ class Study:
             model, kind = self.model(seed), PointEstimate
             if guide == "dropout":
                 kind = partial(BernoulliDropout, rate=0.05)
-            if guide == "short_ensemble":
-                kind = partial(Ensemble, guide_factory=PointEstimate, members=MEMBERS)
-                epochs = max(1, round(epochs / MEMBERS))
         model, program, seconds = self._fit(guide, seed, model, kind, epochs, steps)
         return model, program, started + seconds
 
@@ -116,7 +111,7 @@ class Study:
         path = self.folder / f"posterior-{guide}-{seed}.nc"
         if not path.exists():
             model, program, seconds = self.trained(guide, seed)
-            draws = self.options.draws if guide in ("mean_field", "dropout") else 1
+            draws = 1 if guide in POINTS else self.options.draws
             tree = predict(
                 model, program, self.val, draws=draws, seed=seed, device=self.options.device
             )
