@@ -75,7 +75,7 @@ def load_brains(
             classes=("CN", "AD"). By default all that there are; of a CDR "healthy" and "dementia".
         incomplete: Rows without a label, rows without a scan and scans without a row: "raise", or
             "drop" to leave them out.
-        files: Which files are scans, as a pattern; "**/*_T1w.nii.gz" for BIDS with more than that.
+        files: Which files are scans, as a pattern; ``"**/*_T1w.nii.gz"`` for BIDS with more.
         standardize: Bring each volume to mean 0 and standard deviation 1 over its voxels other than
             0, which stay 0: a scanner's grey levels have no unit. False keeps them.
         shares: Share of the participants for every split; by default 0.6 for "train", 0.2 for "val"
