@@ -13,6 +13,7 @@ LABELS: dict[str, list[str]] = {
     "blood_cells.py": ["--guide", "deterministic", "mean_field"],
     "brain_shape.py": [],
     "calibrated_chest_xray.py": ["--guide", "frequentist", "last_layer"],
+    "chest_boxes.py": [],
     "counterfactual_cells.py": [],
     "malaria.py": [
         *("--guide", "frequentist", "mean_field"),
