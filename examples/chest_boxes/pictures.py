@@ -7,15 +7,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from chest_boxes.study import CHEST_CLASSES, SETTINGS, Study
+from chest_boxes.study import CHEST_CLASSES, FEW, MAIN, Study
 from ppl_med.analysis.tree import overlaps
 from ppl_med.plots import detection as plots
 
 
 def show(tree: xr.DataTree, films: dict[str, Any], case: str, least: float = 0.2) -> Figure:
-    """A film with its objects; boxes of the first reader are dashed."""
+    """A film with its objects; readers' boxes are dashed."""
     image = films["image"][films["id"].tolist().index(case)]
-    return plots.boxes(image, Study.one_reader(tree), case, least=least)
+    return plots.boxes(image, tree, case, least=least)
 
 
 def tell(study: Study) -> str:
@@ -25,7 +25,7 @@ def tell(study: Study) -> str:
     p = np.nan_to_num(films["mark_probability"], nan=-9.0)
     for wanted, part in ((0.98, "films"), (0.5, "films"), (0.98, "unseen")):
         case, place = np.unravel_index(int(np.abs(p - wanted).argmin()), p.shape)
-        found = study.objects("800", seed, part)["objects"].to_dataset().isel(case=case)
+        found = study.objects(MAIN, seed, part)["objects"].to_dataset().isel(case=case)
         true = films["true_box"][case, place]
         shared = np.nan_to_num(overlaps(true[None], found["edge_mean"].values))[0]
         kind = CHEST_CLASSES[films["true_label"][case, place]]
@@ -66,7 +66,7 @@ def draw_pairs(rows: list[dict[str, float]]) -> Figure:
 def draw_variances(found: dict[str, Any]) -> Figure:
     """Variances of edges and of existence by the number of films, and on unseen anatomy."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    rows = [*(f"{one} films" for one in SETTINGS if " " not in one), "800 unseen"]
+    rows = [f"{FEW[0]} films", f"{FEW[1]} films", f"{MAIN} films", f"{MAIN} unseen"]
     names = ["50", "200", "800", "800,\nunseen"]
     for ax, kind, unit in ((axes[0], "edge", "variance of an edge [px²]"),
                            (axes[1], "score", "variance of p(exists)")):  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from chest_boxes.study import Study
+from chest_boxes.study import FEW, Study
 from ppl_med import storage
 from ppl_med.analysis import detection
 from ppl_med.inference import MeanFieldNormal, fit
@@ -51,7 +51,7 @@ def after_training(study: Study, name: str, seed: int) -> dict[str, float]:
         model = study.detector(seed, **PRIORS[name])
         guide = MeanFieldNormal(model, init_scale=0.02)
         history = fit(
-            model, guide, study.training("200", seed), epochs=1 if study.options.smoke else 20,
+            model, guide, study.training(FEW[1], seed), epochs=1 if study.options.smoke else 12,
             learning_rate=study.options.rate, schedule="cosine", seed=seed,
             device=study.options.device, progress=False,
         )  # fmt: skip

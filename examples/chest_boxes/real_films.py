@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from chest_boxes.study import COLUMNS, SIZE, Study
+from chest_boxes.study import COLUMNS, MAIN, SIZE, Study
 from ppl_med import storage
 from ppl_med.analysis import detection
 from ppl_med.data import Batches, MoveWithBoxes, load_cxr_lesion_boxes
@@ -28,10 +28,10 @@ def fine_tuned(study: Study) -> tuple[xr.DataTree, dict[str, Any]]:
     if not path.exists():
         seed, trees = options.seeds[0], []
         for number in range(options.members):
-            study.member("800", seed, number)
+            study.member(MAIN, seed, number)
             model = study.detector(1000 * seed + number, CLASSES)
             guide = PointEstimate(model)
-            load(study.checkpoint("800", seed, number), model, guide)
+            load(study.checkpoint(MAIN, seed, number), model, guide)
             train = Batches(
                 films["train"], batch_size=8, shuffle=True, seed=number,
                 transform=MoveWithBoxes(shift=options.shift, factor=1.15), **standard,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from chest_boxes.study import CHEST_CLASSES, DISTANCES, NOISE, SETTINGS, Study
+from chest_boxes.study import CHEST_CLASSES, DISTANCES, FEW, MAIN, NOISE, SETTINGS, Study
 from ppl_med.analysis import detection
 from ppl_med.analysis.statistics.case_means import ratio_error
 from ppl_med.analysis.tree import overlaps
@@ -127,7 +127,7 @@ def mean_over_films(values: list[np.ndarray]) -> Figure:
 
 def variances(study: Study) -> dict[str, Any]:
     """Means of the four variances and of p(exists), by setting and kind of film; differences."""
-    rows = [(one, "films") for one in SETTINGS] + [("800", "unseen")]
+    rows = [(one, "films") for one in (*FEW, MAIN)] + [(MAIN, "unseen")]
     seeds = study.options.seeds
     all_of = {row: [lesions(study, row[0], seed, row[1]) for seed in seeds] for row in rows}
     names = ("edge_epistemic", "edge_aleatoric", "score_epistemic", "score_aleatoric", "p_exists")
@@ -138,11 +138,12 @@ def variances(study: Study) -> dict[str, Any]:
                    [average(one[name]) for one in values]]
             for name in names
         }  # fmt: skip
+    few, more, most, unseen = rows
     for title, first, second in (
-        ("200 - 50", ("200", "films"), ("50", "films")),
-        ("800 - 200", ("800", "films"), ("200", "films")),
-        ("800 - 50", ("800", "films"), ("50", "films")),
-        ("unseen - usual", ("800", "unseen"), ("800", "films")),
+        ("200 - 50", more, few),
+        ("800 - 200", most, more),
+        ("800 - 50", most, few),
+        ("unseen - usual", unseen, most),
     ):
         pairs = list(zip(all_of[first], all_of[second], strict=True))
         found[title] = {
@@ -190,7 +191,7 @@ def pairs(study: Study) -> list[dict[str, float]]:
     for distance in DISTANCES:
         own = np.flatnonzero(seen & (films["distance"] == distance))
         counts = np.array([
-            (study.objects("800", seed, "pairs")["objects"]["p_exists"].values[own] >= 0.5).sum(1)
+            (study.objects(MAIN, seed, "pairs")["objects"]["p_exists"].values[own] >= 0.5).sum(1)
             for seed in study.options.seeds
         ])  # fmt: skip
         row = {"distance": distance, "iou": average(shared[own]), "films": len(own),
@@ -206,7 +207,7 @@ def collect(study: Study) -> dict[str, Any]:
     detectors = (*SETTINGS, "one net")
     return {
         "coverage": {one: coverage(study, one) for one in (*detectors, "no image")},
-        "coverage_unseen": coverage(study, "800", "unseen"),
+        "coverage_unseen": coverage(study, MAIN, "unseen"),
         "noise": {one: noise(study, one) for one in SETTINGS},
         "variances": variances(study),
         "existence": {one: existence(study, one) for one in SETTINGS},

@@ -17,16 +17,23 @@ from ppl_med.likelihoods import Boxes
 from ppl_med.models import BayesianDetector
 from ppl_med.networks import SmallDetector
 
-NOISE = ((1.1, 1.2, 1.3, 1.4), (1.6, 1.5, 1.4, 1.3))
+NOISE = ((1.6, 1.7, 1.8, 1.9), (2.1, 2.0, 1.9, 1.8))
 """Standard deviation of the readers' edges in pixels, by class and edge."""
 READERS = 3
-DISTANCES = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-SETTINGS = {"50": (50, 1, 60), "200": (200, 1, 30), "200 x 3": (200, READERS, 30),
-            "800": (800, 1, 15)}  # fmt: skip
-"""Training films, readers of each, and epochs."""
+DISTANCES = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0)
+SETTINGS = {
+    "50 x 3": (50, 3, 40, True),
+    "200 x 3": (200, 3, 20, True),
+    "800 x 3": (800, 3, 12, True),
+    "800 x 1": (800, 1, 12, False),
+}
+"""Training films by readers of each: both numbers, epochs, and whether it is an ensemble."""
+MAIN, FEW = "800 x 3", ("50 x 3", "200 x 3")
 SEEDS_OF = {"train": 100, "val": 1001, "test": 2002}
 COLUMNS = ("image", "box", "box_label", "num_boxes", "id")
-SIZE = 96  # rows and columns of a film
+SIZE = 128
+"""Rows and columns of a film."""
+ANCHORS = ((10.0, 14.0, 19.0, 26.0), (26.0, 34.0, 48.0, 80.0))
 
 
 class Study:
@@ -46,12 +53,16 @@ class Study:
         if part == "train":
             most = max(self.number(one) for one in SETTINGS)
             return chest_films(
-                most, num_graders=READERS, edge_noise=NOISE, seed=SEEDS_OF["train"] + seed
+                most,
+                size=SIZE,
+                num_graders=READERS,
+                edge_noise=NOISE,
+                seed=SEEDS_OF["train"] + seed,
             )
         own = SEEDS_OF[self.options.split]
         if part == "pairs":
             number = 4 if few else self.options.pairs
-            found = [chest_films(number, num_graders=READERS, edge_noise=NOISE, pairs=d,
+            found = [chest_films(number, size=SIZE, num_graders=READERS, edge_noise=NOISE, pairs=d,
                                  seed=own + 10 + k) for k, d in enumerate(DISTANCES)]  # fmt: skip
             films = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
             films["distance"] = np.repeat(DISTANCES, number)
@@ -60,11 +71,13 @@ class Study:
             return films
         anatomy: Any = "unseen" if part == "unseen" else "usual"
         number = 12 if few else self.options.films
-        return chest_films(number, num_graders=READERS, edge_noise=NOISE, anatomy=anatomy, seed=own)
+        return chest_films(
+            number, size=SIZE, num_graders=READERS, edge_noise=NOISE, anatomy=anatomy, seed=own
+        )
 
     def standard(self, seed: int) -> dict[str, float]:
         """Mean and standard deviation of the pixels that a seed trains on."""
-        image = self.films("train", seed)["image"][: self.number("200")]
+        image = self.films("train", seed)["image"][: self.number(FEW[1])]
         return {"loc": float(image.mean()), "scale": float(image.std())}
 
     def training(self, setting: str, seed: int, member: int = 0) -> Batches:
@@ -88,7 +101,7 @@ class Study:
     ) -> Any:
         """A model; the readers' noise is normal, and so is the likelihood's."""
         torch.manual_seed(seed)
-        net = SmallDetector(1, len(classes), width=32)
+        net = SmallDetector(1, len(classes), sizes=ANCHORS, width=32)
         return BayesianDetector(net, Boxes(classes, noise="normal", keep=keep), **settings)
 
     def member(self, setting: str, seed: int, number: int) -> tuple[Any, Any, float]:
@@ -121,7 +134,7 @@ class Study:
         path = self.folder / f"posterior-{setting.replace(' ', '')}-{seed}-{part}.nc"
         if not path.exists():
             trees, seconds = [], 0.0
-            for number in range(self.options.members):
+            for number in range(self.options.members if SETTINGS[setting][3] else 1):
                 model, guide, own = self.member(setting, seed, number)
                 trees.append(self.predicted(model, guide, self.held_out(part, seed)))
                 seconds += own
@@ -141,22 +154,22 @@ class Study:
         return tree.isel(grader=0, missing_dims="ignore")
 
     def objects(self, setting: str, seed: int, part: str = "films") -> xr.DataTree:
-        """Objects; "one net" is the first member of 800 films alone, "no image" the baseline."""
+        """Objects; "one net" is the first of the largest ensemble, "no image" the baseline."""
         if setting == "no image":
             return self.without_image(seed, part)
         if setting == "one net":
-            return detection.objects(self.posterior("800", seed, part).isel(chain=[0]))
+            return detection.objects(self.posterior(MAIN, seed, part).isel(chain=[0]))
         return detection.objects(self.posterior(setting, seed, part))
 
     def shown(self) -> tuple[xr.DataTree, str]:
         """Objects of the first seed, and the first film of three opacities."""
         case = int((self.films("films")["num_true"] == 3).argmax())
-        return self.objects("800", self.options.seeds[0]), str(self.films("films")["id"][case])
+        return self.objects(MAIN, self.options.seeds[0]), str(self.films("films")["id"][case])
 
     def without_image(self, seed: int, part: str) -> xr.DataTree:
         """Every training set of boxes as a draw, the same for every film."""
         films = self.films("train", seed)
-        number = self.number("800")
+        number = self.number(MAIN)
         box, label = films["box"][:number, 0], films["box_label"][:number, 0]
         probs = (label[..., None] == np.arange(len(CHEST_CLASSES))).astype(float)
         probs[label < 0] = np.nan
@@ -170,7 +183,7 @@ class Study:
         alone = xr.Dataset(draws, {"class": list(CHEST_CLASSES), "case": [0]})
         tree = xr.DataTree.from_dict({"posterior": alone})
         one = detection.objects(tree)["objects"].to_dataset()
-        truth = self.posterior("800", seed, part)["observed_data"].to_dataset()
+        truth = self.posterior(MAIN, seed, part)["observed_data"].to_dataset()
         case = truth["case"].values
         same = one.isel(case=np.zeros(len(case), int)).assign_coords(case=case)
         return xr.DataTree.from_dict({"objects": same, "observed_data": truth})

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from chest_boxes.study import CHEST_CLASSES, NOISE, SETTINGS
+from chest_boxes.study import CHEST_CLASSES, MAIN, NOISE, SETTINGS
 from ppl_med.analysis.tree.boxes import EDGES
 from ppl_med.storage import markdown_table
 
@@ -18,8 +18,9 @@ def tables(found: dict[str, Any]) -> str:
         "Variances, mean over opacities": _variances(found),
         "Detection": _ranking(found),
         "Pairs of nodules, shares in %": _pairs(found),
-        "Prior of the class bias": _priors(found),
     }
+    if "priors" in found:
+        parts["Prior of the class bias"] = _priors(found)
     seconds = ", ".join(f"{one}: {np.mean(s):.0f}" for one, s in found["seconds"].items())
     text = "\n\n".join(f"{title}\n\n{body}" for title, body in parts.items())
     return f"{text}\n\nSeconds of training per ensemble: {seconds}"
@@ -28,7 +29,7 @@ def tables(found: dict[str, Any]) -> str:
 def _coverage(found: dict[str, Any]) -> str:
     lines = []
     rows = {f"{one} films" if one in SETTINGS else one: v for one, v in found["coverage"].items()}
-    rows["800 films, unseen anatomy"] = found["coverage_unseen"]
+    rows[f"{MAIN} films, unseen anatomy"] = found["coverage_unseen"]
     for name, one in rows.items():
         for kind in CHEST_CLASSES:
             own = one[kind]
@@ -42,7 +43,7 @@ def _noise(found: dict[str, Any]) -> str:
     lines = []
     for k, kind in enumerate(CHEST_CLASSES):
         lines.append(["generator", kind, *(f"{sd:.2f}" for sd in NOISE[k]), ""])
-        first = found["noise"]["800"]
+        first = found["noise"][MAIN]
         lines.append(["between readers", kind, *_cells(first["spread"][k], first["spread_se"][k]),
                       ""])  # fmt: skip
         for name, one in found["noise"].items():
@@ -60,7 +61,7 @@ def _cells(values: list[float], errors: list[float]) -> list[str]:
 def _existence(found: dict[str, Any]) -> str:
     rows = found["existence"]
     lines = []
-    for place, (p, _, _, number) in enumerate(rows["800"]):
+    for place, (p, _, _, number) in enumerate(rows[MAIN]):
         cells = [f"{one[place][1]:.2f} ± {one[place][2]:.2f}" for one in rows.values()]
         lines.append([f"{p:.2f}", *cells, str(number)])
     return markdown_table(["marked by", *(f"{one} films" for one in rows), "opacities"], lines)
