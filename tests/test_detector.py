@@ -160,7 +160,7 @@ def test_bad_boxes_are_named_before_any_work(name: str) -> None:
 def test_settings_are_checked() -> None:
     for settings, said in (
         ({"focal": -1.0}, "focal"), ({"least_score": 1.0}, "least_score"), ({"nms": 0.0}, "nms"),
-        ({"most": 0}, "most"),
+        ({"most": 0}, "most"), ({"keep": "anchors", "proposals": True}, "others in each"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             Boxes(CLASSES, **settings)

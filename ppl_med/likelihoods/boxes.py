@@ -54,7 +54,7 @@ class Boxes(Likelihood):
         nms: Overlap from which on the less probable of two boxes is left out, in (0, 1).
         most: Boxes kept of a case and draw.
         keep: "boxes", or "anchors" to store all anchors unmerged, whose draws can be averaged
-            before boxes are chosen.
+            before boxes are chosen; not with proposals, which are others in every draw.
         proposals: Whether the network proposes boxes first (Faster R-CNN), so that every object is
             observed at both stages.
     """
@@ -89,6 +89,11 @@ class Boxes(Likelihood):
         self.least_score, self.nms = float(least_score), inside("nms", nms)
         self.most = whole("most", most)
         self.keep = choice("keep", keep, ("boxes", "anchors"))
+        if keep == "anchors" and proposals:
+            raise ValueError(
+                "keep='anchors' stores the same anchors in every draw, but proposals are others in "
+                "each; use keep='boxes'"
+            )
         self.proposals = proposals
         losses = [f"focal loss of the classes, gamma {focal:g}"] if focal else []
         if match != "best":

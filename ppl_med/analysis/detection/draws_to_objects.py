@@ -69,7 +69,7 @@ def objects(
         overlap: Intersection over union from which on boxes of two draws are one object.
         merge: ``"boxes"``: the rule above. ``"anchors"``: averages of each anchor over draws, then
             non-maximum suppression by ``overlap``; needs ``Boxes(keep="anchors")``.
-        least: Objects with a smaller p_exists are left out.
+        least: Objects with a smaller p_exists are left out; of anchors those below 0.001 always.
         level: Level of the intervals.
 
     Returns:
