@@ -50,7 +50,7 @@ class Options:
     seed: int = 0
     """First of the seeds of films, start values and order."""
     repeat: int = 3
-    """Number of seeds."""
+    """Number of seeds; more can be added with --resume."""
     members: int = 3
     """Nets of an ensemble."""
     rate: float = 4e-3
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
     folder = open_run(options.out, resume=options.resume)
     if options.smoke:
         options.repeat, options.members, options.films, options.pairs = 1, 2, 12, 4
-    check_same(options, folder, free=("data", "source"))
+    check_same(options, folder, free=("data", "source", "repeat"))
     study = Study(options, folder)
     if options.source == "cxr_lesions":
         tree, films = real_films.fine_tuned(study)
