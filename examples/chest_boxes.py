@@ -88,7 +88,7 @@ def main(options: Options) -> None:
         tree, films = real_films.fine_tuned(study)
         print(real_films.describe(tree))
         case = str(tree["objects"]["case"].values[0])
-        show(tree, films, case, least=0.3).savefig(folder / "real.png", dpi=70)
+        show(tree, films, case, least=0.3).savefig(folder / "real.png", dpi=60)
         print(f"{time.perf_counter() - started:.0f} s")
         print(f"Wrote {folder / 'real.png'}")
         return
@@ -104,7 +104,7 @@ def main(options: Options) -> None:
     print(text)
     print(tell(study))
     tree, case = study.shown()
-    show(tree, study.films("films"), case).savefig(folder / "objects.png", dpi=70)
+    show(tree, study.films("films"), case).savefig(folder / "objects.png", dpi=60)
     draw_pairs(found["pairs"]).savefig(folder / "pairs.png", dpi=80)
     draw_variances(found["variances"]).savefig(folder / "variances.png", dpi=80)
     priors.draw(found["priors"]).savefig(folder / "prior.png", dpi=80)

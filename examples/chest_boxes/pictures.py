@@ -55,6 +55,7 @@ def draw_pairs(rows: list[dict[str, float]]) -> Figure:
     x = [one["distance"] for one in rows]
     for name, style in (("two", "o-"), ("one", "s-"), ("none", "^-"), ("more", "v-")):
         ax.plot(x, [100 * one[name] for one in rows], style, label=f"found as {name}")
+    ax.plot(x, [100 * one["nets"] for one in rows], "k:", label="nets that find two")
     ax.plot(x, [100 * one["apart"] for one in rows], "k--", lw=1, label="true IoU below 0.5")
     ax.set_xlabel("distance of the two nodules [px]")
     ax.set_ylabel("pairs [%]")

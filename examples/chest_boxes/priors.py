@@ -97,8 +97,9 @@ def draw(found: dict[str, Any]) -> Any:
     axes[0].set_title("draws from the prior")
     axes[0].set_ylim(-3, 103)
     axes[1].set_ylabel("expected objects a film")
-    axes[1].set_title("after training, three seeds")
-    axes[1].set_ylim(0)
+    axes[1].set_title("after training")
+    most = max(run["objects"] for one in found.values() for run in one["trained"])
+    axes[1].set_ylim(0, 1.2 * most + 0.01)
     for ax in axes:
         ax.set_xticks(range(len(found)), [name.replace(" around", "\naround") for name in found])
         ax.set_xlim(-0.5, len(found) - 0.5)

@@ -182,11 +182,15 @@ def ranking(study: Study, setting: str) -> dict[str, float]:
 
 
 def pairs(study: Study) -> list[dict[str, float]]:
-    """How many objects are found of two nodules at a distance, of pairs that most readers mark."""
+    """How many objects are found of two nodules at a distance, where most readers mark them."""
     films = study.films("pairs")
     box = films["true_box"]
     shared = np.diagonal(overlaps(box[:, :1], box[:, 1:2]), axis1=1, axis2=2)[:, 0]
     seen = films["mark_probability"][:, 0] >= 0.9
+    boxes = [
+        (study.posterior(MAIN, seed, "pairs")["posterior"]["box_probs"].sum("class") >= 0.5)
+        .sum("box").values for seed in study.options.seeds
+    ]  # fmt: skip
     rows = []
     for distance in DISTANCES:
         own = np.flatnonzero(seen & (films["distance"] == distance))
@@ -195,7 +199,8 @@ def pairs(study: Study) -> list[dict[str, float]]:
             for seed in study.options.seeds
         ])  # fmt: skip
         row = {"distance": distance, "iou": average(shared[own]), "films": len(own),
-               "apart": average(shared[own] < 0.5)}  # fmt: skip
+               "apart": average(shared[own] < 0.5),
+               "nets": average(np.stack([one[:, :, own] for one in boxes]) == 2)}  # fmt: skip
         shares = {name: (counts == k) if k < 3 else counts > 2
                   for k, name in enumerate(("none", "one", "two", "more"))}  # fmt: skip
         rows.append(row | {name: average(one) for name, one in shares.items()})

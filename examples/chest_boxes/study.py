@@ -41,7 +41,7 @@ class Study:
 
     def __init__(self, options: Any, folder: Path) -> None:
         self.options, self.folder = options, folder
-        self.films = cache(self._films)
+        self.films, self.objects = cache(self._films), cache(self._objects)
 
     def number(self, setting: str) -> int:
         """Training films of a setting."""
@@ -153,7 +153,7 @@ class Study:
         """The tree with the boxes of the first reader alone."""
         return tree.isel(grader=0, missing_dims="ignore")
 
-    def objects(self, setting: str, seed: int, part: str = "films") -> xr.DataTree:
+    def _objects(self, setting: str, seed: int, part: str = "films") -> xr.DataTree:
         """Objects; "one net" is the first of the largest ensemble, "no image" the baseline."""
         if setting == "no image":
             return self.without_image(seed, part)

@@ -98,12 +98,12 @@ def _ranking(found: dict[str, Any]) -> str:
 def _pairs(found: dict[str, Any]) -> str:
     lines = [
         [f"{one['distance']:g}", f"{one['iou']:.2f}",
-         *(f"{100 * one[key]:.0f}" for key in ("apart", "two", "one", "none", "more")),
+         *(f"{100 * one[key]:.0f}" for key in ("apart", "nets", "two", "one", "none", "more")),
          str(one["films"])]
         for one in found["pairs"]
     ]  # fmt: skip
-    head = ["distance, px", "true IoU", "IoU below 0.5", "found as two", "as one", "not", "as more",
-            "films"]  # fmt: skip
+    head = ["distance, px", "true IoU", "IoU below 0.5", "nets that find two", "found as two",
+            "as one", "not", "as more", "films"]  # fmt: skip
     return markdown_table(head, lines)
 
 
