@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from chest_boxes.study import CHEST_CLASSES, MAIN, NOISE, SETTINGS
-from ppl_med.analysis.tree.boxes import EDGES
+from ppl_med.axes import EDGES
 from ppl_med.storage import markdown_table
 
 
