@@ -78,6 +78,21 @@ def test_one_object_an_image_is_the_order_statistic(number: int, alpha: float) -
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.4])
+def test_max_rank_is_one_rank_for_all_edges(alpha: float) -> None:
+    """One object an image: the rank of split conformal prediction of the largest ranks, and 1."""
+    tree, _, gap = single(60)
+    settings: dict[str, Any] = {"promise": "found", "threshold": 0.0, "scale": "pixels"}
+    found = calibrate_boxes(tree, outside=alpha, margins="max_rank", **settings)
+    ranks = np.sort(stats.rankdata(np.abs(gap), axis=0).max(1))
+    rank = int(ranks[coverage_rank(60, alpha) - 1]) + 1
+    np.testing.assert_allclose(found["margin"], np.sort(np.abs(gap), 0)[rank - 1], rtol=1e-12)
+    inside = (np.abs(gap) <= found["margin"].values).all(1).mean()
+    assert inside >= 1 - alpha
+    with pytest.raises(ValueError, match="by their ranks among 60"):
+        calibrate_boxes(tree, outside=0.02, margins="max_rank", **settings)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.4])
 def test_bonferroni_has_one_order_statistic_for_each_edge(alpha: float) -> None:
     tree, _, gap = single(60)
     found = calibrate_boxes(
@@ -201,6 +216,25 @@ def test_the_promises_hold_over_exchangeable_splits(promise: str, limit: Any) ->
     assert (error < 0.006).all()
     assert (figures.mean(0) < limit + Z * error).all()
     assert (figures.mean(0) > np.array(limit) - 0.13).all(), "nor is far more kept than promised"
+
+
+def test_the_promise_by_max_rank_holds_over_exchangeable_splits() -> None:
+    """As above; ranks move with the test image, which the rule allows for."""
+    rng, repeats, level = np.random.default_rng(6), 300, 0.4
+    found = open_objects(crowd(120, 9), "edge_aleatoric", "edge_epistemic")
+    pairs = pair_up(found, "pixels", "both", 0.5, True)
+    images = np.unique(pairs.case[pairs.score >= 0.3])
+    outside = np.zeros(repeats)
+    for row in range(repeats):
+        learns, order = np.zeros(120, bool), rng.permutation(images)
+        learns[order[: len(order) // 2]] = True
+        margin = learn_found(found, pairs, learns, 0.3, level, "max_rank")
+        bad = (pairs.away > margin).any(1)
+        shares = mean_by_image(found, pairs, bad, pairs.score >= 0.3)
+        outside[row] = np.nanmean(shares[order[len(order) // 2 :]])
+    error = outside.std(ddof=1) / repeats**0.5
+    assert error < 0.006
+    assert level - 0.25 < outside.mean() < level + Z * error
 
 
 def test_images_without_boxes_do_not_count() -> None:

@@ -97,8 +97,31 @@ def learn_found(
     chosen = (pairs.score >= least) & learns[pairs.case]
     if margins == "max":
         return np.full(4, _margin(found, pairs, pairs.away.max(1), chosen, outside, outside))
+    if margins == "max_rank":
+        return _by_max_rank(found, pairs, chosen, outside)
     level = outside / 4
     return np.array([_margin(found, pairs, away, chosen, level, level) for away in pairs.away.T])
+
+
+def _by_max_rank(
+    found: FoundObjects, pairs: Pairs, chosen: np.ndarray, outside: float
+) -> np.ndarray:
+    """Margins (edge) at one rank of the distances of each edge; see `conformal_boxes`."""
+    away = np.sort(pairs.away[chosen], 0)
+    ranks = np.zeros(len(pairs.case))
+    by_edge = [
+        np.searchsorted(column, own, "right")
+        for column, own in zip(away.T, pairs.away[chosen].T, strict=True)
+    ]
+    ranks[chosen] = np.max(by_edge, 0) if len(away) else 0
+    rank = int(_margin(found, pairs, ranks, chosen, outside, outside))
+    rank += int(np.bincount(pairs.case[chosen]).max())  # what a test image may move ranks by
+    if rank > len(away):
+        raise ValueError(
+            f"edges cannot be promised at a level of {outside:g} by their ranks among {len(away)} "
+            "found object(s); give more images, a larger outside, or margins='max'"
+        )
+    return np.asarray(away[rank - 1])
 
 
 def learn_threshold(

@@ -20,6 +20,12 @@ or have an edge outside. "found": half of the images, drawn at random, learn t, 
 other half in which an object is found learn q with sum outside(t, q) + 1 <= outside (n + 1): of the
 objects found in a test image on average at most ``outside`` have an edge outside.
 
+With margins by "max_rank", r_j is the largest of the ranks that the four distances of an object
+have among those of all found objects, each edge by itself, and q = R + m: R is the least rank that
+the rule gives, and m the most found objects of a calibration image, since a test image with as many
+may move ranks by m. The margin of each edge is its q-th smallest distance. The promise is of images
+with at most m found objects.
+
 What is exchangeable are images: not their objects, of which one image may hold thirty. Images
 without true boxes do not calibrate and do not count, and the promises are over images that have
 some. An object is paired with a true box by overlap, so that edges are promised of objects that
@@ -27,7 +33,8 @@ overlap by as much. Nothing limits false objects: look at ``num_kept``.
 
 Sources: Angelopoulos et al., Conformal Risk Control, ICLR 2024, arXiv:2208.02814; Andeol et al.,
 arXiv:2505.24038 (two parameters in sequence); Andeol et al., COPA 2023 (margins of boxes, largest
-of four or Bonferroni); Timans et al., ECCV 2024, arXiv:2403.07263 (margins in units of the sd).
+of four or Bonferroni); Timans et al., ECCV 2024, arXiv:2403.07263 (margins in units of the sd,
+and by the largest rank; the m is ours).
 """
 
 import numpy as np
@@ -54,7 +61,7 @@ from ppl_med.axes import EDGES
 from ppl_med.checks import choice, finite, inside, reject, share, whole
 
 PROMISES, SCALES = ("all", "found"), ("sd", "size", "pixels")
-SIDES, MARGINS = ("both", "outer"), ("max", "bonferroni")
+SIDES, MARGINS = ("both", "outer"), ("max", "max_rank", "bonferroni")
 _SETTINGS = ("promise", "scale", "sides", "margins", "iou", "by_class")
 
 
@@ -83,7 +90,9 @@ def calibrate_boxes(
         scale: Unit of the margins: "sd" of the edge, aleatoric and epistemic; "size", width or
             height of the box; "pixels".
         sides: "both": each true edge lies between two limits. "outer": the true box lies inside.
-        margins: "max": one margin for the largest of the four. "bonferroni": one for each edge, at
+        margins: "max": one margin for the largest of the four. "max_rank": one for each edge, all
+            at one rank, so that edges that are worse placed have wider ones; see the module.
+            "bonferroni": one for each edge, at
             a quarter of ``outside``; with the promise "found".
         iou: From which on an object is a true box, in (0, 1).
         by_class: Whether an object must be of the class of the true box; the score then is the
@@ -114,7 +123,7 @@ def calibrate_boxes(
     if promise == "all" and (margins != "max" or threshold is not None):
         raise ValueError(
             "promise='all' learns one margin, and the threshold with it; give promise='found' for "
-            "margins='bonferroni' or for a threshold learnt elsewhere"
+            "margins='bonferroni' or 'max_rank', or for a threshold learnt elsewhere"
         )
     if promise == "all" and missed + outside >= 1:
         reject("missed + outside", "below 1", missed + outside)
