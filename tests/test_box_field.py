@@ -132,6 +132,19 @@ def test_places_after_the_last_box_and_their_number_say_nothing() -> None:
     torch.testing.assert_close(here, turned)
 
 
+@pytest.mark.parametrize("encoding", ["edges", "deltas"])
+def test_a_place_without_an_anchor_has_no_gradient_even_without_size(encoding: Any) -> None:
+    likelihood, output = field(encoding=encoding)
+    box, label = random_boxes(2, 2, seed=4).double(), torch.tensor([[0, 1], [1, 1]])
+    alone = log_prob(likelihood, output[..., :-1], box, label)
+    output[:, 10:14, -1], output[:, 14, -1] = 0, -1
+    found = log_prob(likelihood, output.requires_grad_(), box, label)
+    torch.testing.assert_close(found, alone)
+    (gradient,) = torch.autograd.grad(found.sum(), output)
+    assert (gradient[..., -1] == 0).all()
+    assert gradient.isfinite().all()
+
+
 def test_edges_of_an_object_count_once_however_many_anchors_it_has() -> None:
     """Anchors that are copies: with "all" the edges' part is that of one."""
     likelihood, output = field()

@@ -142,6 +142,8 @@ def open_objects(tree: object, *needed: str, truth: bool = True) -> FoundObjects
         reject("tree", f"what {_SOURCE} gives", sorted(map(str, group.data_vars)),
                f"its objects lack {', '.join(missing)}")  # fmt: skip
     p_exists = _in_order(group["p_exists"], ("case", "box"))
+    if not p_exists.sizes["case"]:
+        reject("tree", "of one image or more", "none", "look at what cases were chosen by")
     values = {
         "class_probs": _in_order(group["class_probs"], ("case", "box", "class")),
         "label": _in_order(group["label"], ("case", "box")),
