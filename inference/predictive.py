@@ -101,7 +101,8 @@ def predict(
         log_likelihood_of: What the cases are. Of training cases, ``log_likelihood`` may go to
             ``loo``, unless the model was trained by a loss, or has a latent of every case, which is
             drawn from its prior here, so that no draw has seen the case: the tree's attributes
-            then say so. Of held-out ones, read it by ``analysis.scoring.elpd_heldout``.
+            then say so. Of held-out ones, read it by ``analysis.scoring.elpd_heldout``, unless it
+            is a loss at prediction, too, as of most detectors.
         prior_draws: Draws from the prior for the groups ``prior`` and ``prior_predictive``.
         window: For images and volumes whose features do not fit into memory: pixels of a patch
             along every spatial axis, such as (64, 64, 32). Networks with random weights run by

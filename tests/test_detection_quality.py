@@ -175,6 +175,13 @@ def test_malformed_arguments_of_pdq_are_named(name: str, options: dict) -> None:
         detection.pdq(detection_tree(3), **options)
 
 
+def test_a_tree_without_images_has_no_figures() -> None:
+    tree = detection_tree().isel(case=[])
+    for name in ("pdq", "average_precision", "existence", "edge_coverage"):
+        with pytest.raises(ValueError, match="tree must be of one image or more"):
+            getattr(detection, name)(tree)
+
+
 def test_a_negative_variance_is_refused() -> None:
     tree = tree_by_hand([[[0.9, 0, *SQUARE]]], [[]])
     group = tree["objects"].to_dataset()

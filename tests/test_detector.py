@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from ppl_med.analysis import scoring
 from ppl_med.data import Batches
 from ppl_med.inference import (
     SWAG,
@@ -103,6 +104,22 @@ def test_a_curvature_of_a_loss_is_refused() -> None:
     with pytest.raises(ValueError, match=r"loss|likelihood"):
         model = small_detector()
         fit(model, Laplace(model), [batch()], epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"match": "best", "focal": 2.0}, {"match": "best"}])
+def test_no_score_is_made_of_a_loss(settings: dict[str, Any]) -> None:
+    model = small_detector(**settings)
+    tree = predict(model, PointEstimate(model), [batch()], draws=1, progress=False)
+    if settings == {"match": "best"}:
+        assert np.isfinite(scoring.elpd_heldout(tree, mcse=False)["elpd_sum"])
+        return
+    with pytest.raises(ValueError, match=r"the log-likelihood is no density: (focal|edges)"):
+        scoring.elpd_heldout(tree, mcse=False)
+    with pytest.raises(ValueError, match="log_likelihood_of"):
+        scoring.elpd_loo(tree)
+    for site in (None, "box_edge", "box_label"):
+        with pytest.raises(ValueError, match=r"tree holds boxes.*detection\.objects"):
+            scoring.crps(tree, site)
 
 
 def test_several_objects_are_observed_through_the_small_net() -> None:

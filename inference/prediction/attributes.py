@@ -31,6 +31,8 @@ def attributes(
     losses = protocol.training_losses(model)
     if losses and origin == "training":
         origin = f"training cases, but not what was trained, which is {'; '.join(losses)}"
+    elif origin == "held-out" and (recorded := protocol.recorded_losses(model)):
+        origin = f"held-out cases, but the log-likelihood is no density: {'; '.join(recorded)}"
     elif sampler.local and not sampler.guide_has_local and origin == "training":
         origin = (
             f"training cases, but {', '.join(sampler.local)} of each case was drawn from their "

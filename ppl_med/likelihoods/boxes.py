@@ -9,9 +9,10 @@ so softmax(0, logits) is p(nothing), p(class 1), ...; what stands for which obje
 overlaps (``anchors.match_anchors``). With ``match="best"`` an object has one anchor and the product
 is a density of the encoded boxes. With "all" and "centre" an object has several anchors, and its
 edges count once: by the mean of their log-densities. That, like the focal loss, is no density but a
-loss in the place of one: the tree says so (``training_loss``), and leave-one-out and samplers
-refuse. Of a reader that found nothing all anchors are background; several readers of a case are
-independent observations of it, and the scale of the edges is then what they differ by.
+loss in the place of one: the tree says so (``training_loss``), and scores of the log-likelihood,
+leave-one-out and samplers refuse. Of a reader that found nothing all anchors are background;
+several readers of a case are independent observations of it, and the scale of the edges is then
+what they differ by.
 
 References: Lin et al., "Focal loss for dense object detection", ICCV 2017 (anchors, matching, the
 start of the class bias); He et al., "Bounding box regression with uncertainty", CVPR 2019, and
@@ -101,7 +102,7 @@ class Boxes(Likelihood):
         if proposals:
             losses.append("objects observed by proposals and by boxes")
         if losses:
-            self.training_loss = "; ".join(losses)
+            self.training_loss, self.no_density = "; ".join(losses), True
 
     @property
     def num_outputs(self) -> int:

@@ -27,12 +27,15 @@ class Likelihood(nn.Module, ABC):
         event: Names of the axes after the case, such as ("row", "col") for one value per pixel.
         partial: Whether an entry may be missing: -1 among classes, NaN among numbers.
         training_loss: Only where a loss is trained in the place of the log-density: its name.
+        no_density: Whether that loss stands in the place of the log-density at prediction, too, so
+            that no score may be made of it.
     """
 
     site: str
     event: tuple[str, ...]
     partial: bool = False
     training_loss: str
+    no_density: bool = False
 
     @property
     @abstractmethod

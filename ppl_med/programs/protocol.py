@@ -16,6 +16,7 @@ Attribute            Of                  Meaning
 ``told_by_image``    model               Local latents that generate the image.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
 ``training_loss``    part of a model     What is trained in the place of a log-density.
+``no_density``       part of a model     Whether its log-density at prediction is that loss, too.
 ``settings``         part of a model     What a resumed run must share.
 ``after_step``       part of a model     Moves its buffers after an optimizer step.
 ``of_member``        view of a model     The same view of another model, an ensemble's member.
@@ -125,6 +126,12 @@ def training_losses(model: Any) -> list[str]:
     """What parts of the model train in the place of a log-density; none in a plain posterior."""
     named = [getattr(part, "training_loss", None) for part in parts_of(model)]
     return [str(name) for name in named if name is not None]
+
+
+def recorded_losses(model: Any) -> list[str]:
+    """Of the training losses those that stand in the place of a log-density at prediction, too."""
+    own = [part for part in parts_of(model) if getattr(part, "no_density", False)]
+    return [str(part.training_loss) for part in own]
 
 
 def after_steps(model: Any) -> list[Callable[..., None]]:

@@ -26,8 +26,8 @@ def elpd_heldout(tree: Posterior, site: str | None = None, *, mcse: bool = True)
         the cases) and ``elpd_sum_se`` (from the number of cases; NaN for one).
 
     Raises:
-        ValueError: No log-likelihood, the tree is of training cases or does not say, or one
-            draw with ``mcse=True``.
+        ValueError: No log-likelihood or one that is a loss and no density, the tree is of training
+            cases or does not say, or one draw with ``mcse=True``.
 
     Warns:
         RuntimeWarning: A case has likelihood 0 under every draw.
@@ -45,6 +45,11 @@ def elpd_heldout(tree: Posterior, site: str | None = None, *, mcse: bool = True)
         raise ValueError(
             "The log-likelihood is of training cases, so log-mean-exp is too optimistic. Use "
             "arviz_stats.loo(tree), or predict on held-out cases."
+        )
+    if str(kind).startswith("held-out cases, but"):
+        raise ValueError(
+            f"The log-likelihood is of {kind}. Score the predictions themselves, boxes by "
+            "analysis.detection."
         )
     if kind != "held-out":
         raise ValueError(

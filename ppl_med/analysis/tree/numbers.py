@@ -24,6 +24,7 @@ from ppl_med.analysis.tree.groups import check_predictive, class_site, find_grou
 from ppl_med.axes import SAMPLES
 
 DRAWS = "posterior_predictive"
+_BOXES = {"box_edge", "box_label"}
 _LOCATIONS, _SPREADS = ("loc", "mean"), ("scale", "variance")
 
 
@@ -163,6 +164,11 @@ def find_site(
     found = both or sorted(map(str, observed)) or sorted(map(str, drawn))
     if not found and site is None:
         raise ValueError("tree has no observed_data and no posterior_predictive; give site.")
+    if _BOXES & ({*found} if site is None else {site}):
+        raise ValueError(
+            "tree holds boxes, of which draws and observations are not entry by entry of one "
+            "object; call ppl_med.analysis.detection.objects(tree) and its metrics"
+        )
     if site is None and len(found) > 1:
         raise ValueError(f"tree holds numbers of {found}; choose one with site=.")
     name = found[0] if site is None else site
