@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from reader_folders import linked, write_coco, write_voc
 
@@ -56,3 +57,31 @@ def test_the_two_boxes_without_area_of_the_real_cells(data_folder: Path, tmp_pat
         data.load_voc_boxes(tmp_path, size=(60, 80))
     boxes = data.load_voc_boxes(tmp_path, size=(60, 80), degenerate="drop")
     assert [one["num_dropped"].tolist() for one in boxes.values()] == [[1, 0], [1]]
+
+
+def test_one_list_of_all_pictures_is_one_split_with_the_size_of_its_pixels(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    place = tmp_path / "annotations"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train").rename(tmp_path / "images/default")
+    (place / "instances_train.json").rename(place / "instances_default.json")
+    with pytest.raises(FileNotFoundError, match=r"no instances_train\.json.*instances_val\.json"):
+        (place / "instances_default.json").rename(place / "mine.json")
+        data.load_coco_boxes(tmp_path, size=(4, 12))
+    (place / "mine.json").rename(place / "instances_default.json")
+    (place / "instances_val.json").unlink()
+    found = data.load_coco_boxes(tmp_path, size=(4, 12))  # of 8 x 16 pixels, halved and padded
+    assert list(found) == ["all"] and found.classes == ("cell", "rod")
+    assert found["all"]["shrunk_by"].tolist() == [[2.0, 2.0]] * 3
+    stretched = data.load_coco_boxes(tmp_path, size=(4, 32), resize="scale")["all"]
+    assert stretched["shrunk_by"].tolist() == [[2.0, 0.5]] * 3
+    # An edge in mm is the same in the picture and in whatever it became.
+    whole = data.load_coco_boxes(tmp_path, size=(8, 16))["all"]
+    for one in (found["all"], stretched):
+        width, true = ((a["box"][..., 2:] - a["box"][..., :2]) for a in (one, whole))
+        assert np.allclose(width * one["shrunk_by"][:, None, ::-1], true, equal_nan=True)
+    parts = data.apply_split(
+        found["all"] | {"patient": found["all"]["id"]},
+        {"train": ["train0", "train2"], "val": ["train1"]},
+    )
+    assert [len(one["box"]) for one in parts.values()] == [2, 1]

@@ -62,7 +62,9 @@ def test_a_case_is_chosen_by_its_id_and_the_most_probable_objects_are_shown() ->
     assert rectangles(own, filled=True) == rectangles(figure, filled=True)
     assert own.axes[0].get_title(loc="left").startswith("Objects of c4") and len(own.axes) == 1
     empty = boxes(IMAGE, tree_by_hand([[]], [[]]))
-    assert "no object" in words(empty)
+    assert "no object has a p(exists) of 0.5 or more" in words(empty)
+    unsure = boxes(IMAGE, tree_by_hand([[(0.25, 0, 1, 1, 9, 9)]], [[]]))
+    assert "or more; the highest is 0.2500" in words(unsure)
     bare = tree.filter(lambda node: node.name != "observed_data")
     assert len(rectangles(boxes(IMAGE, bare, "c4", least=0.0, most=2), filled=False)) == 2
     with pytest.raises(ValueError, match="case must be ids"):

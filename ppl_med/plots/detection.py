@@ -89,7 +89,7 @@ def boxes(
     figure = theme.new_figure(width + 5.4, _PANEL + 1.1)
     ax, table = figure.subplots(1, 2, width_ratios=[width, 5.2])
     _draw(ax, picture, found, true, shown, shades)
-    _table(table, found, shown, shades)
+    _table(table, found, shown, shades, least)
     level = float(tree.attrs.get("level", group.attrs.get("level", np.nan)))
     _legend(figure, found, shades, level, len(true) > 0)
     theme.heading(figure, text)
@@ -197,8 +197,8 @@ def _outline(ax: Axes, box: NDArray[np.float64], color: str, **style: Any) -> No
 
 
 def _table(
-    ax: Axes, found: FoundObjects, shown: NDArray[np.intp], shades: list[str]
-) -> None:  # fmt: skip
+    ax: Axes, found: FoundObjects, shown: NDArray[np.intp], shades: list[str], least: float
+) -> None:
     ax.set_axis_off()
     ax.set(xlim=(0, 1), ylim=(0, 1))
     step = min(0.065, 0.9 / max(len(shown) + 2, 1))
@@ -218,7 +218,10 @@ def _table(
             color = shades[label] if place < 2 else theme.INK
             theme.write(ax, x, 1 - (row + 2.2) * step, cell, 8.5, color=color)
     if not len(shown):
-        theme.write(ax, 0, 1 - 2.2 * step, "no object", 8.5, color=theme.MUTED)
+        text = f"no object has a p(exists) of {least:g} or more"
+        if len(found.p_exists):
+            text += f"; the highest is {found.p_exists.max():.4f}"
+        theme.write(ax, 0, 1 - 2.2 * step, text, 8.5, color=theme.MUTED)
 
 
 def _legend(

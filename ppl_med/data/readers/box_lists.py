@@ -32,6 +32,7 @@ def pictures_with_boxes(
 
     Boxes come as (x_min, y_min, x_max, y_max) in pixels of their picture, and leave in pixels of
     the new one. They are cut at the border of their picture; "num_clipped" (case) counts them.
+    "shrunk_by" (case, 2) is the size of a new pixel in those of the picture.
 
     Args:
         paths: Pictures.
@@ -47,7 +48,7 @@ def pictures_with_boxes(
         ValueError: Boxes have no area; it counts the pictures and names the first.
     """
     check_memory(3 * len(paths) * size[0] * size[1])
-    images, moved, empty, counts = [], [], [], []
+    images, moved, empty, counts, growths = [], [], [], [], []
     for path, (corners, labels) in zip(paths, boxes, strict=True):
         pixels = read_rgb(path)
         rows, cols = pixels.shape[1:]
@@ -57,13 +58,14 @@ def pictures_with_boxes(
         counts.append((int((~has_area).sum()), int((clipped & has_area).sum())))
         image, growth = to_size(pixels, size, resize)
         images.append(image)
+        growths.append(growth)
         moved.append((moved_boxes(inside[has_area], (rows, cols), size, growth), labels[has_area]))
     if empty and degenerate == "raise":
         refuse_degenerate(empty, len(paths))
     dropped, cut = np.array(counts, np.int64).reshape(-1, 2).T
     arrays = {"image": np.stack(images), **padded(moved), "id": np.array(list(ids))}
     check_boxes(arrays)
-    return arrays | {"num_dropped": dropped, "num_clipped": cut}
+    return arrays | {"num_dropped": dropped, "num_clipped": cut, "shrunk_by": np.stack(growths)}
 
 
 def inside_picture(

@@ -4,7 +4,8 @@
     <split>/<file_name>                   pictures, or images/<split>/, or images/
 
 The splits are "train" and "val", and "test" where it is there; of COCO itself "train2017" and
-"val2017". Boxes are (x, y, width, height) in pixels from 0 in the file, and corners here.
+"val2017". One list of all pictures, instances_default.json as CVAT writes it, is the split "all",
+to be divided by patient with ``split_patients`` and ``apply_split``. Boxes are (x, y, width, height) in pixels from 0 in the file, and corners here.
 
 Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014.
 """
@@ -35,10 +36,13 @@ def load_coco_boxes(
     crowd: bool = False,
     degenerate: Degenerate = "raise",
 ) -> Splits:
-    """Read the splits that are there; "train" must be.
+    """Read the splits that are there: "train" must be, or one list of all pictures.
 
     Args:
-        folder: Holds ``annotations`` and the pictures, itself or in a subfolder ``coco``.
+        folder: Holds ``annotations/instances_<split>.json`` and the pictures in ``<split>/``,
+            ``images/<split>/`` or ``images/``, itself or in a subfolder ``coco``. The only list of
+            an export of CVAT, ``instances_default.json``, gives one split, "all": divide it by
+            patient, with ``split_patients`` and ``apply_split``.
         size: Rows and columns wanted.
         resize: As in ``load_voc_boxes``.
         classes: Names of the categories to keep, in the order of their numbers; by default all, in
@@ -60,13 +64,16 @@ def load_coco_boxes(
     choice("degenerate", degenerate, DEGENERATE)
     place = find_place(folder, "coco", ("annotations",), module=__name__)
     lists = {split: path for split in SPLITS if (path := _list(place, split)) is not None}
-    if "train" not in lists:
+    if not lists and (path := place / "annotations" / "instances_default.json").is_file():
+        lists["all"] = path
+    elif "train" not in lists:
+        there = sorted(one.name for one in (place / "annotations").glob("*.json"))
         raise FileNotFoundError(
-            f"{place / 'annotations'} has no instances_train.json, "
-            "instances_train2017.json or train.json"
+            f"{place / 'annotations'} has no instances_train.json, instances_train2017.json or "
+            f"train.json, and no instances_default.json for all pictures alone; it has {there[:5]}"
         )
     contents = {split: _contents(path) for split, path in lists.items()}
-    categories = contents["train"]["categories"]
+    categories = next(iter(contents.values()))["categories"]
     if any(one["categories"] != categories for one in contents.values()):
         raise ValueError(f"{place / 'annotations'}: the splits have different categories")
     every = tuple(name for _, name in categories)

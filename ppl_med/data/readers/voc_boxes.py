@@ -70,7 +70,10 @@ def load_voc_boxes(
         float32 (case, box, 4), x_min, y_min, x_max, y_max in pixels of the image, NaN after the
         last; "box_label" int64 (case, box), -1 after the last; "num_boxes" int64 (case);
         "num_dropped" and "num_clipped" int64 (case), boxes that were left out and boxes that were
-        cut at the border of the picture; "id" str (case). ``classes`` of the result are the names.
+        cut at the border of the picture; "shrunk_by" float64 (case, 2), rows and columns of the
+        picture that a row and a column of the image cover: where the picture's pixels are known to
+        be so many mm, add "spacing", mm * shrunk_by, and objects have edges in mm, too; "id" str
+        (case). ``classes`` of the result are the names.
 
     Raises:
         FileNotFoundError: There is no such folder, or a list or a file that a list names is

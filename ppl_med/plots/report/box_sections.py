@@ -55,7 +55,7 @@ def object_table(found: xr.DataTree) -> str:
         [str(ids[own.case[i]]), str(own.names[own.label[i]]), float(own.p_exists[i]),
          *(float(own.others[name][i]) for name in _VARIANCES),
          *np.stack([own.box[i], lower[i], upper[i]], 1).ravel().tolist()]
-        for i in range(len(own.case))
+        for i in np.lexsort([-own.p_exists, own.case]).tolist()
     ]  # fmt: skip
     return data_table("Objects", head, rows, most=12)
 
