@@ -80,8 +80,6 @@ def test_one_list_of_all_pictures_is_one_split_with_the_size_of_its_pixels(tmp_p
     for one in (found["all"], stretched):
         width, true = ((a["box"][..., 2:] - a["box"][..., :2]) for a in (one, whole))
         assert np.allclose(width * one["shrunk_by"][:, None, ::-1], true, equal_nan=True)
-    parts = data.apply_split(
-        found["all"] | {"patient": found["all"]["id"]},
-        {"train": ["train0", "train2"], "val": ["train1"]},
-    )
+    named = found["all"] | {"patient": found["all"]["id"]}
+    parts = data.apply_split(named, {"train": ["train0", "train2"], "val": ["train1"]})
     assert [len(one["box"]) for one in parts.values()] == [2, 1]

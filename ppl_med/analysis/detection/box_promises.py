@@ -142,8 +142,8 @@ def learn_threshold(
         raise ValueError(
             f"missed is {missed:g}, but of the objects of {number} case(s) the detector misses "
             f"{100 * never / max(number, 1):.3g} % at any threshold, so that the least that can be "
-            f"promised is {(never + 1) / (number + 1):.3g}; give more, more images, or a detector "
-            "with a lower least score"
+            f"promised is {(never + 1) / (number + 1):.3g}; raise missed, or give more "
+            "images or a detector with a lower least score"
         )
     return min(least, 1.0)
 

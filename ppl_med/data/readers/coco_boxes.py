@@ -5,7 +5,8 @@
 
 The splits are "train" and "val", and "test" where it is there; of COCO itself "train2017" and
 "val2017". One list of all pictures, instances_default.json as CVAT writes it, is the split "all",
-to be divided by patient with ``split_patients`` and ``apply_split``. Boxes are (x, y, width, height) in pixels from 0 in the file, and corners here.
+to be divided by patient with ``split_patients`` and ``apply_split``. Boxes are (x, y, width,
+height) in pixels from 0 in the file, and corners here.
 
 Reference: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014.
 """
