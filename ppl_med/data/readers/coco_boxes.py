@@ -65,8 +65,9 @@ def load_coco_boxes(
     choice("degenerate", degenerate, DEGENERATE)
     place = find_place(folder, "coco", ("annotations",), module=__name__)
     lists = {split: path for split in SPLITS if (path := _list(place, split)) is not None}
-    if not lists and (path := place / "annotations" / "instances_default.json").is_file():
-        lists["all"] = path
+    only = place / "annotations" / "instances_default.json"
+    if not lists and only.is_file():
+        lists["all"] = only
     elif "train" not in lists:
         there = sorted(one.name for one in (place / "annotations").glob("*.json"))
         raise FileNotFoundError(
