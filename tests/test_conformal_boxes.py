@@ -229,7 +229,7 @@ def test_the_promise_by_max_rank_holds_over_exchangeable_splits() -> None:
         learns, order = np.zeros(120, bool), rng.permutation(images)
         learns[order[: len(order) // 2]] = True
         margin = learn_found(found, pairs, learns, 0.3, level, "max_rank")
-        bad = (pairs.away > margin).any(1)
+        bad = np.asarray((pairs.away > margin).any(1))
         shares = mean_by_image(found, pairs, bad, pairs.score >= 0.3)
         outside[row] = np.nanmean(shares[order[len(order) // 2 :]])
     error = outside.std(ddof=1) / repeats**0.5
