@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from ppl_med.analysis import scoring
+from ppl_med.analysis import detection, scoring
 from ppl_med.data import Batches
 from ppl_med.inference import (
     SWAG,
@@ -212,6 +212,12 @@ def test_readers_train_and_are_kept(tmp_path: Any) -> None:
     assert tree["observed_data/box_edge"].dims == ("case", "grader", "box", "edge")
     np.testing.assert_array_equal(tree["observed_data/box_edge"], data["box"])
     np.testing.assert_array_equal(tree["constant_data/reader_present"], data["reader_present"])
+    spread = detection.reader_spread(tree)  # one pixel apart: variance 1/2 of each object
+    np.testing.assert_allclose(spread["spread"], math.sqrt(0.5), rtol=1e-6)
+    of_readers = [detection.objects(tree).isel(grader=one, missing_dims="ignore") for one in (0, 1)]
+    assert detection.pdq(of_readers[0]).attrs["num_cases"] == 2
+    with pytest.raises(ValueError, match="looked at every image"):
+        detection.pdq(of_readers[1])
     stored = predict(
         model, guide, batches, draws=1, progress=False, store=tmp_path / "run.zarr"
     )  # fmt: skip

@@ -115,7 +115,7 @@ def test_predicted_noise_stands_beside_that_of_readers() -> None:
 @pytest.mark.parametrize(
     ("boxes", "error", "message"),
     [
-        ([1, 2], TypeError, "DataTree or a dict"),
+        ([1, 2], TypeError, "DataTree"),
         ({"box": np.zeros((1, 2, 1, 4))}, ValueError, r"lacks \['box_label'\]"),
         ({"box": np.zeros((3, 1, 4)), "box_label": np.zeros((3, 1), int)}, ValueError,
          "two readers or more"),

@@ -20,6 +20,7 @@ from ppl_med.analysis.tree import (
     find_group,
     observed_boxes,
 )
+from ppl_med.analysis.tree.boxes import NOT_READ
 from ppl_med.checks import reject
 
 CONFIDENCE = "confidence"
@@ -226,16 +227,20 @@ def _no_boxes(p_exists: xr.DataArray) -> tuple[np.ndarray, ...]:
     return none, none, np.zeros((0, 4)), np.zeros(p_exists.sizes["case"], np.int64)
 
 
-def true_boxes(tree: Any, like: xr.DataArray, num_classes: int) -> tuple[np.ndarray, ...]:
+def true_boxes(
+    tree: Any, like: xr.DataArray, num_classes: int, *, all_read: bool = True
+) -> tuple[np.ndarray, ...]:
     """Return image, class and edges of the true boxes, and how many of each image have no area.
 
     Args:
         tree: Holds the boxes of one reader.
         like: An array whose cases must be those of the boxes.
         num_classes: Number of classes.
+        all_read: Whether the reader must have looked at every image; else one has no boxes.
 
     Raises:
-        ValueError: There are none, those of several readers, or malformed ones.
+        ValueError: There are none, the reader did not look at an image, those of several readers,
+            or malformed ones.
     """
     box_edge, box_label = observed_boxes(tree)
     for array, dims in ((box_edge, ("case", "box", "edge")), (box_label, ("case", "box"))):
@@ -248,6 +253,12 @@ def true_boxes(tree: Any, like: xr.DataArray, num_classes: int) -> tuple[np.ndar
         check_cases(array, like, name, "objects/p_exists")
     box = box_edge.transpose("case", "box", "edge").values.astype(np.float64)
     label = box_label.transpose("case", "box").values.astype(np.int64)
+    unread = (label == NOT_READ).any(1)
+    if unread.any() and all_read:
+        reject("observed_data/box_label", "of a reader who looked at every image",
+               f"{int(unread.sum())} image(s) with {NOT_READ}, where he did not",
+               "choose the others by tree.isel(case=...)")  # fmt: skip
+    label = np.where(label == NOT_READ, -1, label)
     if ((label < -1) | (label >= num_classes)).any():
         reject("observed_data/box_label", f"classes from 0 to {num_classes - 1}, -1 after the last",
                (int(label.min()), int(label.max())), "they count no background")  # fmt: skip

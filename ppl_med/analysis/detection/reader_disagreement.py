@@ -71,7 +71,7 @@ def reader_spread(
     names = _names(tree, label, classes)
     per_case, reference = label.isel(grader=0, drop=True), label.sizes["case"]
     marks = [
-        true_boxes(tree.isel(grader=k, missing_dims="ignore"), per_case, len(names))
+        true_boxes(tree.isel(grader=k, missing_dims="ignore"), per_case, len(names), all_read=False)
         for k in range(label.sizes["grader"])
     ]
     found = None

@@ -10,6 +10,8 @@ from ppl_med.analysis.tree.groups import find_group, find_variable
 from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
+NOT_READ = -2  # label at every place of a reader who did not look at the case
+
 
 @dataclass(frozen=True)
 class BoxDraws:
@@ -76,6 +78,8 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def observed_boxes(tree: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
     """Return edges (case, [grader,] box, edge) and labels that were observed, as they are.
+
+    Labels are -1 after the last box, and ``NOT_READ`` where a reader did not look.
 
     Raises:
         ValueError: There are none.
