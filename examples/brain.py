@@ -29,7 +29,7 @@ import tyro
 import xarray as xr
 from brain.leakage import leak
 from brain.pictures import three_planes
-from brain.scans import own, phantoms, planted_hippocampi
+from brain.scans import class_names, own, phantoms, planted_hippocampi
 from brain.study import run
 
 from ppl_med import storage
@@ -119,7 +119,9 @@ def show(options: Options, folder: Path, source: str, figures: dict[str, Any]) -
     case, maps = figures["explained"][0], xr.load_dataset(place / "maps.nc").isel(case=0)
     spacing = np.linalg.norm(np.asarray(test["affine"])[case, :3, :3], axis=0)
     region = test["mask"][case] if "mask" in test else None
-    title = f"{source} {test['id'][case]}: evidence for Alzheimer; yellow: where the atrophy is"
+    title = f"{source} {test['id'][case]}: evidence for {class_names(options)[1]}"
+    if region is not None:
+        title += "; yellow: where the atrophy is"
     figure = three_planes(test["image"][case, 0], maps, region, spacing, title)
     figure.savefig(folder / f"{source}-planes.png", dpi=80)
 
@@ -174,7 +176,8 @@ def main(options: Options) -> None:
             print(f"{source}, seed {seed}: {time.monotonic() - begun:.0f} s")
         for case in found[0]["cases"]:
             text.append(
-                f"{source} {case['id']} ({case['label']}): p(Alzheimer) = {case['p']:.4f}, "
+                f"{source} {case['id']} ({case['label']}): "
+                f"p({class_names(options)[1]}) = {case['p']:.4f}, "
                 f"aleatoric = {case['aleatoric']:.5f}, epistemic = {case['epistemic']:.5f}"
             )
         show(options, folder, source, found[0])

@@ -44,8 +44,10 @@ class BayesianDetector(nn.Module):
         batch_norm: Whether running statistics follow training; see ``RandomWeights``.
 
     Raises:
-        ValueError: If two classes share a name, or the likelihood is of another site; on a run, if
-            the network's output does not fit.
+        TypeError: ``net`` is a detector of torchvision as it is.
+        ValueError: If two classes share a name, the likelihood is of another site, or reads edges
+            otherwise than the net says that it gives them; on a run, if the network's output does
+            not fit.
     """
 
     training_inputs = ("box_label", "reader_present")
@@ -59,6 +61,11 @@ class BayesianDetector(nn.Module):
         batch_norm: Literal["update", "frozen"] = "update",
     ) -> None:
         super().__init__()
+        if type(net).__module__.startswith("torchvision.models.detection."):
+            raise TypeError(
+                f"net is torchvision's {type(net).__name__}, which gives lists of boxes and losses; "
+                "give networks.DetectorOutput(net), which gives what every anchor says"
+            )
         stated: dict[str, Any] = {
             name: getattr(net, name)
             for name in ("encoding", "match", "proposals")
@@ -66,6 +73,12 @@ class BayesianDetector(nn.Module):
         }
         self.likelihood = classes if isinstance(classes, Boxes) else Boxes(classes, **stated)
         self.likelihood.check_fits("box", ("box", "edge"))
+        for name in stated.keys() & {"encoding", "proposals"}:
+            if (given := getattr(self.likelihood, name)) != stated[name]:
+                raise ValueError(
+                    f"classes is a Boxes with {name}={given!r}, but {type(net).__name__} gives "
+                    f"{stated[name]!r}; give Boxes(..., {name}={stated[name]!r})"
+                )
         bias = getattr(net, "class_bias", None)
         where = _in_head(net) if where == "head" else where
         if prior is None and bias in Layout(net, where).names:

@@ -19,6 +19,7 @@ from ppl_med.inference import (
     fit,
     predict,
 )
+from ppl_med.likelihoods import Boxes
 from ppl_med.likelihoods.anchors import decode, match_anchors
 from ppl_med.models import BayesianDetector
 from ppl_med.networks import DetectorOutput
@@ -127,6 +128,12 @@ def test_boxes_of_fcos_are_those_of_torchvision() -> None:
 def test_another_net_is_refused() -> None:
     with pytest.raises(TypeError, match="expected torchvision's RetinaNet"):
         DetectorOutput(nn.Conv2d(3, 4, 1))
+    with pytest.raises(TypeError, match=r"torchvision's RetinaNet.*networks\.DetectorOutput"):
+        BayesianDetector(retinanet(), CLASSES)
+    with pytest.raises(ValueError, match=r"give Boxes\(\.\.\., encoding='deltas'\)"):
+        BayesianDetector(DetectorOutput(retinanet()), Boxes(CLASSES, keep="anchors"))
+    with pytest.raises(ValueError, match="give Boxes.*(encoding='deltas'|proposals=True)"):
+        BayesianDetector(DetectorOutput(faster_rcnn()), Boxes(CLASSES))
     model = BayesianDetector(nn.Conv2d(3, 4, 1), CLASSES)
     with pytest.raises(ValueError, match="net gave an output of shape"):
         model(batch()["image"])

@@ -30,10 +30,11 @@ def three_planes(
     figure = Figure(figsize=(8.4, 8.2), layout="constrained")
     axes = figure.subplots(3, 3)
     top = np.abs(mean).max()
+    scan = np.where(scan == 0, scan.min(), scan)  # the background of a standardised scan
     rows = (
-        ("scan", scan, {"cmap": "gray"}, "grey level"),
+        ("scan", scan, {"cmap": "gray", "vmin": scan.min(), "vmax": scan.max()}, "grey level"),
         ("mean", mean, {"cmap": "RdBu_r", "vmin": -top, "vmax": top}, "log-odds (nats)"),
-        ("sd over draws", sd, {"cmap": "viridis", "vmin": 0}, "nats"),
+        ("sd over draws", sd, {"cmap": "viridis", "vmin": 0, "vmax": sd.max()}, "nats"),
     )
     for line, (name, values, colours, unit) in zip(axes, rows, strict=True):
         for axis, (ax, (plane, up, along)) in enumerate(zip(line, PLANES, strict=True)):

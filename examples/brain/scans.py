@@ -63,6 +63,13 @@ def planted_hippocampi(folder: Path, seed: int) -> dict[str, Any]:
     return splits
 
 
+def class_names(options: Any) -> tuple[str, str]:
+    """The two groups, the healthy one first."""
+    if options.data is None:
+        return CLASSES
+    return options.classes or ("healthy", "dementia")
+
+
 def own(
     folder: Path, size: tuple[int, int, int], classes: tuple[str, str] | None, seed: int
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from brain.scans import CLASSES, prepared
+from brain.scans import class_names, prepared
 from ppl_med import storage
 from ppl_med.analysis import exports, scoring, uncertainty
 from ppl_med.data import Batches
@@ -49,17 +49,17 @@ def train(arrays: dict[str, Any], options: Any, seed: int, place: Path) -> tuple
     start_epochs, epochs = (
         max(1, round(steps / len(batches))) for steps in (options.start_steps, options.steps)
     )
-    net = AdditiveCNN(arrays["image"].shape[2:], 1, 1)
+    net, names = AdditiveCNN(arrays["image"].shape[2:], 1, 1), class_names(options)
     settings: dict[str, Any] = {
         "seed": seed, "schedule": "cosine", "device": options.device, "resume": options.resume,
     }  # fmt: skip
-    model = BayesianClassifier(net, CLASSES, prior=Normal(1.0), likelihood="bernoulli")
+    model = BayesianClassifier(net, names, prior=Normal(1.0), likelihood="bernoulli")
     start = PointEstimate(model, use_prior=False)
     fit(
         model, start, batches, epochs=start_epochs, checkpoint=place / "start.pt",
         optimizer=lambda p: torch.optim.AdamW(p, lr=RATE, weight_decay=DECAY), **settings,
     )  # fmt: skip
-    model = BayesianClassifier(net, CLASSES, prior=LearntNormal("weight"), likelihood="bernoulli")
+    model = BayesianClassifier(net, names, prior=LearntNormal("weight"), likelihood="bernoulli")
     guide = MeanFieldNormal(model, init_scale=0.02, estimator="shared", start=start)
     history = fit(
         model, guide, batches, epochs=epochs, checkpoint=place / "checkpoint.pt",
@@ -103,7 +103,7 @@ def run(splits: dict[str, Any], options: Any, seed: int, place: Path) -> dict[st
     figures["cases"] = [
         {
             "id": str(test["id"][case]),
-            "label": CLASSES[int(test["label"][case])],
+            "label": class_names(options)[int(test["label"][case])],
             "p": float(p[case]),
             "aleatoric": float(parts["aleatoric"][case, 1]),
             "epistemic": float(parts["epistemic"][case, 1]),
