@@ -63,7 +63,7 @@ class BayesianDetector(nn.Module):
         super().__init__()
         if type(net).__module__.startswith("torchvision.models.detection."):
             raise TypeError(
-                f"net is torchvision's {type(net).__name__}, which gives lists of boxes and losses; "
+                f"net is torchvision's {type(net).__name__}, which gives lists of boxes; "
                 "give networks.DetectorOutput(net), which gives what every anchor says"
             )
         stated: dict[str, Any] = {
