@@ -188,3 +188,10 @@ def test_a_negative_variance_is_refused() -> None:
     tree["objects"] = xr.DataTree(group.assign(edge_covariance=-group["edge_covariance"]))
     with pytest.raises(ValueError, match="edge_covariance"):
         detection.pdq(tree)
+
+
+def test_an_object_without_an_end_asks_for_the_size_of_the_image() -> None:
+    wide = np.array([0.0, 0, 10, 10]), 1e8 * np.eye(4)
+    with pytest.raises(ValueError, match="give image_size"):
+        pixel_map(*wide, None)
+    assert pixel_map(*wide, (20, 30)).probability.shape == (20, 30)

@@ -34,6 +34,7 @@ _NOTHING = 0.0027
 _SMALL = 1e-14
 _ZERO = 1e-8
 _REACH = 4.0  # standard deviations; beyond, P is below what is taken as nothing
+_MOST_PIXELS = 2.0**26  # of one object: half a gigabyte
 _SUMS = ("quality", "spatial", "label", "foreground", "background", "hits", "false", "missed")
 
 
@@ -125,6 +126,12 @@ def pixel_map(
     last = np.ceil(box[2:] + _REACH * scale[2:] + 1).astype(int)
     if image_size is not None:
         last = np.minimum(last, image_size[::-1])
+    size = np.maximum(last - first, 0)
+    if float(size[0]) * float(size[1]) > _MOST_PIXELS:
+        raise ValueError(
+            f"an object may reach over {size[1]} rows and {size[0]} columns, too many to go "
+            "through; give image_size, its rows and columns, where the image ends"
+        )
     cols, rows = (np.arange(a, max(a, b)) + 0.5 for a, b in zip(first, last, strict=True))
     upper = _corner(cols - box[0], rows - box[1], covariance[:2, :2])
     lower = _corner(box[2] - cols, box[3] - rows, covariance[2:, 2:])
