@@ -175,8 +175,6 @@ def test_bad_folders_and_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no participants\.tsv"):
         load_brains(tmp_path)
     write_brains(tmp_path)
-    with pytest.raises(ValueError, match="incomplete must be"):
-        load_brains(tmp_path, incomplete="keep")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="holds no scan"):
         load_brains(tmp_path, files="*.mgz")
     save_volume(tmp_path / "sub-03/anat/sub-03_T1w.nii.gz", np.ones((4, 5, 6), np.float32))

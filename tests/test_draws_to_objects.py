@@ -322,7 +322,6 @@ def test_readers_spread_is_covered_as_often_as_the_level_says() -> None:
         ({"level": 1.0}, "level"),
         ({"least": 1.0}, "least"),
         ({"least": -0.1}, "least"),
-        ({"merge": "both"}, "merge"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:

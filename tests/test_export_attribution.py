@@ -95,5 +95,5 @@ def test_bad_maps_and_affines_are_named(tmp_path: Path) -> None:
     for given, options, message in wrong:
         with pytest.raises(ValueError, match=message):
             exports.write_attribution(given, tmp_path, **options)
-    with pytest.raises(TypeError, match="maps is DataArray"):
+    with pytest.raises(TypeError, match="maps"):
         exports.write_attribution(maps["mean"], tmp_path, affine=right)  # type: ignore[arg-type]

@@ -21,7 +21,9 @@ from ppl_med.data import convert_lidc_pickle, load_lidc_crops
 from ppl_med.inference import MeanFieldNormal, load, save
 
 SMALL, LARGE = 8, 5200  # inputs of each target in the small campaign; of all in the large one
-NO_CHECKSUM = {".jpg", ".txt", ".xml", ".pickle", ".mat", ".csv", ".dcm", ".json"}
+NO_CHECKSUM = {
+    *(".jpg", ".txt", ".xml", ".pickle", ".mat", ".csv", ".tsv", ".dcm", ".dicom", ".json"),
+}
 HARMFUL = "harm"
 
 
