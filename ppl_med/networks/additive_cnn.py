@@ -8,13 +8,12 @@ of a position are its contribution to the logit, exactly: ``attribute(..., metho
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppl_med.checks import choice, reject, whole
+from ppl_med.checks import choice, whole
+from ppl_med.networks.pooled_cnn import relu_convolutions
 
 
 class _Weighed(nn.Module):
@@ -61,24 +60,11 @@ class AdditiveCNN(nn.Module):
     ) -> None:
         super().__init__()
         choice("len(size)", len(size), (2, 3))
-        for name, values in (("size", size), ("channels", channels), ("strides", strides)):
-            for value in values:
-                whole(name, value)
-        if len(channels) != len(strides) or not len(channels):
-            reject("strides", f"one for each of the {len(channels)} channels", strides)
+        grid = [whole("size", side) for side in size]
         self.in_channels = whole("in_channels", in_channels)
-        conv: Any = nn.Conv2d if len(size) == 2 else nn.Conv3d
-        layers: list[nn.Module] = []
-        grid = list(size)
-        for (inputs, outputs), stride in zip(
-            pairwise((in_channels, *channels)), strides, strict=True
-        ):
-            layer = conv(inputs, outputs, 3, stride, padding=1)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.constant_(layer.bias, 0.0)
-            layers += [layer, nn.ReLU()]
+        self.features = relu_convolutions(len(size), in_channels, channels, strides)
+        for stride in strides:
             grid = [(side - 1) // stride + 1 for side in grid]
-        self.features = nn.Sequential(*layers)
         self.contributions = _Weighed(whole("num_outputs", num_outputs), channels[-1], grid)
         self.bias = nn.Parameter(torch.zeros(num_outputs))
 

@@ -44,24 +44,33 @@ class PooledCNN(nn.Module):
     ) -> None:
         super().__init__()
         choice("spatial_dims", spatial_dims, (2, 3))
-        for name, values in (("channels", channels), ("strides", strides)):
-            for value in values:
-                whole(name, value)
-        if len(channels) != len(strides) or not len(channels):
-            reject("strides", f"one for each of the {len(channels)} channels", strides)
         self.in_channels = whole("in_channels", in_channels)
-        conv: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        layers: list[nn.Module] = []
-        for (inputs, outputs), stride in zip(
-            pairwise((in_channels, *channels)), strides, strict=True
-        ):
-            layer = conv(inputs, outputs, 3, stride, padding=1)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.constant_(layer.bias, 0.0)
-            layers += [layer, nn.ReLU()]
-        self.features = nn.Sequential(*layers)
+        self.features = relu_convolutions(spatial_dims, in_channels, channels, strides)
         self.classifier = nn.Linear(channels[-1], whole("num_outputs", num_outputs))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (case, class) of images (case, channel, [depth,] row, col)."""
         return self.classifier(self.features(image).flatten(2).mean(2))
+
+
+def relu_convolutions(
+    spatial_dims: int, in_channels: int, channels: Sequence[int], strides: Sequence[int]
+) -> nn.Sequential:
+    """3x3 convolutions with ReLU, He-normal, biases at 0; a side s becomes (s - 1) // stride + 1.
+
+    Raises:
+        ValueError: A channel or stride is below 1, or they differ in length.
+    """
+    for name, values in (("channels", channels), ("strides", strides)):
+        for value in values:
+            whole(name, value)
+    if len(channels) != len(strides) or not len(channels):
+        reject("strides", f"one for each of the {len(channels)} channels", strides)
+    conv: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    layers: list[nn.Module] = []
+    for (inputs, outputs), stride in zip(pairwise((in_channels, *channels)), strides, strict=True):
+        layer = conv(inputs, outputs, 3, stride, padding=1)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.constant_(layer.bias, 0.0)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers)
