@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from box_batches import CLASSES, random_boxes
 from scipy import stats
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
@@ -13,15 +14,7 @@ from torchvision.ops import box_iou, nms
 from ppl_med.likelihoods import Boxes, BoxField, pack_boxes
 from ppl_med.likelihoods.anchors import Match, decode, encode, match_anchors, overlap
 
-CLASSES = ("a", "b")
 FALSE_ALARM = 1e-6
-
-
-def random_boxes(*shape: int, seed: int = 0, size: float = 64.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    start = size * 0.7 * torch.rand(*shape, 2, generator=generator)
-    sides = 4 + 0.3 * size * torch.rand(*shape, 2, generator=generator)
-    return torch.cat([start, start + sides], -1)
 
 
 # --- anchors, beside torchvision's own

@@ -11,6 +11,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 import xarray as xr
+from box_batches import CLASSES, batch
 from torch import nn
 
 from ppl_med.analysis import detection, scoring
@@ -34,21 +35,6 @@ from ppl_med.networks import SmallDetector
 from ppl_med.programs.sites import sample_sites
 from ppl_med.testing import check_program
 from ppl_med.weights import FanInNormal, Normal, NormalByName
-
-CLASSES = ("a", "b")
-FALSE_ALARM = 1e-6
-
-
-def batch(size: int = 64, channels: int = 3) -> dict[str, Any]:
-    """Two images, with two boxes and none."""
-    generator = torch.Generator().manual_seed(1)
-    box = torch.full((2, 2, 4), torch.nan)
-    box[0] = torch.tensor([[4.0, 6, 30, 28], [36, 30, 58, 60]]) * size / 64
-    return {
-        "image": torch.randn(2, channels, size, size, generator=generator),
-        "box": box,
-        "box_label": torch.tensor([[0, 1], [-1, -1]]),
-    }
 
 
 def small_detector(**settings: Any) -> BayesianDetector:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from box_batches import CLASSES, batch, random_boxes
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
@@ -23,29 +24,6 @@ from ppl_med.likelihoods import Boxes
 from ppl_med.likelihoods.anchors import decode, match_anchors
 from ppl_med.models import BayesianDetector
 from ppl_med.networks import DetectorOutput
-
-CLASSES = ("a", "b")
-FALSE_ALARM = 1e-6
-
-
-def random_boxes(*shape: int, seed: int = 0, size: float = 64.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    start = size * 0.7 * torch.rand(*shape, 2, generator=generator)
-    sides = 4 + 0.3 * size * torch.rand(*shape, 2, generator=generator)
-    return torch.cat([start, start + sides], -1)
-
-
-def batch(size: int = 64, channels: int = 3) -> dict[str, Any]:
-    """Two images, with two boxes and none."""
-    generator = torch.Generator().manual_seed(1)
-    box = torch.full((2, 2, 4), torch.nan)
-    box[0] = torch.tensor([[4.0, 6, 30, 28], [36, 30, 58, 60]]) * size / 64
-    return {
-        "image": torch.randn(2, channels, size, size, generator=generator),
-        "box": box,
-        "box_label": torch.tensor([[0, 1], [-1, -1]]),
-    }
-
 
 # --- torchvision's nets
 

@@ -1,7 +1,7 @@
 """The distribution of a set of boxes given the output of a detector at its anchors."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -124,7 +124,7 @@ class BoxField(TorchDistribution):
 
     def _noise(self, place: Tensor, log_variance: Tensor) -> Any:
         """Of encoded edges."""
-        sd = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
+        sd = _sd(log_variance)
         if self.settings.noise == "normal":
             return torch.distributions.Normal(place, sd, validate_args=False)
         return torch.distributions.Laplace(place, sd / math.sqrt(2), validate_args=False)
@@ -195,8 +195,7 @@ class BoxField(TorchDistribution):
 
     def _in_pixels(self, place: Tensor, log_variance: Tensor, anchor: Tensor) -> Any:
         """Mean and standard deviation of edges in pixels, dims (..., 4)."""
-        sd = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
-        encoding = self.settings.encoding
+        sd, encoding = _sd(log_variance), self.settings.encoding
         if encoding == "edges":  # linear
             side = anchor[..., 2:] - anchor[..., :2]
             size = torch.cat([side, side], -1)
@@ -226,6 +225,11 @@ class BoxField(TorchDistribution):
         value = torch.cat([edges, label[..., None].to(edges)], -1)
         absent = value.new_tensor([math.nan] * 4 + [-1.0])
         return torch.where(there[..., None], value, absent)
+
+
+def _sd(log_variance: Tensor) -> Tensor:
+    """Standard deviation of encoded edges."""
+    return (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
 
 
 def _suppressed(box: Tensor, score: Tensor, case: Tensor, most: float) -> Tensor:
@@ -286,8 +290,7 @@ def _(fn: BoxField, uniform: Uniform) -> Tensor:
 
 @in_double.register
 def _(fn: BoxField) -> BoxField:
-    double = BoxField(fn.output.double(), replace(fn.settings))
-    return fn if fn.output.dtype == torch.float64 else double
+    return fn if fn.output.dtype == torch.float64 else BoxField(fn.output.double(), fn.settings)
 
 
 @stored_parameters.register

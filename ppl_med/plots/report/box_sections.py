@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis import detection
-from ppl_med.analysis.detection.open_objects import FoundObjects, object_group, open_objects
+from ppl_med.analysis.detection.open_objects import object_group, open_objects
 from ppl_med.analysis.tree import find_group
 from ppl_med.plots.detection import boxes, froc
 from ppl_med.plots.report.images import CaseImages
@@ -44,7 +44,7 @@ def box_scores(found: xr.DataTree, group: str | None) -> str:
 
 def object_table(found: xr.DataTree) -> str:
     """Return every object with what is known of it, the most probable of each case first."""
-    own = _open(found)
+    own = open_objects(found, *_VARIANCES, *_LIMITS, truth=False)
     edges = object_group(found)["edge"].values
     head = ["case", "class", "p(exists)", "aleatoric", "epistemic"]
     for edge in edges:
@@ -88,7 +88,3 @@ def _ids(found: xr.DataTree) -> np.ndarray:
     return np.asarray(
         group["case"].values if "case" in group.coords else np.arange(group.sizes["case"])
     )
-
-
-def _open(found: xr.DataTree) -> FoundObjects:
-    return open_objects(found, *_VARIANCES, *_LIMITS, truth=False)
