@@ -19,6 +19,7 @@ from ppl_med.inference.guides.joined import Guides
 from ppl_med.inference.guides.laplace import Laplace
 from ppl_med.inference.guides.low_rank_normal import LowRankNormal
 from ppl_med.inference.guides.mean_field import MeanFieldNormal
+from ppl_med.inference.guides.noising import Noising
 from ppl_med.inference.guides.point_estimate import PointEstimate
 from ppl_med.inference.guides.radial_normal import RadialNormal
 from ppl_med.inference.guides.swag import SWAG
@@ -67,6 +68,7 @@ __all__ = [
     "MLflowLogger",
     "MeanFieldNormal",
     "Plateau",
+    "Noising",
     "PointEstimate",
     "RadialNormal",
     "Reached",

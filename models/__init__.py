@@ -1,5 +1,6 @@
 """One Pyro program per file: what is believed before data."""
 
+from ppl_med.models.categorical_diffusion import CategoricalDiffusion
 from ppl_med.models.classifier import BayesianClassifier
 from ppl_med.models.conditional_vae import ConditionalVAE
 from ppl_med.models.confounder_free import ConfounderFreeClassifier
@@ -7,6 +8,7 @@ from ppl_med.models.dense_regressor import DenseRegressor
 from ppl_med.models.detector import BayesianDetector
 from ppl_med.models.duq_classifier import DUQClassifier
 from ppl_med.models.findings_classifier import FindingsClassifier
+from ppl_med.models.gaussian_diffusion import GaussianDiffusion
 from ppl_med.models.generalized_odin_classifier import GeneralizedODINClassifier
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
@@ -24,11 +26,13 @@ __all__ = [
     "BayesianDetector",
     "BayesianRegressor",
     "BayesianSegmenter",
+    "CategoricalDiffusion",
     "ConditionalVAE",
     "ConfounderFreeClassifier",
     "DUQClassifier",
     "DenseRegressor",
     "FindingsClassifier",
+    "GaussianDiffusion",
     "GeneralizedODINClassifier",
     "HierarchicalProbabilisticUNet",
     "ImageToImageVAE",

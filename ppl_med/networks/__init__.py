@@ -3,6 +3,7 @@
 from ppl_med.networks.additive_cnn import AdditiveCNN
 from ppl_med.networks.classifiers import AlexNet, CompactCNN, LeNet, StridedCNN
 from ppl_med.networks.combine import Combine
+from ppl_med.networks.denoising_unet import DenoisingUNet
 from ppl_med.networks.detectors import DetectorOutput, SmallDetector
 from ppl_med.networks.encoder import ConvGaussian, GaussianEncoder
 from ppl_med.networks.fc_densenet import FCDenseNet
@@ -20,6 +21,7 @@ __all__ = [
     "Combine",
     "CompactCNN",
     "ConvGaussian",
+    "DenoisingUNet",
     "DetectorOutput",
     "FCDenseNet",
     "GatedAttention",

@@ -8,7 +8,7 @@ they are. One flat site costs a training step 6 to 10 times fewer kernels than o
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import pyro
@@ -120,13 +120,38 @@ class RandomWeights(nn.Module):
             return run_net(lambda *x, **named: self._run(views, x, named), *inputs, **options)
         weights.num_examples = len(next(iter((*inputs, *options.values()))))
         output = self._run(weights.params, inputs, options)
+        self._check_uses(weights)
+        return output
+
+    def drawn(self, num_examples: int) -> Callable[..., Any]:
+        """Draw the weights (or take the guide's) once, for a program that runs the net repeatedly.
+
+        Args:
+            num_examples: Examples on axis 0 of the inputs, for estimators that give each its own.
+
+        Returns:
+            The net under these weights, a function of its inputs.
+        """
+        weights = pyro.sample(self.site, self.prior_distribution())
+        if not isinstance(weights, LazyWeights):
+            views = self.layout.views(weights)
+            return lambda *inputs, **options: self._run(views, inputs, options)
+        weights.num_examples = num_examples
+
+        def run(*inputs: Any, **options: Any) -> Any:
+            output = self._run(weights.params, inputs, options)
+            self._check_uses(weights)
+            return output
+
+        return run
+
+    def _check_uses(self, weights: LazyWeights) -> None:
         twice = [n for n in weights.per_example or () if weights.uses[n] > 1]
         if twice:
             raise RuntimeError(
                 f"parameters {twice} were used once in the first pass and now more often; "
                 "build the guide with estimator='shared', which is exact for such nets"
             )
-        return output
 
     def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
         note_weights(weights)

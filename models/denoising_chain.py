@@ -1,0 +1,168 @@
+"""What models of the diffusion family share: a chain of states out of noise, as Pyro sites.
+
+Program, for a case with image x and T steps:
+
+    weights             ~  prior                       one vector for all cases, and for all steps
+    x_T                 ~  noise
+    x_(t-1) | x_t, x    ~  reverse(net(x, x_t, t))     t = T, ..., 2
+    mask | x_1, x       ~  likelihood(net(x, x_1, 1))
+
+One draw of the weights serves the whole chain: drawn anew at every step, they would average out,
+and the masks of different draws of the weights would differ too little.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from ppl_med.axes import dims
+from ppl_med.likelihoods import Categorical
+from ppl_med.programs.noising import Chain, Transition
+from ppl_med.weights import Prior, RandomWeights, Where
+
+Net = Callable[..., Tensor]
+
+
+class DenoisingChain(nn.Module, ABC):
+    """The joint p(mask, x_1, ..., x_T, weights | image); a subclass says what a reverse step is.
+
+    Args:
+        net: ``networks.DenoisingUNet``, or any other net that is called as it is.
+        classes: Class names, the background first.
+        noising: The process whose steps are undone.
+        num_outputs: Outputs of the net per pixel.
+        sampling_steps: Steps in which the chain is gone through without a mask; None for all.
+        prior: Prior over the random weights; He-scaled normals by default.
+        where: Which parameters are random; see ``RandomWeights``.
+    """
+
+    evidence_bound = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        noising: Chain,
+        num_outputs: int,
+        sampling_steps: int | None,
+        prior: Prior | None,
+        where: Where,
+    ) -> None:
+        super().__init__()
+        noising.grid(sampling_steps)
+        self.network, self.noising = RandomWeights(net, prior, where), noising
+        self.num_outputs, self.sampling_steps = num_outputs, sampling_steps
+        self.likelihood = Categorical(classes, noising.space, site="mask")
+        self.coords = {"class": list(classes)}
+
+    @abstractmethod
+    def shown(self, state: Tensor) -> Tensor:
+        """A state (..., case, *event) as the net is given it, dims (..., case, channel, *space)."""
+
+    @abstractmethod
+    def reverse(self, output: Tensor, state: Tensor, at: Transition) -> Any:
+        """The law of x_s given x_t and the net's output (..., case, output, *space)."""
+
+    @abstractmethod
+    def read_mask(self, output: Tensor, state: Tensor, kept: Tensor) -> Tensor:
+        """Logits of the mask, dims (..., case, class, *space), given the last state."""
+
+    def context(self, net: Net, image: Tensor) -> Tensor:
+        """What every step is given besides the state, dims (case, feature, *space).
+
+        It is made inside the plate of cases, once a chain; a subclass may sample latents here.
+        """
+        return net(image)
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        """Run once, conditioned on ``mask`` if given: logits of the mask (case, class, *space).
+
+        Args:
+            image: A batch of images, dims (case, channel, *space).
+            mask: One grader's classes, dims (case, *space), integers; None draws them.
+            num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+        """
+        self._check_mask(mask)
+        slow = self.noising.form == "slow"
+        net = self.network.drawn(len(image))
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            context = self.context(net, image)
+            names = dims(*self.noising.event, stored=False)
+            start = self.noising.start(image)
+            state = pyro.sample(f"x{self.noising.num_steps}", start, infer=names)
+            if mask is None or slow:
+                return self._chain(net, context, state, mask)
+            return self._one_step(net, context, image, mask)
+
+    def _chain(self, net: Net, context: Tensor, state: Tensor, mask: Tensor | None) -> Tensor:
+        """Go from noise to the mask, step by step."""
+        names = dims(*self.noising.event, stored=False)
+        pairs = self.noising.grid(self.sampling_steps if mask is None else None)
+        for later, earlier in pairs:
+            steps = (torch.full((len(context),), n, device=state.device) for n in (later, earlier))
+            step, before = steps
+            output = self._output(net, context, state, step)
+            at = self.noising.at(step, before)
+            if earlier:
+                law = self.reverse(output, state, at)
+                state = pyro.sample(f"x{earlier}", law, infer=names)
+        logits = self.read_mask(output, state, at.later)
+        self.likelihood(logits, mask)
+        return logits
+
+    def _one_step(self, net: Net, context: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """Go one random step back from a noised mask, which stands for all steps."""
+        process = self.noising
+        names = dims(*process.event, stored=False)
+        particles = process.num_particles(training=self.training)
+        with pyro.plate("step", process.num_steps, subsample=torch.arange(particles), dim=-2):
+            shape = (particles, len(context))
+            with poutine.mask(mask=False):
+                law = process.steps_of(shape, image.device)
+                step = pyro.sample("at_step", law, infer=dims(stored=False))
+                # From the prior only where no guide says what the state was.
+                spread = process.start(image).expand(shape)
+                noised = pyro.sample("noised", spread, infer=names)
+            output = self._output(net, context, noised, step)
+            with poutine.mask(mask=step > 1):
+                later = step.clamp(min=2)
+                law = self.reverse(output, noised, process.at(later, later - 1))
+                pyro.sample("earlier", law, infer=names)
+            logits = self.read_mask(output, noised, process.kept[step])
+            with poutine.mask(mask=step == 1):
+                self.likelihood(logits, mask)
+        return logits[0]
+
+    def _output(self, net: Net, context: Tensor, state: Tensor, step: Tensor) -> Tensor:
+        """The net's output (..., case, output, *space) for states (..., case, *event)."""
+        shown = self.shown(state)
+        lead = step.shape
+        spread = context.expand(*lead, *context.shape[1:])
+        cut = len(lead)
+        output = net(
+            features=spread.flatten(0, cut - 1),
+            noised=shown.flatten(0, cut - 1),
+            step=step.flatten() / self.noising.num_steps,
+        )
+        expected = (step.numel(), self.num_outputs, *shown.shape[cut + 1 :])
+        if tuple(output.shape) != expected:
+            raise ValueError(
+                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed; give "
+                f"a net of {shown.shape[cut]} noised channels and {self.num_outputs} outputs"
+            )
+        return output.float().view(*lead, *output.shape[1:])
+
+    def _check_mask(self, mask: Tensor | None) -> None:
+        number = len(self.likelihood.classes)
+        if mask is not None and self.training and (low := mask.min()) < 0:
+            raise ValueError(
+                f"mask holds {int(low)}, not annotated, but every pixel goes through the chain; "
+                f"give classes 0 to {number - 1}, or leave such cases out"
+            )

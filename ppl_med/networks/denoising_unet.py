@@ -1,0 +1,144 @@
+"""Denoising network: MONAI's diffusion U-Net, and a branch for the image that runs once a chain."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ppl_med.axes import SPACE
+from ppl_med.checks import choice, reject, whole
+from ppl_med.data.masks import check_divisible
+from ppl_med.networks.unet import UNet
+
+TIMES = 1000  # the last step of a chain, on the scale of the net's embedding of time
+
+
+class DenoisingUNet(nn.Module):
+    """From an image, a noised mask and the step to what the mask was.
+
+        features = net(image)                                     once a chain
+        output = net(features=features, noised=x, step=t)         once a step
+
+    Args:
+        in_channels: Image channels.
+        num_noised: Channels of a noised mask.
+        num_outputs: Channels of the output.
+        channels: Channels of the diffusion U-Net by scale, the finest first.
+        image_channels: Channels of the image's U-Net by scale, the finest first.
+        num_blocks: Residual blocks per scale.
+        attention: Whether the coarsest scale has self-attention.
+        patch: Pixels along each axis that one position of the diffusion U-Net stands for: 2 makes a
+            step about 2 ** spatial_dims times as fast, and edges less sharp.
+        norm_groups: Groups of the norm layers, a divisor of every number of channels.
+        spatial_dims: 2 for images, 3 for volumes.
+
+    Raises:
+        ValueError: On sizes that do not fit each other; on a run, on images whose size cannot be
+            halved as often as there are scales.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_noised: int,
+        num_outputs: int,
+        channels: Sequence[int] = (32, 64, 64),
+        image_channels: Sequence[int] = (16, 32, 32),
+        num_blocks: int = 1,
+        *,
+        attention: bool = False,
+        patch: int = 1,
+        norm_groups: int = 8,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        choice("spatial_dims", spatial_dims, SPACE)
+        whole("patch", patch)
+        if any(width % norm_groups for width in channels):
+            reject("channels", f"multiples of norm_groups, {norm_groups}", tuple(channels))
+        self.in_channels, self.num_noised, self.num_outputs = in_channels, num_noised, num_outputs
+        self.patch, self.spatial_dims = patch, spatial_dims
+        self.halvings = max(len(channels) - 1, 0)
+        self.image_branch = UNet(in_channels, image_channels, 2, spatial_dims)
+        size = patch**spatial_dims
+        self.denoiser = DiffusionModelUNet(
+            spatial_dims,
+            (self.image_branch.num_features + num_noised) * size,
+            num_outputs * size,
+            num_res_blocks=num_blocks,
+            channels=tuple(channels),
+            attention_levels=(*[False] * self.halvings, attention),
+            norm_num_groups=norm_groups,
+            num_head_channels=min(norm_groups, channels[-1]),
+        )
+
+    def forward(
+        self,
+        image: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        noised: Tensor | None = None,
+        step: Tensor | None = None,
+    ) -> Tensor:
+        """Features of an image, or the output for a noised mask.
+
+        Args:
+            image: Dims (case, channel, *space); alone, it gives features (case, feature, *space).
+            features: Of the images, dims (case, feature, *space).
+            noised: Noised masks, dims (case, num_noised, *space).
+            step: Part of the chain that has been gone, from 0 (the mask) to 1 (noise), dims (case).
+
+        Returns:
+            Features, or the output (case, num_outputs, *space).
+        """
+        if image is not None:
+            self._check(image)
+            found: Tensor = self.image_branch(image)
+            return found
+        assert features is not None and noised is not None and step is not None
+        both = _to_patches(torch.cat([features, noised], 1), self.patch)
+        output = self.denoiser(both, step.float() * TIMES)
+        return _from_patches(output, self.patch)
+
+    def _check(self, image: Tensor) -> None:
+        size = image.shape[2:]
+        if image.dim() - 2 != self.spatial_dims or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}, but the net takes (case, "
+                f"{self.in_channels}, {', '.join(SPACE[self.spatial_dims])})"
+            )
+        if any(n % self.patch for n in size):
+            raise ValueError(
+                f"image has the size {tuple(size)}, but it must be divisible by patch, {self.patch}"
+            )
+        check_divisible([n // self.patch for n in size], self.halvings)
+
+
+def _to_patches(maps: Tensor, patch: int) -> Tensor:
+    """Blocks of pixels as channels."""
+    if patch == 1:
+        return maps
+    if maps.dim() == 4:
+        return functional.pixel_unshuffle(maps, patch)
+    case, channel, *space = maps.shape
+    split: list[Any] = [n for size in space for n in (size // patch, patch)]
+    blocks = maps.view(case, channel, *split)
+    places = [2 + 2 * axis for axis in range(len(space))]
+    blocks = blocks.permute(0, 1, *[place + 1 for place in places], *places)
+    return blocks.reshape(case, -1, *[size // patch for size in space])
+
+
+def _from_patches(maps: Tensor, patch: int) -> Tensor:
+    """The inverse of ``_to_patches``."""
+    if patch == 1:
+        return maps
+    if maps.dim() == 4:
+        return functional.pixel_shuffle(maps, patch)
+    case, channel, *space = maps.shape
+    axes = len(space)
+    blocks = maps.view(case, channel // patch**axes, *[patch] * axes, *space)
+    order = [place for axis in range(axes) for place in (2 + axes + axis, 2 + axis)]
+    return blocks.permute(0, 1, *order).reshape(case, -1, *[size * patch for size in space])

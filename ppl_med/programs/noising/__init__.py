@@ -1,0 +1,21 @@
+"""Noising processes: what turns a mask into noise, step by step, with nothing to learn.
+
+A model of the diffusion family undoes one, and the guide ``Noising`` proposes its states.
+"""
+
+from ppl_med.programs.noising.categorical_noise import CategoricalNoise
+from ppl_med.programs.noising.chain import Chain, Form, StepsOfBatch, Transition, over_space
+from ppl_med.programs.noising.gaussian_noise import GaussianNoise
+from ppl_med.programs.noising.schedules import Schedule, signal_kept
+
+__all__ = [
+    "CategoricalNoise",
+    "Chain",
+    "Form",
+    "GaussianNoise",
+    "Schedule",
+    "StepsOfBatch",
+    "Transition",
+    "over_space",
+    "signal_kept",
+]

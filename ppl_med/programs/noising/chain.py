@@ -1,0 +1,192 @@
+"""What all noising processes share: the steps, and how a chain of them is written as Pyro sites.
+
+The sites of a chain of T steps, seen from the mask x_0:
+
+- the whole chain (``form="slow"``): ``x<T>``, ..., ``x1`` and the mask, one after the other;
+- one random step of every case (``form="fast"``): ``x<T>``, the auxiliary ``at_step`` t and
+  ``noised`` x_t, whose densities do not count, and ``earlier`` x_(t-1), or the mask where t = 1, in
+  a plate ``step`` of size T, which scales them.
+
+The guide draws from the later state to the earlier one, so that both programs know x_t where they
+say what x_(t-1) is, and the KL between them is the closed form of two given distributions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from ppl_med.checks import choice, whole
+from ppl_med.programs.noising.schedules import Schedule, signal_kept
+
+Form = Literal["fast", "slow"]
+
+
+class Transition(NamedTuple):
+    """From a later step to an earlier one: the shares of signal that a reverse step needs.
+
+    Attributes:
+        later: Kept at the later step t, dims as the steps.
+        earlier: Kept at the earlier step s < t.
+    """
+
+    later: Tensor
+    earlier: Tensor
+
+    @property
+    def between(self) -> Tensor:
+        """Kept of the earlier state at the later step."""
+        return self.later / self.earlier
+
+
+class StepsOfBatch(TorchDistribution):
+    """Steps 1 to T of the cases of a batch, each uniform, together spread evenly (stratified).
+
+    Args:
+        num_steps: T.
+        shape: Of the batch, such as (case,).
+        device: Where to draw.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, num_steps: int, shape: Sequence[int], device: Any = None) -> None:
+        self.num_steps, self.device = num_steps, device
+        super().__init__(torch.Size(shape), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Integers from 1 to T."""
+        return constraints.integer_interval(1, self.num_steps)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "StepsOfBatch":
+        """The same for more cases."""
+        return StepsOfBatch(self.num_steps, batch_shape, self.device)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """One step in each of as many equal strata as there are cases, in random order."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        number = shape.numel()
+        order = torch.randperm(number, device=self.device)
+        place = (order + torch.rand(number, device=self.device)) / number
+        steps = (place * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
+        return steps.view(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Minus log T, each."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        uniform = torch.tensor(float(self.num_steps), device=value.device)
+        return -uniform.log().expand(shape)
+
+
+class Chain(nn.Module, ABC):
+    """A noising process of T steps.
+
+    Args:
+        num_steps: T.
+        schedule: See ``signal_kept``.
+        hardening: See ``signal_kept``.
+        form: "fast" trains by one random step of every case; "slow" by the whole chain, which
+            costs T times as much and is the same in expectation.
+        bound_steps: Steps of every case by which ``predict`` estimates the bound in the fast form.
+
+    Attributes:
+        kept: Share of the signal after every step, float64 (T + 1).
+    """
+
+    kept: Tensor
+
+    def __init__(
+        self,
+        num_steps: int,
+        schedule: Schedule = "cosine",
+        hardening: float = 1.0,
+        form: Form = "fast",
+        bound_steps: int = 1,
+    ) -> None:
+        super().__init__()
+        whole("num_steps", num_steps, 2, fix="a chain has one state between noise and mask at least")
+        self.register_buffer("kept", signal_kept(num_steps, schedule, hardening), persistent=False)
+        self.num_steps, self.schedule, self.hardening = num_steps, schedule, float(hardening)
+        self.form = choice("form", form, get_args(Form))
+        self.bound_steps = whole("bound_steps", bound_steps)
+
+    @abstractmethod
+    def encode(self, mask: Tensor) -> Tensor:
+        """The state x_0 of a mask (case, *space) of classes."""
+
+    @abstractmethod
+    def start(self, image: Tensor) -> Any:
+        """The law of pure noise x_T of the cases of a batch of images."""
+
+    @abstractmethod
+    def noised(self, state: Tensor, kept: Tensor) -> Any:
+        """The law of x_t given x_0, of which a share ``kept`` (..., case) is left."""
+
+    @abstractmethod
+    def posterior(self, noised: Tensor, state: Tensor, at: Transition) -> Any:
+        """The law of x_s given x_t and x_0."""
+
+    @property
+    @abstractmethod
+    def event(self) -> tuple[str, ...]:
+        """Names of the axes of a state after the case."""
+
+    @property
+    def space(self) -> tuple[str, ...]:
+        """Names of the spatial axes."""
+        return tuple(name for name in self.event if name != "channel")
+
+    def num_particles(self, *, training: bool) -> int:
+        """Steps of every case in one run of the fast form."""
+        return 1 if training else self.bound_steps
+
+    def settings(self) -> str:
+        """What a resumed run must share."""
+        return (
+            f"{type(self).__name__}(num_steps={self.num_steps}, schedule={self.schedule!r}, "
+            f"hardening={self.hardening:g}, form={self.form!r})"
+        )
+
+    def at(self, later: Tensor | int, earlier: Tensor | int) -> Transition:
+        """The shares of signal of two steps, float64."""
+        device = self.kept.device
+        steps = (torch.as_tensor(step, device=device) for step in (later, earlier))
+        return Transition(*(self.kept[step] for step in steps))
+
+    def grid(self, num_steps: int | None = None) -> list[tuple[int, int]]:
+        """Pairs of later and earlier steps from T down to 0, evenly spaced.
+
+        Args:
+            num_steps: How many pairs; None for all T.
+
+        Raises:
+            ValueError: If there are fewer steps than that.
+        """
+        number = self.num_steps if num_steps is None else num_steps
+        if not 1 <= number <= self.num_steps:
+            raise ValueError(
+                f"sampling_steps must be from 1 to num_steps, {self.num_steps}, got {number}; "
+                "sample with fewer steps, or train a longer chain"
+            )
+        places = torch.linspace(self.num_steps, 0, number + 1).round().long().tolist()
+        return list(zip(places[:-1], places[1:], strict=True))
+
+    def steps_of(self, shape: Sequence[int], device: Any) -> StepsOfBatch:
+        """Random steps of a batch, for the fast form."""
+        return StepsOfBatch(self.num_steps, shape, device)
+
+
+def over_space(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers (..., case) in the shape that broadcasts against a map (..., case, *event)."""
+    return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
+
+
+def uniform_classes(shape: Sequence[int], num_classes: int, device: Any) -> Any:
+    """Independent uniform classes, batch dims ``shape``."""
+    return dist.Categorical(logits=torch.zeros(*shape, num_classes, device=device))

@@ -1,0 +1,99 @@
+"""Normal noise on masks whose classes are numbers -1 and +1.
+
+    x_t | x_0  ~  Normal(sqrt(kept_t) x_0, 1 - kept_t)
+
+A mask of two classes is one channel, -1 in the first class and +1 in the second; of K > 2 classes
+K channels, +1 in the pixel's class and -1 in the others.
+
+Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020 (eqs. 4, 7).
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ppl_med.axes import SPACE
+from ppl_med.checks import choice, whole
+from ppl_med.programs.noising.chain import Chain, Form, Transition, over_space
+from ppl_med.programs.noising.schedules import Schedule
+
+
+class GaussianNoise(Chain):
+    """The process over masks of K classes; a state is a map of numbers (case, channel, *space).
+
+    Args:
+        num_classes: K.
+        num_steps: T.
+        schedule: Of the kept share, see ``signal_kept``.
+        hardening: See ``signal_kept``.
+        form: See ``Chain``.
+        bound_steps: See ``Chain``.
+        spatial_dims: 2 for images, 3 for volumes.
+
+    Attributes:
+        num_channels: Channels of a state.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_steps: int,
+        schedule: Schedule = "cosine",
+        hardening: float = 1.0,
+        form: Form = "fast",
+        bound_steps: int = 1,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__(num_steps, schedule, hardening, form, bound_steps)
+        self.num_classes = whole("num_classes", num_classes, 2)
+        self.num_channels = 1 if num_classes == 2 else num_classes
+        self.spatial_dims = choice("spatial_dims", spatial_dims, SPACE)
+
+    @property
+    def event(self) -> tuple[str, ...]:
+        """Channel and the spatial axes."""
+        return ("channel", *SPACE[self.spatial_dims])
+
+    def encode(self, mask: Tensor) -> Tensor:
+        """Classes as numbers -1 and +1, dims (case, channel, *space)."""
+        if self.num_channels == 1:
+            return (2 * mask.float() - 1).unsqueeze(1)
+        return (2 * one_hot(mask.long(), self.num_classes).float() - 1).movedim(-1, 1)
+
+    def start(self, image: Tensor) -> Any:
+        """Standard normals."""
+        shape = (len(image), self.num_channels, *image.shape[2:])
+        return self._law(torch.zeros(shape, device=image.device), torch.ones((), device=image.device))
+
+    def noised(self, state: Tensor, kept: Tensor) -> Any:
+        """The law of x_t given x_0."""
+        kept = over_space(kept, state).float()
+        return self._law(kept.sqrt() * state, (1 - kept).sqrt())
+
+    def posterior(self, noised: Tensor, state: Tensor, at: Transition) -> Any:
+        """The law of x_s given x_t and x_0, whose variance is the least that a reverse step has."""
+        scale = self.least_variance(at).sqrt()
+        return self._law(self.mean(noised, state, at), over_space(scale, noised).float())
+
+    def mean(self, noised: Tensor, state: Tensor, at: Transition) -> Tensor:
+        """Mean of x_s given x_t and x_0, dims as x_t."""
+        beta, rest = 1 - at.between, 1 - at.later
+        of_state = at.earlier.sqrt() * beta / rest
+        of_noised = at.between.sqrt() * (1 - at.earlier) / rest
+        return over_space(of_state, noised).float() * state + (
+            over_space(of_noised, noised).float() * noised
+        )
+
+    def least_variance(self, at: Transition) -> Tensor:
+        """Variance of x_s given x_t and x_0: right where x_0 is known, dims as the steps."""
+        return (1 - at.earlier) / (1 - at.later) * (1 - at.between)
+
+    def most_variance(self, at: Transition) -> Tensor:
+        """Variance of x_t given x_s: right where x_0 is standard normal, dims as the steps."""
+        return 1 - at.between
+
+    def _law(self, mean: Tensor, scale: Tensor) -> Any:
+        return dist.Normal(mean, scale.expand_as(mean)).to_event(1 + self.spatial_dims)
