@@ -17,23 +17,28 @@ from ppl_med.inference import (
     Ensemble,
     FromPrior,
     Geco,
+    Guides,
     ImportanceWeighted,
+    Noising,
     PointEstimate,
     warm_up,
 )
 from ppl_med.models import (
     BayesianSegmenter,
+    CategoricalDiffusion,
+    GaussianDiffusion,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
     MultiHeadUNet,
     ProbabilisticUNet,
     StochasticSegmentationNetwork,
 )
-from ppl_med.networks import UNet, hierarchical_unet, unet
+from ppl_med.networks import DenoisingUNet, UNet, hierarchical_unet, unet
 
 Name = Literal[
-    "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical"
-]
+    "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
+    "categorical_diffusion", "gaussian_diffusion",
+]  # fmt: skip
 Program = tuple[Any, Any, dict[str, Any]]
 
 
@@ -79,6 +84,16 @@ class ModelOptions:
     """Draws in the bounds of iwae and of ssn."""
     members: int = 4
     """Members of the ensemble; the paper has 16."""
+    chain_steps: int = 25
+    """Steps of the chain of a diffusion model."""
+    sampling_steps: int | None = None
+    """Steps in which its masks are drawn; all by default."""
+    hardening: float = 0.3
+    """Factor on the signal in its schedule: less for larger regions."""
+    patch: int = 1
+    """Pixels along each axis that one position of its U-Net stands for."""
+    diffusion_channels: tuple[int, ...] = (16, 32, 32)
+    """Channels of its U-Net by scale, the finest first; multiples of 8."""
     seed: int = 0
     """Seed of start values, data order, augmentation and draws."""
     device: str | None = None
@@ -93,6 +108,7 @@ class ModelOptions:
         self.channels, self.convolutions = (4, 6), 1
         self.steps, self.batch_size, self.draws = 4, 8, 4
         self.particles, self.members = 2, 2
+        self.chain_steps, self.sampling_steps, self.diffusion_channels = 4, None, (8, 8)
 
     @property
     def rate(self) -> float:
@@ -139,6 +155,8 @@ def _build(
         return ssn, FromPrior("z", "noise"), {"objective": ImportanceWeighted(options.particles)}
     if name == "hierarchical":
         return _hierarchical(options, start, sizes, size)
+    if name in ("categorical_diffusion", "gaussian_diffusion"):
+        return _diffusion(name, options, in_channels, classes)
     model: ProbabilisticUNet | ImageToImageVAE
     if name == "prob_unet":
         model = ProbabilisticUNet(**start, **sizes, prior_components=options.prior_components)
@@ -146,6 +164,34 @@ def _build(
         model = ImageToImageVAE(**start, **sizes)
     guide = ConditionalNormal(model.posterior_net(), observation="mask")
     return model, guide, _objective(options, "elbo", size)
+
+
+def _diffusion(
+    name: str, options: ModelOptions, in_channels: int, classes: list[str]
+) -> Program:
+    """A chain of masks out of noise, with one value for every weight."""
+    number = len(classes)
+    chain = {
+        "num_steps": options.chain_steps,
+        "sampling_steps": options.sampling_steps,
+        "hardening": options.hardening,
+    }
+    channels = options.diffusion_channels
+    branch = [max(8, width // 2) for width in channels]
+
+    def net(noised: int, outputs: int) -> DenoisingUNet:
+        return DenoisingUNet(
+            in_channels, noised, outputs, channels, branch, patch=options.patch
+        )
+
+    model: CategoricalDiffusion | GaussianDiffusion
+    if name == "categorical_diffusion":
+        model = CategoricalDiffusion(net(number, number), classes, **chain)
+    else:
+        noised = 1 if number == 2 else number
+        model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
+    guide = Guides(PointEstimate(model, use_prior=False), Noising(model.noising))
+    return model, guide, {}
 
 
 def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> dict[str, Any]:
