@@ -126,6 +126,8 @@ def predict(
         DataTree with the groups ``posterior`` (likelihood parameters such as ``probs``, local
         latents, ``weight_norm`` per layer), ``posterior_predictive``, ``log_likelihood`` and
         ``observed_data`` where observations were given, ``constant_data`` where there is metadata.
+        Of a model whose density of an observation is known by a bound alone, as of a diffusion,
+        ``evidence_bound`` in the place of ``log_likelihood``: nats, one estimate a draw.
         Of a model that generates what its guide reads, such as the image, ``log_prior`` and
         ``log_guide``: densities of the latents of every case, nats. ``pyro.deterministic`` sites of
         every case (``event_dim`` given, in the plate of cases) stand in ``posterior``.
@@ -323,6 +325,9 @@ class _Run:
                             trace = sampler.run(values, draw, sampler.bare(given), at)
                         offset = int(at[0]) - start
                         self.builder.record(chunk, trace, observed, chain, draw, offset)
+                        if self.builder.bounded and self.builder.group == "posterior":
+                            bounds = sampler.bounds(values, draw, given, observed, at)
+                            self.builder.record_bounds(chunk, bounds, (chain, draw, offset))
                         self.kept.record(self.builder, chunk, (chain, draw, offset), len(at))
                         if bar is not None:
                             bar.update()

@@ -13,7 +13,8 @@ so the net says what the image and the other pixels tell; what the pixel itself 
 
 Sites and their dimensions: weights (weight); x<t> (case, row, col), integer classes, not stored;
 mask (case, row, col) or (case, depth, row, col), integer in 0..K-1. Training by one random step
-(``form="fast"``) has x<T>, at_step, noised, earlier and mask; see ``ppl_med.programs.noising.chain``.
+(``form="fast"``) has x<T>, at_step, noised, earlier and mask, see
+``ppl_med.programs.noising.chain``.
 
 Guide: ``Guides(weight_guide, Noising(model.noising))``. Only a bound of the log-density of a mask
 is known: ``predict`` stores that as ``evidence_bound/mask``, and no log-likelihood.

@@ -28,6 +28,22 @@ from ppl_med.weights import Prior, RandomWeights, Where
 Net = Callable[..., Tensor]
 
 
+class WholeMask(Categorical):
+    """A class for every pixel: what is missing cannot be noised."""
+
+    def check_value(self, value: Tensor) -> None:
+        """Raise a ``ValueError`` where pixels have no class; a grader may lack a whole mask."""
+        axes = len(self.event)
+        missing = (value < 0).flatten(-axes)
+        absent = missing.all(-1, keepdim=True) if value.dim() > axes + 1 else False
+        if bool((missing & ~torch.as_tensor(absent)).any()):
+            raise ValueError(
+                f"{self.site} holds -1, pixels that were not annotated, but a diffusion takes "
+                f"every pixel through its chain; give each a class from 0 to "
+                f"{len(self.classes) - 1}, or leave such cases out"
+            )
+
+
 class DenoisingChain(nn.Module, ABC):
     """The joint p(mask, x_1, ..., x_T, weights | image); a subclass says what a reverse step is.
 
@@ -57,7 +73,7 @@ class DenoisingChain(nn.Module, ABC):
         noising.grid(sampling_steps)
         self.network, self.noising = RandomWeights(net, prior, where), noising
         self.num_outputs, self.sampling_steps = num_outputs, sampling_steps
-        self.likelihood = Categorical(classes, noising.space, site="mask")
+        self.likelihood = WholeMask(classes, noising.space, site="mask")
         self.coords = {"class": list(classes)}
 
     @abstractmethod
@@ -89,7 +105,6 @@ class DenoisingChain(nn.Module, ABC):
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
         """
-        self._check_mask(mask)
         slow = self.noising.form == "slow"
         net = self.network.drawn(len(image))
         with pyro.plate("case", num_cases or len(image), subsample=image):
@@ -158,11 +173,3 @@ class DenoisingChain(nn.Module, ABC):
                 f"a net of {shown.shape[cut]} noised channels and {self.num_outputs} outputs"
             )
         return output.float().view(*lead, *output.shape[1:])
-
-    def _check_mask(self, mask: Tensor | None) -> None:
-        number = len(self.likelihood.classes)
-        if mask is not None and self.training and (low := mask.min()) < 0:
-            raise ValueError(
-                f"mask holds {int(low)}, not annotated, but every pixel goes through the chain; "
-                f"give classes 0 to {number - 1}, or leave such cases out"
-            )

@@ -1,11 +1,11 @@
-"""Gaussian diffusion: masks as numbers -1 and +1 out of normal noise, the weights of the net random.
+"""Gaussian diffusion: masks as numbers -1 and +1 out of normal noise, the net's weights random.
 
 Program, for a case with image x and T steps:
 
-    weights             ~  prior                                             one vector for all cases
-    x_T                 ~  Normal(0, 1)                                      every pixel
-    x_(t-1) | x_t, x    ~  Normal(a_t m + b_t x_t, v_t)                      t = T, ..., 2
-    mask | x_1, x       ~  Categorical(softmax(c m))                         c > 0 is learnt
+    weights             ~  prior                               one vector for all cases
+    x_T                 ~  Normal(0, 1)                        every pixel
+    x_(t-1) | x_t, x    ~  Normal(a_t m + b_t x_t, v_t)        t = T, ..., 2
+    mask | x_1, x       ~  Categorical(softmax(c m))           c > 0 is learnt
 
 where m = m(x, x_t, t; weights) is the net's mean of x_0, a_t and b_t make the posterior mean of the
 noising process out of it, and the variance lies between the posterior's and the process's own,
@@ -15,8 +15,8 @@ noising process out of it, and the variance lies between the posterior's and the
 u in (0, 1) a second output of the net. With ``variance="least"`` it is the smaller one, which costs
 about a nat a pixel at 25 steps where a pixel's own law is a normal; with "most" the larger.
 
-Sites and their dimensions: weights (weight); x<t> (case, channel, row, col), not stored; mask (case,
-row, col) or (case, depth, row, col), integer in 0..K-1. Training by one random step as in
+Sites and their dimensions: weights (weight); x<t> (case, channel, row, col), not stored; mask
+(case, row, col) or (case, depth, row, col), integer in 0..K-1. Training by one random step as in
 ``ppl_med.programs.noising.chain``.
 
 Guide: ``Guides(weight_guide, Noising(model.noising))``. Only a bound of the log-density of a mask
@@ -143,4 +143,6 @@ class GaussianDiffusion(DenoisingChain):
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.noising.num_channels
         axis = -1 - self.noising.spatial_dims
-        return output.narrow(axis, 0, channels), output.narrow(axis, output.shape[axis] - channels, channels)
+        return output.narrow(axis, 0, channels), output.narrow(
+            axis, output.shape[axis] - channels, channels
+        )

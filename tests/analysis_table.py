@@ -533,6 +533,14 @@ def box_rows() -> dict[str, Analysis]:
     return rows | {"detection.reader_spread": spread, "detection.objects": joined}
 
 
+def bound_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Bounds of the log-density in two chains of three draws, as of a diffusion."""
+    bound = np.random.default_rng(1).normal(-40, 5, (2, 3, number))
+    group = xr.Dataset({"mask": ((*SAMPLES, "case"), bound)}, coords=ids(number, prefix))
+    return xr.DataTree.from_dict({"/evidence_bound": group})
+
+
+BOUNDS = Kind(bound_tree, "evidence_bound/mask", rows=False)
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")
@@ -666,6 +674,9 @@ ANALYSES: dict[str, Analysis] = {
         scoring.elpd_heldout, PIXELS, unknown=("elpd", "elpd_mcse")
     ),
     "scoring.elpd_heldout/numbers": Analysis(scoring.elpd_heldout, NUMBERS, unknown=("elpd",)),
+    "scoring.evidence_bound": Analysis(
+        scoring.evidence_bound, BOUNDS, unknown=("bound", "bound_mcse")
+    ),
     "scoring.elpd_loo": Analysis(left_out_in_turn, MANY_LABELS),
     "scoring.crps": Analysis(
         lambda tree: scoring.crps(tree, distribution="normal"),

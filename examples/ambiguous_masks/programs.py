@@ -166,9 +166,7 @@ def _build(
     return model, guide, _objective(options, "elbo", size)
 
 
-def _diffusion(
-    name: str, options: ModelOptions, in_channels: int, classes: list[str]
-) -> Program:
+def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list[str]) -> Program:
     """A chain of masks out of noise, with one value for every weight."""
     number = len(classes)
     chain = {
@@ -180,9 +178,7 @@ def _diffusion(
     branch = [max(8, width // 2) for width in channels]
 
     def net(noised: int, outputs: int) -> DenoisingUNet:
-        return DenoisingUNet(
-            in_channels, noised, outputs, channels, branch, patch=options.patch
-        )
+        return DenoisingUNet(in_channels, noised, outputs, channels, branch, patch=options.patch)
 
     model: CategoricalDiffusion | GaussianDiffusion
     if name == "categorical_diffusion":

@@ -22,7 +22,7 @@ from ppl_med.inference.guides.stock import check_stock_guide
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
 from ppl_med.likelihoods import log_prob_in_double, stored_parameters
 from ppl_med.programs import protocol
-from ppl_med.programs.elbo import latent_faults
+from ppl_med.programs.elbo import bound_by_case, latent_faults
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
 from ppl_med.programs.sites import (
@@ -200,6 +200,50 @@ class PosteriorSampler:
         for name in proposed.keys() & nodes.keys():
             nodes[name]["proposal"] = proposed[name]["fn"]
         return trace
+
+    def bounds(
+        self,
+        values: Globals,
+        draw: int,
+        inputs: Inputs,
+        observations: Globals,
+        cases: NDArray[np.integer],
+    ) -> Globals:
+        """Of every observed site the ELBO of each case under given global latents, nats.
+
+        Observations are as ``observations`` gives them: dims (case,) of a bound, or (grader, case),
+        NaN for graders who did not look at the case.
+        """
+        found = {}
+        for name, given in observations.items():
+            by_graders = has_graders(inputs) and name == "mask"
+            parts = [
+                self._bound(values, draw, {**self.bare(inputs), name: one}, cases)
+                for one in (given if by_graders else given[None])
+            ]
+            found[name] = torch.stack(parts) if by_graders else parts[0]
+        return found
+
+    def _bound(
+        self, values: Globals, draw: int, inputs: Inputs, cases: NDArray[np.integer]
+    ) -> Tensor:
+        keys = (self.seed, self.chain, draw)
+        unseen = torch.zeros(len(cases), dtype=torch.bool)
+        inputs = dict(inputs)
+        for name in self.observed.keys() & inputs.keys() - self.generated:
+            missing = (inputs[name] < 0).flatten(1).all(1) if name in self.discrete else None
+            if missing is not None:
+                unseen = missing.cpu()
+                shaped = missing.view(-1, *[1] * (inputs[name].dim() - 1))
+                inputs[name] = inputs[name].masked_fill(shaped, 0)
+        with torch_restored(), private_store():
+            seed_torch(derive_seed(*keys, int(cases[0])))
+            with _Substitute(values, keys, cases):
+                guide_trace = _trace(self.guide, inputs)
+            local = {n: s["value"] for n, s in sample_sites(guide_trace).items() if is_local(s)}
+            with _Substitute(values | local, keys, cases):
+                model_trace = _trace(self.model, inputs)
+        return bound_by_case(model_trace, guide_trace).cpu().masked_fill(unseen, torch.nan)
 
     def observations(self, inputs: Inputs, cases: NDArray[np.integer]) -> Globals:
         """What a batch's observed sites condition on, in the site's layout.

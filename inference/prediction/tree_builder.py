@@ -121,6 +121,7 @@ class TreeBuilder:
         self.generates = bool(sampler.generated) and sampler.guide_has_local
         if self.generates:
             self.attrs["given_itself"] = ", ".join(self.local)
+        self.bounded = protocol.evidence_bound(model)
         self.coords = sampler.class_names | protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
@@ -207,7 +208,7 @@ class TreeBuilder:
                 self._record_prediction(chunk, name, node, names, where)
             front = int(self.by_graders and name == "mask" and name in observations)
             check_densities({name: node}, observations, front)
-            if name in observations and self.group == "posterior":
+            if name in observations and self.group == "posterior" and not self.bounded:
                 log_prob = log_prob_in_double(fn, observations[name])
                 if self.by_graders and name == "mask":
                     absent = (observations[name] < 0).flatten(2).all(2)
@@ -227,6 +228,15 @@ class TreeBuilder:
             for name, prior, guide in local_densities(trace, self.local):
                 self.put(chunk, ("log_prior", name), ["case"], prior, where)
                 self.put(chunk, ("log_guide", name), ["case"], guide, where)
+
+    def record_bounds(
+        self, chunk: Chunk, bounds: Mapping[str, Tensor], where: tuple[int, int, int]
+    ) -> None:
+        """Store bounds of log-densities where these are not known, in a group of their own."""
+        attrs = {**self.attrs, "units": "nats", "note": "one estimate of a lower bound a draw"}
+        for name, bound in bounds.items():
+            dims = self._observation_dims(name)[: bound.dim()]
+            self.put(chunk, ("evidence_bound", name), dims, bound, where, attrs)
 
     def _record_prediction(
         self, chunk: Chunk, name: str, node: Any, names: list[str], where: tuple[int, int, int]

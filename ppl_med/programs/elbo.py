@@ -24,6 +24,7 @@ from ppl_med.programs.protocol import left_to_prior
 from ppl_med.programs.sites import (
     Program,
     argument_names,
+    case_dim,
     check_densities,
     is_local,
     sample_sites,
@@ -131,7 +132,36 @@ def latent_faults(
             )
 
 
+def bound_by_case(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+    """The ELBO of every case given the latents that all cases share, dims (case,), in nats.
+
+    Args:
+        model_trace: Of a model that was replayed with the guide's draws and conditioned.
+        guide_trace: Of the guide.
+    """
+    sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
+    total: Tensor | float = 0.0
+    for name, site in sites.items():
+        if not is_local(site):
+            continue
+        if site["is_observed"]:
+            term = scaled(site["fn"].log_prob(site["value"]), site)
+        elif name in proposed:
+            term = -_divergence(name, proposed[name], site)
+        else:
+            continue  # it follows the prior
+        by_case = term.movedim(case_dim(site), 0)
+        total = total + by_case.reshape(len(by_case), -1).double().sum(1)
+    assert isinstance(total, Tensor)
+    return total
+
+
 def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
+    return _divergence(name, q, p).sum()
+
+
+def _divergence(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
+    """KL of a site, or its one-draw estimate, with the scale of its plates, dims as the plates."""
     if isinstance(q["scale"], float | int) and q["scale"] != p["scale"]:
         raise ValueError(
             f"site {name!r}: the guide scales its log-density by {q['scale']}, the model by "
@@ -145,11 +175,11 @@ def _site_kl(name: str, q: dict[str, Any], p: dict[str, Any]) -> Tensor:
                 "fit needs rsample: marginalise the site or propose a continuous relaxation"
             )
         with contextlib.suppress(NotImplementedError):
-            return scaled(kl_divergence(q_fn, p_fn), p).sum()
+            return scaled(kl_divergence(q_fn, p_fn), p)
     value = q["value"]
     if not isinstance(value, Tensor):  # drawn only where a layer uses it, see LazyWeights
         value = q_fn.shared_draw()
-    return (scaled(q_fn.log_prob(value), q) - scaled(p_fn.log_prob(value), p)).sum()
+    return scaled(q_fn.log_prob(value), q) - scaled(p_fn.log_prob(value), p)
 
 
 def _bare(fn: Any) -> Any:

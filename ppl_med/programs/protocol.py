@@ -15,6 +15,7 @@ Attribute            Of                  Meaning
 ``training_inputs``  model               Arguments without a site: of factors, or of another's site.
 ``told_by_image``    model               Local latents that generate the image.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
+``evidence_bound``   model               Whether only a bound of its log-density is known.
 ``training_loss``    part of a model     What is trained in the place of a log-density.
 ``no_density``       part of a model     Whether its log-density at prediction is that loss, too.
 ``settings``         part of a model     What a resumed run must share.
@@ -179,6 +180,11 @@ def of_member(model: Any, member: Any) -> Any:
     """
     view = getattr(model, "of_member", None)
     return member if view is None else view(member)
+
+
+def evidence_bound(model: Any) -> bool:
+    """Whether only a bound of the log-density of an observation is known, by model and guide."""
+    return bool(getattr(model, "evidence_bound", False))
 
 
 def network_name(model: Any) -> str | None:

@@ -17,7 +17,7 @@ from ppl_med.analysis.tree import (
     check_disjoint,
     count_left_out,
     find_group,
-    open_log_likelihood,
+    needed_log_likelihood,
     other_samples,
 )
 from ppl_med.axes import SAMPLES
@@ -42,11 +42,7 @@ def leave_one_out_weights(
         ValueError: No log-likelihood, one of held-out cases or of cases in another order, draws
             that all agree, or k too large.
     """
-    opened = open_log_likelihood(training)
-    if opened is None:
-        raise ValueError(
-            "training has no log_likelihood; call predict on the training cases with labels."
-        )
+    opened = needed_log_likelihood(training, name="training")
     kind = training.attrs.get("log_likelihood_of")
     if kind != "training":
         raise ValueError(

@@ -10,6 +10,7 @@ overlaps           overlap                           Dice and IoU per class and 
 entry_maps         entry_scores, confusion           per case or pixel; IoU from counts
 confidence_bins    reliability                       confidence against accuracy, bin by bin
 log_scores         elpd_heldout                      log density of held-out cases
+density_bounds     evidence_bound                    lower bound of it, where it is not known
 left_out_cases     elpd_loo                          of training cases, each left out in turn
 draw_scores        crps, energy                      of predicted numbers
 quantile_scores    quantile_score, interval_score    of predicted numbers
@@ -20,6 +21,7 @@ More measures of calibration stand in `ppl_med.analysis.calibration`.
 from ppl_med.analysis.scoring.brier_parts import brier_decomposition
 from ppl_med.analysis.scoring.class_scores import score
 from ppl_med.analysis.scoring.confidence_bins import reliability
+from ppl_med.analysis.scoring.density_bounds import evidence_bound
 from ppl_med.analysis.scoring.draw_scores import crps, energy
 from ppl_med.analysis.scoring.entry_maps import confusion, entry_scores, mean_iou
 from ppl_med.analysis.scoring.left_out_cases import elpd_loo
@@ -39,6 +41,7 @@ __all__ = [
     "elpd_loo",
     "energy",
     "entry_scores",
+    "evidence_bound",
     "interval_score",
     "mean_iou",
     "operating_point",

@@ -3,7 +3,7 @@
 import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.tree import Posterior, count_left_out, open_log_likelihood
+from ppl_med.analysis.tree import Posterior, count_left_out, needed_log_likelihood
 
 
 def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
@@ -30,9 +30,7 @@ def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
 
     Source: Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017.
     """
-    likelihood = open_log_likelihood(tree, site)
-    if likelihood is None:
-        raise ValueError("tree has no log_likelihood; call predict on batches with observations.")
+    likelihood = needed_log_likelihood(tree, site)
     kind = tree.attrs.get("log_likelihood_of")
     if kind != "training":
         raise ValueError(

@@ -7,7 +7,13 @@ import xarray as xr
 from scipy.special import logsumexp
 
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.tree import Posterior, count_left_out, join_blocks, open_log_likelihood
+from ppl_med.analysis.tree import (
+    Posterior,
+    count_left_out,
+    join_blocks,
+    needed_log_likelihood,
+    open_log_likelihood,
+)
 from ppl_med.axes import SAMPLES
 
 
@@ -34,12 +40,7 @@ def elpd_heldout(tree: Posterior, site: str | None = None, *, mcse: bool = True)
 
     Source: Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017, equations 1 to 4.
     """
-    likelihood = open_log_likelihood(tree, site)
-    if likelihood is None:
-        raise ValueError(
-            "tree has no log_likelihood; call predict on batches that hold observations, and "
-            "pass the tree it returns."
-        )
+    likelihood = needed_log_likelihood(tree, site)
     kind = tree.attrs.get("log_likelihood_of")
     if kind == "training":
         raise ValueError(

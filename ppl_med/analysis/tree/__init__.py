@@ -63,7 +63,11 @@ from ppl_med.analysis.tree.graders import (
 from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
 from ppl_med.analysis.tree.layers import functions_of, mean_features, open_layers
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
-from ppl_med.analysis.tree.likelihoods import LogLikelihood, open_log_likelihood
+from ppl_med.analysis.tree.likelihoods import (
+    LogLikelihood,
+    needed_log_likelihood,
+    open_log_likelihood,
+)
 from ppl_med.analysis.tree.masks import (
     ClassList,
     Draws,
@@ -117,6 +121,7 @@ __all__ = [
     "known",
     "mean_features",
     "metadata_groups",
+    "needed_log_likelihood",
     "observed_boxes",
     "open_annotations",
     "open_augmented",

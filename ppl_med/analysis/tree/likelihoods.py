@@ -56,6 +56,35 @@ class LogLikelihood:
         return array if self.seen is None or seen.all() else array.where(seen)
 
 
+def needed_log_likelihood(
+    tree: object, site: str | None = None, name: str = "tree"
+) -> LogLikelihood:
+    """As `open_log_likelihood`, for analyses that cannot do without.
+
+    Args:
+        tree: A tree, called `name` in messages.
+        site: Name of the observed site; None takes label or mask, or the only one.
+        name: Of the argument.
+
+    Raises:
+        ValueError: As there; or there is none, or only a bound of it.
+    """
+    found = open_log_likelihood(tree, site)
+    if found is not None:
+        return found
+    if isinstance(tree, xr.DataTree) and "evidence_bound" in tree:
+        raise ValueError(
+            f"{name} holds no log_likelihood but lower bounds of it, in the group evidence_bound: "
+            "scores and comparisons of densities are not known. Read the bound by "
+            "analysis.scoring.evidence_bound, and score predictions themselves, masks by "
+            "analysis.segmentation."
+        )
+    raise ValueError(
+        f"{name} has no log_likelihood; call predict on batches that hold observations, and "
+        "pass the tree it returns."
+    )
+
+
 def open_log_likelihood(
     tree: object, site: str | None = None, *, copies: bool = False
 ) -> LogLikelihood | None:

@@ -10,7 +10,6 @@ models", ICCV 2023.
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -93,7 +92,7 @@ class CategoricalNoise(Chain):
         return self._law(self._from_later(noised, at) * earlier)
 
     def log_weight(self, noised: Tensor, kept: Tensor) -> Tensor:
-        """log q(x_t | x_0 = k) of every class k, dims (..., case, *space, class): what x_t says."""
+        """Log q(x_t | x_0 = k) of every class k, dims (..., case, *space, class): what x_t says."""
         return self._spread(self._onehot(noised), kept).clamp(min=TINY).log()
 
     def _onehot(self, state: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ The guide draws from the later state to the earlier one, so that both programs k
 say what x_(t-1) is, and the KL between them is the closed form of two given distributions.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -77,6 +78,14 @@ class StepsOfBatch(TorchDistribution):
         steps = (place * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
         return steps.view(shape)
 
+    def icdf(self, u: Tensor) -> Tensor:
+        """Steps of uniform numbers; those of one case, before the last axis, spread evenly."""
+        if u.dim() > 1:
+            place = torch.arange(len(u), device=u.device).view(-1, *[1] * (u.dim() - 1))
+            u = (place + u) / len(u)
+        steps = (u * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
+        return steps.to(self.device or u.device)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Minus log T, each."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
@@ -110,7 +119,9 @@ class Chain(nn.Module, ABC):
         bound_steps: int = 1,
     ) -> None:
         super().__init__()
-        whole("num_steps", num_steps, 2, fix="a chain has one state between noise and mask at least")
+        whole(
+            "num_steps", num_steps, 2, fix="a chain has one state between noise and mask at least"
+        )
         self.register_buffer("kept", signal_kept(num_steps, schedule, hardening), persistent=False)
         self.num_steps, self.schedule, self.hardening = num_steps, schedule, float(hardening)
         self.form = choice("form", form, get_args(Form))
@@ -175,7 +186,7 @@ class Chain(nn.Module, ABC):
                 "sample with fewer steps, or train a longer chain"
             )
         places = torch.linspace(self.num_steps, 0, number + 1).round().long().tolist()
-        return list(zip(places[:-1], places[1:], strict=True))
+        return list(itertools.pairwise(places))
 
     def steps_of(self, shape: Sequence[int], device: Any) -> StepsOfBatch:
         """Random steps of a batch, for the fast form."""

@@ -5,7 +5,8 @@
 A mask of two classes is one channel, -1 in the first class and +1 in the second; of K > 2 classes
 K channels, +1 in the pixel's class and -1 in the others.
 
-Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020 (eqs. 4, 7).
+Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020 (eqs. 4 and
+7).
 """
 
 from typing import Any
@@ -66,7 +67,9 @@ class GaussianNoise(Chain):
     def start(self, image: Tensor) -> Any:
         """Standard normals."""
         shape = (len(image), self.num_channels, *image.shape[2:])
-        return self._law(torch.zeros(shape, device=image.device), torch.ones((), device=image.device))
+        return self._law(
+            torch.zeros(shape, device=image.device), torch.ones((), device=image.device)
+        )
 
     def noised(self, state: Tensor, kept: Tensor) -> Any:
         """The law of x_t given x_0."""

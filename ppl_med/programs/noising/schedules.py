@@ -23,9 +23,7 @@ from ppl_med.checks import choice, positive, whole
 Schedule = Literal["cosine", "linear"]
 
 
-def signal_kept(
-    num_steps: int, schedule: Schedule = "cosine", hardening: float = 1.0
-) -> Tensor:
+def signal_kept(num_steps: int, schedule: Schedule = "cosine", hardening: float = 1.0) -> Tensor:
     """The share of the signal after 0, 1, ..., T steps.
 
     Args:

@@ -1,0 +1,63 @@
+"""Lower bounds of the log-density of observations, where the density itself is not known."""
+
+import numpy as np
+import xarray as xr
+
+from ppl_med.analysis.statistics import case_means, monte_carlo
+from ppl_med.analysis.tree import Posterior, count_left_out, find_group
+from ppl_med.analysis.tree.groups import check_predictive
+from ppl_med.axes import SAMPLES
+
+
+def evidence_bound(
+    tree: Posterior, site: str | None = None, groups: np.ndarray | None = None
+) -> xr.Dataset:
+    """Average the bound of a model whose density is known by a bound alone, as of a diffusion.
+
+    By Jensen's inequality the mean over draws of the weights is a bound, too. Bounds of two models
+    do not rank the models: the one with the lower bound may have the higher density.
+
+    Args:
+        tree: The tree of `predict` on cases with observations.
+        site: Name of the observed site; None takes the only one.
+        groups: What cases have in common (case), such as the patient, for the error of the mean.
+
+    Returns:
+        Dataset in nats: ``bound`` (case[, grader]) and ``bound_mcse``, its error from the number
+        of draws (NaN for one); ``bound_mean`` over cases, graders averaged first, with
+        ``bound_mean_se`` over cases or groups; ``bound_per_pixel``, the mean of the bound by the
+        number of pixels of a map, in nats per pixel. Attributes count the cases.
+
+    Raises:
+        ValueError: The tree holds no bounds, or of several sites and none is named.
+    """
+    group = find_group(tree, "evidence_bound")
+    known = sorted(map(str, group))
+    if not known:
+        raise ValueError(
+            "tree has no group evidence_bound: predict a diffusion model on batches that hold "
+            "masks; other models have a log_likelihood, see scoring.elpd_heldout"
+        )
+    if site not in (None, *known) or (site is None and len(known) > 1):
+        raise ValueError(f"site is {site!r}; evidence_bound holds {known}: name one.")
+    name = site or known[0]
+    array = group[name].astype(np.float64).load()
+    check_predictive(array, f"evidence_bound/{name}")
+    drawn = array.sizes["chain"] * array.sizes["draw"]
+    result = xr.Dataset({"bound": array.mean(SAMPLES)})
+    error = monte_carlo.standard_error(array)
+    result["bound_mcse"] = error if drawn > 1 else error * np.nan
+    per_case = case_means.case_means(result["bound"])
+    result["bound_mean"] = per_case.mean("case")
+    result["bound_mean_se"] = case_means.over_cases(per_case, groups)
+    for variable in result.data_vars.values():
+        variable.attrs["units"] = "nats"
+    observed = find_group(tree, "observed_data")
+    if name in observed:
+        space = [
+            size for dim, size in observed[name].sizes.items() if dim not in ("case", "grader")
+        ]
+        result["bound_per_pixel"] = result["bound_mean"] / np.prod(space, dtype=float)
+        result["bound_per_pixel"].attrs["units"] = "nats per pixel"
+    result.attrs.update(count_left_out(result["bound"]), mcse=monte_carlo.CAVEAT)
+    return result
