@@ -34,6 +34,7 @@ from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.guides.kept_draws import taken_draws
 from ppl_med.inference.loader_generators import loader_generators
 from ppl_med.inference.prediction.attributes import attributes
+from ppl_med.inference.prediction.case_densities import case_bounds
 from ppl_med.inference.prediction.kept_outputs import KeptOutputs, check_keep
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
@@ -326,7 +327,7 @@ class _Run:
                         offset = int(at[0]) - start
                         self.builder.record(chunk, trace, observed, chain, draw, offset)
                         if self.builder.bounded and self.builder.group == "posterior":
-                            bounds = sampler.bounds(values, draw, given, observed, at)
+                            bounds = case_bounds(sampler, values, draw, given, observed, at)
                             self.builder.record_bounds(chunk, bounds, (chain, draw, offset))
                         self.kept.record(self.builder, chunk, (chain, draw, offset), len(at))
                         if bar is not None:

@@ -3,7 +3,7 @@
 Draw s of chain c is one function: the same weights serve every case, patch and batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from ppl_med.inference.batches import has_graders
 from ppl_med.inference.guides.kept_draws import KeptDraws
 from ppl_med.inference.guides.stock import check_stock_guide
 from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
-from ppl_med.likelihoods import log_prob_in_double, stored_parameters
+from ppl_med.likelihoods import stored_parameters
 from ppl_med.programs import protocol
-from ppl_med.programs.elbo import bound_by_case, latent_faults
+from ppl_med.programs.elbo import latent_faults
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
 from ppl_med.programs.sites import (
@@ -45,7 +45,7 @@ Inputs = Mapping[str, Any]
 Globals = dict[str, Tensor]
 
 
-class _Substitute(Messenger):
+class Substitute(Messenger):
     """Give latent sites their values; draw the others by numbers that belong to the case."""
 
     def __init__(
@@ -92,9 +92,9 @@ class PosteriorSampler:
         self._as_given: bool | None = None
         with torch_restored(), torch.no_grad(), private_store():
             seed_torch(derive_seed(seed, chain))
-            trace = _trace(model, example)
+            trace = trace_of(model, example)
             check_stock_guide(guide)
-            proposed = {} if guide is None else sample_sites(_trace(guide, example))
+            proposed = {} if guide is None else sample_sites(trace_of(guide, example))
         check_stock_guide(guide)
         sites = sample_sites(trace)
         arguments = set(argument_names(model))
@@ -145,7 +145,7 @@ class PosteriorSampler:
         program = self.guide if self.guide is not None else self.model
         with torch_restored(), torch.no_grad(), private_store():
             seed_torch(derive_seed(self.seed, self.chain, draw))
-            sites = sample_sites(_trace(program, self.example))
+            sites = sample_sites(trace_of(program, self.example))
         chosen = self.globals if not self.guide_has_local else sites
         found = {name: site for name, site in sites.items() if name in chosen}
         return {name: site["value"] for name, site in found.items() if not is_local(site)}
@@ -185,12 +185,12 @@ class PosteriorSampler:
             # For what cannot be drawn case by case: the same for the same batch at least.
             seed_torch(derive_seed(*keys, int(cases[0]), *(() if salt is None else (salt,))))
             if self.guide_has_local and not set(self.local) <= values.keys():
-                with _Substitute(values, keys, cases):
-                    sites = sample_sites(_trace(self.guide, inputs))
+                with Substitute(values, keys, cases):
+                    sites = sample_sites(trace_of(self.guide, inputs))
                 proposed = {name: site for name, site in sites.items() if is_local(site)}
                 values = values | {name: site["value"] for name, site in proposed.items()}
-            with _Substitute(values, keys, cases):
-                trace = _trace(self.model, inputs)
+            with Substitute(values, keys, cases):
+                trace = trace_of(self.model, inputs)
             nodes: dict[str, Any] = trace.nodes
             for name in self.generated:
                 if is_stored(nodes[name]):
@@ -200,50 +200,6 @@ class PosteriorSampler:
         for name in proposed.keys() & nodes.keys():
             nodes[name]["proposal"] = proposed[name]["fn"]
         return trace
-
-    def bounds(
-        self,
-        values: Globals,
-        draw: int,
-        inputs: Inputs,
-        observations: Globals,
-        cases: NDArray[np.integer],
-    ) -> Globals:
-        """Of every observed site the ELBO of each case under given global latents, nats.
-
-        Observations are as ``observations`` gives them: dims (case,) of a bound, or (grader, case),
-        NaN for graders who did not look at the case.
-        """
-        found = {}
-        for name, given in observations.items():
-            by_graders = has_graders(inputs) and name == "mask"
-            parts = [
-                self._bound(values, draw, {**self.bare(inputs), name: one}, cases)
-                for one in (given if by_graders else given[None])
-            ]
-            found[name] = torch.stack(parts) if by_graders else parts[0]
-        return found
-
-    def _bound(
-        self, values: Globals, draw: int, inputs: Inputs, cases: NDArray[np.integer]
-    ) -> Tensor:
-        keys = (self.seed, self.chain, draw)
-        unseen = torch.zeros(len(cases), dtype=torch.bool)
-        inputs = dict(inputs)
-        for name in self.observed.keys() & inputs.keys() - self.generated:
-            missing = (inputs[name] < 0).flatten(1).all(1) if name in self.discrete else None
-            if missing is not None:
-                unseen = missing.cpu()
-                shaped = missing.view(-1, *[1] * (inputs[name].dim() - 1))
-                inputs[name] = inputs[name].masked_fill(shaped, 0)
-        with torch_restored(), private_store():
-            seed_torch(derive_seed(*keys, int(cases[0])))
-            with _Substitute(values, keys, cases):
-                guide_trace = _trace(self.guide, inputs)
-            local = {n: s["value"] for n, s in sample_sites(guide_trace).items() if is_local(s)}
-            with _Substitute(values | local, keys, cases):
-                model_trace = _trace(self.model, inputs)
-        return bound_by_case(model_trace, guide_trace).cpu().masked_fill(unseen, torch.nan)
 
     def observations(self, inputs: Inputs, cases: NDArray[np.integer]) -> Globals:
         """What a batch's observed sites condition on, in the site's layout.
@@ -341,22 +297,7 @@ def _same(taken: Tensor, given: Tensor) -> bool:
     )
 
 
-def local_densities(
-    trace: poutine.Trace, names: Sequence[str]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Of the latents of every case that a guide proposed: log p(z), log q(z), both (case,)."""
-    nodes: dict[str, Any] = dict(trace.nodes)
-    for name in names:
-        node = nodes[name]
-        if "proposal" in node:
-            prior, guide = (
-                log_prob_in_double(fn, node["value"]).double().movedim(case_dim(node), 0)
-                for fn in (node["fn"], node["proposal"])
-            )
-            prior, guide = (one.reshape(len(one), -1).sum(1) for one in (prior, guide))
-            yield name, prior, guide
-
-
-def _trace(program: Any, inputs: Inputs) -> poutine.Trace:
+def trace_of(program: Any, inputs: Inputs) -> poutine.Trace:
+    """One run of a program on a batch."""
     with pyro.validation_enabled(False):
-        return poutine.trace(program).get_trace(**inputs)
+        return poutine.trace(program).gettrace_of(**inputs)

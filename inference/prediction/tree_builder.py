@@ -17,12 +17,9 @@ from torch import Tensor
 
 from ppl_med.checks import present
 from ppl_med.inference.batches import has_graders
+from ppl_med.inference.prediction.case_densities import local_densities
 from ppl_med.inference.prediction.columns import as_column, column_dims, find_columns
-from ppl_med.inference.prediction.posterior_sampler import (
-    PosteriorSampler,
-    is_stored,
-    local_densities,
-)
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, is_stored
 from ppl_med.likelihoods import (
     in_double,
     log_prob_in_double,

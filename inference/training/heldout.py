@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_med.inference.batches import check_one_grader, first_batch
-from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, local_densities
+from ppl_med.inference.prediction.case_densities import local_densities
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import log_prob_in_double
 from ppl_med.programs.sites import (
     Program,
