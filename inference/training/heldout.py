@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_med.inference.batches import check_one_grader, first_batch
-from ppl_med.inference.prediction.case_densities import local_densities
+from ppl_med.inference.prediction.case_densities import case_bounds, local_densities
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import log_prob_in_double
 from ppl_med.programs.sites import (
@@ -28,6 +28,7 @@ def heldout_nll(
 ) -> float:
     """Mean over cases of -log of the mean over draws of the likelihood, in nats per case.
 
+    Of a model whose density is known by a bound alone, the mean of the bound over the draws.
     Where the guide reads what is scored, as that of a VAE reads the image, draws are weighed by
     prior over guide: the importance-weighted bound.
 
@@ -51,8 +52,18 @@ def heldout_nll(
         with torch.no_grad():
             seen = sampler.observations(inputs, positions)
             bare = sampler.bare(inputs)
-            logs = [_log_likelihood(sampler, draw, bare, seen, positions) for draw in range(draws)]
-        mixture = torch.stack(logs).logsumexp(0) - math.log(draws)
+            if protocol.evidence_bound(model):
+                each = [
+                    case_bounds(sampler, sampler.kept(draw), draw, inputs, seen, positions)
+                    for draw in range(draws)
+                ]
+                logs = torch.stack([bound for one in each for bound in one.values()])
+                mixture = logs.sum(0) / draws
+            else:
+                each_log = [
+                    _log_likelihood(sampler, draw, bare, seen, positions) for draw in range(draws)
+                ]
+                mixture = torch.stack(each_log).logsumexp(0) - math.log(draws)
         summed, cases = summed - float(mixture.sum()), cases + len(positions)
     return summed / cases
 
