@@ -12,6 +12,7 @@ from ppl_med.inference.batches import check_one_grader, first_batch
 from ppl_med.inference.prediction.case_densities import case_bounds, local_densities
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.likelihoods import log_prob_in_double
+from ppl_med.programs import protocol
 from ppl_med.programs.sites import (
     Program,
     batch_size,
