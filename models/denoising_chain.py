@@ -146,12 +146,13 @@ class DenoisingChain(nn.Module, ABC):
                 spread = process.start(image).expand(shape)
                 noised = pyro.sample("noised", spread, infer=names)
             output = self._output(net, context, noised, step)
-            with poutine.mask(mask=step > 1):
+            unfinished: Any = step > 1
+            with poutine.mask(mask=unfinished):
                 later = step.clamp(min=2)
                 law = self.reverse(output, noised, process.at(later, later - 1))
                 pyro.sample("earlier", law, infer=names)
             logits = self.read_mask(output, noised, process.kept[step])
-            with poutine.mask(mask=step == 1):
+            with poutine.mask(mask=~unfinished):
                 self.likelihood(logits, mask)
         return logits[0]
 

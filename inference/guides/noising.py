@@ -49,7 +49,8 @@ class Noising(ConditionalGuide):
                 spread = state.expand(particles, *state.shape)
                 law = process.noised(spread, process.kept[step])
                 noised = pyro.sample("noised", law, infer=names)
-            with poutine.mask(mask=step > 1):
-                later = step.clamp(min=2)  # the last step stands at the mask
-                law = process.posterior(noised, spread, process.at(later, later - 1))
+            unfinished: Any = step > 1  # of the others, the mask itself is scored
+            with poutine.mask(mask=unfinished):
+                after = step.clamp(min=2)
+                law = process.posterior(noised, spread, process.at(after, after - 1))
                 pyro.sample("earlier", law, infer=names)
