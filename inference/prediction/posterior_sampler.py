@@ -300,4 +300,4 @@ def _same(taken: Tensor, given: Tensor) -> bool:
 def trace_of(program: Any, inputs: Inputs) -> poutine.Trace:
     """One run of a program on a batch."""
     with pyro.validation_enabled(False):
-        return poutine.trace(program).gettrace_of(**inputs)
+        return poutine.trace(program).get_trace(**inputs)
