@@ -24,6 +24,7 @@ from ppl_med.inference.batches import as_loader, batch_spec
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
 from ppl_med.inference.training.callbacks import Callback
 from ppl_med.inference.training.history import join_histories
+from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.natural_gradient import VariationalOnlineNewton
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.training.precision import Precision, warn_if_slow
@@ -55,6 +56,7 @@ def fit(
     rate_warm_up: float = 0.0,
     clip_norm: float | None = None,
     accumulate: int = 1,
+    average: float | None = None,
     kl_weight: float | Schedule = 1.0,
     objective: Elbo | ImportanceWeighted | Geco | None = None,
     precision: Precision = "float32",
@@ -110,6 +112,12 @@ def fit(
             history gets ``gradient_norm``, before clipping, to choose it by.
         accumulate: Batches a step. The step is that of one batch as many times as large, with a
             draw of the weights for every batch; BatchNorm sees the small batches.
+        average: Decay of a moving average of the parameters, such as 0.999 (0.9999 in long runs),
+            which takes their place when the training ends (see ``training.moving_average``).
+            Validation, ``keep``, callbacks, and ``load`` from a checkpoint see it before. Of a
+            guide only locations are averaged: scales and other spreads are left as trained, which
+            the history's attributes list. Running statistics of norm layers are averaged as well.
+            None keeps the last parameters.
         kl_weight: Weight of the KL. 1 is the ELBO; less is a tempered posterior, which the history
             records. A function of the finished fraction gives a warm-up.
         objective: What is optimised: ``Elbo()`` by default; ``ImportanceWeighted(particles)``, a
@@ -176,6 +184,7 @@ def fit(
         rate_warm_up=rate_warm_up,
         clip_norm=clip_norm,
         accumulate=accumulate,
+        average=average,
         kl_weight=kl_weight,
         objective=objective,
         precision=precision,
@@ -211,14 +220,15 @@ def fit(
         held.callback(settings.callbacks.on_end)
         histories = trainer.run()
     history = join_histories(histories, ensemble=isinstance(guide, Ensemble))
-    return history.assign_attrs(_notes(pairs[0][0], settings))
+    return history.assign_attrs(_notes(trainer.members[0], settings))
 
 
-def _notes(model: Program, settings: Settings) -> dict[str, Any]:
+def _notes(member: Member, settings: Settings) -> dict[str, Any]:
     """What a history says of a run besides its figures."""
-    losses = protocol.training_losses(model)
+    losses, average = protocol.training_losses(member.model), member.average
     return {
         **({"training_loss": "; ".join(losses)} if losses else {}),
         **({"keep": settings.keep} if settings.keep != "last" else {}),
+        **({} if average is None else average.notes()),
         **({"precision": settings.precision} if settings.asked_precision == "auto" else {}),
     }

@@ -224,6 +224,7 @@ def test_a_step_of_fit_reads_nothing_however_it_is_made(monkeypatch: pytest.Monk
         [{"image": image, "label": label}] * 3,
         clip_norm=0.1,
         accumulate=2,
+        average=0.99,
         rate_warm_up=0.5,
         objective=Geco(0.5),
         learning_rate={"*features*": 0.0, "*weight": 1e-4, "*": 1e-3},

@@ -278,12 +278,14 @@ def everything() -> dict[str, Any]:
         "clip_norm": 0.5,
         "accumulate": 3,
         "rate_warm_up": 0.1,
+        "average": 0.9,
     }
 
 
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "best": lambda: {"validation": held_out(), "keep": "best"},
     "accumulated": lambda: {"accumulate": 3, "clip_norm": 0.5, "objective": Geco(0.5, rate=0.1)},
+    "averaged": lambda: {"average": 0.9, "accumulate": 2},
     "everything": everything,
     "ensemble": everything,
 }
@@ -327,7 +329,7 @@ def killed(at: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> 
     return False
 
 
-@pytest.mark.parametrize("scenario", ["accumulated", "ensemble"])
+@pytest.mark.parametrize("scenario", ["accumulated", "averaged", "ensemble"])
 def test_killed_and_resumed_equals_the_whole_run(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +352,7 @@ def test_killed_and_resumed_equals_the_whole_run(
     assert all(torch.equal(states[0], state) for state in states[1:])
 
 
-@pytest.mark.parametrize("scenario", ["accumulated", "ensemble"])
+@pytest.mark.parametrize("scenario", ["accumulated", "averaged", "ensemble"])
 def test_a_run_trained_further_equals_the_longer_run(scenario: str, tmp_path: Path) -> None:
     settings = SCENARIOS[scenario]()
     settings |= {"rate_warm_up": 0.0, "learning_rate": 0.1}
@@ -498,6 +500,8 @@ def refused(message: str, **options: Any) -> None:
         ({"rate_warm_up": 1.0}, r"rate_warm_up must be in \[0, 1\)"),
         ({"clip_norm": 0.0}, "clip_norm must be a finite number above 0"),
         ({"accumulate": 0}, "accumulate must be a whole number"),
+        ({"average": 1.0}, "average must be strictly between 0 and 1"),
+        ({"average": 0.0}, "average must be strictly between 0 and 1"),
         ({"callbacks": [3]}, "callbacks must be a list of functions"),
         ({"callbacks": print}, "callbacks must be a list of functions"),
         ({"precision": "half"}, "precision must be 'auto', 'float32' or 'bfloat16'"),

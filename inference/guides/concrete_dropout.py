@@ -31,6 +31,7 @@ from ppl_med.weights.estimators import mask_units
 
 
 class _LearntRatesPart(DropoutPart):
+    spread = ("raw_rates",)
     units: Tensor
 
     def __init__(

@@ -24,7 +24,7 @@ MEDIAN_DRAWS = 15
 class _Site(nn.Module):
     """A normal in unconstrained space, carried to the site's support."""
 
-    independent = True
+    independent, spread = True, ("raw_scale",)
 
     def __init__(self, node: dict[str, Any], init_scale: float) -> None:
         super().__init__()

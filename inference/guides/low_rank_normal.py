@@ -34,6 +34,8 @@ register_kl(dist.LowRankMultivariateNormal, FlatNormalByGroup)(learnt_kl)
 
 
 class _LowRankPart(WeightPart):
+    spread = ("raw_scale", "factor")
+
     def __init__(self, weights: RandomWeights, rank: int, init_scale: float) -> None:
         super().__init__(weights)
         start = weights.initial()

@@ -64,7 +64,7 @@ class _PerExampleNormal(FlatNormal):
 
 
 class _NormalPart(WeightPart):
-    independent = True
+    independent, spread = True, ("raw_scale",)
 
     def __init__(
         self,

@@ -100,6 +100,8 @@ register_kl(FlatRadial, FlatNormalByGroup)(learnt_kl)
 
 
 class _RadialPart(WeightPart):
+    spread = ("raw_scale",)
+
     def __init__(self, weights: RandomWeights, init_scale: float) -> None:
         super().__init__(weights)
         start = weights.initial()

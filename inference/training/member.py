@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro.poutine as poutine
@@ -36,10 +36,11 @@ class Member:
         history: Figures of the run so far.
         plateau: Factor on the learning rate that held-out scores ask for.
         best: State with the best held-out score so far, on the CPU; None where nobody asks.
-        last: State after the last epoch, where the programs were put back to the best one.
+        last: State after the last epoch, where the programs were put to another that is kept.
         told: Who of the callbacks stopped the training; None where nobody did.
         standing: Where to go on from; None at the start.
         done: Whether it is trained.
+        average: That of its parameters; None where nobody asks.
     """
 
     def __init__(self, pair: tuple[Any, Any], dry_run: DryRun, updates: Updates) -> None:
@@ -52,6 +53,7 @@ class Member:
         self.told: str | None = None
         self.standing: dict[str, Any] | None = None
         self.done = False
+        self.average = updates.average
         self._still = frozen_norms(modules_of(*pair), updates.groups.frozen)
         self._after_steps = protocol.after_steps(self.model)
         self._followers = protocol.step_followers(self.guide)
@@ -95,6 +97,19 @@ class Member:
                 poutine.replay(program, trace=drawn)(**select_arguments(program, batch))
         self.set_training()
 
+    def judged(self) -> AbstractContextManager[None]:
+        """Put the programs to what would be kept of them now, while the block runs."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def kept_state(self, now: dict[str, Any]) -> dict[str, Any]:
+        """State that would be kept now, where the programs are in another."""
+        if self.best is not None:
+            return self.best
+        if self.average is None or self.done:
+            return now
+        with self.judged():
+            return snapshot(files.program_state(*self.pair))
+
     def look_at_scores(self, settings: Settings) -> None:
         """Take from held-out scores what the coming epoch needs of them."""
         if isinstance(settings.schedule, Plateau):
@@ -120,6 +135,11 @@ class Member:
         if settings.stopping is not None or settings.callbacks:
             early = self.stopped(settings)
             kept["stopped_by"] = (self.told or "no improvement") if early else "epochs"
+        moved = settings.keep == "best" or self.average is not None
+        if moved and settings.checkpoint is not None:
+            self.last = snapshot(files.program_state(*self.pair))
+        if self.average is not None:
+            self.average.take_place()
         if settings.keep == "best":
             kept["best_epoch"] = best_epoch(self.history.validation_nll)
             if self.best is None:
@@ -127,8 +147,6 @@ class Member:
                     "keep='best': the held-out NLL was finite after no epoch; look for extreme "
                     "values in validation, or lower learning_rate"
                 )
-            if settings.checkpoint is not None:
-                self.last = snapshot(files.program_state(*self.pair))
             files.load_program_state(*self.pair, self.best)
         self.standing, self.done = standing, True
 

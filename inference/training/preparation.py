@@ -10,6 +10,7 @@ from ppl_med.inference.data_digest import data_digest
 from ppl_med.inference.training.dry_run import DryRun, check_validation
 from ppl_med.inference.training.earlier_runs import warn_of_repeats
 from ppl_med.inference.training.member import Member
+from ppl_med.inference.training.moving_average import moving_average
 from ppl_med.inference.training.optimizers import make_optimizer
 from ppl_med.inference.training.parameter_groups import group_parameters
 from ppl_med.inference.training.run_state import check_schedules, restore
@@ -109,6 +110,9 @@ def _member(
                 "these parameters nn.Parameter or PyroParam of the module"
             )
         groups = group_parameters(settings.learning_rate, found.parameters, pair)
+        average = None
+        if settings.average is not None:
+            average = moving_average(settings.average, groups.parameters, pair)
     optimizer = make_optimizer(
         settings.optimizer, settings.learning_rate, groups, pair, loader.num_cases
     )
@@ -119,6 +123,7 @@ def _member(
         groups,
         loader.num_cases,
         settings.clip_norm,
+        average,
         shows_rate=settings.shows_rate,
     )
     return Member(pair, found, updates)

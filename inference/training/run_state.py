@@ -14,7 +14,7 @@ from ppl_med.inference.data_digest import DATA, same_data
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.schedules import rate_factor, weight_at
-from ppl_med.inference.training.selection import Plateau
+from ppl_med.inference.training.selection import Plateau, best_epoch
 from ppl_med.inference.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 
 CHECKED = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of a run at which schedules are compared
 # What checkpoints do not hold that were written before there was such an argument.
-ABSENT: dict[str, Any] = {"keep": "last", "accumulate": 1, "clip_norm": None, "rate_warm_up": 0.0}
+ABSENT: dict[str, Any] = {
+    "keep": "last",
+    "accumulate": 1,
+    "clip_norm": None,
+    "rate_warm_up": 0.0,
+    "average": None,
+}
 
 
 def run_state(trainer: "Trainer") -> dict[str, Any]:
     """Parameters, optimizers, histories, position and random number generators of a run.
 
     ``states``, which ``load`` reads, are those that are kept: of ``keep="best"`` the best ones so
-    far. ``training`` are those that training goes on from where they are others.
+    far, of ``average`` the averages. ``training`` are those that training goes on from where they
+    are others.
     """
     members = trainer.members
     found = files.states_of(trainer.pairs)
@@ -42,10 +49,11 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
     ]
     return {
         **found,
-        "states": [now[i] if m.best is None else m.best for i, m in enumerate(members)],
+        "states": [member.kept_state(state) for member, state in zip(members, now, strict=True)],
         "training": [_training(member, state) for member, state in zip(members, now, strict=True)],
         "optimizers": [member.updates.optimizer.state_dict() for member in members],
         "objectives": [member.updates.objective.state_dict() for member in members],
+        "averages": [None if m.average is None else m.average.state_dict() for m in members],
         "open_steps": [member.updates.open_step() for member in members],
         "histories": [asdict(member.history) for member in members],
         "members": [
@@ -58,7 +66,7 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
 
 
 def _training(member: Member, now: dict[str, Any]) -> dict[str, Any] | None:
-    if member.best is None:
+    if member.best is None and member.average is None:
         return None
     return member.last if member.done else now
 
@@ -78,7 +86,7 @@ def _schedules(settings: Settings) -> dict[str, list[float]]:
 def identity(trainer: "Trainer") -> dict[str, Any]:
     """What a resumed run must share with the interrupted one; calls the schedules."""
     plan = trainer.settings
-    rates = plan.learning_rate
+    rates, average = plan.learning_rate, trainer.members[0].average
     return {
         "epochs": plan.epochs,
         "num_cases": trainer.loader.num_cases,
@@ -93,6 +101,8 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
         "rate_warm_up": plan.rate_warm_up,
         "clip_norm": plan.clip_norm,
         "accumulate": plan.accumulate,
+        "average": plan.average,
+        **({} if average is None else {"what average leaves as trained": average.as_trained}),
         "validation": plan.validation is not None,
         "keep": plan.keep,
         "settings of the model": files.settings(trainer.members[0].model),
@@ -102,7 +112,8 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
 
 def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
     """Set a prepared trainer to where a checkpoint stands; a ValueError where it does not fit."""
-    path, members = trainer.settings.checkpoint, trainer.members
+    plan, members = trainer.settings, trainer.members
+    path = plan.checkpoint
     if "optimizers" not in content:
         raise ValueError(
             f"checkpoint {path} was written by save, not by fit: it holds no optimizer; load it "
@@ -126,7 +137,11 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
         member.standing, member.told, member.done = found["standing"], found["told"], found["done"]
         training = content.get("training", [None] * len(members))[index]
         if training is not None:
-            member.best, member.last = content["states"][index], training
+            member.last = training
+            if best_epoch(member.history.validation_nll) is not None and plan.keep == "best":
+                member.best = content["states"][index]
+        if member.average is not None:
+            member.average.load_state_dict(content["averages"][index])
     _go_on(trainer, content["identity"]["epochs"], known_apart="members" in content)
     for member, step in zip(members, content.get("open_steps", [None] * len(members)), strict=True):
         member.updates.reopen(step)

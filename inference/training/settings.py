@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 
-from ppl_med.checks import a_path, choice, finite, positive, reject, share, whole
+from ppl_med.checks import a_path, choice, finite, inside, positive, reject, share, whole
 from ppl_med.inference.batches import check_seed, choose_device
 from ppl_med.inference.training.callbacks import Callbacks
 from ppl_med.inference.training.objectives import Elbo, Objective
@@ -33,6 +33,7 @@ class Settings:
     rate_warm_up: Any
     clip_norm: Any
     accumulate: Any
+    average: Any
     kl_weight: Any
     objective: Any
     precision: Any
@@ -86,6 +87,8 @@ class Settings:
         if self.clip_norm is not None:
             self.clip_norm = positive("clip_norm", self.clip_norm)
         self.accumulate = whole("accumulate", self.accumulate)
+        if self.average is not None:
+            self.average = inside("average", self.average)
 
     def _check_selection(self) -> None:
         """What validation decides."""

@@ -242,16 +242,16 @@ class Trainer:
         self._read_losses(member)
         if plan.validation is not None:
             set_mode(member.pair, False)
-            with rng.restored():  # training goes the same way without validation
+            with rng.restored(), member.judged():  # training goes the same way without validation
                 score = heldout_nll(
                     *member.pair, plan.validation, plan.device, VALIDATION_DRAWS, plan.seed
                 )
-            member.note_score(score, keep=plan.keep)
+                member.note_score(score, keep=plan.keep)
         self.epoch, self.batch = self.epoch + 1, 0
         if plan.callbacks:
             set_mode(member.pair, False)
             try:
-                with rng.restored():
+                with rng.restored(), member.judged():
                     member.told = plan.callbacks.on_epoch(self._news(member)) or member.told
             except BaseException as error:
                 self._save_for(error)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_med.inference.training.loss_log import LossLog
+from ppl_med.inference.training.moving_average import MovingAverage
 from ppl_med.inference.training.objectives import Loss
 from ppl_med.inference.training.parameter_groups import Groups
 from ppl_med.programs.elbo import total
@@ -29,6 +30,7 @@ class Updates:
         groups: The parameters.
         num_cases: Size of the data set.
         clip_norm: Most that the norm of the gradient may be, nats per case; None for any.
+        average: That of the parameters; None for none.
         shows_rate: Whether the losses get the learning rate of every step.
 
     Attributes:
@@ -43,12 +45,13 @@ class Updates:
         groups: Groups,
         num_cases: int,
         clip_norm: float | None,
+        average: MovingAverage | None = None,
         *,
         shows_rate: bool = False,
     ) -> None:
         self.optimizer, self.objective, self.groups = optimizer, objective, groups
         self.num_cases, self.clip_norm, self.shows_rate = num_cases, clip_norm, shows_rate
-        self.losses = LossLog()
+        self.average, self.losses = average, LossLog()
         self.size = self._count = 0
         self.weight = 1.0
         self._nll: Tensor | None = None
@@ -90,6 +93,8 @@ class Updates:
         with torch.no_grad():
             for (parameter, share), earlier in zip(self.groups.shares, before, strict=True):
                 parameter.copy_(torch.lerp(earlier, parameter, share.expand_as(parameter)))
+        if self.average is not None:
+            self.average.update()
         self.objective.advance(self._nll, self.num_cases)  # type: ignore[operator]
         self.losses.close(self.weight, epoch, extra, self._shown_rate())
         self.size = self._count = 0

@@ -24,6 +24,7 @@ Attribute            Of                  Meaning
 ``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
 ``sample_stats``     guide               Method: figures of its sampler, dims (chain, draw).
 ``independent``      part of a guide     Says that it is a normal of its ``loc`` and ``raw_scale``.
+``spread``           part of a guide     Names of its parameters that are no location.
 ``follow_step``      part of a guide     Moves its buffers after an optimizer step.
 ``after_training``   part of a guide     Fills its buffers when the training has ended.
 ===================  ==================  =========================================================
@@ -150,6 +151,12 @@ def independent_normals(guide: Any) -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Of each part that is independent normals, location and raw scale, scale = softplus(raw)."""
     found = [part for part in parts_of(guide) if getattr(part, "independent", False)]
     return [(cast(nn.Parameter, part.loc), cast(nn.Parameter, part.raw_scale)) for part in found]
+
+
+def spreads(guide: Any) -> list[nn.Parameter]:
+    """Parameters of a guide that say how far it spreads, and how, but not where it is."""
+    named = [(part, getattr(part, "spread", ())) for part in parts_of(guide)]
+    return [cast(nn.Parameter, getattr(part, name)) for part, names in named for name in names]
 
 
 def step_followers(guide: Any) -> list[Callable[[float], None]]:
