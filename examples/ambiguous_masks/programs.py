@@ -94,6 +94,10 @@ class ModelOptions:
     """Pixels along each axis that one position of its U-Net stands for."""
     diffusion_channels: tuple[int, ...] = (16, 32, 32)
     """Channels of its U-Net by scale, the finest first; multiples of 8."""
+    attention: bool = False
+    """Whether the coarsest scale of its U-Net has self-attention."""
+    average: float = 0.995
+    """Decay of the moving average of its weights, which is what is kept."""
     seed: int = 0
     """Seed of start values, data order, augmentation and draws."""
     device: str | None = None
@@ -178,7 +182,15 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
     branch = [max(8, width // 2) for width in channels]
 
     def net(noised: int, outputs: int) -> DenoisingUNet:
-        return DenoisingUNet(in_channels, noised, outputs, channels, branch, patch=options.patch)
+        return DenoisingUNet(
+            in_channels,
+            noised,
+            outputs,
+            channels,
+            branch,
+            attention=options.attention,
+            patch=options.patch,
+        )
 
     model: CategoricalDiffusion | GaussianDiffusion
     if name == "categorical_diffusion":
@@ -187,7 +199,7 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
         noised = 1 if number == 2 else number
         model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
     guide = Guides(PointEstimate(model, use_prior=False), Noising(model.noising))
-    return model, guide, {}
+    return model, guide, {"average": options.average}
 
 
 def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> dict[str, Any]:
