@@ -12,9 +12,9 @@ Program, for a case with image x and T steps:
 so the net says what the image and the other pixels tell; what the pixel itself tells is known.
 
 Sites and their dimensions: weights (weight); x<t> (case, row, col), integer classes, not stored;
-mask (case, row, col) or (case, depth, row, col), integer in 0..K-1. Training by one random step
-(``form="fast"``) has x<T>, at_step, noised, earlier and mask, see
-``ppl_med.programs.noising.chain``.
+mask (case, row, col) or (case, depth, row, col), integer in 0..K-1, or -1 where not
+annotated. Training by one random step (``form="fast"``) has x<T>, at_step, noised, earlier and
+mask, see ``ppl_med.programs.noising.chain``.
 
 Guide: ``Guides(weight_guide, Noising(model.noising))``. Only a bound of the log-density of a mask
 is known: ``predict`` stores that as ``evidence_bound/mask``, and no log-likelihood.
@@ -58,7 +58,7 @@ class CategoricalDiffusion(DenoisingChain):
 
     Raises:
         ValueError: On numbers of steps that do not fit each other, or unknown choices; on a run, if
-            the net's output does not fit, or a mask to train on has pixels without a class.
+            the net's output does not fit.
     """
 
     noising: CategoricalNoise

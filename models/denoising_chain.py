@@ -22,26 +22,10 @@ from torch import Tensor, nn
 
 from ppl_med.axes import dims
 from ppl_med.likelihoods import Categorical
-from ppl_med.programs.noising import Chain, Transition
+from ppl_med.programs.noising import Chain, Transition, counted
 from ppl_med.weights import Prior, RandomWeights, Where
 
 Net = Callable[..., Tensor]
-
-
-class WholeMask(Categorical):
-    """A class for every pixel: what is missing cannot be noised."""
-
-    def check_value(self, value: Tensor) -> None:
-        """Raise a ``ValueError`` where pixels have no class; a grader may lack a whole mask."""
-        axes = len(self.event)
-        missing = (value < 0).flatten(-axes)
-        absent = missing.all(-1, keepdim=True) if value.dim() > axes + 1 else False
-        if bool((missing & ~torch.as_tensor(absent)).any()):
-            raise ValueError(
-                f"{self.site} holds -1, pixels that were not annotated, but a diffusion takes "
-                f"every pixel through its chain; give each a class from 0 to "
-                f"{len(self.classes) - 1}, or leave such cases out"
-            )
 
 
 class DenoisingChain(nn.Module, ABC):
@@ -73,7 +57,7 @@ class DenoisingChain(nn.Module, ABC):
         noising.grid(sampling_steps)
         self.network, self.noising = RandomWeights(net, prior, where), noising
         self.num_outputs, self.sampling_steps = num_outputs, sampling_steps
-        self.likelihood = WholeMask(classes, noising.space, site="mask")
+        self.likelihood = Categorical(classes, noising.space, site="mask", partial=True)
         self.coords = {"class": list(classes)}
 
     @abstractmethod
@@ -110,7 +94,7 @@ class DenoisingChain(nn.Module, ABC):
         with pyro.plate("case", num_cases or len(image), subsample=image):
             context = self.context(net, image)
             names = dims(*self.noising.event, stored=False)
-            start = self.noising.start(image)
+            start = self._counted(self.noising.start(image), mask)
             state = pyro.sample(f"x{self.noising.num_steps}", start, infer=names)
             if mask is None or slow:
                 return self._chain(net, context, state, mask)
@@ -126,7 +110,7 @@ class DenoisingChain(nn.Module, ABC):
             output = self._output(net, context, state, step)
             at = self.noising.at(step, before)
             if earlier:
-                law = self.reverse(output, state, at)
+                law = self._counted(self.reverse(output, state, at), mask)
                 state = pyro.sample(f"x{earlier}", law, infer=names)
         logits = self.read_mask(output, state, at.later)
         self.likelihood(logits, mask)
@@ -150,11 +134,15 @@ class DenoisingChain(nn.Module, ABC):
             with poutine.mask(mask=unfinished):
                 later = step.clamp(min=2)
                 law = self.reverse(output, noised, process.at(later, later - 1))
-                pyro.sample("earlier", law, infer=names)
+                pyro.sample("earlier", self._counted(law, mask), infer=names)
             logits = self.read_mask(output, noised, process.kept[step])
             with poutine.mask(mask=~unfinished):
                 self.likelihood(logits, mask)
         return logits[0]
+
+    def _counted(self, law: Any, mask: Tensor | None) -> Any:
+        """The law of a state, in whose density the annotated pixels of a mask count."""
+        return law if mask is None else counted(law, self.noising.seen(mask))
 
     def _output(self, net: Net, context: Tensor, state: Tensor, step: Tensor) -> Tensor:
         """The net's output (..., case, output, *space) for states (..., case, *event)."""

@@ -16,8 +16,8 @@ u in (0, 1) a second output of the net. With ``variance="least"`` it is the smal
 about a nat a pixel at 25 steps where a pixel's own law is a normal; with "most" the larger.
 
 Sites and their dimensions: weights (weight); x<t> (case, channel, row, col), not stored; mask
-(case, row, col) or (case, depth, row, col), integer in 0..K-1. Training by one random step as in
-``ppl_med.programs.noising.chain``.
+(case, row, col) or (case, depth, row, col), integer in 0..K-1, or -1 where not
+annotated. Training by one random step as in ``ppl_med.programs.noising.chain``.
 
 Guide: ``Guides(weight_guide, Noising(model.noising))``. Only a bound of the log-density of a mask
 is known: ``predict`` stores that as ``evidence_bound/mask``, and no log-likelihood.
@@ -69,7 +69,7 @@ class GaussianDiffusion(DenoisingChain):
 
     Raises:
         ValueError: On numbers of steps that do not fit each other, or unknown choices; on a run, if
-            the net's output does not fit, or a mask to train on has pixels without a class.
+            the net's output does not fit.
     """
 
     noising: GaussianNoise

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_med.axes import dims
 from ppl_med.inference.guides.conditional_guide import ConditionalGuide
-from ppl_med.programs.noising import Chain
+from ppl_med.programs.noising import Chain, counted
 
 
 class Noising(ConditionalGuide):
@@ -32,13 +32,14 @@ class Noising(ConditionalGuide):
     def propose(self, image: Tensor, value: Any) -> None:
         """Draw the states from the last to the first."""
         process, state = self.noising, self.noising.encode(value)
+        seen = process.seen(value)
         names = dims(*process.event, stored=False)
-        last = process.noised(state, process.kept[-1].expand(len(image)))
-        drawn = pyro.sample(f"x{process.num_steps}", last, infer=names)
+        last = process.noised(state, process.kept[-1].expand(len(image)), seen)
+        drawn = pyro.sample(f"x{process.num_steps}", counted(last, seen), infer=names)
         if process.form == "slow":
             for later, earlier in process.grid()[:-1]:
                 at = process.at(*(torch.full((len(image),), n) for n in (later, earlier)))
-                law = process.posterior(drawn, state, at)
+                law = counted(process.posterior(drawn, state, at, seen), seen)
                 drawn = pyro.sample(f"x{earlier}", law, infer=names)
             return
         particles = process.num_particles(training=self.training)
@@ -47,10 +48,10 @@ class Noising(ConditionalGuide):
                 law = process.steps_of((particles, len(image)), image.device)
                 step = pyro.sample("at_step", law, infer=dims(stored=False))
                 spread = state.expand(particles, *state.shape)
-                law = process.noised(spread, process.kept[step])
+                law = process.noised(spread, process.kept[step], seen)
                 noised = pyro.sample("noised", law, infer=names)
             unfinished: Any = step > 1  # of the others, the mask itself is scored
             with poutine.mask(mask=unfinished):
                 after = step.clamp(min=2)
-                law = process.posterior(noised, spread, process.at(after, after - 1))
-                pyro.sample("earlier", law, infer=names)
+                law = process.posterior(noised, spread, process.at(after, after - 1), seen)
+                pyro.sample("earlier", counted(law, seen), infer=names)

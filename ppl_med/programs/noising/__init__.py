@@ -4,7 +4,14 @@ A model of the diffusion family undoes one, and the guide ``Noising`` proposes i
 """
 
 from ppl_med.programs.noising.categorical_noise import CategoricalNoise
-from ppl_med.programs.noising.chain import Chain, Form, StepsOfBatch, Transition, over_space
+from ppl_med.programs.noising.chain import (
+    Chain,
+    Form,
+    StepsOfBatch,
+    Transition,
+    counted,
+    over_space,
+)
 from ppl_med.programs.noising.gaussian_noise import GaussianNoise
 from ppl_med.programs.noising.schedules import Schedule, signal_kept
 
@@ -16,6 +23,7 @@ __all__ = [
     "Schedule",
     "StepsOfBatch",
     "Transition",
+    "counted",
     "over_space",
     "signal_kept",
 ]

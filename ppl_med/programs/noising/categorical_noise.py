@@ -10,6 +10,7 @@ models", ICCV 2023.
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -55,7 +56,11 @@ class CategoricalNoise(Chain):
 
     def encode(self, mask: Tensor) -> Tensor:
         """The mask itself."""
-        return mask.long()
+        return mask.long().clamp(min=0)
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """Where a mask is known, bool (case, *space)."""
+        return mask >= 0
 
     def start(self, image: Tensor) -> Any:
         """Uniform classes."""
@@ -63,14 +68,14 @@ class CategoricalNoise(Chain):
         law = uniform_classes(shape, self.num_classes, image.device)
         return law.to_event(self.spatial_dims)
 
-    def noised(self, state: Tensor, kept: Tensor) -> Any:
+    def noised(self, state: Tensor, kept: Tensor, seen: Tensor) -> Any:
         """The law of x_t given x_0, in which the class of a pixel is kept or drawn anew."""
-        return self._law(self._spread(one_hot(state, self.num_classes).double(), kept))
+        return self._law(self._known(self._spread(self._onehot(state), kept), seen))
 
-    def posterior(self, noised: Tensor, state: Tensor, at: Transition) -> Any:
+    def posterior(self, noised: Tensor, state: Tensor, at: Transition, seen: Tensor) -> Any:
         """The law of x_s given x_t and x_0: both say something about each pixel."""
         both = self._from_later(noised, at) * self._spread(self._onehot(state), at.earlier)
-        return self._law(both)
+        return self._law(self._known(both, seen))
 
     def reverse(self, noised: Tensor, probs: Tensor, at: Transition) -> Any:
         """The law of x_s given x_t where x_0 is known by its probabilities: the exact average.
@@ -94,6 +99,10 @@ class CategoricalNoise(Chain):
     def log_weight(self, noised: Tensor, kept: Tensor) -> Tensor:
         """Log q(x_t | x_0 = k) of every class k, dims (..., case, *space, class): what x_t says."""
         return self._spread(self._onehot(noised), kept).clamp(min=TINY).log()
+
+    def _known(self, weights: Tensor, seen: Tensor) -> Tensor:
+        """The same where the mask is known; any class where it is not."""
+        return torch.where(seen.unsqueeze(-1), weights, torch.ones_like(weights))
 
     def _onehot(self, state: Tensor) -> Tensor:
         return one_hot(state, self.num_classes).double()

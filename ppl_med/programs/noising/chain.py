@@ -7,6 +7,9 @@ The sites of a chain of T steps, seen from the mask x_0:
   ``noised`` x_t, whose densities do not count, and ``earlier`` x_(t-1), or the mask where t = 1, in
   a plate ``step`` of size T, which scales them.
 
+Pixels that nobody annotated (-1) are noise at every step, by law, in model and guide: the chain of
+such a case is one of its annotated pixels, and the bound that of their density.
+
 The guide draws from the later state to the earlier one, so that both programs know x_t where they
 say what x_(t-1) is, and the KL between them is the closed form of two given distributions.
 """
@@ -129,18 +132,22 @@ class Chain(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, mask: Tensor) -> Tensor:
-        """The state x_0 of a mask (case, *space) of classes."""
+        """The state x_0 of a mask (case, *space) of classes; any, where that is -1, not known."""
+
+    @abstractmethod
+    def seen(self, mask: Tensor) -> Tensor:
+        """Where a mask is known, bool, dims as those of a state or 1."""
 
     @abstractmethod
     def start(self, image: Tensor) -> Any:
         """The law of pure noise x_T of the cases of a batch of images."""
 
     @abstractmethod
-    def noised(self, state: Tensor, kept: Tensor) -> Any:
-        """The law of x_t given x_0, of which a share ``kept`` (..., case) is left."""
+    def noised(self, state: Tensor, kept: Tensor, seen: Tensor) -> Any:
+        """The law of x_t given x_0, of which a share ``kept`` (..., case) is left; see ``seen``."""
 
     @abstractmethod
-    def posterior(self, noised: Tensor, state: Tensor, at: Transition) -> Any:
+    def posterior(self, noised: Tensor, state: Tensor, at: Transition, seen: Tensor) -> Any:
         """The law of x_s given x_t and x_0."""
 
     @property
@@ -191,6 +198,11 @@ class Chain(nn.Module, ABC):
     def steps_of(self, shape: Sequence[int], device: Any) -> StepsOfBatch:
         """Random steps of a batch, for the fast form."""
         return StepsOfBatch(self.num_steps, shape, device)
+
+
+def counted(law: Any, seen: Tensor) -> Any:
+    """The same law of a map, in whose density only the entries count that were seen."""
+    return dist.Independent(law.base_dist.mask(seen), law.reinterpreted_batch_ndims)
 
 
 def over_space(values: Tensor, like: Tensor) -> Tensor:

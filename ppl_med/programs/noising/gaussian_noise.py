@@ -60,9 +60,14 @@ class GaussianNoise(Chain):
 
     def encode(self, mask: Tensor) -> Tensor:
         """Classes as numbers -1 and +1, dims (case, channel, *space)."""
+        mask = mask.clamp(min=0)
         if self.num_channels == 1:
             return (2 * mask.float() - 1).unsqueeze(1)
         return (2 * one_hot(mask.long(), self.num_classes).float() - 1).movedim(-1, 1)
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """Where a mask is known, bool (case, 1, *space)."""
+        return (mask >= 0).unsqueeze(1)
 
     def start(self, image: Tensor) -> Any:
         """Standard normals."""
@@ -71,15 +76,16 @@ class GaussianNoise(Chain):
             torch.zeros(shape, device=image.device), torch.ones((), device=image.device)
         )
 
-    def noised(self, state: Tensor, kept: Tensor) -> Any:
+    def noised(self, state: Tensor, kept: Tensor, seen: Tensor) -> Any:
         """The law of x_t given x_0."""
-        kept = over_space(kept, state).float()
+        kept = over_space(kept, state).float() * seen
         return self._law(kept.sqrt() * state, (1 - kept).sqrt())
 
-    def posterior(self, noised: Tensor, state: Tensor, at: Transition) -> Any:
+    def posterior(self, noised: Tensor, state: Tensor, at: Transition, seen: Tensor) -> Any:
         """The law of x_s given x_t and x_0, whose variance is the least that a reverse step has."""
-        scale = self.least_variance(at).sqrt()
-        return self._law(self.mean(noised, state, at), over_space(scale, noised).float())
+        scale = over_space(self.least_variance(at).sqrt(), noised).float()
+        mean = self.mean(noised, state, at) * seen
+        return self._law(mean, torch.where(seen, scale, torch.ones_like(scale)))
 
     def mean(self, noised: Tensor, state: Tensor, at: Transition) -> Tensor:
         """Mean of x_s given x_t and x_0, dims as x_t."""
