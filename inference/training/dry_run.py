@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_med.data.validation import check_batch
 from ppl_med.inference.batches import BatchSpec, check_iterable, first_batch
 from ppl_med.inference.guides.stock import check_stock_guide
-from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
+from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, is_stored
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.reached_weights import check_reached
 from ppl_med.programs.elbo import elbo_terms
@@ -92,7 +92,12 @@ class DryRun:
                 "the model or the guide was made under torch.inference_mode, so that its "
                 "parameters take no gradient; make it outside"
             )
-        local = {n for n, site in sites.items() if is_local(site) and not site["is_observed"]}
+        # A latent that nobody reads, as a state of a noising process, may carry nothing.
+        local = {
+            name
+            for name, site in sites.items()
+            if is_local(site) and not site["is_observed"] and is_stored(site)
+        }
         return cls(parameters, frozenset(local))
 
 
