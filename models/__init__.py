@@ -2,6 +2,7 @@
 
 from ppl_med.models.categorical_diffusion import CategoricalDiffusion
 from ppl_med.models.classifier import BayesianClassifier
+from ppl_med.models.collective_insight_diffusion import CollectiveInsightDiffusion
 from ppl_med.models.conditional_vae import ConditionalVAE
 from ppl_med.models.confounder_free import ConfounderFreeClassifier
 from ppl_med.models.dense_regressor import DenseRegressor
@@ -27,6 +28,7 @@ __all__ = [
     "BayesianRegressor",
     "BayesianSegmenter",
     "CategoricalDiffusion",
+    "CollectiveInsightDiffusion",
     "ConditionalVAE",
     "ConfounderFreeClassifier",
     "DUQClassifier",

@@ -26,6 +26,7 @@ from ppl_med.inference import (
 from ppl_med.models import (
     BayesianSegmenter,
     CategoricalDiffusion,
+    CollectiveInsightDiffusion,
     GaussianDiffusion,
     HierarchicalProbabilisticUNet,
     ImageToImageVAE,
@@ -37,9 +38,10 @@ from ppl_med.networks import DenoisingUNet, UNet, hierarchical_unet, unet
 
 Name = Literal[
     "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
-    "categorical_diffusion", "gaussian_diffusion",
+    "categorical_diffusion", "gaussian_diffusion", "cimd",
 ]  # fmt: skip
 Program = tuple[Any, Any, dict[str, Any]]
+CODE = 6  # numbers in the latent code of cimd
 
 
 @dataclass
@@ -159,7 +161,7 @@ def _build(
         return ssn, FromPrior("z", "noise"), {"objective": ImportanceWeighted(options.particles)}
     if name == "hierarchical":
         return _hierarchical(options, start, sizes, size)
-    if name in ("categorical_diffusion", "gaussian_diffusion"):
+    if name in ("categorical_diffusion", "gaussian_diffusion", "cimd"):
         return _diffusion(name, options, in_channels, classes)
     model: ProbabilisticUNet | ImageToImageVAE
     if name == "prob_unet":
@@ -173,6 +175,7 @@ def _build(
 def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list[str]) -> Program:
     """A chain of masks out of noise, with one value for every weight."""
     number = len(classes)
+    noised = 1 if number == 2 else number
     chain = {
         "num_steps": options.chain_steps,
         "sampling_steps": options.sampling_steps,
@@ -181,7 +184,7 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
     channels = options.diffusion_channels
     branch = [max(8, width // 2) for width in channels]
 
-    def net(noised: int, outputs: int) -> DenoisingUNet:
+    def net(noised: int, outputs: int, code: int = 0) -> DenoisingUNet:
         return DenoisingUNet(
             in_channels,
             noised,
@@ -190,16 +193,22 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
             branch,
             attention=options.attention,
             patch=options.patch,
+            num_code=code,
         )
 
     model: CategoricalDiffusion | GaussianDiffusion
+    guides: list[Any] = []
     if name == "categorical_diffusion":
         model = CategoricalDiffusion(net(number, number), classes, **chain)
-    else:
-        noised = 1 if number == 2 else number
+    elif name == "gaussian_diffusion":
         model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
-    guide = Guides(PointEstimate(model, use_prior=False), Noising(model.noising))
-    return model, guide, {"average": options.average}
+    else:
+        model = CollectiveInsightDiffusion(
+            net(noised, 2 * noised, CODE), classes, in_channels, CODE, channels, **chain
+        )
+        guides = [ConditionalNormal(model.posterior_net(), observation="mask")]
+    point = PointEstimate(model, use_prior=False)
+    return model, Guides(point, *guides, Noising(model.noising)), {"average": options.average}
 
 
 def _objective(options: ModelOptions, default: str, size: tuple[int, int]) -> dict[str, Any]:

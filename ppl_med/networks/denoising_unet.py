@@ -33,6 +33,7 @@ class DenoisingUNet(nn.Module):
         patch: Pixels along each axis that one position of the diffusion U-Net stands for: 2 makes a
             step about 2 ** spatial_dims times as fast, and edges less sharp.
         norm_groups: Groups of the norm layers, a divisor of every number of channels.
+        num_code: Channels that a model joins to the image's features, such as a latent code.
         spatial_dims: 2 for images, 3 for volumes.
 
     Raises:
@@ -52,21 +53,23 @@ class DenoisingUNet(nn.Module):
         attention: bool = False,
         patch: int = 1,
         norm_groups: int = 8,
+        num_code: int = 0,
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
         choice("spatial_dims", spatial_dims, SPACE)
         whole("patch", patch)
+        whole("num_code", num_code, 0)
         if any(width % norm_groups for width in channels):
             reject("channels", f"multiples of norm_groups, {norm_groups}", tuple(channels))
         self.in_channels, self.num_noised, self.num_outputs = in_channels, num_noised, num_outputs
-        self.patch, self.spatial_dims = patch, spatial_dims
+        self.patch, self.spatial_dims, self.num_code = patch, spatial_dims, num_code
         self.halvings = max(len(channels) - 1, 0)
         self.image_branch = UNet(in_channels, image_channels, 2, spatial_dims)
         size = patch**spatial_dims
         self.denoiser = DiffusionModelUNet(
             spatial_dims,
-            (self.image_branch.num_features + num_noised) * size,
+            (self.image_branch.num_features + num_code + num_noised) * size,
             num_outputs * size,
             num_res_blocks=num_blocks,
             channels=tuple(channels),
@@ -87,7 +90,7 @@ class DenoisingUNet(nn.Module):
 
         Args:
             image: Dims (case, channel, *space); alone, it gives features (case, feature, *space).
-            features: Of the images, dims (case, feature, *space).
+            features: Of the images, dims (case, feature, *space), and ``num_code`` channels more.
             noised: Noised masks, dims (case, num_noised, *space).
             step: Part of the chain that has been gone, from 0 (the mask) to 1 (noise), dims (case).
 
@@ -99,6 +102,12 @@ class DenoisingUNet(nn.Module):
             found: Tensor = self.image_branch(image)
             return found
         assert features is not None and noised is not None and step is not None
+        if features.shape[1] != self.image_branch.num_features + self.num_code:
+            raise ValueError(
+                f"features has {features.shape[1]} channels, but the net takes "
+                f"{self.image_branch.num_features} of the image and num_code={self.num_code} of a "
+                "code; build it with num_code as long as the model's code, 0 for a model without"
+            )
         both = _to_patches(torch.cat([features, noised], 1), self.patch)
         output = self.denoiser(both, step.float() * TIMES)
         return _from_patches(output, self.patch)
