@@ -176,7 +176,7 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
     """A chain of masks out of noise, with one value for every weight."""
     number = len(classes)
     noised = 1 if number == 2 else number
-    chain = {
+    chain: dict[str, Any] = {
         "num_steps": options.chain_steps,
         "sampling_steps": options.sampling_steps,
         "hardening": options.hardening,
