@@ -17,6 +17,7 @@ from ppl_med.models.image_vae import ImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
 from ppl_med.models.multi_head_unet import MultiHeadUNet
 from ppl_med.models.probabilistic_unet import ProbabilisticUNet
+from ppl_med.models.rectified_flow import RectifiedFlow
 from ppl_med.models.regressor import BayesianRegressor
 from ppl_med.models.segmenter import BayesianSegmenter
 from ppl_med.models.site_temperature import SiteTemperature
@@ -42,6 +43,7 @@ __all__ = [
     "LatentClassifier",
     "MultiHeadUNet",
     "ProbabilisticUNet",
+    "RectifiedFlow",
     "SiteTemperature",
     "StochasticSegmentationNetwork",
 ]

@@ -146,19 +146,35 @@ class DenoisingChain(nn.Module, ABC):
 
     def _output(self, net: Net, context: Tensor, state: Tensor, step: Tensor) -> Tensor:
         """The net's output (..., case, output, *space) for states (..., case, *event)."""
-        shown = self.shown(state)
-        lead = step.shape
-        spread = context.expand(*lead, *context.shape[1:])
-        cut = len(lead)
-        output = net(
-            features=spread.flatten(0, cut - 1),
-            noised=shown.flatten(0, cut - 1),
-            step=step.flatten() / self.noising.num_steps,
+        part = step / self.noising.num_steps
+        return denoised(net, context, self.shown(state), part, self.num_outputs)
+
+
+def denoised(net: Net, context: Tensor, shown: Tensor, part: Tensor, num_outputs: int) -> Tensor:
+    """The output of a denoising net, float32, dims (..., case, output, *space).
+
+    Args:
+        net: Under a draw of its weights.
+        context: What every step is given besides the state, dims (case, feature, *space).
+        shown: Noised masks, dims (..., case, channel, *space).
+        part: Part of the way to noise that has been gone, 0 to 1, dims (..., case).
+        num_outputs: Outputs that the net must have.
+
+    Raises:
+        ValueError: If the output has another shape.
+    """
+    lead = part.shape
+    spread = context.expand(*lead, *context.shape[1:])
+    cut = len(lead)
+    output = net(
+        features=spread.flatten(0, cut - 1),
+        noised=shown.flatten(0, cut - 1),
+        step=part.flatten(),
+    )
+    expected = (part.numel(), num_outputs, *shown.shape[cut + 1 :])
+    if tuple(output.shape) != expected:
+        raise ValueError(
+            f"net gave an output of shape {tuple(output.shape)} but {expected} is needed; give "
+            f"a net of {shown.shape[cut]} noised channels and {num_outputs} outputs"
         )
-        expected = (step.numel(), self.num_outputs, *shown.shape[cut + 1 :])
-        if tuple(output.shape) != expected:
-            raise ValueError(
-                f"net gave an output of shape {tuple(output.shape)} but {expected} is needed; give "
-                f"a net of {shown.shape[cut]} noised channels and {self.num_outputs} outputs"
-            )
-        return output.float().view(*lead, *output.shape[1:])
+    return output.float().view(*lead, *output.shape[1:])

@@ -22,17 +22,14 @@ be inverted, so none ever is singular.
 from collections.abc import Sequence
 
 import pyro
-import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
-from ppl_med.axes import SPACE, dims
+from ppl_med.axes import SPACE
 from ppl_med.checks import whole
 from ppl_med.likelihoods import Categorical, check_tensor
 from ppl_med.networks.unet import CHANNELS, UNet, convolution
+from ppl_med.programs.low_rank_field import LowRankField
 from ppl_med.weights.call_cache import cached_call
-
-LOG_VARIANCE_RANGE = (-10.0, 10.0)
 
 
 class StochasticSegmentationNetwork(nn.Module):
@@ -93,18 +90,8 @@ class StochasticSegmentationNetwork(nn.Module):
                 f"net gave an output of shape {tuple(output.shape)} but {expected} is needed: "
                 f"(2 + rank) * classes maps of the size of the image, with rank {self.rank}"
             )
-        parts = output.view(len(image), 2 + self.rank, num_classes, *space)
-        mean, log_variance, factor = parts[:, 0], parts[:, 1], parts[:, 2:]
-        scale = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
+        law = LowRankField(output, self.rank, num_classes)
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            standard = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1 + len(space))
-            names = ("class", *self.likelihood.event)
-            noise = pyro.sample("noise", standard, infer=dims(*names, stored=False))
-            logits = mean + scale * noise
-            if self.rank:
-                zeros = torch.zeros(len(image), self.rank, device=image.device)
-                z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1), infer=dims("latent"))
-                flat = torch.einsum("cr...,kcr->kc...", factor, z.reshape(-1, *zeros.shape))
-                logits = logits + flat.view(*z.shape[:-1], *flat.shape[2:])
+            logits = law.draw(("class", *self.likelihood.event))
             self.likelihood(logits, mask)
         return logits

@@ -77,6 +77,7 @@ from ppl_med.models import (
     LatentClassifier,
     MultiHeadUNet,
     ProbabilisticUNet,
+    RectifiedFlow,
     SiteTemperature,
     StochasticSegmentationNetwork,
 )
@@ -86,6 +87,7 @@ from ppl_med.networks import (
     AlexNet,
     AttentionMIL,
     CompactCNN,
+    DenoisingUNet,
     FCDenseNet,
     GaussianEncoder,
     LeNet,
@@ -431,6 +433,7 @@ def constrained() -> Pair:
     return wrapped, MeanFieldNormal(wrapped)
 
 
+MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
 SMALL: dict[str, Any] = {"channels": (4, 6), "num_convolutions": 1}
 
 
@@ -482,6 +485,17 @@ def calibrated_segmenter(likelihood: str, guide: Callable[[Any], nn.Module]) -> 
     return model, guide(model)
 
 
+def rectified_flow(guide: Callable[[Any], nn.Module], rank: int | None = None, **on: Any) -> Pair:
+    net = DenoisingUNet(CHANNELS, 1, 1, (8, 8), (4, 6), norm_groups=4)
+    for parameter in net.parameters():  # layers that start at zero stop the gradients of others
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    parts = None if rank is None else (UNet(CHANNELS, **SMALL), nn.Conv2d(4, 2 + rank, 1))
+    start = None if parts is None else nn.Sequential(*parts)
+    settings = {"rank": rank or 0, "sampling_steps": 3, **on}
+    model = RectifiedFlow(net, CLASSES, start, **settings)
+    return model, guide(model)
+
+
 SEGMENTERS: dict[str, Callable[[], Pair]] = {
     **{f"segmenter-{name}": partial(segmenter, guide) for name, guide in ESTIMATORS.items()},
     "segmenter-point": partial(segmenter, PointEstimate),
@@ -499,6 +513,9 @@ SEGMENTERS: dict[str, Callable[[], Pair]] = {
     "diagonal-segmentation": partial(stochastic_segmentation, 0),
     "joined-guides": joined_guides,
     "hierarchical-probabilistic-unet": hierarchical,
+    "rectified-flow": partial(rectified_flow, MeanFieldNormal),
+    "rectified-flow-point": partial(rectified_flow, MAXIMUM_LIKELIHOOD, solver="heun", target="v"),
+    "rectified-flow-low-rank": partial(rectified_flow, BernoulliDropout, rank=3),
     "logit-normal-segmenter": logit_normal_segmenter,
     "label-noise-segmenter": partial(calibrated_segmenter, "label_noise", MeanFieldNormal),
     "label-smoothing-segmenter": partial(calibrated_segmenter, "label_smoothing", BernoulliDropout),
@@ -583,7 +600,6 @@ DETECTORS: dict[str, Callable[[], Pair]] = {
     "detector-anchors": partial(detector, MeanFieldNormal, keep="anchors"),
 }
 STRUCTURES: tuple[Any, ...] = ("full", "kron", "diag", "last_layer")
-MAXIMUM_LIKELIHOOD = partial(PointEstimate, use_prior=False)
 PROGRAMS: dict[str, Callable[[], Pair]] = {
     **{
         f"{likelihood}-{name}": partial(classifier, guide, likelihood=likelihood)

@@ -32,13 +32,14 @@ from ppl_med.models import (
     ImageToImageVAE,
     MultiHeadUNet,
     ProbabilisticUNet,
+    RectifiedFlow,
     StochasticSegmentationNetwork,
 )
 from ppl_med.networks import DenoisingUNet, UNet, hierarchical_unet, unet
 
 Name = Literal[
     "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
-    "categorical_diffusion", "gaussian_diffusion", "cimd",
+    "categorical_diffusion", "gaussian_diffusion", "cimd", "flow", "flow_low_rank",
 ]  # fmt: skip
 Program = tuple[Any, Any, dict[str, Any]]
 CODE = 6  # numbers in the latent code of cimd
@@ -89,9 +90,9 @@ class ModelOptions:
     chain_steps: int = 25
     """Steps of the chain of a diffusion model."""
     sampling_steps: int | None = None
-    """Steps in which its masks are drawn; all by default."""
+    """Steps in which its masks are drawn, or those of a flow; all by default, 25 of a flow."""
     hardening: float = 0.3
-    """Factor on the signal in its schedule: less for larger regions."""
+    """Factor on the signal in its schedule, and a flow's: less for larger regions."""
     patch: int = 1
     """Pixels along each axis that one position of its U-Net stands for."""
     diffusion_channels: tuple[int, ...] = (16, 32, 32)
@@ -163,6 +164,8 @@ def _build(
         return _hierarchical(options, start, sizes, size)
     if name in ("categorical_diffusion", "gaussian_diffusion", "cimd"):
         return _diffusion(name, options, in_channels, classes)
+    if name in ("flow", "flow_low_rank"):
+        return _flow(name, options, in_channels, classes, sizes)
     model: ProbabilisticUNet | ImageToImageVAE
     if name == "prob_unet":
         model = ProbabilisticUNet(**start, **sizes, prior_components=options.prior_components)
@@ -170,6 +173,33 @@ def _build(
         model = ImageToImageVAE(**start, **sizes)
     guide = ConditionalNormal(model.posterior_net(), observation="mask")
     return model, guide, _objective(options, "elbo", size)
+
+
+def _denoiser(
+    options: ModelOptions, in_channels: int, noised: int, outputs: int, code: int = 0
+) -> DenoisingUNet:
+    channels = options.diffusion_channels
+    branch = [max(8, width // 2) for width in channels]
+    return DenoisingUNet(
+        in_channels, noised, outputs, channels, branch,
+        attention=options.attention, patch=options.patch, num_code=code,
+    )  # fmt: skip
+
+
+def _flow(
+    name: str, options: ModelOptions, in_channels: int, classes: list[str], sizes: dict[str, Any]
+) -> Program:
+    """Masks along straight lines out of noise, or out of a low-rank normal."""
+    channels, rank = 1 if len(classes) == 2 else len(classes), 10
+    net, start = _denoiser(options, in_channels, channels, channels), None
+    if name == "flow_low_rank":
+        output = unet.convolution(2, sizes["channels"][0], (2 + rank) * channels, 1)
+        start = nn.Sequential(UNet(in_channels, **sizes), output)
+    model = RectifiedFlow(
+        net, classes, start, rank,
+        sampling_steps=options.sampling_steps or 25, hardening=options.hardening,
+    )  # fmt: skip
+    return model, PointEstimate(model, use_prior=False), {"average": options.average}
 
 
 def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list[str]) -> Program:
@@ -181,20 +211,9 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
         "sampling_steps": options.sampling_steps,
         "hardening": options.hardening,
     }
-    channels = options.diffusion_channels
-    branch = [max(8, width // 2) for width in channels]
 
     def net(noised: int, outputs: int, code: int = 0) -> DenoisingUNet:
-        return DenoisingUNet(
-            in_channels,
-            noised,
-            outputs,
-            channels,
-            branch,
-            attention=options.attention,
-            patch=options.patch,
-            num_code=code,
-        )
+        return _denoiser(options, in_channels, noised, outputs, code)
 
     model: CategoricalDiffusion | GaussianDiffusion
     guides: list[Any] = []
@@ -204,7 +223,12 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
         model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
     else:
         model = CollectiveInsightDiffusion(
-            net(noised, 2 * noised, CODE), classes, in_channels, CODE, channels, **chain
+            net(noised, 2 * noised, CODE),
+            classes,
+            in_channels,
+            CODE,
+            options.diffusion_channels,
+            **chain,
         )
         guides = [ConditionalNormal(model.posterior_net(), observation="mask")]
     point = PointEstimate(model, use_prior=False)

@@ -29,7 +29,9 @@ def attributes(
     """Attributes of the tree of ``predict``; ``origin`` is what the cases are."""
     model, guide = pairs[0]
     losses = protocol.training_losses(model)
-    if losses and origin == "training":
+    if protocol.loss_alone(model):
+        origin = f"{origin} cases, but none is known: trained was {'; '.join(losses)}, no density"
+    elif losses and origin == "training":
         origin = f"training cases, but not what was trained, which is {'; '.join(losses)}"
     elif origin == "held-out" and (recorded := protocol.recorded_losses(model)):
         origin = f"held-out cases, but the log-likelihood is no density: {'; '.join(recorded)}"

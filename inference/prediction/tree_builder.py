@@ -119,6 +119,7 @@ class TreeBuilder:
         if self.generates:
             self.attrs["given_itself"] = ", ".join(self.local)
         self.bounded = protocol.evidence_bound(model)
+        self.scored = not (self.bounded or protocol.loss_alone(model))
         self.coords = sampler.class_names | protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
         self.group = "posterior" if sampler.guide is not None else "prior"
@@ -205,7 +206,7 @@ class TreeBuilder:
                 self._record_prediction(chunk, name, node, names, where)
             front = int(self.by_graders and name == "mask" and name in observations)
             check_densities({name: node}, observations, front)
-            if name in observations and self.group == "posterior" and not self.bounded:
+            if name in observations and self.group == "posterior" and self.scored:
                 log_prob = log_prob_in_double(fn, observations[name])
                 if self.by_graders and name == "mask":
                     absent = (observations[name] < 0).flatten(2).all(2)

@@ -29,7 +29,8 @@ def heldout_nll(
 ) -> float:
     """Mean over cases of -log of the mean over draws of the likelihood, in nats per case.
 
-    Of a model whose density is known by a bound alone, the mean of the bound over the draws.
+    Of a model whose density is known by a bound alone, the mean of the bound over the draws; of one
+    that is judged by its training loss alone, the mean of that.
     Where the guide reads what is scored, as that of a VAE reads the image, draws are weighed by
     prior over guide: the importance-weighted bound.
 
@@ -53,7 +54,7 @@ def heldout_nll(
         with torch.no_grad():
             seen = sampler.observations(inputs, positions)
             bare = sampler.bare(inputs)
-            if protocol.evidence_bound(model):
+            if protocol.evidence_bound(model) or protocol.loss_alone(model):
                 each = [
                     case_bounds(sampler, sampler.kept(draw), draw, inputs, seen, positions)
                     for draw in range(draws)

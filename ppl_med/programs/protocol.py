@@ -16,6 +16,7 @@ Attribute            Of                  Meaning
 ``told_by_image``    model               Local latents that generate the image.
 ``network``          model               ``RandomWeights``, or a net; its name goes to the result.
 ``evidence_bound``   model               Whether only a bound of its log-density is known.
+``loss_alone``       model               Whether no density judges it, only its training loss.
 ``training_loss``    part of a model     What is trained in the place of a log-density.
 ``no_density``       part of a model     Whether its log-density at prediction is that loss, too.
 ``settings``         part of a model     What a resumed run must share.
@@ -192,6 +193,15 @@ def of_member(model: Any, member: Any) -> Any:
 def evidence_bound(model: Any) -> bool:
     """Whether only a bound of the log-density of an observation is known, by model and guide."""
     return bool(getattr(model, "evidence_bound", False))
+
+
+def loss_alone(model: Any) -> bool:
+    """Whether its observed site has no log-density that scores, so that the loss alone judges it.
+
+    ``predict`` stores no log-likelihood then, and held-out cases are judged by the loss in
+    training.
+    """
+    return bool(getattr(model, "loss_alone", False))
 
 
 def network_name(model: Any) -> str | None:

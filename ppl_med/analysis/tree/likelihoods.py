@@ -67,7 +67,7 @@ def needed_log_likelihood(
         name: Of the argument.
 
     Raises:
-        ValueError: As there; or there is none, or only a bound of it.
+        ValueError: As there; or there is none, or only a bound of it, or only a loss.
     """
     found = open_log_likelihood(tree, site)
     if found is not None:
@@ -78,6 +78,12 @@ def needed_log_likelihood(
             "scores and comparisons of densities are not known. Read the bound by "
             "analysis.scoring.evidence_bound, and score predictions themselves, masks by "
             "analysis.segmentation."
+        )
+    kind = str(tree.attrs.get("log_likelihood_of")) if isinstance(tree, xr.DataTree) else ""
+    if ", but none is known" in kind:
+        raise ValueError(
+            f"{name} holds no log_likelihood: it would be of {kind}. Score predictions themselves, "
+            "masks by analysis.segmentation."
         )
     raise ValueError(
         f"{name} has no log_likelihood; call predict on batches that hold observations, and "

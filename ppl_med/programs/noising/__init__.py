@@ -12,7 +12,8 @@ from ppl_med.programs.noising.chain import (
     counted,
     over_space,
 )
-from ppl_med.programs.noising.gaussian_noise import GaussianNoise
+from ppl_med.programs.noising.gaussian_noise import GaussianNoise, signed
+from ppl_med.programs.noising.places import PlacesOfBatch
 from ppl_med.programs.noising.schedules import Schedule, signal_kept
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "Chain",
     "Form",
     "GaussianNoise",
+    "PlacesOfBatch",
     "Schedule",
     "StepsOfBatch",
     "Transition",
     "counted",
     "over_space",
     "signal_kept",
+    "signed",
 ]

@@ -26,6 +26,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from ppl_med.checks import choice, whole
+from ppl_med.programs.noising.places import stratified
 from ppl_med.programs.noising.schedules import Schedule, signal_kept
 
 Form = Literal["fast", "slow"]
@@ -74,12 +75,8 @@ class StepsOfBatch(TorchDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """One step in each of as many equal strata as there are cases, in random order."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        number = shape.numel()
-        order = torch.randperm(number, device=self.device)
-        place = (order + torch.rand(number, device=self.device)) / number
-        steps = (place * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
-        return steps.view(shape)
+        place = stratified(torch.Size(sample_shape) + self.batch_shape, self.device)
+        return (place * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
 
     def icdf(self, u: Tensor) -> Tensor:
         """Steps of uniform numbers; those of one case, before the last axis, spread evenly."""

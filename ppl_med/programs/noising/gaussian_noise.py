@@ -60,10 +60,7 @@ class GaussianNoise(Chain):
 
     def encode(self, mask: Tensor) -> Tensor:
         """Classes as numbers -1 and +1, dims (case, channel, *space)."""
-        mask = mask.clamp(min=0)
-        if self.num_channels == 1:
-            return (2 * mask.float() - 1).unsqueeze(1)
-        return (2 * one_hot(mask.long(), self.num_classes).float() - 1).movedim(-1, 1)
+        return signed(mask, self.num_classes, self.spatial_dims)
 
     def seen(self, mask: Tensor) -> Tensor:
         """Where a mask is known, bool (case, 1, *space)."""
@@ -106,3 +103,17 @@ class GaussianNoise(Chain):
 
     def _law(self, mean: Tensor, scale: Tensor) -> Any:
         return dist.Normal(mean, scale.expand_as(mean)).to_event(1 + self.spatial_dims)
+
+
+def signed(mask: Tensor, num_classes: int, spatial_dims: int) -> Tensor:
+    """Classes as numbers -1 and +1, dims (..., channel, *space).
+
+    Args:
+        mask: Dims (..., *space); -1, not known, is as the first class.
+        num_classes: Two are one channel, -1 in the first class; more are a channel each.
+        spatial_dims: 2 for images, 3 for volumes.
+    """
+    mask = mask.clamp(min=0)
+    if num_classes == 2:
+        return (2 * mask.float() - 1).unsqueeze(-1 - spatial_dims)
+    return (2 * one_hot(mask.long(), num_classes).float() - 1).movedim(-1, -1 - spatial_dims)
