@@ -1,4 +1,8 @@
-"""Denoising network: MONAI's diffusion U-Net, and a branch for the image that runs once a chain."""
+"""Denoising network: MONAI's diffusion U-Net, and a branch for the image that runs once a chain.
+
+The diffusion U-Net sees blocks of pixels (``patch``); what it finds is joined, pixel by pixel, with
+the features of the image and the noised mask, so that edges stay sharp.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +15,7 @@ from torch.nn import functional
 from ppl_med.axes import SPACE
 from ppl_med.checks import choice, reject, whole
 from ppl_med.data.masks import check_divisible
-from ppl_med.networks.unet import UNet
+from ppl_med.networks.unet import UNet, convolution
 
 TIMES = 1000  # the last step of a chain, on the scale of the net's embedding of time
 
@@ -31,7 +35,7 @@ class DenoisingUNet(nn.Module):
         num_blocks: Residual blocks per scale.
         attention: Whether the coarsest scale has self-attention.
         patch: Pixels along each axis that one position of the diffusion U-Net stands for: 2 makes a
-            step about 2 ** spatial_dims times as fast, and edges less sharp.
+            step about 2 ** spatial_dims times as fast.
         norm_groups: Groups of the norm layers, a divisor of every number of channels.
         num_code: Channels that a model joins to the image's features, such as a latent code.
         spatial_dims: 2 for images, 3 for volumes.
@@ -70,12 +74,18 @@ class DenoisingUNet(nn.Module):
         self.denoiser = DiffusionModelUNet(
             spatial_dims,
             (self.image_branch.num_features + num_code + num_noised) * size,
-            num_outputs * size,
+            channels[0] * size,
             num_res_blocks=num_blocks,
             channels=tuple(channels),
             attention_levels=(*[False] * self.halvings, attention),
             norm_num_groups=norm_groups,
             num_head_channels=min(norm_groups, channels[-1]),
+        )
+        hidden = self.image_branch.num_features + num_code + num_noised + channels[0]
+        self.head = nn.Sequential(
+            convolution(spatial_dims, hidden, 2 * channels[0], 1),
+            nn.SiLU(),
+            convolution(spatial_dims, 2 * channels[0], num_outputs, 1),
         )
 
     def forward(
@@ -108,9 +118,10 @@ class DenoisingUNet(nn.Module):
                 f"{self.image_branch.num_features} of the image and num_code={self.num_code} of a "
                 "code; build it with num_code as long as the model's code, 0 for a model without"
             )
-        both = _to_patches(torch.cat([features, noised], 1), self.patch)
-        output = self.denoiser(both, step.float() * TIMES)
-        return _from_patches(output, self.patch)
+        both = torch.cat([features, noised], 1)
+        far = self.denoiser(_to_patches(both, self.patch), step.float() * TIMES)
+        output: Tensor = self.head(torch.cat([both, _from_patches(far, self.patch)], 1))
+        return output
 
     def _check(self, image: Tensor) -> None:
         size = image.shape[2:]
