@@ -288,7 +288,10 @@ def main(options: Options) -> None:
             runs.setdefault(name, one)
             graders = one.tree["observed_data/mask"].load()
             scores = score(sampled_masks(one.tree), graders)
-            by_seed.append(over_cases(scores, nodules.patients).expand_dims(seed=[seed]))
+            table = over_cases(scores, nodules.patients)
+            if "wall_time_seconds" in one.tree.attrs:
+                table["seconds"] = one.tree.attrs["wall_time_seconds"] / len(nodules.patients)
+            by_seed.append(table.expand_dims(seed=[seed]))
         scores = xr.concat(by_seed, "seed")
         scores = scores if options.repeat > 1 else scores.isel(seed=0, drop=True)
         found.append(scores.expand_dims(model=[name]))
