@@ -116,8 +116,9 @@ def fit(
             which takes their place when the training ends (see ``training.moving_average``).
             Validation, ``keep``, callbacks, and ``load`` from a checkpoint see it before. Of a
             guide only locations are averaged: scales and other spreads are left as trained, which
-            the history's attributes list. Running statistics of norm layers are averaged as well.
-            None keeps the last parameters.
+            the history's attributes list. Running statistics of BatchNorm are measured anew, in a
+            pass over the batches before every validation and at the end; callbacks and unfinished
+            checkpoints have such a model as it is trained. None keeps the last parameters.
         kl_weight: Weight of the KL. 1 is the ELBO; less is a tempered posterior, which the history
             records. A function of the finished fraction gives a warm-up.
         objective: What is optimised: ``Elbo()`` by default; ``ImportanceWeighted(particles)``, a

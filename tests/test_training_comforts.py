@@ -60,9 +60,9 @@ def held_out() -> Batches:
     return cases(40, seed=5, size=40)
 
 
-def classifier() -> BayesianClassifier:
+def classifier(*norms: nn.Module) -> BayesianClassifier:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 2))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), *norms, nn.Tanh(), nn.Linear(4, 2))
     return BayesianClassifier(net, CLASSES)
 
 
@@ -285,14 +285,14 @@ def everything() -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "best": lambda: {"validation": held_out(), "keep": "best"},
     "accumulated": lambda: {"accumulate": 3, "clip_norm": 0.5, "objective": Geco(0.5, rate=0.1)},
-    "averaged": lambda: {"average": 0.9, "accumulate": 2},
+    "averaged": lambda: {"average": 0.9, "accumulate": 2, "validation": held_out()},
     "everything": everything,
     "ensemble": everything,
 }
 
 
 def programs(scenario: str) -> tuple[Any, Any]:
-    model = classifier()
+    model = classifier(*([nn.BatchNorm1d(4)] if scenario == "averaged" else []))
     if scenario == "ensemble":
         return model, Ensemble(model, PointEstimate, members=2)
     return model, MeanFieldNormal(model, init_scale=0.3)

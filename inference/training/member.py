@@ -8,11 +8,12 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.training.dry_run import DryRun
 from ppl_med.inference.training.history import History
+from ppl_med.inference.training.moving_average import moving_norms
 from ppl_med.inference.training.parameter_groups import frozen_norms
 from ppl_med.inference.training.selection import Plateau, best_epoch
 from ppl_med.inference.training.settings import Settings
@@ -41,6 +42,7 @@ class Member:
         standing: Where to go on from; None at the start.
         done: Whether it is trained.
         average: That of its parameters; None where nobody asks.
+        norms: Layers whose running statistics are measured anew for the average.
     """
 
     def __init__(self, pair: tuple[Any, Any], dry_run: DryRun, updates: Updates) -> None:
@@ -55,6 +57,11 @@ class Member:
         self.done = False
         self.average = updates.average
         self._still = frozen_norms(modules_of(*pair), updates.groups.frozen)
+        self.norms: list[nn.Module] = []
+        if self.average is not None:
+            self.set_training()
+            self.norms = moving_norms(pair)
+            set_mode(pair, False)
         self._after_steps = protocol.after_steps(self.model)
         self._followers = protocol.step_followers(self.guide)
 
@@ -97,15 +104,30 @@ class Member:
                 poutine.replay(program, trace=drawn)(**select_arguments(program, batch))
         self.set_training()
 
-    def judged(self) -> AbstractContextManager[None]:
-        """Put the programs to what would be kept of them now, while the block runs."""
-        return nullcontext() if self.average is None else self.average.in_place()
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Put the programs to the average while the block runs, which may move statistics."""
+        if self.average is None:
+            yield
+            return
+        buffers = [buffer for norm in self.norms for buffer in norm.buffers()]
+        held = [buffer.clone() for buffer in buffers]
+        try:
+            with self.average.in_place():
+                yield
+        finally:
+            for buffer, earlier in zip(buffers, held, strict=True):
+                buffer.copy_(earlier)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Put the programs to the average while the block runs, where that needs no pass."""
+        return nullcontext() if self.norms else self.judged()
 
     def kept_state(self, now: dict[str, Any]) -> dict[str, Any]:
         """State that would be kept now, where the programs are in another."""
         if self.best is not None:
             return self.best
-        if self.average is None or self.done:
+        if self.average is None or self.done or self.norms:
             return now
         with self.judged():
             return snapshot(files.program_state(*self.pair))

@@ -11,8 +11,11 @@ Of a guide, locations are averaged and spreads are left as trained: what states 
 of the locations is less noisy than their last values; a posterior that is narrower for it would be
 wrong. Where a network gives both, as in ``ConditionalNormal``, all of its weights are averaged.
 
-Running statistics of norm layers are averaged with the weights, as in torchvision's training
-recipes (``AveragedModel(use_buffers=True)``), so that validation needs no pass over the data.
+Running statistics of BatchNorm belong to the weights that they were seen under, and those of
+training, averaged or not, can cost a good net more than the average gains. So they are measured
+anew under the averages (``torch.optim.swa_utils.update_bn``), in a pass over the training batches
+before every validation and at the end. In between, for callbacks and in the checkpoint of an
+unfinished run, a model with such layers is as it is trained; any other is the average there, too.
 
 References: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
 Journal on Control and Optimization 30, 1992; for diffusion Ho et al., "Denoising diffusion
@@ -29,13 +32,12 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList, AutoNormalizingFlow
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ppl_med.programs import protocol
 from ppl_med.programs.parameters import free_parameters, modules_of, named_modules_of, parts_of
 from ppl_med.programs.sites import Program, full_name
-
-STATISTICS = ("running_mean", "running_var")
 
 
 class MovingAverage:
@@ -145,14 +147,28 @@ def moving_average(
             "precision='bfloat16'"
         )
     still = [spreads[id(parameter)] for parameter in trained if id(parameter) in spreads]
-    return MovingAverage(decay, [*averaged, *_statistics(model, guide)], sorted(still))
+    return MovingAverage(decay, averaged, sorted(still))
 
 
-def _statistics(model: Program, guide: Program) -> list[Tensor]:
-    """Running statistics of norm layers: each once."""
-    parts = {id(part): part for program in (model, guide) for part in parts_of(program)}
-    buffers = [getattr(part, name, None) for part in parts.values() for name in STATISTICS]
-    return list({id(b): b for b in buffers if isinstance(b, Tensor)}.values())
+def moving_norms(pair: tuple[Program, Program]) -> list[nn.Module]:
+    """Norm layers of two programs in training mode whose running statistics move.
+
+    Raises:
+        ValueError: If one is of a kind whose statistics cannot be measured anew.
+    """
+    parts = {id(part): part for program in pair for part in parts_of(program)}
+    found = [
+        part
+        for part in parts.values()
+        if part.training and getattr(part, "running_mean", None) is not None
+    ]
+    for part in found:
+        if not isinstance(part, _BatchNorm):
+            raise ValueError(
+                f"average must be None with {type(part).__name__}, whose running statistics would "
+                "not be those of the averaged weights; use a norm layer without any, or BatchNorm"
+            )
+    return found
 
 
 def _spreads(model: Program, guide: Program) -> dict[int, str]:

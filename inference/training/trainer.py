@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader
-from ppl_med.inference.training.completion import complete
+from ppl_med.inference.training.completion import complete, measure_statistics
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.interrupts import Interrupts, told_interrupt
@@ -243,6 +243,7 @@ class Trainer:
         if plan.validation is not None:
             set_mode(member.pair, False)
             with rng.restored(), member.judged():  # training goes the same way without validation
+                measure_statistics(member, self.loader, plan, plan.seed + self.index)
                 score = heldout_nll(
                     *member.pair, plan.validation, plan.device, VALIDATION_DRAWS, plan.seed
                 )
@@ -251,7 +252,7 @@ class Trainer:
         if plan.callbacks:
             set_mode(member.pair, False)
             try:
-                with rng.restored(), member.judged():
+                with rng.restored(), member.shown():
                     member.told = plan.callbacks.on_epoch(self._news(member)) or member.told
             except BaseException as error:
                 self._save_for(error)
@@ -269,7 +270,10 @@ class Trainer:
         set_mode(member.pair, False)
         member.warn_of_kl(self.steps)
         member.finish(self.standing(), self.settings)
-        complete(member, self.loader, self.settings, self.settings.seed + self.index)
+        seed = self.settings.seed + self.index
+        if self.settings.keep == "last":  # the best state holds its own
+            measure_statistics(member, self.loader, self.settings, seed)
+        complete(member, self.loader, self.settings, seed)
 
     # ---------------------------------------------------------------- checkpoints
 
