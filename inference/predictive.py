@@ -2,9 +2,10 @@
 
 Draw s of chain c is one function of the image: its weights serve every case and every batch. A
 draw is reproducible by (seed, chain, draw), whatever the batch size; what is drawn per case
-(a latent code, a predicted label) belongs to the case's position in the data set.
+(a latent code, a predicted label) belongs to the sample and to the case's place in the data set.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -39,6 +40,7 @@ from ppl_med.inference.prediction.kept_outputs import KeptOutputs, check_keep
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.sinks import open_sink
 from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
+from ppl_med.inference.prediction.weight_draws import repeated
 from ppl_med.inference.training.dry_run import not_running
 from ppl_med.inference.training.interrupts import stopped_prediction, telling_interrupts
 from ppl_med.programs import protocol
@@ -68,6 +70,7 @@ def predict(
     *,
     keys: Mapping[str, str] | None = None,
     draws: int | None = None,
+    samples: int = 1,
     seed: int = 0,
     store: str | Path | None = None,
     resume: bool = False,
@@ -95,6 +98,11 @@ def predict(
         keys: Names in the batches -> names of the model's arguments, as in ``fit``.
         draws: Draws per chain, 32 by default: PSIS-LOO needs as many. Of chains that a sampler
             kept, all by default, and fewer are taken evenly spaced over the chain.
+        samples: Samples with each draw of the global latents, the weights, that differ in what is
+            drawn per case (codes, labels); the prior's draws have as many. The axis ``draw`` has
+            draws x samples entries, its coordinate ``weights`` says which draw of the weights each
+            has: analyses count these as functions, and ``segmentation.rater_and_weight_variance``
+            tells raters from weights. The first sample is what ``samples=1`` gives.
         seed: Seed of all draws.
         store: None keeps the result in memory; ``"run.nc"`` also writes it; ``"run.zarr"`` writes
             while predicting, with bounded memory, and gives a lazy tree.
@@ -137,8 +145,9 @@ def predict(
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
-        ValueError: On arguments or batches that do not fit; on ``keep`` of a layer that the network
-            does not have, or that does not give one output of a case; on a window for a model that
+        ValueError: On arguments or batches that do not fit; on several samples of a model without
+            latents of a case, which would be copies; on ``keep`` of a layer that the network does
+            not have, or that does not give one output of a case; on a window for a model that
             runs no network of one image with random weights (``RandomWeights``); on a store to
             resume that was made with other arguments, other parameters or other cases.
         FileExistsError: If ``store`` exists.
@@ -153,6 +162,7 @@ def predict(
     started = time.time()
     guide, draws = taken_draws(guide, draws)
     prior_draws = whole("prior_draws", prior_draws, least=0)
+    samples = whole("samples", samples)
     seed = check_seed(seed)
     store = None if store is None else a_path("store", store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
@@ -168,13 +178,15 @@ def predict(
     with torch_restored(), sliding(windowed), ExitStack() as held:
         held.enter_context(telling_interrupts(stopped_prediction(store)))
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
-        run = _Run(pairs, batches, chosen, draws, seed, keep=keep)
+        run = _Run(pairs, batches, chosen, (draws, samples), seed, keep=keep)
         _check_used(windowed, model)
         attrs = attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
         if store is not None and Path(store).suffix == ".zarr":
             attrs[DATA] = data_digest(batches, run.spec.arguments)
+        if samples > 1:
+            attrs["samples"] = samples
         if keep:
             attrs["keep"] = ", ".join(keep)
         if windowed is not None:
@@ -186,7 +198,7 @@ def predict(
             done: Any = tree[f"{run.builder.group}/case"]
             run.check_ids(done.values.tolist())
             return tree
-        total = len(pairs) * draws * num_batches
+        total = len(pairs) * draws * samples * num_batches
         with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
             run.builder.scratch = sink.scratch
             for chunk in run.chunks(bar, sink.ids_done()):
@@ -196,12 +208,13 @@ def predict(
             torch.manual_seed(seed)  # the same cases in the same order
             for generator, state in own:
                 generator.set_state(state)
-            prior = _Run([(pairs[0][0], None)], batches, chosen, prior_draws, seed, len(pairs))
+            number = (prior_draws, samples)
+            prior = _Run([(pairs[0][0], None)], batches, chosen, number, seed, len(pairs))
             prior.builder.scratch = sink.scratch
             for chunk in prior.chunks(None, []):
                 sink.append_prior(chunk)
         if (stats := protocol.sample_stats(guide)) is not None:
-            sink.add_stats(stats)
+            sink.add_stats(repeated(stats, samples))
         return sink.finish(wall_time=time.time() - started)
 
 
@@ -221,14 +234,14 @@ class _Run:
         pairs: Sequence[tuple[Program, Program | None]],
         batches: Any,
         device: torch.device,
-        draws: int,
+        number: tuple[int, int],
         seed: int,
         first_chain: int | None = None,
         keep: Sequence[str] = (),
     ) -> None:
         self.model = pairs[0][0]
         self.kept = KeptOutputs([model for model, _ in pairs], keep)
-        self.batches, self.device, self.draws = batches, device, draws
+        self.batches, self.device, self.number = batches, device, number
         first = first_batch(batches)
         self.spec = batch_spec(self.model)
         check_whole(first)
@@ -251,12 +264,11 @@ class _Run:
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, one) from error
         self.observed, self.given = set(self.samplers[0].observed), set(values)
-        stored = self.samplers[0].numbers_per_case * draws * len(pairs)
+        stored = self.samplers[0].numbers_per_case * number[0] * number[1] * len(pairs)
         self.chunk_cases = min(CHUNK_CASES, max(1, CHUNK_NUMBERS // max(stored, 1)))
         self.with_observations = first_chain is None
-        inputs = self._inputs(first)
-        sampler = self.samplers[0]
-        self.builder = TreeBuilder(self.model, sampler, first, inputs, len(pairs), draws)
+        about = (self.samplers[0], first, self._inputs(first), len(pairs))
+        self.builder = TreeBuilder(self.model, *about, *number)
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         values = to_device(select_arguments(self.model, batch), self.device)
@@ -281,7 +293,7 @@ class _Run:
                         f"among positions {start} to {start + len(ids) - 1}; pass the same batches"
                     )
                 if bar is not None:
-                    bar.update(len(group) * len(self.samplers) * self.draws)
+                    bar.update(len(group) * len(self.samplers) * self.builder.draws)
                 continue
             yield self._chunk(start, group, bar)
 
@@ -319,15 +331,16 @@ class _Run:
             observations = list(map(self.samplers[0].observations, inputs, cases))
             chunk = self.builder.start(start, group, inputs, observations)
             for chain, sampler in enumerate(self.samplers):
-                for draw in range(self.draws):
-                    values = sampler.kept(draw)
+                values: dict[str, torch.Tensor] = {}
+                for draw, (of, sample) in enumerate(itertools.product(*map(range, self.number))):
+                    values = values if sample else sampler.kept(of)
                     for given, observed, at in zip(inputs, observations, cases, strict=True):
                         with self.kept.caught():
-                            trace = sampler.run(values, draw, sampler.bare(given), at)
+                            trace = sampler.run(values, of, sampler.bare(given), at, sample)
                         offset = int(at[0]) - start
                         self.builder.record(chunk, trace, observed, chain, draw, offset)
                         if self.builder.bounded and self.builder.group == "posterior":
-                            bounds = case_bounds(sampler, values, draw, given, observed, at)
+                            bounds = case_bounds(sampler, values, of, given, observed, at, sample)
                             self.builder.record_bounds(chunk, bounds, (chain, draw, offset))
                         self.kept.record(self.builder, chunk, (chain, draw, offset), len(at))
                         if bar is not None:

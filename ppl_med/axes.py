@@ -27,6 +27,9 @@ AXES = (
 SAMPLES = ("chain", "draw")
 """Axes of draws: independently trained members, and draws of each."""
 
+WEIGHTS = "weights"
+"""Coordinate along draw, where several draws share their weights: which draw of them it has."""
+
 AUGMENTATION = "augmentation"
 """Axis of augmentations, under each of which all draws were predicted."""
 

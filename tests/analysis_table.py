@@ -117,6 +117,15 @@ def pixel_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     return class_tree(number, prefix, ("row", "col"))
 
 
+def sampled_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Two chains of two draws of the weights, each with three samples of a class per pixel."""
+    tree = class_tree(number, prefix, ("row", "col"), draws=6)
+    for name in ("posterior", "log_likelihood"):
+        group = tree[name].to_dataset().assign_coords(weights=("draw", np.repeat([0, 1], 3)))
+        tree[name] = xr.DataTree(group)
+    return tree
+
+
 def augmented_tree(
     number: int = CASES, prefix: str = "c", extra: tuple[str, ...] = ()
 ) -> xr.DataTree:
@@ -547,6 +556,7 @@ PATIENTS = Kind(patient_tree, "observed_data/label")
 AUGMENTED = Kind(augmented_tree, "observed_data/label")
 AUGMENTED_PIXELS = Kind(partial(augmented_tree, extra=("row", "col")), "observed_data/mask")
 PIXELS = Kind(pixel_tree, "observed_data/mask")
+SAMPLED = Kind(sampled_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
 FINDINGS = Kind(finding_tree, "observed_data/findings", rows=False)
@@ -845,6 +855,9 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "segmentation.diversity": Analysis(segmentation.diversity, PIXELS, reads=False),
     "segmentation.maps": Analysis(segmentation.maps, PIXELS, reads=False),
+    "segmentation.rater_and_weight_variance": Analysis(
+        segmentation.rater_and_weight_variance, SAMPLED, reads=False, members=True
+    ),
     "segmentation.region_uncertainty": Analysis(
         lambda tree: segmentation.region_uncertainty(tree).drop_dims("part"), PIXELS, reads=False
     ),

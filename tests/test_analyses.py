@@ -19,6 +19,7 @@ from analysis_table import (
     MODULES,
     NO_ANALYSES,
     PIXELS,
+    SAMPLED,
     SIDE,
     WHOLE,
     Analysis,
@@ -37,7 +38,7 @@ MAPS = pytest.mark.parametrize(
     [
         name
         for name, row in ANALYSES.items()
-        if row.kind in (PIXELS, AUGMENTED_PIXELS, DEPTHS, GRADERS, WHOLE, MAP_KIND)
+        if row.kind in (PIXELS, SAMPLED, AUGMENTED_PIXELS, DEPTHS, GRADERS, WHOLE, MAP_KIND)
     ],
 )
 READERS = pytest.mark.parametrize("name", [name for name, row in ANALYSES.items() if row.reads])

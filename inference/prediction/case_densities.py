@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_med.inference.batches import has_graders
-from ppl_med.inference.prediction.case_noise import derive_seed
+from ppl_med.inference.prediction.case_noise import Keys, derive_seed
 from ppl_med.inference.prediction.posterior_sampler import (
     Globals,
     Inputs,
@@ -48,6 +48,7 @@ def case_bounds(
     inputs: Inputs,
     observations: Globals,
     cases: NDArray[np.integer],
+    sample: int = 0,
 ) -> Globals:
     """Of every observed site the ELBO of each case under given global latents, nats.
 
@@ -58,15 +59,16 @@ def case_bounds(
         inputs: Arguments of a batch.
         observations: As ``sampler.observations`` gives them.
         cases: Position of each case in the data set.
+        sample: Which of several samples with these latents it is.
 
     Returns:
         By site, dims (case), or (grader, case), NaN for graders who did not look at the case.
     """
-    found = {}
+    found, keys = {}, sampler.keys(draw, sample)
     for name, given in observations.items():
         by_graders = has_graders(inputs) and name == "mask"
         parts = [
-            _bound(sampler, values, draw, {**sampler.bare(inputs), name: one}, cases)
+            _bound(sampler, values, keys, {**sampler.bare(inputs), name: one}, cases)
             for one in (given if by_graders else given[None])
         ]
         found[name] = torch.stack(parts) if by_graders else parts[0]
@@ -76,11 +78,10 @@ def case_bounds(
 def _bound(
     sampler: PosteriorSampler,
     values: Globals,
-    draw: int,
+    keys: Keys,
     inputs: dict[str, Any],
     cases: NDArray[np.integer],
 ) -> Tensor:
-    keys = (sampler.seed, sampler.chain, draw)
     unseen = torch.zeros(len(cases), dtype=torch.bool)
     for name in (sampler.discrete & inputs.keys()) - sampler.generated:
         missing = (inputs[name] < 0).flatten(1).all(1)

@@ -1,7 +1,8 @@
 """Random numbers that belong to a case, not to a batch.
 
 The number for (seed, chain, draw, site, case, element) is a hash of these, so a draw does not
-depend on how cases were put into batches. The hash is the finaliser of SplitMix64 (Steele, Lea and
+depend on how cases were put into batches. Of several samples of a draw, all but the first have
+their number after that of the draw. The hash is the finaliser of SplitMix64 (Steele, Lea and
 Flood, OOPSLA 2014) applied to a chain of the keys.
 """
 
@@ -15,7 +16,7 @@ from torch.distributions import Distribution
 
 from ppl_med.likelihoods.inverse_transform import transformed
 
-Keys = tuple[int, int, int]
+Keys = tuple[int, ...]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -51,7 +52,8 @@ def uniform(
 ) -> NDArray[np.float64]:
     """Uniform numbers in (0, 1), both ends excluded, dims (case, element).
 
-    ``keys`` are seed, chain and draw; ``cases`` the position of each case in the data set.
+    ``keys`` are seed, chain, draw and, past the first, sample; ``cases`` the position of each case
+    in the data set.
     """
     with np.errstate(over="ignore"):
         state = np.array([_hash(*keys, zlib.crc32(site.encode()))], dtype=np.uint64)
@@ -67,8 +69,8 @@ def sample_by_case(
 ) -> Tensor | None:
     """A draw by inverse transform; None for a distribution whose transform is not known.
 
-    ``keys`` are seed, chain and draw; ``cases`` the position of each case in the data set, and
-    ``case_dim`` its dim in the batch shape, counted from the right.
+    ``keys`` are seed, chain, draw and, past the first, sample; ``cases`` the position of each case
+    in the data set, and ``case_dim`` its dim in the batch shape, counted from the right.
     """
     axis = len(fn.batch_shape) + case_dim
 

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from ppl_med.inference.batches import has_graders
 from ppl_med.inference.guides.kept_draws import KeptDraws
 from ppl_med.inference.guides.stock import check_stock_guide
-from ppl_med.inference.prediction.case_noise import derive_seed, sample_by_case
+from ppl_med.inference.prediction.case_noise import Keys, derive_seed, sample_by_case
 from ppl_med.likelihoods import stored_parameters
 from ppl_med.programs import protocol
 from ppl_med.programs.elbo import latent_faults
@@ -49,7 +49,7 @@ class Substitute(Messenger):
     """Give latent sites their values; draw the others by numbers that belong to the case."""
 
     def __init__(
-        self, values: Mapping[str, Tensor], keys: tuple[int, int, int], cases: NDArray[np.integer]
+        self, values: Mapping[str, Tensor], keys: Keys, cases: NDArray[np.integer]
     ) -> None:
         super().__init__()
         self.values, self.keys, self.cases = values, keys, cases
@@ -166,21 +166,27 @@ class PosteriorSampler:
         left_out = self.observed.keys() - self.generated
         return {name: value for name, value in inputs.items() if name not in left_out}
 
+    def keys(self, draw: int, sample: int = 0) -> Keys:
+        """What the noise of every case belongs to; that of the first sample is the draw's."""
+        return (self.seed, self.chain, draw, *((sample,) if sample else ()))
+
     def run(
         self,
         values: Globals,
         draw: int,
         inputs: Inputs,
         cases: NDArray[np.integer],
+        sample: int = 0,
         salt: int | None = None,
     ) -> poutine.Trace:
         """Trace the model on a batch without observations, with the latents that ``draw`` gave.
 
         A node of a latent that the guide proposed has the guide's distribution as ``proposal``, and
         one of an observation that is among the inputs a draw of it as ``drawn``, if that is stored.
+        ``sample`` is which of several samples with these latents it is: the noise is its own.
         ``salt`` changes the seed of what cannot be drawn case by case, if given.
         """
-        keys, proposed = (self.seed, self.chain, draw), dict[str, Site]()
+        keys, proposed = self.keys(draw, sample), dict[str, Site]()
         with torch_restored(), private_store():
             # For what cannot be drawn case by case: the same for the same batch at least.
             seed_torch(derive_seed(*keys, int(cases[0]), *(() if salt is None else (salt,))))

@@ -20,6 +20,7 @@ from ppl_med.inference.batches import has_graders
 from ppl_med.inference.prediction.case_densities import local_densities
 from ppl_med.inference.prediction.columns import as_column, column_dims, find_columns
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler, is_stored
+from ppl_med.inference.prediction.weight_draws import ALONG, check_samples, weights_of
 from ppl_med.likelihoods import (
     in_double,
     log_prob_in_double,
@@ -48,8 +49,7 @@ class Chunk:
     """Results of some consecutive cases, with values and dims by (group, variable).
 
     ``coords`` are shared by all groups. ``scratch`` is the folder whose disk holds large arrays
-    while
-    they are filled; None for memory.
+    while they are filled; None for memory.
     """
 
     start: int
@@ -81,7 +81,8 @@ class Chunk:
         result = {}
         for group, variables in groups.items():
             used = {dim for dims, *_ in variables.values() for dim in dims}
-            coords = {n: (n, np.asarray(v)) for n, v in self.coords.items() if n in used}
+            given = {n: (ALONG.get(n, n), np.asarray(v)) for n, v in self.coords.items()}
+            coords = {name: pair for name, pair in given.items() if pair[0] in used}
             result[group] = xr.Dataset(variables, coords=coords)
         return result
 
@@ -90,8 +91,7 @@ class TreeBuilder:
     """Knows a program's sites and how they are stored.
 
     The first batch fixes what there is of observations and metadata; ``inputs`` are its arguments
-    of
-    the model. Large arrays are filled in the folder ``scratch``, where there is one.
+    of the model. Large arrays are filled in the folder ``scratch``, where there is one.
 
     Warns:
         UserWarning: On entries of the batch that no array can hold; they are left out.
@@ -105,8 +105,9 @@ class TreeBuilder:
         inputs: Mapping[str, Any],
         chains: int,
         draws: int,
+        samples: int = 1,
     ) -> None:
-        self.chains, self.draws = chains, draws
+        self.chains, self.draws, self.samples = chains, draws * samples, samples
         self.scratch: Path | None = None
         self.observed, self.local, self.globals = sampler.observed, sampler.local, sampler.globals
         self.given, self.noted = [n for n in self.observed if n in inputs], sampler.noted
@@ -131,6 +132,7 @@ class TreeBuilder:
             shown |= stored_values(site["fn"], name, site["value"], self.observed[name]).keys()
         taken = {"id", "image", argument_names(model)[0], *self.observed, *pictures, *shown}
         self.columns = find_columns(first, taken, batch_size(inputs))
+        check_samples(samples, sampler, {*self.coords, *self.globals} - self.layouts.keys())
 
     def start(
         self,
@@ -150,6 +152,7 @@ class TreeBuilder:
             "chain": range(self.chains),
             "draw": range(self.draws),
             "case": chunk.ids,
+            **weights_of(self.draws, self.samples),
             **self.coords,
         }
         for name in self.observed:

@@ -131,7 +131,8 @@ class ZarrSink:
             ) from error
 
     def _check_attrs(self, path: Path, found: dict[Any, Any]) -> None:
-        names = (*self.attrs, "window", "keep")  # which are there only where they were given
+        where_given = ("samples", "window", "keep")
+        names = (*self.attrs, *where_given)
         differing = [n for n in names if n != DATA and found.get(n) != self.attrs.get(n)]
         if not same_data(found.get(DATA), self.attrs.get(DATA)):
             differing.append(DATA)

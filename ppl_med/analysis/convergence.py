@@ -9,6 +9,9 @@ The weights of a net are no quantity to judge by: hidden units may be exchanged,
 agree in every prediction differ in them (Izmailov et al., ICML 2021). ``of`` names them, or any
 other variable of the group ``posterior``, where they are asked for all the same.
 
+Of several samples of every draw of the weights (`predict` with ``samples``) the mean is judged: the
+chain is one of weights, whose samples are no steps of it.
+
 Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner, Bayesian Analysis 16, 2021 (rank-normalised
 split R-hat; effective sample sizes of the bulk and of the 5 % and 95 % quantiles), as
 ``arviz_stats`` computes them.
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.statistics.weight_draws import over_weights
 from ppl_med.analysis.tree import Posterior, drop_copies, find_distribution, has_probs, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import choice
@@ -76,11 +80,11 @@ def _quantity(tree: Posterior, of: str | None) -> xr.DataArray:
     """What is judged, dims (chain, draw, ...), float64."""
     if of is not None:
         known = [] if isinstance(tree, xr.DataArray) else [*tree["posterior"].data_vars]
-        return tree["posterior"][choice("of", of, known)].astype(np.float64)
+        return over_weights(tree["posterior"][choice("of", of, known)].astype(np.float64))
     group = None if isinstance(tree, xr.DataArray) or has_probs(tree) else find_distribution(tree)
     if group is None:
-        return open_classes(tree).array.astype(np.float64)
-    return drop_copies(group["loc" if "loc" in group else "mean"]).astype(np.float64)
+        return over_weights(open_classes(tree).array.astype(np.float64))
+    return over_weights(drop_copies(group["loc" if "loc" in group else "mean"]).astype(np.float64))
 
 
 def _diagnosed(

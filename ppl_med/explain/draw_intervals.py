@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
+from ppl_med.analysis.statistics.weight_draws import one_of_each
 from ppl_med.axes import SAMPLES
 
 
@@ -19,8 +20,9 @@ def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.Da
 
     Fewer than 2 / (1 - level) - 1 draws do not reach the level: the ends have the attribute
     ``attained_level``. With one draw they are NaN. Draws of NaN do not count; where all of them are
-    NaN, so is what they say together.
+    NaN, so is what they say together. Of draws that share their weights, the interval takes one.
     """
+    expected, values = values.mean(SAMPLES), one_of_each(values)
     tails = ((1 - level) / 2, (1 + level) / 2)
     known = values.notnull().any(SAMPLES)
     filled = values.where(known, 0)  # NumPy warns of a quantile of nothing but NaN
@@ -29,7 +31,7 @@ def over_draws(name: str, values: xr.DataArray, level: float) -> dict[str, xr.Da
     several = number > 1
     reached = {"attained_level": attained(level, number)}
     ends = {"lower": low, "upper": high}
-    return {f"expected_{name}": values.mean(SAMPLES)} | {
+    return {f"expected_{name}": expected} | {
         f"expected_{name}_{end}": (bound if several else bound * np.nan)
         .drop_vars("quantile")
         .assign_attrs(reached)

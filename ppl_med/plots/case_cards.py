@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
+from ppl_med.analysis.statistics.weight_draws import num_functions, one_of_each
 from ppl_med.analysis.tree import Posterior, class_names
 from ppl_med.analysis.uncertainty import entropy, variance
 from ppl_med.axes import SAMPLES
@@ -82,8 +83,7 @@ def cases(
             card.classes()
             card.uncertainty([float(p[index]) for p in parts], widest, unit, split)
             card.caption(None if sets is None else sets[index])
-    _headings(figure, columns, probs.sizes["chain"] * probs.sizes["draw"], by, label is not None,
-              split)  # fmt: skip
+    _headings(figure, columns, num_functions(probs), by, label is not None, split)
     return figure
 
 
@@ -187,8 +187,8 @@ class _Card:
         if self.label is not None and self.label not in shown:
             shown[-1] = self.label
         few = len(shown) <= 3
-        several = self.probs.sizes["chain"] * self.probs.sizes["draw"] > 1
-        quantiles = self.probs.quantile(_INTERVAL, SAMPLES, method=RANKS)
+        several = num_functions(self.probs) > 1
+        quantiles = one_of_each(self.probs).quantile(_INTERVAL, SAMPLES, method=RANKS)
         low, high = quantiles.transpose("quantile", "class").to_numpy()
         for line, k in enumerate(shown):
             ax, ink, level = self.bars, theme.INK, [line, line]

@@ -33,6 +33,7 @@ from ppl_med.analysis import uncertainty
 from ppl_med.analysis.aggregation import METHODS as AGGREGATIONS
 from ppl_med.analysis.aggregation import aggregate, predicted_mask
 from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.weight_draws import num_functions
 from ppl_med.analysis.tree import Classes, Posterior, open_classes
 from ppl_med.axes import SAMPLES, SPACE
 
@@ -137,7 +138,7 @@ def require_functions(probs: xr.DataArray, name: str) -> int:
     Raises:
         ValueError: There is one.
     """
-    number = probs.sizes["chain"] * probs.sizes["draw"]
+    number = num_functions(probs)
     if number < 2:
         raise ValueError(
             f"{name} is a disagreement between draws, and the tree holds one function (a point "
@@ -170,7 +171,7 @@ def _reduced(
         checks.choice("aggregation", aggregation, AGGREGATIONS)
         if not space:
             checks.reject("aggregation", "None for a tree of one class per case", aggregation)
-    number = probs.num_samples[0] * probs.num_samples[1]
+    number = num_functions(probs.array)
     if of_draws:
         require_functions(probs.array, name)
     score, error = figure(probs)
@@ -210,7 +211,7 @@ def _entropy(name: str) -> Figure:
 
 
 def _entropy_part(probs: Classes, name: str) -> tuple[xr.DataArray, xr.DataArray | None]:
-    several = probs.num_samples != (1, 1)
+    several = num_functions(probs.array) > 1
     found = uncertainty.entropy(probs.array, mcse=several)
     return found[name], found[f"{name}_mcse"] if several else None
 
@@ -238,7 +239,7 @@ def _class_part(
     probs: Classes, function: Callable[[xr.DataArray, xr.DataArray], xr.DataArray]
 ) -> tuple[xr.DataArray, xr.DataArray | None]:
     """A score that is linear in the mean of the draws, given which classes lead."""
-    several = probs.num_samples != (1, 1)
+    several = num_functions(probs.array) > 1
 
     def part(values: xr.DataArray) -> xr.Dataset:
         influence = function(values, monte_carlo.mean(values))

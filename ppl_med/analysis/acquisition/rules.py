@@ -1,7 +1,7 @@
 """The table of rules: what each reads, which options it takes, and how it chooses a batch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ppl_med.analysis.acquisition.spread import farthest_first, typical_cases
 from ppl_med.analysis.acquisition.targets import epig
 from ppl_med.analysis.aggregation import aggregate, predicted_mask
 from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.weight_draws import one_of_each
 from ppl_med.analysis.tree import Posterior, mean_features, open_classes, open_layers
 from ppl_med.axes import SAMPLES
 
@@ -121,6 +122,7 @@ def _by_epig(request: Request) -> Purchase:
 
 def _batch_bald(request: Request) -> Purchase:
     opened = open_classes(request.tree)
+    opened = replace(opened, array=one_of_each(opened.array))
     if opened.array.ndim > 4:
         raise ValueError(
             f"batch_bald needs one class per case, and probs has the axes {opened.array.dims[4:]}: "

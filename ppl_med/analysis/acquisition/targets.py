@@ -16,6 +16,7 @@ import xarray as xr
 
 from ppl_med.analysis.acquisition.case_scores import require_functions
 from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.weight_draws import one_of_each
 from ppl_med.analysis.tree import (
     Posterior,
     case_coords,
@@ -49,6 +50,7 @@ def epig(tree: Posterior, targets: Posterior) -> xr.Dataset:
     pool, target = (open_classes(one, copies=True).array for one in (tree, targets))
     _check(pool, target, tree, targets)
     asked = pool.sizes["case"]
+    pool, target = (one_of_each(array) for array in (pool, target))
     plain = [array.drop_vars([*array.coords]) for array in (pool, target)]
     joined = drop_copies(xr.concat(plain, "case"))  # copies are so at pool and targets alike
     number = require_functions(joined, "epig")

@@ -20,6 +20,7 @@ from scipy import stats
 
 from ppl_med.analysis.statistics import location_scale
 from ppl_med.analysis.statistics.case_fill import finite_or_fill
+from ppl_med.analysis.statistics.weight_draws import num_functions, one_of_each
 from ppl_med.analysis.tree import Block, Numbers, count_left_out, open_numbers
 from ppl_med.checks import choice
 from ppl_med.moved import renamed_argument
@@ -74,7 +75,7 @@ def pit(
         result[name].attrs.update(units="probability", long_name=long_name)
     observed = values.size - counts["left_out"]
     result.attrs.update(counts, distribution=chosen, num_observed=observed, num_tested=len(tested))
-    return result.assign_attrs(num_draws=numbers.num_draws)
+    return result.assign_attrs(num_draws=num_functions(numbers.drawn))
 
 
 def one_per_case(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -105,10 +106,11 @@ def _block(
     """Transforms of a block, NaN where nothing was observed."""
     value = numbers.observations(block)
     if distribution == "samples":
-        drawn = numbers.draws(block).values
+        apart = one_of_each(numbers.draws(block))  # exchangeable with the observation
+        drawn = apart.values
         below = (drawn < value.values).sum((0, 1))
         equal = (drawn == value.values).sum((0, 1))
-        found = (below + rng.random(value.shape) * (1 + equal)) / (numbers.num_draws + 1)
+        found = (below + rng.random(value.shape) * (1 + equal)) / (num_functions(apart) + 1)
         return np.where(np.isnan(value.values), np.nan, found)
     group = numbers.parameters(block).astype(np.float64).load()
     scale = group["scale"].values

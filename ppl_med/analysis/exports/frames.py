@@ -27,6 +27,7 @@ from ppl_med.analysis.segmentation.measurement import sizes
 from ppl_med.analysis.statistics.case_means import case_means
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
 from ppl_med.analysis.statistics.total_variance import moments
+from ppl_med.analysis.statistics.weight_draws import num_functions, one_of_each
 from ppl_med.analysis.tree import (
     DRAWS,
     Classes,
@@ -200,8 +201,8 @@ def _of_numbers(
         )
     tail = (1 - level) / 2
     for name, share in (("lower", tail), ("upper", 1 - tail)):
-        columns[f"{name}{end}"] = drawn.quantile(share, SAMPLES, method=RANKS).values
-    attrs["attained_level"] = attained(level, count)
+        columns[f"{name}{end}"] = one_of_each(drawn).quantile(share, SAMPLES, method=RANKS).values
+    attrs["attained_level"] = attained(level, num_functions(drawn))
     observed = numbers.observed()
     if observed is not None:
         columns[f"observed{end}"] = observed.values

@@ -23,6 +23,7 @@ from scipy.spatial.distance import cdist
 from ppl_med.analysis.statistics import location_scale, monte_carlo
 from ppl_med.analysis.statistics.case_fill import finite_or_fill
 from ppl_med.analysis.statistics.case_means import add_mean
+from ppl_med.analysis.statistics.weight_draws import between_pairs, function_numbers, weights_of
 from ppl_med.analysis.tree import (
     Block,
     Numbers,
@@ -33,7 +34,7 @@ from ppl_med.analysis.tree import (
     open_numbers,
     split_blocks,
 )
-from ppl_med.axes import SAMPLES
+from ppl_med.axes import SAMPLES, WEIGHTS
 from ppl_med.checks import choice
 from ppl_med.moved import renamed_argument
 
@@ -78,7 +79,8 @@ def crps(
     for block in numbers.blocks():
         truth = value.isel(block)
         flat = numbers.draws(block).values.reshape(-1, truth.size)
-        score.add(block, truth, np.abs(flat - truth.values.ravel()), _mean_distance(flat), numbers)
+        spread = _mean_distance(flat), _own_distance(flat, function_numbers(numbers.drawn))
+        score.add(block, truth, np.abs(flat - truth.values.ravel()), spread, numbers)
         if parameters is not None:
             own = _closed_form(truth, parameters.isel(block), str(distribution))
             per_draw = per_draw + (own * score.weight.isel(block)).sum(truth.dims)
@@ -134,8 +136,11 @@ def energy(
             vectors = np.where(np.isnan(truth), 0.0, vectors)
             truth = np.where(np.isnan(truth) & part.notnull().values.reshape(-1, 1), 0.0, truth)
         near = np.linalg.norm(vectors - truth, axis=-1)
-        spread = np.stack([cdist(v, v).mean(1) for v in vectors.transpose(1, 0, 2)], axis=1)
-        score.add(block, part, near, spread, numbers)
+        distances = [cdist(v, v) for v in vectors.transpose(1, 0, 2)]
+        own = function_numbers(numbers.drawn)
+        same = (own[:, None] == own) / (own[:, None] == own).sum(1, keepdims=True)
+        spread = [np.stack([(d * w).sum(1) for d in distances], 1) for w in (1 / len(own), same)]
+        score.add(block, part, near, (spread[0], spread[1]), numbers)
     return score.result(numbers).assign_attrs(counts)
 
 
@@ -163,6 +168,15 @@ def _mean_distance(flat: np.ndarray) -> np.ndarray:
     return result
 
 
+def _own_distance(flat: np.ndarray, functions: np.ndarray) -> np.ndarray:
+    """Mean distance of every draw to those that share its weights, itself included."""
+    names, index, counts = np.unique(functions, return_inverse=True, return_counts=True)
+    result = np.zeros_like(flat)
+    for name in np.flatnonzero(counts > 1) if len(names) < len(index) else ():
+        result[index == name] = _mean_distance(flat[index == name])
+    return result
+
+
 class _Score:
     """Scores of all entries, from distances to the truth and among draws, added block by block.
 
@@ -185,7 +199,7 @@ class _Score:
         block: Block,
         template: xr.DataArray,
         near: np.ndarray,
-        spread: np.ndarray,
+        spreads: tuple[np.ndarray, np.ndarray],
         numbers: Numbers,
     ) -> None:
         """Add a block.
@@ -194,21 +208,25 @@ class _Score:
             block: Which entries.
             template: (case, ...) of these entries.
             near: Distance of every draw to the truth (draw, entry).
-            spread: Mean distance of every draw to all draws, itself included (draw, entry).
+            spreads: Mean distance of every draw to all draws, itself included (draw, entry), and to
+                those that share its weights.
             numbers: Whose draws they are.
         """
-        count = len(near)
+        count, spread = len(near), spreads[0]
+        shape = (*(numbers.drawn.sizes[dim] for dim in SAMPLES), *template.shape)
+        coords = _weights(numbers)
+        every, own = (
+            xr.DataArray(one.reshape(shape), coords, (*SAMPLES, *template.dims)) for one in spreads
+        )
         if self.estimator == "fair":
             spread = spread * (count / (count - 1))
+            if weights_of(every) is not None:
+                spread = between_pairs(every, own).values.reshape(near.shape)
         values = (near.mean(0) - spread.mean(0) / 2).reshape(template.shape)
         part = xr.Dataset({self.name: template.copy(data=values)})
         if count > 1:
             # First-order projection of the pairwise mean: a draw's distance to all others.
-            chains, draws = (numbers.drawn.sizes[dim] for dim in SAMPLES)
-            shape = (chains, draws, *template.shape)
-            influence = xr.DataArray(
-                (near - spread).reshape(shape), dims=(*SAMPLES, *template.dims)
-            )
+            influence = every.copy(data=(near - spread).reshape(shape))
             error = monte_carlo.standard_error(influence)
             part[f"{self.name}_mcse"] = template.copy(data=error.values)
             weight = self.weight.isel(block).variable
@@ -220,11 +238,17 @@ class _Score:
         result = join_blocks(self.parts)
         add_mean(result, self.name)
         if numbers.num_draws > 1:
-            total = xr.DataArray(self.total, dims=SAMPLES)
+            total = xr.DataArray(self.total, _weights(numbers), SAMPLES)
             result[f"{self.name}_mean_mcse"] = monte_carlo.standard_error(total)
             result.attrs["mcse"] = monte_carlo.CAVEAT
         result.attrs["estimator"] = self.estimator
         return describe_numbers(result, numbers)
+
+
+def _weights(numbers: Numbers) -> dict[str, xr.Variable]:
+    """Which draw of the weights every draw has, where that is told."""
+    coords = numbers.drawn.coords
+    return {WEIGHTS: coords[WEIGHTS].variable} if WEIGHTS in coords else {}
 
 
 def _parameters(tree: xr.DataTree, value: xr.DataArray, distribution: str) -> xr.Dataset:

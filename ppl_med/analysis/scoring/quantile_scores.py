@@ -21,6 +21,7 @@ import xarray as xr
 from ppl_med.analysis.scoring.draw_scores import describe_numbers
 from ppl_med.analysis.statistics.case_means import add_mean, case_means, over_cases
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained, check_levels
+from ppl_med.analysis.statistics.weight_draws import num_functions, one_of_each
 from ppl_med.analysis.tree import Block, Numbers, count_left_out, join_blocks, open_numbers
 
 
@@ -91,7 +92,7 @@ def interval_score(
     result["width_mean"] = case_means((upper - lower).where(np.isfinite(outside))).mean("case")
     inside = case_means((outside == 0).where(np.isfinite(outside)))
     result["coverage"], result["coverage_se"] = inside.mean("case"), over_cases(inside)
-    result["attained"] = level.clip(max=attained(1.0, numbers.num_draws))
+    result["attained"] = level.clip(max=attained(1.0, num_functions(numbers.drawn)))
     names = ("coverage", "coverage_se", "attained")
     return describe_numbers(result, numbers, names).assign_attrs(counts)
 
@@ -101,7 +102,7 @@ def _quantiles(numbers: Numbers, levels: Sequence[float] | np.ndarray) -> xr.Dat
     check_levels(levels)
 
     def of_block(block: Block) -> xr.DataArray:
-        drawn = numbers.draws(block)
+        drawn = one_of_each(numbers.draws(block))  # ranks count independent draws
         flat = drawn.values.reshape(-1, *drawn.shape[2:])
         values = np.quantile(flat, levels, axis=0, method=RANKS)
         template = drawn.isel(chain=0, draw=0, drop=True)

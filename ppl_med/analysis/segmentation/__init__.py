@@ -11,6 +11,7 @@ correlation      ncc                         does uncertainty lie where graders 
 mode_assignment  modes                       frequencies of known modes
 switches         flips                       switched regions: how often, how coherently
 pixel_maps       maps                        uncertainty per pixel
+variance_parts   rater_and_weight_variance   masks of several samples of each draw of the weights
 regions          region_uncertainty          along the border, inside, per connected part
 measurement      sizes                       areas and volumes with credible intervals
 reliability      pixel_reliability           calibration per pixel
@@ -33,6 +34,7 @@ from ppl_med.analysis.segmentation.presence import presence_reliability
 from ppl_med.analysis.segmentation.regions import region_uncertainty
 from ppl_med.analysis.segmentation.reliability import pixel_reliability
 from ppl_med.analysis.segmentation.switches import flips
+from ppl_med.analysis.segmentation.variance_parts import rater_and_weight_variance
 
 __all__ = [
     "collective_insight",
@@ -48,6 +50,7 @@ __all__ = [
     "oracle_iou",
     "pixel_reliability",
     "presence_reliability",
+    "rater_and_weight_variance",
     "region_uncertainty",
     "sizes",
     "soft_dice",

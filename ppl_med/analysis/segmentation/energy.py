@@ -88,11 +88,11 @@ def ged(
     pair = open_comparison(tree, annotations, samples, classes, empty, copies=weighted)
     grader_p = grader_distribution(grader_weights, pair.graded)
     sample_p = sample_distribution(sample_weights, pair.draws)
-    rows, num_graders = [], []
+    rows, num_graders, functions = [], [], pair.draws.functions
     for index, case in enumerate(pair.cases()):
         p = None if sample_p is None else sample_p[index]
         q = None if grader_p is None else grader_p[index][case.present]
-        rows.append(_energy(case, pair.classes, empty, p, q))
+        rows.append(_energy(case, pair.classes, empty, p, q, functions))
         num_graders.append(len(case.graders))
     figures = dict(zip(_FIGURES, np.array(rows).T, strict=True))
     result = pair.result(figures, distance=_DISTANCE, undefined=_UNDEFINED)
@@ -131,7 +131,8 @@ def diversity(
     rows = []
     for index, masks in enumerate(draws.samples()):
         distance = 1 - overlap.pairwise(masks, masks, numbers, empty)
-        rows.append(_within(distance, None if weights is None else weights[index])[:2])
+        weight = None if weights is None else weights[index]
+        rows.append(_within(distance, weight, draws.functions)[:2])
     figures = dict(zip(("biased", "unbiased"), np.array(rows).T, strict=True))
     return describe(
         case_dataset(draws.array, figures, "1"),
@@ -144,7 +145,12 @@ def diversity(
 
 
 def _energy(
-    case: Case, classes: np.ndarray, empty: float, p: np.ndarray | None, q: np.ndarray | None
+    case: Case,
+    classes: np.ndarray,
+    empty: float,
+    p: np.ndarray | None,
+    q: np.ndarray | None,
+    functions: np.ndarray,
 ) -> tuple[float, ...]:
     if not case.comparable:
         return (np.nan,) * len(_FIGURES)
@@ -153,15 +159,21 @@ def _energy(
     distance = 1 - overlap.pairwise(masks, masks, classes, empty)
     between = distance[:num_samples, num_samples:]
     cross = _weighted(between, _uniform(p, num_samples), _uniform(q, len(case.graders)))
-    own, own_u, _, own_share = _within(distance[:num_samples, :num_samples], p)
+    own, own_u, _, own_share = _within(distance[:num_samples, :num_samples], p, functions)
     grader, grader_u, itself, grader_share = _within(distance[num_samples:, num_samples:], q)
     floor = (grader_u - itself) * (own_share + grader_share)
     biased, unbiased = 2 * cross - own - grader, 2 * cross - own_u - grader_u
     return biased, unbiased, floor, cross, own, grader, own_u, grader_u
 
 
-def _within(distance: np.ndarray, weights: np.ndarray | None) -> tuple[float, float, float, float]:
-    """All pairs, different pairs, a mask with itself, and the share of the latter by chance."""
+def _within(
+    distance: np.ndarray, weights: np.ndarray | None, functions: np.ndarray | None = None
+) -> tuple[float, float, float, float]:
+    """All pairs, different pairs, a mask with itself, and the share of the latter by chance.
+
+    Different pairs are those that share no weights, where ``functions`` says so and they do not all
+    share them.
+    """
     number = len(distance)
     weight = _uniform(weights, number)
     itself = float(np.diagonal(distance)[weight > 0] @ weight[weight > 0])
@@ -170,7 +182,9 @@ def _within(distance: np.ndarray, weights: np.ndarray | None) -> tuple[float, fl
         return exact, exact, itself, 0.0
     biased = float(distance.mean())
     different = np.nan
-    if number > 1:
+    if functions is not None and len(np.unique(functions)) not in (1, number):
+        different = float(distance[functions[:, None] != functions].mean())
+    elif number > 1:
         different = float((distance.sum() - np.trace(distance)) / (number * (number - 1)))
     return biased, different, itself, 1 / number
 

@@ -6,7 +6,8 @@ together. The interval is equal-tailed, its ends at the ranks (1 - level) / 2 (n
 (1 + level) / 2 (n + 1) of the n draws: a further draw lies below the k-th smallest with probability
 k / (n + 1), so that the interval holds it with probability `level`. Fewer than 2 / (1 - level) - 1
 draws do not reach so far out: their interval ends at the smallest and the largest draw, and its
-probability, (n - 1) / (n + 1), is the attribute `attained_level`.
+probability, (n - 1) / (n + 1), is the attribute `attained_level`. Draws that share their weights
+are alike, so median and interval take one of each draw of the weights.
 
 Where graders drew the structure, coverage is the share of graders whose size lies in the
 interval. Predictive draws ("mode" of a latent-variable model, or "draw") should cover at
@@ -79,9 +80,7 @@ def sizes(
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
     graded = _annotations(tree, annotations, draws)
-    known = pixel_spacing(tree, len(draws.space)) if spacing is None else None
-    unit = unit if known is None else "mm"
-    factor, unit = _pixel_size(spacing if known is None else known, unit, draws)
+    factor, unit = pixel_size(tree, spacing, unit, draws)
     counts = [_count(masks, numbers) for masks in draws.samples()]
     values = np.array(counts) * factor[:, None, None]
     coords = {"class": class_labels(numbers, draws)}
@@ -89,13 +88,13 @@ def sizes(
     result = case_dataset(draws.array, figures, unit, dims=("class",), coords=coords)
     tail = (1 - level) / 2
     for name, quantile in (("median", 0.5), ("lower", tail), ("upper", 1 - tail)):
-        found = np.quantile(values, quantile, axis=1, method=RANKS)
+        found = np.quantile(values[:, draws.apart], quantile, axis=1, method=RANKS)
         result[name] = (("case", "class"), found, {"units": unit})
     result = add_draws(result, "size", values, draws, "class", unit)
     if graded is not None:
         result = _coverage(result, graded, draws, numbers, factor, unit)
         result.attrs |= count_left_out(graded, empty=True)
-    reached = attained(level, draws.num_samples)
+    reached = attained(level, len(draws.apart))
     return describe(
         result, level=level, attained_level=reached, samples=samples, num_samples=draws.num_samples
     )
@@ -113,10 +112,27 @@ def _count(masks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.stack([(masks == number).sum(-1) for number in numbers], axis=-1)
 
 
-def _pixel_size(
-    spacing: Sequence[float] | np.ndarray | xr.DataArray | str | None, unit: str, draws: Draws
+def pixel_size(
+    tree: Posterior,
+    spacing: Sequence[float] | np.ndarray | xr.DataArray | str | None,
+    unit: str,
+    draws: Draws,
 ) -> tuple[np.ndarray, str]:
+    """Return the area or volume of a pixel of every case (case,), and its unit.
+
+    Args:
+        tree: What may know it, in mm.
+        spacing: As for `sizes`.
+        unit: Unit of ``spacing`` where that is given.
+        draws: The samples.
+
+    Raises:
+        ValueError: ``spacing`` is malformed.
+    """
     dimension = len(draws.space)
+    known = pixel_spacing(tree, dimension) if spacing is None else None
+    if known is not None:
+        spacing, unit = known, "mm"
     if spacing is None or isinstance(spacing, str):
         wanted = spacing or "pixels"
         checks.choice("spacing", wanted, ("pixels",), "or give sizes along the image axes")

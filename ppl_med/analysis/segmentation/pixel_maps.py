@@ -5,7 +5,8 @@ With p_s(x) the class probabilities of draw s at pixel x and p(x) their mean ove
     predictive_entropy   H(p)                      nats
     expected_entropy     mean_s H(p_s)             nats
     mutual_information   difference of the two     nats, >= 0
-    variance             sum over classes of the variance of p_s, divisor n - 1, probability^2
+    variance             sum over classes of the variance of p_s, divisor n - 1, probability^2;
+                         of draws that share their weights, that of two with different ones
 
 A pixel's figure says nothing of its neighbours: draws that move a whole border and draws that
 flicker pixel by pixel have the same maps. Coherence shows in the samples, e.g. in
@@ -75,18 +76,20 @@ def block_maps(draws: Draws, block: slice) -> dict[str, np.ndarray]:
     """Return the maps (case, pixel) of a run of cases, float64."""
     total, square, expected = np.zeros(1), np.zeros(1), np.zeros(1)
     first = None
-    for piece in draws.probabilities(block):
+    functions, spreads = draws.functions, _Spread(draws.functions)
+    for function, piece in zip(functions, draws.probabilities(block), strict=True):
         values = piece.astype(np.float64)
         if first is None:
             first = values.copy()
         shifted = values - first  # equal draws must give a variance of exactly zero
         total = total + shifted
         square = square + shifted**2
+        spreads.add(int(function), shifted)
         expected = expected - xlogy(values, values).sum(1)
     assert first is not None
     number = draws.num_samples
     mean = first + total / number
-    spread = (square - total**2 / number).clip(min=0).sum(1) / max(number - 1, 1)
+    spread = spreads.between(number * square - total**2).clip(min=0).sum(1)
     predictive, expected = -xlogy(mean, mean).sum(1), expected / number
     return {
         "predictive_entropy": predictive,
@@ -94,3 +97,33 @@ def block_maps(draws: Draws, block: slice) -> dict[str, np.ndarray]:
         "mutual_information": (predictive - expected).clip(min=0),
         "variance": spread,
     }
+
+
+class _Spread:
+    """Sums over pairs of draws, of which those that share their weights are taken off.
+
+    With S draws of equal weights, n in all and SS sums of squared deviations, half the mean square
+    of pairs of different weights is (n SS - sum S SS_own) / (n^2 - sum S^2): a variance.
+    """
+
+    def __init__(self, functions: np.ndarray) -> None:
+        names, counts = np.unique(functions, return_counts=True)
+        self.counts = dict(zip(names.tolist(), counts.tolist(), strict=True))
+        self.alone = len(names) in (1, len(functions))  # nothing is shared, or all is
+        self.left = len(functions) ** 2 - (len(functions) if self.alone else int((counts**2).sum()))
+        self.open: dict[int, list[np.ndarray]] = {}
+        self.own = np.zeros(1)
+
+    def add(self, function: int, values: np.ndarray) -> None:
+        """Add a draw; sums of those with its weights are kept until all have come."""
+        if self.alone:
+            return
+        run = self.open.setdefault(function, [np.zeros(1), np.zeros(1), np.zeros(1)])
+        self.open[function] = run = [run[0] + values, run[1] + values**2, run[2] + 1]
+        if int(run[2][0]) == self.counts[function]:
+            self.own = self.own + run[2] * run[1] - run[0] ** 2
+            del self.open[function]
+
+    def between(self, pairs: np.ndarray) -> np.ndarray:
+        """The variance, from n SS of all draws."""
+        return (pairs - self.own) / max(self.left, 1)

@@ -69,7 +69,8 @@ def presence_reliability(
         seed: Seed of the simulations.
 
     Returns:
-        Dataset with ``frequency`` (case), the share of non-empty samples, and ``truth`` (case);
+        Dataset with ``frequency`` (case), the share of non-empty samples (of those that share their
+        weights, the first), and ``truth`` (case);
         scalars ``slope``, ``intercept`` with ``_se`` over cases (robust to unequal variances),
         ``ece``, ``slope_perfect``, ``ece_perfect``; over bin ``frequency_in_bin``,
         ``truth_in_bin``, ``count``. All but the line are probabilities.
@@ -84,8 +85,10 @@ def presence_reliability(
         raise ValueError("Pass truth or annotations, not both: one of them is compared with.")
     draws = open_draws(tree, samples)
     numbers = class_indices(classes, draws)
-    given = np.array([_present(masks, numbers, min_pixels).mean() for masks in draws.samples()])
-    number = draws.num_samples
+    apart = draws.apart
+    number = len(apart)
+    masks_of = (masks[apart] for masks in draws.samples())
+    given = np.array([_present(masks, numbers, min_pixels).mean() for masks in masks_of])
     if truth is not None:
         target, graders, graded = _check_truth(truth, draws), None, None
     else:

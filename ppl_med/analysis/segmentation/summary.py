@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.tree import Draws, case_coords
-from ppl_med.axes import SAMPLES
+from ppl_med.axes import SAMPLES, WEIGHTS
 
 
 def case_dataset(
@@ -59,8 +59,8 @@ def add_draws(
     """Add values (case, sample, axis) as ``name`` (chain, draw, case, axis), with coordinates."""
     split = values.reshape(len(values), *(draws.array.sizes[dim] for dim in SAMPLES), -1)
     result[name] = ((*SAMPLES, "case", axis), split.transpose(1, 2, 0, 3), {"units": units})
-    known = [dim for dim in SAMPLES if dim in draws.array.coords]
-    return result.assign_coords({dim: draws.array[dim].variable for dim in known})
+    known = [name for name in (*SAMPLES, WEIGHTS) if name in draws.array.coords]
+    return result.assign_coords({name: draws.array[name].variable for name in known})
 
 
 def describe(result: xr.Dataset, **attrs: object) -> xr.Dataset:

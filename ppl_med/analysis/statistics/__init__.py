@@ -2,6 +2,7 @@
 
 monte_carlo      standard errors of figures from posterior draws
 copies           how many functions the draws are
+weight_draws     the same of draws that share their weights; errors over draws of the weights
 case_means       means over cases and their standard errors
 draw_ranks       intervals between draws, and levels of quantiles
 binning          bins of equal width, exact binomial intervals
@@ -15,5 +16,6 @@ principal_shift  the same for features of layers, by their leading directions
 unit_permutations  p-values by permuting whole patients
 bivariate_normal  two correlated normal variables: P(X <= x, Y <= y)
 location_scale   closed forms of the normal, Laplace and Student t
+one_way          variance components of groups and their members
 total_variance   split of a variance by the law of total variance
 """

@@ -10,18 +10,27 @@ where `between` is the mean square between chains and `within` the mean square i
 the analysis-of-variance estimate with its variance component truncated at zero. So one chain
 gives sd / sqrt(D); members of an ensemble with one draw each give sd / sqrt(C); chains that
 disagree (another mode, autocorrelated draws) raise the error, and copies of the same member
-do not lower it. With few chains that agree it errs on the large side.
+do not lower it. With few chains that agree it errs on the large side. Draws that share their
+weights (`predict` with ``samples``) are averaged first: D counts draws of the weights, see
+`ppl_med.analysis.statistics.weight_draws`.
 
 Source: Searle, Casella and McCulloch, Variance Components, Wiley 1992, chapter 3.
 """
 
 import xarray as xr
 
+from ppl_med.analysis.statistics.weight_draws import (
+    between_pairs,
+    num_functions,
+    over_weights,
+    own_means,
+    weights_of,
+)
 from ppl_med.axes import SAMPLES
 
 CAVEAT = (
     "delta method over draws with chains as random effects; draws of a single chain are taken "
-    "as independent"
+    "as independent, but for those that share their weights, which count once"
 )
 
 
@@ -32,9 +41,11 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
         influence: Influence of every draw (chain, draw, ...), in the unit of the figure.
 
     Returns:
-        Standard error (...), in the same unit; NaN where the influence is, 0 of one function.
-
+        Standard error (...), in the same unit; NaN where the influence is, and where all of several
+        draws share their weights, for nobody knows what others say; 0 of one function.
     """
+    alone = influence.sizes["draw"] > 1 and num_functions(influence) == 1
+    influence = over_weights(influence)
     chains, draws = influence.sizes["chain"], influence.sizes["draw"]
     # Equal draws must give exactly zero, so the first draw is taken off before averaging.
     first = influence.isel(chain=0, draw=0, drop=True)
@@ -46,7 +57,8 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
     if chains > 1:
         square = xr.ufuncs.maximum(square, draws * chain_mean.var("chain", ddof=1))
     error = (square / (chains * draws)) ** 0.5
-    return error if bool(first.notnull().all()) else error.where(first.notnull())
+    known = first.notnull() & (not alone)
+    return error if bool(known.all()) else error.where(known)
 
 
 def mean(array: xr.DataArray) -> xr.DataArray:
@@ -59,19 +71,30 @@ def variance_influence(array: xr.DataArray) -> xr.DataArray:
     """Return what every draw adds to the variance between draws; its mean over them is that.
 
     The variance is unbiased for the distribution behind n independent functions: its divisor is
-    n - 1. Of one function it is 0.
+    n - 1. Of one function it is 0. Of draws that share their weights, it is the variance of two
+    draws with different ones; where all share them, that of this function's draws.
     """
+    if weights_of(array) is not None:
+        deviation = array - mean(array)
+        return between_pairs(deviation**2, (array - own_means(array)) ** 2)
     number = array.sizes["chain"] * array.sizes["draw"]
     return (array - mean(array)) ** 2 * (number / max(number - 1, 1))
 
 
 def require_draws(array: xr.DataArray | xr.Dataset) -> None:
-    """Raise unless ``array`` holds at least two draws, counted over chain and draw."""
-    if array.sizes["chain"] * array.sizes["draw"] < 2:
+    """Raise unless ``array`` holds two draws of the weights, counted over chain and draw."""
+    if num_functions(array) > 1:
+        return
+    if array.sizes["draw"] > 1:
         raise ValueError(
-            "A Monte Carlo standard error needs at least two draws and the tree holds one. "
-            "Predict with draws=32 or more; for a point estimate pass mcse=False."
+            "A Monte Carlo standard error needs at least two draws of the weights, and all draws "
+            "of the tree share theirs. Predict with draws=32 or more beside samples; for a point "
+            "estimate pass mcse=False."
         )
+    raise ValueError(
+        "A Monte Carlo standard error needs at least two draws and the tree holds one. "
+        "Predict with draws=32 or more; for a point estimate pass mcse=False."
+    )
 
 
 def all_equal(probs: xr.DataArray) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
+from ppl_med.analysis.statistics.weight_draws import one_of_each
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.classes import Posterior, check_simplex
 from ppl_med.analysis.tree.distinct_draws import drop_copies
@@ -18,6 +19,8 @@ _FRONT = (*SAMPLES, AUGMENTATION, "case")
 
 def open_augmented(tree: Posterior) -> xr.DataArray:
     """Find what was predicted under augmentations, not yet read; copies of draws are dropped.
+
+    Of several draws that share their weights, the first is taken.
 
     Args:
         tree: The tree of `predict_augmented`, its posterior group, or a variable of it.
@@ -43,6 +46,7 @@ def open_augmented(tree: Posterior) -> xr.DataArray:
             "tree has one augmentation, which has no variance; predict under two or more."
         )
     array = drop_copies(array.transpose(*_FRONT, *(d for d in ("class",) if d in array.dims), ...))
+    array = one_of_each(array)  # the rows of the table are independent
     if array.sizes["chain"] * array.sizes["draw"] < 2:
         raise ValueError(
             "tree has one draw, or copies of one: without two functions, the model has no variance "

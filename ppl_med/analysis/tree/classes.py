@@ -27,7 +27,7 @@ from ppl_med.analysis.tree.groups import (
     find_variable,
 )
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
-from ppl_med.axes import SAMPLES
+from ppl_med.axes import SAMPLES, WEIGHTS
 
 Posterior: TypeAlias = xr.DataTree | xr.Dataset | xr.DataArray
 
@@ -59,8 +59,9 @@ class Classes:
 
     @property
     def samples(self) -> dict[str, xr.DataArray]:
-        """Coordinates of chain and draw, where there are any."""
-        return {dim: self.array.coords[dim] for dim in SAMPLES if dim in self.array.coords}
+        """Coordinates of chain and draw, and which weights each draw has, where there are any."""
+        names = (*SAMPLES, WEIGHTS)
+        return {name: self.array.coords[name] for name in names if name in self.array.coords}
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """Draws that are copies of each other, dropped: here it is decided how many functions there are.
 
 Analyses that count draws (standard errors, ranks, unbiased divisors) count functions. So what they
-read holds every function of a chain once; see `ppl_med.analysis.statistics.copies`.
+read holds every function of a chain once; see `ppl_med.analysis.statistics.copies`. Draws that
+share their weights and differ are kept, with the coordinate ``weights`` that says so: how they
+count is decided in `ppl_med.analysis.statistics.weight_draws`.
 """
 
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import xarray as xr
 
 from ppl_med.analysis.statistics.copies import num_copies
 from ppl_med.analysis.tree.blocks import Block, Part, split_blocks
-from ppl_med.axes import SAMPLES
+from ppl_med.axes import SAMPLES, WEIGHTS
 
 
 def drop_copies(given: Part) -> Part:
@@ -27,7 +29,8 @@ def drop_copies(given: Part) -> Part:
             draws are copies where all of them are equal.
 
     Returns:
-        The same with fewer draws, numbered 0, 1, ... where they have coordinates.
+        The same with fewer draws, numbered 0, 1, ... where they have coordinates; ``weights`` still
+        says which of them share their weights.
     """
     if given.sizes.get("draw", 1) < 2 or "chain" not in given.dims:
         return given
@@ -45,11 +48,14 @@ def drop_copies(given: Part) -> Part:
     if copies == 1 or (not kind.any() and all(array.dtype.kind in "biu" for array in arrays)):
         return given
     first = [np.sort(np.unique(chain, return_index=True)[1]) for chain in kind]
-    kept = _chosen(given.drop_vars(SAMPLES, errors="ignore"), np.array(first))
+    named = [name for name in (*SAMPLES, WEIGHTS) if name in given.coords]
+    kept = _chosen(given.drop_vars(named), np.array(first))
     if "chain" in given.coords:
         kept = kept.assign_coords(chain=given["chain"].variable)
     if "draw" in given.coords:
         kept = kept.assign_coords(draw=np.arange(len(first[0])))
+    if WEIGHTS in named and given[WEIGHTS].dims == ("draw",):
+        kept = kept.assign_coords({WEIGHTS: ("draw", _alike(given[WEIGHTS].values[first]))})
     return kept.transpose(*given.dims)
 
 
@@ -61,6 +67,16 @@ def _chosen(given: Part, place: np.ndarray) -> Part:
         return given.isel(draw=slice(start, start + step * place.shape[1], step))
     rows = xr.DataArray(np.arange(len(place)), dims="chain")
     return given.isel(chain=rows, draw=xr.DataArray(place, dims=SAMPLES))
+
+
+def _alike(weights: np.ndarray) -> np.ndarray:
+    """Equal numbers for draws that share their weights in some chain; weights (chain, draw)."""
+    found = weights[0].copy()
+    for chain in weights[1:] if (weights != weights[0]).any() else ():
+        for name in np.unique(chain):
+            same = np.isin(found, found[chain == name])
+            found[same] = found[same].min()
+    return found
 
 
 def _blocks(array: xr.DataArray) -> Iterator[Block]:

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
+from ppl_med.analysis.statistics.weight_draws import function_numbers
 from ppl_med.analysis.tree.classes import Posterior, check_simplex, fill, with_background
 from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
@@ -63,6 +64,16 @@ class Draws:
     def num_samples(self) -> int:
         """Chains times draws."""
         return int(self.array.sizes["chain"] * self.array.sizes["draw"])
+
+    @property
+    def apart(self) -> np.ndarray:
+        """Positions of samples that share no weights, one of each draw of them."""
+        return np.sort(np.unique(self.functions, return_index=True)[1])
+
+    @property
+    def functions(self) -> np.ndarray:
+        """Equal numbers for samples that share their weights, chain by chain."""
+        return function_numbers(self.array)
 
     @property
     def num_cases(self) -> int:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.case_fill import finite_or_fill
 from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree.blocks import Block, split_blocks
@@ -108,7 +109,7 @@ class Numbers:
             variance = variance_figures(group)[0]["total"][0]
             return NumberBlock(observed, location.mean(SAMPLES).transpose(*observed.dims), variance)
         drawn = self.draws(block)
-        spread = drawn.var(SAMPLES, ddof=1) if self.num_draws > 1 else 0 * drawn.mean(SAMPLES)
+        spread = monte_carlo.variance_influence(drawn).mean(SAMPLES)
         return NumberBlock(observed, drawn.mean(SAMPLES), spread)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ppl_med.analysis import findings, scoring, uncertainty
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
+from ppl_med.analysis.statistics.weight_draws import num_functions, one_of_each
 from ppl_med.analysis.tree import find_group, open_classes
 from ppl_med.axes import SAMPLES
 from ppl_med.plots.ranking_curves import precision_recall, roc
@@ -76,9 +77,10 @@ def case_table(tree: xr.DataTree, sets: xr.Dataset | None = None) -> str:
     label = source.case_labels().values if has_labels(tree) else None
     split = uncertainty.entropy(probs, mcse=False)
     mean = probs.mean(SAMPLES).transpose("case", "class").values
-    ends = probs.quantile(_INTERVAL, SAMPLES, method=RANKS).transpose("quantile", "case", "class")
+    apart = one_of_each(probs)
+    ends = apart.quantile(_INTERVAL, SAMPLES, method=RANKS).transpose("quantile", "case", "class")
     order = np.argsort(-split["predictive_entropy"].values, kind="stable")
-    num_draws = int(np.prod(source.num_samples))
+    num_draws = num_functions(probs)
     level = f"{100 * attained(_INTERVAL[1] - _INTERVAL[0], num_draws):.0f} %"
     ids = probs["case"].values if "case" in probs.coords else np.arange(len(mean))
     rows = []
@@ -198,8 +200,10 @@ def _finding_cases(tree: xr.DataTree, names: list[str], images: CaseImages | Non
     source = open_classes(tree)
     present = source.read().isel({"class": -1})
     mean = present.mean(SAMPLES).transpose("case", "finding").values
-    ends = present.quantile(_INTERVAL, SAMPLES, method=RANKS).transpose(
-        "quantile", "case", "finding"
+    ends = (
+        one_of_each(present)
+        .quantile(_INTERVAL, SAMPLES, method=RANKS)
+        .transpose("quantile", "case", "finding")
     )
     entropy = uncertainty.entropy(tree, mcse=False)["predictive_entropy"].sum("finding").values
     order = np.argsort(-entropy, kind="stable")

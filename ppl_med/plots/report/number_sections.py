@@ -8,6 +8,7 @@ from scipy.stats import norm
 from ppl_med.analysis import calibration, uncertainty
 from ppl_med.analysis.statistics.case_means import over_cases
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
+from ppl_med.analysis.statistics.weight_draws import one_of_each
 from ppl_med.analysis.tree import find_distribution, open_numbers
 from ppl_med.analysis.tree.numbers import find_site
 from ppl_med.axes import SAMPLES
@@ -71,7 +72,7 @@ def numbers_per_case(tree: xr.DataTree, images: CaseImages | None) -> str:
             "with its mean and its variance."
         )
     else:
-        source = drawn.transpose(*SAMPLES, "case").astype(np.float64).load()
+        source = one_of_each(drawn).transpose(*SAMPLES, "case").astype(np.float64).load()
         tail = (1 - _LEVEL) / 2
         ends = source.quantile([tail, 0.5, 1 - tail], SAMPLES, method=RANKS)
         low, middle, high = ends.transpose("quantile", "case").values
