@@ -243,6 +243,21 @@ def test_uncertainty_maps_share_one_scale() -> None:
         )
 
 
+def test_parts_of_raters_and_weights_are_drawn_by_the_same_figure() -> None:
+    tree = make_tree()
+    group = tree["posterior"].to_dataset().assign_coords(weights=("draw", [0] * DRAWS))
+    tree["posterior"] = xr.DataTree(group)
+    found = segmentation.rater_and_weight_variance(tree)
+    figure = uncertainty_maps(found, make_images(), ["P3"])
+    shown = [ax for ax in figure.axes if ax.images][1:4]
+    top = float(found["between_all"].sel(case="P3").sum("class").max())
+    for ax, name in zip(shown, ("all", "raters", "weights"), strict=True):
+        expected = found[f"between_{name}"].sel(case="P3").sum("class")
+        np.testing.assert_allclose(pixels(ax), expected, atol=1e-7)
+        assert ax.images[0].get_clim() == (0, pytest.approx(top))
+    assert "probability²" in texts(figure) and "between raters" in texts(figure)
+
+
 def test_latent_plane_puts_every_mask_at_its_code() -> None:
     plane = make_plane(4)
     plane["first"].attrs["long_name"] = "z3"

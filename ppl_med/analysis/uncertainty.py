@@ -14,7 +14,9 @@ below; where it vanishes for all draws (H at a uniform p) the
 error is of second order and the one reported is not smaller than it on average.
 The epistemic part is that of all that differs between draws: the weights, and in a model with a
 latent code or noise of each case that too, as another observer or another outline of the same case
-is. The two are not told apart; ``attrs["epistemic_of"]`` of the result names them. Draws under
+is. The two are not told apart; ``attrs["epistemic_of"]`` of the result names them. Of masks they
+are by `segmentation.rater_and_weight_variance`, given several samples of each draw of the weights,
+which count once in the errors here (`ppl_med.analysis.statistics.weight_draws`). Draws under
 several augmentations are split by `ppl_med.analysis.augmentation`.
 The plug-in mutual information of S draws is too small by a share of about 1/S; that bias is
 not part of the standard error.
@@ -31,6 +33,7 @@ from scipy.special import xlogy
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.case_means import over_cases
 from ppl_med.analysis.statistics.total_variance import Figures, variance_figures
+from ppl_med.analysis.statistics.weight_draws import num_functions, weights_of
 from ppl_med.analysis.tree import (
     Block,
     Classes,
@@ -267,6 +270,8 @@ def _dataset(figures: Figures, mcse: bool) -> xr.Dataset:
 def _describe(result: xr.Dataset, draws: xr.DataArray, mcse: bool, equal: bool) -> xr.Dataset:
     result.attrs["num_chains"] = draws.sizes["chain"]
     result.attrs["num_draws"] = draws.sizes["draw"]
+    if weights_of(draws) is not None:
+        result.attrs["num_functions"] = num_functions(draws)
     result.attrs["mcse"] = monte_carlo.CAVEAT if mcse else "not computed"
     if "draws_of" in draws.attrs:
         result.attrs["epistemic_of"] = draws.attrs["draws_of"]

@@ -24,6 +24,7 @@ from ppl_med import checks
 from ppl_med.analysis import findings, uncertainty
 from ppl_med.analysis.scoring.overlaps import overlap
 from ppl_med.analysis.segmentation.measurement import sizes
+from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.case_means import case_means
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
 from ppl_med.analysis.statistics.total_variance import moments
@@ -162,7 +163,7 @@ def _of_masks(tree: xr.DataTree, level: float, volume: str, attrs: dict[str, Any
     factor, unit = (1 / _ML, "ml") if (unit, volume) == ("mm^3", "ml") else (1.0, unit)
     attrs["attained_level"] = found.attrs["attained_level"]
     columns["size_unit"] = np.full(len(found["case"]), unit)
-    spread = found["size"].std(SAMPLES, ddof=1) if source.num_samples != (1, 1) else None
+    spread = monte_carlo.spread(found["size"]) if source.num_samples != (1, 1) else None
     truth = found["grader_size"].mean("grader") if "grader_size" in found else None
     dice = None
     label = source.observation()
@@ -197,7 +198,7 @@ def _of_numbers(
         columns[f"sd_model{end}"] = parts["epistemic"].values ** 0.5
     else:
         columns[f"sd{end}"] = (
-            drawn.std(SAMPLES, ddof=1).values if count > 1 else np.full(len(drawn["case"]), np.nan)
+            monte_carlo.spread(drawn).values if count > 1 else np.full(len(drawn["case"]), np.nan)
         )
     tail = (1 - level) / 2
     for name, share in (("lower", tail), ("upper", 1 - tail)):

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ppl_med import checks
+from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.tree import case_units, check_disjoint, drop_copies
-from ppl_med.axes import SAMPLES
 
 FAMILIAR = "a case that a score has learnt from looks more familiar than it is"
 _OF_REFERENCE = {"n", "unit", "least_pvalue"}
@@ -27,8 +27,8 @@ def as_found(values: np.ndarray, per_draw: xr.DataArray, **attrs: Any) -> xr.Dat
     result["score"] = ("case", values)
     distinct = drop_copies(per_draw)
     number = distinct.sizes["chain"] * distinct.sizes["draw"]
-    apart = distinct - distinct[0, 0].drop_vars(SAMPLES, errors="ignore")  # equal draws: exactly 0
-    result["score_sd"] = apart.std(SAMPLES, ddof=1) if number > 1 else apart[0, 0] * np.nan
+    spread = monte_carlo.spread(distinct)
+    result["score_sd"] = spread if number > 1 else spread * np.nan
     result["score_per_draw"] = per_draw
     return result.assign_attrs(orientation=ORIENTATION, **attrs)
 

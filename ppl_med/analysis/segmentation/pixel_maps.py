@@ -21,6 +21,7 @@ import xarray as xr
 from scipy.special import xlogy
 
 from ppl_med.analysis.segmentation.summary import describe, mean_and_error
+from ppl_med.analysis.statistics.weight_draws import PairSums
 from ppl_med.analysis.tree import Draws, Posterior, case_coords, open_probabilities
 
 UNITS = {
@@ -74,22 +75,21 @@ def maps(tree: Posterior) -> xr.Dataset:
 
 def block_maps(draws: Draws, block: slice) -> dict[str, np.ndarray]:
     """Return the maps (case, pixel) of a run of cases, float64."""
-    total, square, expected = np.zeros(1), np.zeros(1), np.zeros(1)
+    total, expected = np.zeros(1), np.zeros(1)
     first = None
-    functions, spreads = draws.functions, _Spread(draws.functions)
-    for function, piece in zip(functions, draws.probabilities(block), strict=True):
+    pairs = PairSums(draws.functions)
+    for piece in draws.probabilities(block):
         values = piece.astype(np.float64)
         if first is None:
             first = values.copy()
         shifted = values - first  # equal draws must give a variance of exactly zero
         total = total + shifted
-        square = square + shifted**2
-        spreads.add(int(function), shifted)
+        pairs.add(shifted)
         expected = expected - xlogy(values, values).sum(1)
     assert first is not None
     number = draws.num_samples
     mean = first + total / number
-    spread = spreads.between(number * square - total**2).clip(min=0).sum(1)
+    spread = pairs.variance().sum(1)
     predictive, expected = -xlogy(mean, mean).sum(1), expected / number
     return {
         "predictive_entropy": predictive,
@@ -97,33 +97,3 @@ def block_maps(draws: Draws, block: slice) -> dict[str, np.ndarray]:
         "mutual_information": (predictive - expected).clip(min=0),
         "variance": spread,
     }
-
-
-class _Spread:
-    """Sums over pairs of draws, of which those that share their weights are taken off.
-
-    With S draws of equal weights, n in all and SS sums of squared deviations, half the mean square
-    of pairs of different weights is (n SS - sum S SS_own) / (n^2 - sum S^2): a variance.
-    """
-
-    def __init__(self, functions: np.ndarray) -> None:
-        names, counts = np.unique(functions, return_counts=True)
-        self.counts = dict(zip(names.tolist(), counts.tolist(), strict=True))
-        self.alone = len(names) in (1, len(functions))  # nothing is shared, or all is
-        self.left = len(functions) ** 2 - (len(functions) if self.alone else int((counts**2).sum()))
-        self.open: dict[int, list[np.ndarray]] = {}
-        self.own = np.zeros(1)
-
-    def add(self, function: int, values: np.ndarray) -> None:
-        """Add a draw; sums of those with its weights are kept until all have come."""
-        if self.alone:
-            return
-        run = self.open.setdefault(function, [np.zeros(1), np.zeros(1), np.zeros(1)])
-        self.open[function] = run = [run[0] + values, run[1] + values**2, run[2] + 1]
-        if int(run[2][0]) == self.counts[function]:
-            self.own = self.own + run[2] * run[1] - run[0] ** 2
-            del self.open[function]
-
-    def between(self, pairs: np.ndarray) -> np.ndarray:
-        """The variance, from n SS of all draws."""
-        return (pairs - self.own) / max(self.left, 1)

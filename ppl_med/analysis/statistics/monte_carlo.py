@@ -81,6 +81,11 @@ def variance_influence(array: xr.DataArray) -> xr.DataArray:
     return (array - mean(array)) ** 2 * (number / max(number - 1, 1))
 
 
+def spread(array: xr.DataArray) -> xr.DataArray:
+    """Return the standard deviation of two draws that share no weights, divisor n - 1."""
+    return variance_influence(array).mean(SAMPLES) ** 0.5
+
+
 def require_draws(array: xr.DataArray | xr.Dataset) -> None:
     """Raise unless ``array`` holds two draws of the weights, counted over chain and draw."""
     if num_functions(array) > 1:

@@ -132,3 +132,42 @@ def _sums(array: xr.DataArray, index: np.ndarray) -> xr.DataArray:
     values = np.add.reduceat(array.values[order], starts, axis=0)
     coords = {n: c for n, c in array.coords.items() if "draw" not in c.dims}
     return xr.DataArray(values, coords, array.dims)
+
+
+class PairSums:
+    """The variance of two draws that share no weights, from draws that come one after the other.
+
+    With S draws of equal weights, n in all and SS sums of squared deviations, half the mean square
+    of such pairs is (n SS - sum S SS_own) / (n^2 - sum S^2); where nothing is shared, SS / (n - 1).
+    So it is where all is shared: the variance of this function's draws.
+
+    Args:
+        functions: Equal numbers for draws that share their weights (draw,), as they come.
+    """
+
+    def __init__(self, functions: np.ndarray) -> None:
+        names, index, counts = np.unique(functions, return_inverse=True, return_counts=True)
+        number = len(index)
+        self._alone = len(names) in (1, number)
+        self._left = number**2 - (number if self._alone else int((counts**2).sum()))
+        self._order, self._counts = iter(index.tolist()), counts
+        self._open: dict[int, list[np.ndarray]] = {}
+        self._own, self._total, self._square = np.zeros(1), np.zeros(1), np.zeros(1)
+        self._number = number
+
+    def add(self, values: np.ndarray) -> None:
+        """Add the next draw; sums of those with its weights are kept until all have come."""
+        self._total, self._square = self._total + values, self._square + values**2
+        if self._alone:
+            return
+        name = next(self._order)
+        run = self._open.setdefault(name, [np.zeros(1), np.zeros(1), np.zeros(1)])
+        self._open[name] = run = [run[0] + values, run[1] + values**2, run[2] + 1]
+        if run[2][0] == self._counts[name]:
+            self._own = self._own + run[2] * run[1] - run[0] ** 2
+            del self._open[name]
+
+    def variance(self) -> np.ndarray:
+        """The variance of every entry; 0 of one draw."""
+        pairs = self._number * self._square - self._total**2 - self._own
+        return np.asarray((pairs / max(self._left, 1)).clip(min=0))

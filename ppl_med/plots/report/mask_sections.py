@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from ppl_med.analysis import scoring, segmentation
+from ppl_med.analysis.statistics.weight_draws import PairSums
 from ppl_med.analysis.tree import Draws, class_site, find_group, open_draws
 from ppl_med.plots.palette import UNKNOWN, class_colors, tinted
 from ppl_med.plots.report.class_sections import RESAMPLES
@@ -254,13 +255,14 @@ def _case_entropy(draws: Draws) -> NDArray[np.float64]:
 def _one_case(draws: Draws, index: int, number: int) -> _Read:
     """Mean and sd over the draws of a case, and some masks, at even steps through the draws."""
     steps = set(np.linspace(0, draws.num_samples - 1, number).round().astype(int).tolist())
-    total, square, masks = np.zeros(1), np.zeros(1), []
+    total, pairs, masks = np.zeros(1), PairSums(draws.functions), []
     for place, piece in enumerate(_pieces(draws, slice(index, index + 1))):
-        total, square = total + piece[0], square + piece[0] ** 2
+        total = total + piece[0]
+        pairs.add(piece[0])
         if place in steps and draws.num_samples > 1:
             masks.append(piece[0].argmax(0).reshape(draws.shape))
     mean = total / draws.num_samples
-    variance = (square - total * mean).clip(min=0) / max(draws.num_samples - 1, 1)
+    variance = pairs.variance()
     # With two classes the sd of one of them, with more the root of the sum over classes.
     spread = np.sqrt(variance[1] if len(variance) == 2 else variance.sum(0))
     return _Read(mean.reshape(-1, *draws.shape), spread.reshape(draws.shape), masks)

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from ppl_med.analysis import calibration, uncertainty
+from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.case_means import over_cases
 from ppl_med.analysis.statistics.draw_ranks import RANKS, attained
 from ppl_med.analysis.statistics.weight_draws import one_of_each
@@ -106,7 +107,7 @@ def number_maps(tree: xr.DataTree, images: CaseImages | None) -> str:
             raise ValueError("tree holds neither a distribution of numbers nor draws of them")
         source = drawn
         centre = drawn.mean(SAMPLES).astype(np.float64)
-        parts = {"sd over draws": drawn.astype(np.float64).std(SAMPLES, ddof=1)}
+        parts = {"sd over draws": monte_carlo.spread(drawn.astype(np.float64).load())}
     else:
         source = group["loc" if "loc" in group else "mean"]
         centre = source.mean(SAMPLES).astype(np.float64)

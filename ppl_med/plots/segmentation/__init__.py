@@ -3,7 +3,7 @@
 samples          image, every grader's mask, coherent samples, mean and spread: one row per case
 overlay          prediction, probability and entropy on the image of a case
 write_overlays   the same as PNG files, one per case
-uncertainty_maps entropy per pixel and its two parts
+uncertainty_maps entropy, or variance of masks, per pixel and its two parts
 latent_plane     masks decoded over two latent dimensions
 latent_draws     latent codes of the draws, coloured by what they show
 mode_bars        true and sampled frequencies of known modes, and flip rates

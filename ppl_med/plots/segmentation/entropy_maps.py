@@ -15,6 +15,11 @@ _PANELS = {
     "expected_entropy": ("inside each draw", "Oranges"),
     "mutual_information": ("between the draws", "Blues"),
 }
+_PARTS = {
+    "between_all": ("all spread of masks", "Greys"),
+    "between_raters": ("between raters", "Oranges"),
+    "between_weights": ("between weights", "Blues"),
+}
 
 
 def uncertainty_maps(
@@ -22,13 +27,17 @@ def uncertainty_maps(
     images: ArrayLike,
     case: Hashable | Sequence[Hashable] | None = None,
 ) -> Figure:
-    """Draw the entropy of every pixel and its two parts, in nats, on one scale.
+    """Draw the uncertainty of every pixel and its two parts, on one scale.
 
     The entropy of the mean probabilities is the sum of the mean entropy of single draws (each draw
-    is unsure of the pixel) and the mutual information (draws are sure, but disagree).
+    is unsure of the pixel) and the mutual information (draws are sure, but disagree); in nats.
+
+    Of several samples of each draw of the weights, the variance of masks is the sum of that between
+    raters and that between weights, whose estimates below 0 are drawn as 0; probability squared,
+    summed over the classes that were split.
 
     Args:
-        maps: As ``ppl_med.analysis.segmentation.maps`` returns it.
+        maps: As ``ppl_med.analysis.segmentation.maps`` or ``rater_and_weight_variance`` returns it.
         images: (case, channel, row, col), 1 or 3 channels, any intensity unit; the cases of
             ``maps`` in their order.
         case: Ids of the cases to show; the first four by default.
@@ -39,8 +48,12 @@ def uncertainty_maps(
     Raises:
         ValueError: A map is missing, maps of volumes, unknown cases, or images that do not fit.
     """
-    require_variables(maps, "maps", _PANELS, "ppl_med.analysis.segmentation.maps")
-    first = maps["predictive_entropy"]
+    split = isinstance(maps, xr.Dataset) and "between_all" in maps
+    shown, source = (_PARTS, "rater_and_weight_variance") if split else (_PANELS, "maps")
+    require_variables(maps, "maps", shown, f"ppl_med.analysis.segmentation.{source}")
+    if split:
+        maps = maps[list(shown)].sum("class", skipna=False)
+    first = maps[next(iter(shown))]
     if set(first.dims) != {"case", "row", "col"}:
         raise ValueError(f"maps has dimensions {first.dims}; choose a slice of volumes first")
     pictures = require_images(images, maps.sizes["case"])
@@ -48,8 +61,9 @@ def uncertainty_maps(
     top = float(first.isel(case=chosen).max()) or 1.0
     panels = {
         title: (maps[name].transpose("case", "row", "col").to_numpy()[chosen], cmap, 0.0, top)
-        for name, (title, cmap) in _PANELS.items()
+        for name, (title, cmap) in shown.items()
     }
-    figure = map_rows(pictures[chosen], first["case"].values[chosen].tolist(), panels, "nats", 1.7)
-    heading(figure, "Entropy per pixel")
+    unit, title = ("probability²", "Variance of masks") if split else ("nats", "Entropy")
+    figure = map_rows(pictures[chosen], first["case"].values[chosen].tolist(), panels, unit, 1.7)
+    heading(figure, f"{title} per pixel")
     return figure
