@@ -13,13 +13,15 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_med import storage
-from ppl_med.analysis import augmentation
+from ppl_med.analysis import augmentation, segmentation
 from ppl_med.axes import dims
 from ppl_med.data import Batches, symmetries
 from ppl_med.inference import (
     ConditionalNormal,
     Ensemble,
+    Guides,
     MeanFieldNormal,
+    Noising,
     PointEstimate,
     functions,
     predict,
@@ -27,8 +29,8 @@ from ppl_med.inference import (
     predictive,
 )
 from ppl_med.inference.guides.kept_draws import KeptChains
-from ppl_med.models import BayesianClassifier, ProbabilisticUNet
-from ppl_med.networks import CompactCNN
+from ppl_med.models import BayesianClassifier, CategoricalDiffusion, ProbabilisticUNet
+from ppl_med.networks import CompactCNN, DenoisingUNet
 from ppl_med.weights import RandomWeights
 
 CASES, DRAWS, SAMPLES = 6, 3, 4
@@ -250,6 +252,27 @@ def test_a_net_of_the_zoo_with_latents() -> None:
     both: Any = ConditionalNormal(net.posterior_net(), observation="mask")
     tree: Any = predict(net, both, [IMAGES], draws=2, samples=3, progress=False)
     assert tree["posterior/probs"].sizes["draw"] == 6
+
+
+def test_chains_of_a_diffusion_share_a_draw_of_the_weights() -> None:
+    torch.manual_seed(0)
+    net = DenoisingUNet(1, 2, 2, channels=(4, 4), image_channels=(4, 4), norm_groups=2)
+    chain = CategoricalDiffusion(net, ["a", "b"], num_steps=4)
+    both = Guides(MeanFieldNormal(chain, init_scale=0.05), Noising(chain.noising))
+    batch = {**IMAGES, "mask": torch.randint(0, 2, (3, 8, 8))}
+    tree: Any = predict(chain, both, [batch], draws=3, samples=2, progress=False)
+    one: Any = predict(chain, both, [batch], draws=3, progress=False)
+    for path in ("posterior/probs", "posterior_predictive/mask", "evidence_bound/mask"):
+        values = tree[path].values
+        np.testing.assert_array_equal(values[:, ::2], one[path].values)
+        assert (values[:, 1::2] != values[:, ::2]).any()
+        assert tree[path]["weights"].values.tolist() == [0, 0, 1, 1, 2, 2]
+    norms = tree["posterior/weight_norm"].values[0]
+    assert (norms[::2] == norms[1::2]).all()
+    found = segmentation.rater_and_weight_variance(tree)
+    assert (found.attrs["num_weight_draws"], found.attrs["samples_per_draw"]) == (3, 2)
+    with pytest.raises(ValueError, match="one sample of each draw of the weights"):
+        segmentation.rater_and_weight_variance(one)
 
 
 def test_samples_that_would_be_copies_are_refused() -> None:

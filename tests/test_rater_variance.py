@@ -234,8 +234,10 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
     probs = tree["posterior/probs"]
     with pytest.raises(ValueError, match="says nothing of raters"):
         split(probs.assign_attrs(draws_of="network.weights"))
-    with pytest.raises(ValueError, match="its weights are not random"):
+    with pytest.raises(ValueError, match="weights without a prior"):
         split(probs.assign_attrs(draws_of="of each case z"))
+    members = xr.concat([probs, 1 - probs], "chain").assign_attrs(draws_of="of each case z")
+    assert split(members).attrs["num_weight_draws"] == 2
     split(probs.assign_attrs(draws_of="network.weights; of each case z"))
     alike = probs.isel(draw=np.repeat([0, 3, 6, 9], 3)).assign_coords(weights=probs["weights"])
     with pytest.raises(ValueError, match=r"copies of one.*cannot be told apart"):

@@ -144,24 +144,20 @@ def _table(tree: Posterior, draws: Draws) -> tuple[np.ndarray, int]:
     functions = function_numbers(draws.array)
     _check_shared(tree, draws.array)
     told = str(draws.array.attrs.get("draws_of", f"weights; {_LOCAL}"))
-    if told.startswith(_LOCAL):
-        raise ValueError(
-            f"The model draws {told} and nothing that all cases share: its weights are not random. "
-            "Put a prior on them (RandomWeights), or use an Ensemble."
-        )
     if _LOCAL not in told:
         raise ValueError(
             f"The model draws {told} and nothing of each case: its masks with the same weights are "
             "one mask, and it says nothing of raters. Use a model with a latent of each case, such "
-            "as ProbabilisticUNet, or uncertainty.variance."
+            "as CategoricalDiffusion, or uncertainty.variance."
         )
     chains = draws.array.sizes["chain"]
-    if _is_point(tree):
+    if told.startswith(_LOCAL) or _is_point(tree):
         functions = np.repeat(np.arange(chains), draws.array.sizes["draw"])
         if chains == 1:
             raise ValueError(
-                "All draws of the tree have the same weights (a point estimate), so nothing lies "
-                "between weights. Predict with a guide that has a spread, or an Ensemble."
+                "All draws of the tree have the same weights (a point estimate, or weights without "
+                "a prior), so nothing lies between weights. Predict with a guide that has a spread "
+                "over random weights, or an Ensemble."
             )
     names, counts = np.unique(functions, return_counts=True)
     if counts.max() == 1:
