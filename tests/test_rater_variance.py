@@ -231,7 +231,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
         split(tree.isel(draw=slice(3)))
     with pytest.raises(ValueError, match="2 to 3 samples"):
         split(tree.isel(draw=slice(11)))
-    probs = tree["posterior/probs"]
+    probs: Any = tree["posterior/probs"]
     with pytest.raises(ValueError, match="says nothing of raters"):
         split(probs.assign_attrs(draws_of="network.weights"))
     with pytest.raises(ValueError, match="weights without a prior"):
