@@ -21,6 +21,7 @@ from ppl_med.inference.data_digest import bytes_of
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.tensor_files import SUFFIX, as_safetensors, from_safetensors
 from ppl_med.likelihoods.interface import settings_of
+from ppl_med.programs import protocol
 from ppl_med.programs.isolation import undisturbed
 from ppl_med.programs.parameters import (
     free_parameters,
@@ -106,6 +107,7 @@ def states_of(pairs: Pairs) -> dict[str, Any]:
     return {
         "fingerprints": [fingerprint(*pair) for pair in pairs],
         "states": [program_state(*pair) for pair in pairs],
+        "trained_for": protocol.trained_for(pairs[0][0]),
     }
 
 
@@ -169,6 +171,13 @@ def check_members(path: Any, content: Mapping[str, Any], pairs: Pairs) -> None:
         )
     for saved, pair in zip(content["fingerprints"], pairs, strict=True):
         _check_fingerprint(path, saved, fingerprint(*pair))
+    ours = protocol.trained_for(pairs[0][0])
+    for name, value in content.get("trained_for", {}).items():
+        if ours.get(name) != value:
+            raise ValueError(
+                f"checkpoint {path} was written with {name}={value!r}, but the model here has "
+                f"{name}={ours.get(name)!r}; build it with the same"
+            )
 
 
 def _check_fingerprint(path: Any, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

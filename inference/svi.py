@@ -135,7 +135,8 @@ def fit(
             With more ``epochs`` than before, training goes on from the last epoch: the result is
             that of the longer run, unless a schedule is a function of the finished fraction.
             ``stopping`` and ``callbacks`` may differ as well.
-        validation: Held-out batches; their NLL under 8 draws is recorded after every epoch.
+        validation: Held-out batches; their NLL under 8 draws is recorded after every epoch; of
+            a model whose density is known by a bound alone, minus that bound.
         keep: ``"best"``: model and guide end as they were after the epoch with the best validation
             NLL, which is then too good a score: test on other cases. ``load`` reads these from the
             checkpoint, too.

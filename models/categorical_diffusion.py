@@ -30,10 +30,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from ppl_med.models.denoising_chain import DenoisingChain
-from ppl_med.programs.noising import CategoricalNoise, Form, Schedule, Transition
+from ppl_med.programs.noising import CategoricalNoise, Form, Schedule, Transition, in_classes
 from ppl_med.weights import Prior, Where
 
 
@@ -84,7 +83,7 @@ class CategoricalDiffusion(DenoisingChain):
 
     def shown(self, state: Tensor) -> Tensor:
         """Classes as numbers -1 and 1, one channel a class."""
-        onehot = one_hot(state, self.noising.num_classes).float()
+        onehot = in_classes(state, self.noising.num_classes).float()
         return 2 * onehot.movedim(-1, -1 - self.noising.spatial_dims) - 1
 
     def reverse(self, output: Tensor, state: Tensor, at: Transition) -> Any:

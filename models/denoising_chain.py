@@ -60,6 +60,11 @@ class DenoisingChain(nn.Module, ABC):
         self.likelihood = Categorical(classes, noising.space, site="mask", partial=True)
         self.coords = {"class": list(classes)}
 
+    def drawn_by(self) -> dict[str, int]:
+        """By how many steps ``predict`` draws a mask and estimates the bound."""
+        steps = self.sampling_steps or self.noising.num_steps
+        return {"sampling_steps": steps, "bound_steps": self.noising.bound_steps}
+
     @abstractmethod
     def shown(self, state: Tensor) -> Tensor:
         """A state (..., case, *event) as the net is given it, dims (..., case, channel, *space)."""
@@ -89,6 +94,13 @@ class DenoisingChain(nn.Module, ABC):
             mask: One grader's classes, dims (case, *space), integers; None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
         """
+        axes = len(self.noising.space)
+        if image.dim() - 2 != axes:
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}, {image.dim() - 2} axes of space, but the "
+                f"chain is of masks along {', '.join(self.noising.space)}; build the model with "
+                f"spatial_dims={image.dim() - 2}"
+            )
         slow = self.noising.form == "slow"
         net = self.network.drawn(len(image))
         with pyro.plate("case", num_cases or len(image), subsample=image):

@@ -107,6 +107,10 @@ class GaussianDiffusion(DenoisingChain):
         """What a resumed run must share."""
         return f"GaussianDiffusion(target={self.target!r}, variance={self.variance!r})"
 
+    def trained_for(self) -> dict[str, Any]:
+        """How the net's output is read."""
+        return {"target": self.target, "variance": self.variance}
+
     def shown(self, state: Tensor) -> Tensor:
         """The state itself."""
         return state

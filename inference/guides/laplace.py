@@ -225,8 +225,8 @@ class Laplace(WeightGuide):
 
     Raises:
         TypeError: If ``start`` is no ``PointEstimate``.
-        ValueError: If the model is trained by a loss, its prior is not normal, ``start`` is a
-            maximum-likelihood estimate or holds other weights, the structure does not suit the
+        ValueError: If the model is trained by a loss or a bound, its prior is not normal, ``start``
+            is a maximum-likelihood estimate or holds other weights, the structure does not suit the
             net, or there are several ``RandomWeights``. On other faults of the model, ``fit``
             raises when training has ended.
     """
@@ -239,6 +239,11 @@ class Laplace(WeightGuide):
             raise ValueError(
                 "Laplace needs a likelihood, whose curvature it takes, and the model is trained "
                 f"by {'; '.join(losses)}; use a plain likelihood, or another guide"
+            )
+        if protocol.evidence_bound(model):
+            raise ValueError(
+                "Laplace needs a likelihood, whose curvature it takes, and of this model a bound "
+                "is all that is known; use another guide, such as MeanFieldNormal"
             )
         super().__init__(model, lambda found: _CurvedPart(found, structure, start))
         if len(self.parts) != 1:

@@ -55,6 +55,7 @@ def attributes(
         "chains": len(pairs),
         "log_likelihood_of": origin,
         "settings": settings(model),
+        **protocol.drawn_by(model),
         "inference_library": "ppl_med",
         **({"training_loss": "; ".join(losses)} if losses else {}),
         **_versions(),

@@ -19,7 +19,8 @@ from ppl_med.inference.prediction.posterior_sampler import (
     trace_of,
 )
 from ppl_med.likelihoods import log_prob_in_double
-from ppl_med.programs.elbo import bound_by_case
+from ppl_med.programs import protocol
+from ppl_med.programs.elbo import bound_by_case, latent_faults
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.rng import seed_torch, torch_restored
 from ppl_med.programs.sites import case_dim, is_local, sample_sites
@@ -63,6 +64,9 @@ def case_bounds(
 
     Returns:
         By site, dims (case), or (grader, case), NaN for graders who did not look at the case.
+
+    Raises:
+        ValueError: If the guide does not propose a latent of the cases.
     """
     found, keys = {}, sampler.keys(draw, sample)
     for name, given in observations.items():
@@ -92,7 +96,11 @@ def _bound(
         seed_torch(derive_seed(*keys, int(cases[0])))
         with Substitute(values, keys, cases):
             guide_trace = trace_of(sampler.guide, inputs)
-        local = {n: s["value"] for n, s in sample_sites(guide_trace).items() if is_local(s)}
-        with Substitute(values | local, keys, cases):
+        proposed = {n: s for n, s in sample_sites(guide_trace).items() if is_local(s)}
+        drawn = {name: site["value"] for name, site in proposed.items()}
+        with Substitute(values | drawn, keys, cases):
             model_trace = trace_of(sampler.model, inputs)
+    found = {n: s for n, s in sample_sites(model_trace).items() if is_local(s)}
+    for fault in latent_faults(found, proposed, protocol.left_to_prior(sampler.guide)):
+        raise ValueError(fault)
     return bound_by_case(model_trace, guide_trace).cpu().masked_fill(unseen, torch.nan)

@@ -16,6 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from ppl_med.checks import positive, share, whole
+from ppl_med.programs import protocol
 from ppl_med.programs.elbo import Terms, check_sites, elbo_terms, total
 from ppl_med.programs.sites import Batch, Program, is_local, sample_sites
 
@@ -86,7 +87,8 @@ class ImportanceWeighted(Objective):
 
     Raises:
         ValueError: If ``particles`` is below 1 or ``elbo_steps`` below 0; at the first step where
-            the model has a global latent; where ``kl_weight`` is not 1 after ``elbo_steps``.
+            the model has a global latent or no density that is known; where ``kl_weight`` is not 1
+            after ``elbo_steps``.
     """
 
     def __init__(
@@ -119,6 +121,11 @@ class ImportanceWeighted(Objective):
         self.step += 1
 
     def _tight(self, model: Program, guide: Program, values: Batch, num_cases: int) -> Loss:
+        if protocol.evidence_bound(model):
+            raise ValueError(
+                "ImportanceWeighted weighs draws by densities, and of this model a bound is all "
+                "that is known; use objective=Elbo()"
+            )
         plate = pyro.plate("particle", self.particles, dim=-1 - self.max_plate_nesting)
         with plate:
             guide_trace = poutine.trace(guide).get_trace(**values, num_cases=num_cases)

@@ -9,6 +9,7 @@ from functools import partial, singledispatch
 
 import numpy as np
 import torch
+from pyro.distributions import MaskedDistribution
 from scipy import special
 from torch import Tensor
 from torch import distributions as known
@@ -31,6 +32,12 @@ def transformed(fn: Distribution, uniform: Uniform) -> Tensor:
 
 @transformed.register(known.Independent)
 def _(fn: known.Independent, uniform: Uniform) -> Tensor:
+    return transformed(fn.base_dist, uniform)
+
+
+@transformed.register(MaskedDistribution)
+def _(fn: MaskedDistribution, uniform: Uniform) -> Tensor:
+    """What a mask leaves out of the density is drawn all the same."""
     return transformed(fn.base_dist, uniform)
 
 

@@ -20,6 +20,8 @@ Attribute            Of                  Meaning
 ``training_loss``    part of a model     What is trained in the place of a log-density.
 ``no_density``       part of a model     Whether its log-density at prediction is that loss, too.
 ``settings``         part of a model     What a resumed run must share.
+``trained_for``      part of a model     Settings under which alone saved weights are right.
+``drawn_by``         model               Settings of its draws, for the result's attributes.
 ``after_step``       part of a model     Moves its buffers after an optimizer step.
 ``of_member``        view of a model     The same view of another model, an ensemble's member.
 ``left_to_prior``    guide               Local latents that follow the model's prior on purpose.
@@ -202,6 +204,18 @@ def loss_alone(model: Any) -> bool:
     training.
     """
     return bool(getattr(model, "loss_alone", False))
+
+
+def trained_for(model: Any) -> dict[str, Any]:
+    """Settings of the parts of a model under which alone saved weights mean what they did."""
+    own = [getattr(part, "trained_for", None) for part in parts_of(model)]
+    return {name: value for part in own if callable(part) for name, value in part().items()}
+
+
+def drawn_by(model: Any) -> dict[str, int]:
+    """Settings of a model's draws by name; none where it has none."""
+    own = getattr(model, "drawn_by", None)
+    return dict(own()) if callable(own) else {}
 
 
 def network_name(model: Any) -> str | None:

@@ -10,6 +10,7 @@ from ppl_med.programs.noising.chain import (
     StepsOfBatch,
     Transition,
     counted,
+    in_classes,
     over_space,
 )
 from ppl_med.programs.noising.gaussian_noise import GaussianNoise, signed
@@ -26,6 +27,7 @@ __all__ = [
     "StepsOfBatch",
     "Transition",
     "counted",
+    "in_classes",
     "over_space",
     "signal_kept",
     "signed",

@@ -12,11 +12,17 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ppl_med.axes import SPACE
 from ppl_med.checks import choice, whole
-from ppl_med.programs.noising.chain import Chain, Form, Transition, over_space, uniform_classes
+from ppl_med.programs.noising.chain import (
+    Chain,
+    Form,
+    Transition,
+    in_classes,
+    over_space,
+    uniform_classes,
+)
 from ppl_med.programs.noising.schedules import Schedule
 
 TINY = 1e-30  # probabilities that are 0 get this, so that their logarithm is finite
@@ -105,7 +111,7 @@ class CategoricalNoise(Chain):
         return torch.where(seen.unsqueeze(-1), weights, torch.ones_like(weights))
 
     def _onehot(self, state: Tensor) -> Tensor:
-        return one_hot(state, self.num_classes).double()
+        return in_classes(state, self.num_classes).double()
 
     def _spread(self, onehot: Tensor, kept: Tensor) -> Tensor:
         kept = over_space(kept, onehot)

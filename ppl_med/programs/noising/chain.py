@@ -168,6 +168,14 @@ class Chain(nn.Module, ABC):
             f"hardening={self.hardening:g}, form={self.form!r})"
         )
 
+    def trained_for(self) -> dict[str, Any]:
+        """The chain, by which alone the weights of a net that undoes it mean something."""
+        return {
+            "num_steps": self.num_steps,
+            "schedule": self.schedule,
+            "hardening": self.hardening,
+        }
+
     def at(self, later: Tensor | int, earlier: Tensor | int) -> Transition:
         """The shares of signal of two steps, float64."""
         device = self.kept.device
@@ -205,6 +213,14 @@ def counted(law: Any, seen: Tensor) -> Any:
 def over_space(values: Tensor, like: Tensor) -> Tensor:
     """Numbers (..., case) in the shape that broadcasts against a map (..., case, *event)."""
     return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
+
+
+def in_classes(state: Tensor, num_classes: int) -> Tensor:
+    """Whether an entry is of each class, dims (..., class); all False where it has none.
+
+    A comparison, since torch's ``one_hot`` checks the range on the host.
+    """
+    return state.unsqueeze(-1) == torch.arange(num_classes, device=state.device)
 
 
 def uniform_classes(shape: Sequence[int], num_classes: int, device: Any) -> Any:

@@ -14,11 +14,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ppl_med.axes import SPACE
 from ppl_med.checks import choice, whole
-from ppl_med.programs.noising.chain import Chain, Form, Transition, over_space
+from ppl_med.programs.noising.chain import Chain, Form, Transition, in_classes, over_space
 from ppl_med.programs.noising.schedules import Schedule
 
 
@@ -75,8 +74,8 @@ class GaussianNoise(Chain):
 
     def noised(self, state: Tensor, kept: Tensor, seen: Tensor) -> Any:
         """The law of x_t given x_0."""
-        kept = over_space(kept, state).float() * seen
-        return self._law(kept.sqrt() * state, (1 - kept).sqrt())
+        kept = over_space(kept, state) * seen  # rounded last: little is gone after one step
+        return self._law(kept.sqrt().float() * state, (1 - kept).sqrt().float())
 
     def posterior(self, noised: Tensor, state: Tensor, at: Transition, seen: Tensor) -> Any:
         """The law of x_s given x_t and x_0, whose variance is the least that a reverse step has."""
@@ -116,4 +115,4 @@ def signed(mask: Tensor, num_classes: int, spatial_dims: int) -> Tensor:
     mask = mask.clamp(min=0)
     if num_classes == 2:
         return (2 * mask.float() - 1).unsqueeze(-1 - spatial_dims)
-    return (2 * one_hot(mask.long(), num_classes).float() - 1).movedim(-1, -1 - spatial_dims)
+    return (2 * in_classes(mask, num_classes).float() - 1).movedim(-1, -1 - spatial_dims)
