@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from ppl_med.axes import dims
 from ppl_med.checks import reject, whole
 from ppl_med.models.denoising_chain import Net
-from ppl_med.models.gaussian_diffusion import GaussianDiffusion, Target, Variance
+from ppl_med.models.gaussian_diffusion import GaussianDiffusion, Sampling, Target, Variance
 from ppl_med.networks.encoder import ConvGaussian
 from ppl_med.programs.noising import Form, Schedule
 from ppl_med.weights import Prior, Where
@@ -81,6 +81,7 @@ class CollectiveInsightDiffusion(GaussianDiffusion):
         prior: Prior over the random weights, which are those of ``net``.
         where: Which of them are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
+        sampling: As in ``GaussianDiffusion``; without noise, what differs between masks is z's.
 
     Attributes:
         code_prior: The prior net, p(z | image); its weights are point estimates.
@@ -111,11 +112,12 @@ class CollectiveInsightDiffusion(GaussianDiffusion):
         prior: Prior | None = None,
         where: Where = None,
         spatial_dims: int = 2,
+        sampling: Sampling = "stochastic",
     ) -> None:
         self._check_net(net, whole("latent_dim", latent_dim), whole("in_channels", in_channels))
         super().__init__(
             net, classes, num_steps, sampling_steps, target, variance, schedule, hardening, form,
-            bound_steps, prior, where, spatial_dims,
+            bound_steps, prior, where, spatial_dims, sampling,
         )  # fmt: skip
         self.in_channels, self.latent_dim = in_channels, latent_dim
         self._encoder_sizes = (tuple(encoder_channels), num_convolutions, spatial_dims)

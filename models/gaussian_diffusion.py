@@ -19,30 +19,41 @@ Sites and their dimensions: weights (weight); x<t> (case, channel, row, col), no
 (case, row, col) or (case, depth, row, col), integer in 0..K-1, or -1 where not
 annotated. Training by one random step as in ``ppl_med.programs.noising.chain``.
 
+With ``sampling="deterministic"`` masks are drawn without noise: from one x_T that all cases and
+draws share, by x_s = sqrt(kept_s) m + sqrt(1 - kept_s) (x_t - sqrt(kept_t) m) / sqrt(1 - kept_t),
+to the more probable class of every pixel. Then equal weights give equal masks: a baseline that
+shows no disagreement of graders. What is trained, and its bound, stay those of the chain above,
+which is no density of such masks; the tree says so (``training_loss``).
+
 Guide: ``Guides(weight_guide, Noising(model.noising))``. Only a bound of the log-density of a mask
 is known: ``predict`` stores that as ``evidence_bound/mask``, and no log-likelihood.
 
 Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised.
 
 References: Ho, Jain and Abbeel, NeurIPS 2020; learnt variance: Nichol and Dhariwal, ICML 2021
-(eq. 15); targets: Salimans and Ho, ICLR 2022. Departs from them: the loss is the bound itself, not
-its reweighted form; the last step gives classes; the weights are random.
+(eq. 15); targets: Salimans and Ho, ICLR 2022; without noise: Song, Meng and Ermon, "Denoising
+diffusion implicit models", ICLR 2021 (eq. 12, sigma = 0). Departs from them: the loss is the bound
+itself, not its reweighted form; the last step gives classes; the weights are random.
 """
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from ppl_med.checks import choice
-from ppl_med.models.denoising_chain import DenoisingChain
+from ppl_med.models.denoising_chain import DenoisingChain, Net
 from ppl_med.programs.noising import Form, GaussianNoise, Schedule, Transition, over_space
 from ppl_med.weights import Prior, Where
 
 Target = Literal["x", "v"]
 Variance = Literal["learnt", "least", "most"]
+Sampling = Literal["stochastic", "deterministic"]
+SURE = 1e3  # logit of the one class that a mask without noise can have; exp(-SURE) is 0
 
 
 class GaussianDiffusion(DenoisingChain):
@@ -66,6 +77,7 @@ class GaussianDiffusion(DenoisingChain):
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
+        sampling: "stochastic", or "deterministic": masks are drawn without noise, see above.
 
     Raises:
         ValueError: On numbers of steps that do not fit each other, or unknown choices; on a run, if
@@ -89,6 +101,7 @@ class GaussianDiffusion(DenoisingChain):
         prior: Prior | None = None,
         where: Where = None,
         spatial_dims: int = 2,
+        sampling: Sampling = "stochastic",
     ) -> None:
         noising = GaussianNoise(
             len(classes), num_steps, schedule, hardening, form, bound_steps, spatial_dims
@@ -98,6 +111,9 @@ class GaussianDiffusion(DenoisingChain):
         super().__init__(net, classes, noising, outputs, sampling_steps, prior, where)
         self.target, self.variance = choice("target", target, get_args(Target)), variance
         self.log_sharpness = nn.Parameter(torch.zeros(()))
+        self.sampling = choice("sampling", sampling, get_args(Sampling))
+        if sampling == "deterministic":
+            self.training_loss, self.no_density = "minus the bound of the chain with noise", True
 
     def reset_parameters(self) -> None:
         """Put the sharpness of the last step back to its start, as an ensemble does."""
@@ -110,6 +126,33 @@ class GaussianDiffusion(DenoisingChain):
     def trained_for(self) -> dict[str, Any]:
         """How the net's output is read."""
         return {"target": self.target, "variance": self.variance}
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
+    ) -> Tensor:
+        """As in ``DenoisingChain``; without noise if ``sampling`` says so and no mask is given."""
+        if mask is not None or self.sampling == "stochastic":
+            return super().forward(image, mask, num_cases=num_cases)
+        net = self.network.drawn(len(image))
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            return self._without_noise(net, self.context(net, image), image)
+
+    def _without_noise(self, net: Net, context: Tensor, image: Tensor) -> Tensor:
+        """Go from one start to the mask, the same way every time."""
+        number, channels, device = len(image), self.noising.num_channels, image.device
+        fixed = torch.randn(channels, *image.shape[2:], generator=torch.Generator().manual_seed(0))
+        state = fixed.to(device).expand(number, *fixed.shape)
+        for later, earlier in self.noising.grid(self.sampling_steps):
+            output = self._output(net, context, state, torch.full((number,), later, device=device))
+            at = self.noising.at(later, earlier)
+            if earlier:
+                mean = self.mean(output, state, at.later)
+                noise = (state - at.later.sqrt() * mean) / (1 - at.later).sqrt()
+                state = at.earlier.sqrt() * mean + (1 - at.earlier).sqrt() * noise
+        likely = self.read_mask(output, state, at.later).argmax(1)
+        logits = SURE * one_hot(likely, len(self.likelihood.classes)).to(output).movedim(-1, 1)
+        self.likelihood(logits, None)
+        return logits
 
     def shown(self, state: Tensor) -> Tensor:
         """The state itself."""

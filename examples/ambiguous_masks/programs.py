@@ -39,7 +39,8 @@ from ppl_med.networks import DenoisingUNet, UNet, hierarchical_unet, unet
 
 Name = Literal[
     "prob_unet", "dropout_unet", "ensemble", "m_heads", "image_to_image_vae", "ssn", "hierarchical",
-    "categorical_diffusion", "gaussian_diffusion", "cimd", "flow", "flow_low_rank",
+    "categorical_diffusion", "gaussian_diffusion", "deterministic_diffusion", "cimd",
+    "flow", "flow_low_rank",
 ]  # fmt: skip
 Program = tuple[Any, Any, dict[str, Any]]
 CODE = 6  # numbers in the latent code of cimd
@@ -162,7 +163,7 @@ def _build(
         return ssn, FromPrior("z", "noise"), {"objective": ImportanceWeighted(options.particles)}
     if name == "hierarchical":
         return _hierarchical(options, start, sizes, size)
-    if name in ("categorical_diffusion", "gaussian_diffusion", "cimd"):
+    if name == "cimd" or name.endswith("_diffusion"):
         return _diffusion(name, options, in_channels, classes)
     if name in ("flow", "flow_low_rank"):
         return _flow(name, options, in_channels, classes, sizes)
@@ -220,6 +221,9 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
     if name == "categorical_diffusion":
         model = CategoricalDiffusion(net(number, number), classes, **chain)
     elif name == "gaussian_diffusion":
+        model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
+    elif name == "deterministic_diffusion":
+        chain["sampling"] = "deterministic"
         model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
     else:
         model = CollectiveInsightDiffusion(

@@ -118,6 +118,11 @@ class DenoisingUNet(nn.Module):
                 f"{self.image_branch.num_features} of the image and num_code={self.num_code} of a "
                 "code; build it with num_code as long as the model's code, 0 for a model without"
             )
+        if noised.shape[1] != self.num_noised:
+            raise ValueError(
+                f"noised has {noised.shape[1]} channels, but the net takes num_noised="
+                f"{self.num_noised}; build it with num_noised={noised.shape[1]}"
+            )
         both = torch.cat([features, noised], 1)
         far = self.denoiser(_to_patches(both, self.patch), step.float() * TIMES)
         output: Tensor = self.head(torch.cat([both, _from_patches(far, self.patch)], 1))
