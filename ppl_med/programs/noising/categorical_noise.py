@@ -9,7 +9,6 @@ models", ICCV 2023.
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -21,11 +20,9 @@ from ppl_med.programs.noising.chain import (
     Transition,
     in_classes,
     over_space,
-    uniform_classes,
 )
+from ppl_med.programs.noising.class_map import TINY, ClassMap
 from ppl_med.programs.noising.schedules import Schedule
-
-TINY = 1e-30  # probabilities that are 0 get this, so that their logarithm is finite
 
 
 class CategoricalNoise(Chain):
@@ -70,9 +67,8 @@ class CategoricalNoise(Chain):
 
     def start(self, image: Tensor) -> Any:
         """Uniform classes."""
-        shape = (len(image), *image.shape[2:])
-        law = uniform_classes(shape, self.num_classes, image.device)
-        return law.to_event(self.spatial_dims)
+        shape = (len(image), *image.shape[2:], self.num_classes)
+        return self._law(torch.ones(shape, dtype=self._kind, device=image.device))
 
     def noised(self, state: Tensor, kept: Tensor, seen: Tensor) -> Any:
         """The law of x_t given x_0, in which the class of a pixel is kept or drawn anew."""
@@ -80,7 +76,8 @@ class CategoricalNoise(Chain):
 
     def posterior(self, noised: Tensor, state: Tensor, at: Transition, seen: Tensor) -> Any:
         """The law of x_s given x_t and x_0: both say something about each pixel."""
-        both = self._from_later(noised, at) * self._spread(self._onehot(state), at.earlier)
+        later = self._spread(self._onehot(noised), at.between)
+        both = later * self._spread(self._onehot(state), at.earlier)
         return self._law(self._known(both, seen))
 
     def reverse(self, noised: Tensor, probs: Tensor, at: Transition) -> Any:
@@ -94,33 +91,44 @@ class CategoricalNoise(Chain):
             at: The two steps, each (..., case).
         """
         onehot = self._onehot(noised)
-        share = over_space(at.later, onehot)
         # The weight of x_0 = k in q(x_s | x_t, x_0 = k) is its chance to have come to x_t.
-        weight = probs.double() / (share * onehot + (1 - share) / self.num_classes)
-        total = weight.sum(-1, keepdim=True)
-        kept = over_space(at.earlier, onehot)
-        earlier = kept * weight + (1 - kept) / self.num_classes * total
-        return self._law(self._from_later(noised, at) * earlier)
+        other, same = self._chances(at.later)
+        weight = probs.to(onehot) * _by_class(onehot, 1 / other, 1 / same)
+        other, same = self._chances(at.earlier)
+        total = weight.sum(-1, keepdim=True) * over_space(other, onehot).to(onehot)
+        earlier = total + weight * over_space(same - other, onehot).to(onehot)
+        return self._law(self._spread(onehot, at.between) * earlier)
 
     def log_weight(self, noised: Tensor, kept: Tensor) -> Tensor:
         """Log q(x_t | x_0 = k) of every class k, dims (..., case, *space, class): what x_t says."""
-        return self._spread(self._onehot(noised), kept).clamp(min=TINY).log()
+        other, same = self._chances(kept)
+        return _by_class(self._onehot(noised), other.clamp(min=TINY).log(), same.log())
+
+    @property
+    def _kind(self) -> torch.dtype:
+        return torch.float32 if self.training else torch.float64
+
+    def _chances(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Chance of any other class, and of the same one, where a share is kept."""
+        other = (1 - kept) / self.num_classes
+        return other, kept + other
 
     def _known(self, weights: Tensor, seen: Tensor) -> Tensor:
         """The same where the mask is known; any class where it is not."""
         return torch.where(seen.unsqueeze(-1), weights, torch.ones_like(weights))
 
     def _onehot(self, state: Tensor) -> Tensor:
-        return in_classes(state, self.num_classes).double()
+        return in_classes(state, self.num_classes).to(self._kind)
 
     def _spread(self, onehot: Tensor, kept: Tensor) -> Tensor:
-        kept = over_space(kept, onehot)
-        return kept * onehot + (1 - kept) / self.num_classes
-
-    def _from_later(self, noised: Tensor, at: Transition) -> Tensor:
-        """Chance of x_t given every x_s, dims (..., case, *space, class)."""
-        return self._spread(self._onehot(noised), at.between)
+        """Chance of every class where a share of a state is kept, dims (..., class)."""
+        return _by_class(onehot, *self._chances(kept))
 
     def _law(self, weights: Tensor) -> Any:
-        logits = weights.clamp(min=TINY).log().float()
-        return dist.Categorical(logits=logits).to_event(self.spatial_dims)
+        return ClassMap(probs=weights).to_event(self.spatial_dims)
+
+
+def _by_class(onehot: Tensor, other: Tensor, same: Tensor) -> Tensor:
+    """One number (..., case) at the class of a pixel and another at the other classes."""
+    step = over_space(same - other, onehot).to(onehot)
+    return over_space(other, onehot).to(onehot) + step * onehot

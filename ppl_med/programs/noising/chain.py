@@ -221,8 +221,3 @@ def in_classes(state: Tensor, num_classes: int) -> Tensor:
     A comparison, since torch's ``one_hot`` checks the range on the host.
     """
     return state.unsqueeze(-1) == torch.arange(num_classes, device=state.device)
-
-
-def uniform_classes(shape: Sequence[int], num_classes: int, device: Any) -> Any:
-    """Independent uniform classes, batch dims ``shape``."""
-    return dist.Categorical(logits=torch.zeros(*shape, num_classes, device=device))
