@@ -12,6 +12,7 @@ from ppl_med.models.findings_classifier import FindingsClassifier
 from ppl_med.models.gaussian_diffusion import GaussianDiffusion
 from ppl_med.models.generalized_odin_classifier import GeneralizedODINClassifier
 from ppl_med.models.hierarchical_probabilistic_unet import HierarchicalProbabilisticUNet
+from ppl_med.models.image_diffusion import ImageDiffusion
 from ppl_med.models.image_to_image_vae import ImageToImageVAE
 from ppl_med.models.image_vae import ImageVAE
 from ppl_med.models.latent_classifier import LatentClassifier
@@ -38,6 +39,7 @@ __all__ = [
     "GaussianDiffusion",
     "GeneralizedODINClassifier",
     "HierarchicalProbabilisticUNet",
+    "ImageDiffusion",
     "ImageToImageVAE",
     "ImageVAE",
     "LatentClassifier",

@@ -28,12 +28,11 @@ from ppl_med.weights import Prior, RandomWeights, Where
 Net = Callable[..., Tensor]
 
 
-class DenoisingChain(nn.Module, ABC):
-    """The joint p(mask, x_1, ..., x_T, weights | image); a subclass says what a reverse step is.
+class ReverseChain(nn.Module, ABC):
+    """Sites of a chain out of noise; a subclass says what a reverse step is, and what is observed.
 
     Args:
         net: ``networks.DenoisingUNet``, or any other net that is called as it is.
-        classes: Class names, the background first.
         noising: The process whose steps are undone.
         num_outputs: Outputs of the net per pixel.
         sampling_steps: Steps in which the chain is gone through without a mask; None for all.
@@ -46,7 +45,6 @@ class DenoisingChain(nn.Module, ABC):
     def __init__(
         self,
         net: nn.Module,
-        classes: Sequence[str],
         noising: Chain,
         num_outputs: int,
         sampling_steps: int | None,
@@ -57,8 +55,6 @@ class DenoisingChain(nn.Module, ABC):
         noising.grid(sampling_steps)
         self.network, self.noising = RandomWeights(net, prior, where), noising
         self.num_outputs, self.sampling_steps = num_outputs, sampling_steps
-        self.likelihood = Categorical(classes, noising.space, site="mask", partial=True)
-        self.coords = {"class": list(classes)}
 
     def drawn_by(self) -> dict[str, int]:
         """By how many steps ``predict`` draws a mask and estimates the bound."""
@@ -74,8 +70,8 @@ class DenoisingChain(nn.Module, ABC):
         """The law of x_s given x_t and the net's output (..., case, output, *space)."""
 
     @abstractmethod
-    def read_mask(self, output: Tensor, state: Tensor, kept: Tensor) -> Tensor:
-        """Logits of the mask, dims (..., case, class, *space), given the last state."""
+    def observe(self, output: Tensor, state: Tensor, kept: Tensor, value: Tensor | None) -> Tensor:
+        """Observe x_0 given the last state, and return what the site was made of."""
 
     def context(self, net: Net, image: Tensor) -> Tensor:
         """What every step is given besides the state, dims (case, feature, *space).
@@ -83,6 +79,103 @@ class DenoisingChain(nn.Module, ABC):
         It is made inside the plate of cases, once a chain; a subclass may sample latents here.
         """
         return net(image)
+
+    def run(self, image: Tensor, value: Tensor | None, num_cases: int | None) -> Tensor:
+        """Run once, conditioned on what is observed if that is given."""
+        slow = self.noising.form == "slow"
+        net = self.network.drawn(len(image))
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            context = self.context(net, image)
+            names = dims(*self.noising.event, stored=False)
+            start = self._counted(self.noising.start(image), value)
+            state = pyro.sample(f"x{self.noising.num_steps}", start, infer=names)
+            if value is None or slow:
+                return self._chain(net, context, state, value)
+            return self._one_step(net, context, image, value)
+
+    def _chain(self, net: Net, context: Tensor, state: Tensor, value: Tensor | None) -> Tensor:
+        """Go from noise to x_0, step by step."""
+        names = dims(*self.noising.event, stored=False)
+        pairs = self.noising.grid(self.sampling_steps if value is None else None)
+        for later, earlier in pairs:
+            steps = (torch.full((len(context),), n, device=state.device) for n in (later, earlier))
+            step, before = steps
+            output = self._output(net, context, state, step)
+            at = self.noising.at(step, before)
+            if earlier:
+                law = self._counted(self.reverse(output, state, at), value)
+                state = pyro.sample(f"x{earlier}", law, infer=names)
+        return self.observe(output, state, at.later, value)
+
+    def _one_step(self, net: Net, context: Tensor, image: Tensor, value: Tensor) -> Tensor:
+        """Go one random step back from a noised x_0, which stands for all steps."""
+        process = self.noising
+        names = dims(*process.event, stored=False)
+        particles = process.num_particles(training=self.training)
+        with pyro.plate("step", process.num_steps, subsample=torch.arange(particles), dim=-2):
+            shape = (particles, len(context))
+            with poutine.mask(mask=False):
+                law = process.steps_of(shape, image.device)
+                step = pyro.sample("at_step", law, infer=dims(stored=False))
+                # From the prior only where no guide says what the state was.
+                spread = process.start(image).expand(shape)
+                noised = pyro.sample("noised", spread, infer=names)
+            output = self._output(net, context, noised, step)
+            unfinished: Any = step > 1
+            with poutine.mask(mask=unfinished):
+                later = step.clamp(min=2)
+                law = self.reverse(output, noised, process.at(later, later - 1))
+                pyro.sample("earlier", self._counted(law, value), infer=names)
+            with poutine.mask(mask=~unfinished):
+                found = self.observe(output, noised, process.kept[step], value)
+        return found[0]
+
+    def _counted(self, law: Any, value: Tensor | None) -> Any:
+        """The law of a state, in whose density the annotated pixels of a mask count."""
+        return law if value is None else counted(law, self.noising.seen(value))
+
+    def _output(self, net: Net, context: Tensor, state: Tensor, step: Tensor) -> Tensor:
+        """The net's output (..., case, output, *space) for states (..., case, *event)."""
+        part = step / self.noising.num_steps
+        return denoised(net, context, self.shown(state), part, self.num_outputs)
+
+
+class DenoisingChain(ReverseChain):
+    """The joint p(mask, x_1, ..., x_T, weights | image).
+
+    Args:
+        net: ``networks.DenoisingUNet``, or any other net that is called as it is.
+        classes: Class names, the background first.
+        noising: The process whose steps are undone.
+        num_outputs: Outputs of the net per pixel.
+        sampling_steps: Steps in which the chain is gone through without a mask; None for all.
+        prior: Prior over the random weights; He-scaled normals by default.
+        where: Which parameters are random; see ``RandomWeights``.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        noising: Chain,
+        num_outputs: int,
+        sampling_steps: int | None,
+        prior: Prior | None,
+        where: Where,
+    ) -> None:
+        super().__init__(net, noising, num_outputs, sampling_steps, prior, where)
+        self.likelihood = Categorical(classes, noising.space, site="mask", partial=True)
+        self.coords = {"class": list(classes)}
+
+    @abstractmethod
+    def read_mask(self, output: Tensor, state: Tensor, kept: Tensor) -> Tensor:
+        """Logits of the mask, dims (..., case, class, *space), given the last state."""
+
+    def observe(self, output: Tensor, state: Tensor, kept: Tensor, value: Tensor | None) -> Tensor:
+        """Observe the mask, and return its logits."""
+        logits = self.read_mask(output, state, kept)
+        self.likelihood(logits, value)
+        return logits
 
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
@@ -101,65 +194,7 @@ class DenoisingChain(nn.Module, ABC):
                 f"chain is of masks along {', '.join(self.noising.space)}; build the model with "
                 f"spatial_dims={image.dim() - 2}"
             )
-        slow = self.noising.form == "slow"
-        net = self.network.drawn(len(image))
-        with pyro.plate("case", num_cases or len(image), subsample=image):
-            context = self.context(net, image)
-            names = dims(*self.noising.event, stored=False)
-            start = self._counted(self.noising.start(image), mask)
-            state = pyro.sample(f"x{self.noising.num_steps}", start, infer=names)
-            if mask is None or slow:
-                return self._chain(net, context, state, mask)
-            return self._one_step(net, context, image, mask)
-
-    def _chain(self, net: Net, context: Tensor, state: Tensor, mask: Tensor | None) -> Tensor:
-        """Go from noise to the mask, step by step."""
-        names = dims(*self.noising.event, stored=False)
-        pairs = self.noising.grid(self.sampling_steps if mask is None else None)
-        for later, earlier in pairs:
-            steps = (torch.full((len(context),), n, device=state.device) for n in (later, earlier))
-            step, before = steps
-            output = self._output(net, context, state, step)
-            at = self.noising.at(step, before)
-            if earlier:
-                law = self._counted(self.reverse(output, state, at), mask)
-                state = pyro.sample(f"x{earlier}", law, infer=names)
-        logits = self.read_mask(output, state, at.later)
-        self.likelihood(logits, mask)
-        return logits
-
-    def _one_step(self, net: Net, context: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-        """Go one random step back from a noised mask, which stands for all steps."""
-        process = self.noising
-        names = dims(*process.event, stored=False)
-        particles = process.num_particles(training=self.training)
-        with pyro.plate("step", process.num_steps, subsample=torch.arange(particles), dim=-2):
-            shape = (particles, len(context))
-            with poutine.mask(mask=False):
-                law = process.steps_of(shape, image.device)
-                step = pyro.sample("at_step", law, infer=dims(stored=False))
-                # From the prior only where no guide says what the state was.
-                spread = process.start(image).expand(shape)
-                noised = pyro.sample("noised", spread, infer=names)
-            output = self._output(net, context, noised, step)
-            unfinished: Any = step > 1
-            with poutine.mask(mask=unfinished):
-                later = step.clamp(min=2)
-                law = self.reverse(output, noised, process.at(later, later - 1))
-                pyro.sample("earlier", self._counted(law, mask), infer=names)
-            logits = self.read_mask(output, noised, process.kept[step])
-            with poutine.mask(mask=~unfinished):
-                self.likelihood(logits, mask)
-        return logits[0]
-
-    def _counted(self, law: Any, mask: Tensor | None) -> Any:
-        """The law of a state, in whose density the annotated pixels of a mask count."""
-        return law if mask is None else counted(law, self.noising.seen(mask))
-
-    def _output(self, net: Net, context: Tensor, state: Tensor, step: Tensor) -> Tensor:
-        """The net's output (..., case, output, *space) for states (..., case, *event)."""
-        part = step / self.noising.num_steps
-        return denoised(net, context, self.shown(state), part, self.num_outputs)
+        return self.run(image, mask, num_cases)
 
 
 def denoised(net: Net, context: Tensor, shown: Tensor, part: Tensor, num_outputs: int) -> Tensor:

@@ -37,26 +37,24 @@ itself, not its reweighted form; the last step gives classes; the weights are ra
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ppl_med.checks import choice
 from ppl_med.models.denoising_chain import DenoisingChain, Net
-from ppl_med.programs.noising import Form, GaussianNoise, Schedule, Transition, over_space
+from ppl_med.models.gaussian_steps import GaussianSteps, Target, Variance
+from ppl_med.programs.noising import Form, GaussianNoise, Schedule
 from ppl_med.weights import Prior, Where
 
-Target = Literal["x", "v"]
-Variance = Literal["learnt", "least", "most"]
 Sampling = Literal["stochastic", "deterministic"]
 SURE = 1e3  # logit of the one class that a mask without noise can have; exp(-SURE) is 0
 
 
-class GaussianDiffusion(DenoisingChain):
+class GaussianDiffusion(GaussianSteps, DenoisingChain):
     """The joint p(mask, x_1, ..., x_T, weights | image).
 
     Args:
@@ -123,10 +121,6 @@ class GaussianDiffusion(DenoisingChain):
         """What a resumed run must share."""
         return f"GaussianDiffusion(target={self.target!r}, variance={self.variance!r})"
 
-    def trained_for(self) -> dict[str, Any]:
-        """How the net's output is read."""
-        return {"target": self.target, "variance": self.variance}
-
     def forward(
         self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
     ) -> Tensor:
@@ -154,42 +148,8 @@ class GaussianDiffusion(DenoisingChain):
         self.likelihood(logits, None)
         return logits
 
-    def shown(self, state: Tensor) -> Tensor:
-        """The state itself."""
-        return state
-
-    def mean(self, output: Tensor, state: Tensor, kept: Tensor) -> Tensor:
-        """The net's mean of x_0, dims as the state."""
-        first, _ = self._parts(output)
-        if self.target == "x":
-            return first
-        share = over_space(kept, state).to(first.dtype)
-        return share.sqrt() * state - (1 - share).sqrt() * first
-
-    def reverse(self, output: Tensor, state: Tensor, at: Transition) -> Any:
-        """A normal around the posterior mean of the noising process at the net's mean of x_0."""
-        mean = self.noising.mean(state, self.mean(output, state, at.later), at)
-        least, most = (
-            over_space(variance.log(), state).to(mean.dtype)
-            for variance in (self.noising.least_variance(at), self.noising.most_variance(at))
-        )
-        if self.variance == "learnt":
-            share = self._parts(output)[1].sigmoid()
-            log_variance = share * most + (1 - share) * least
-        else:
-            log_variance = (least if self.variance == "least" else most).expand_as(mean)
-        law = dist.Normal(mean, (0.5 * log_variance).exp())
-        return law.to_event(1 + self.noising.spatial_dims)
-
     def read_mask(self, output: Tensor, state: Tensor, kept: Tensor) -> Tensor:
         """Logits of the mask: the mean of x_0 times a learnt sharpness."""
         mean = self.mean(output, state, kept) * self.log_sharpness.exp()
         axis = -1 - self.noising.spatial_dims
         return torch.cat([-mean, mean], axis) if self.noising.num_channels == 1 else mean
-
-    def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        channels = self.noising.num_channels
-        axis = -1 - self.noising.spatial_dims
-        return output.narrow(axis, 0, channels), output.narrow(
-            axis, output.shape[axis] - channels, channels
-        )

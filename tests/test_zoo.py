@@ -76,6 +76,7 @@ from ppl_med.models import (
     GaussianDiffusion,
     GeneralizedODINClassifier,
     HierarchicalProbabilisticUNet,
+    ImageDiffusion,
     ImageToImageVAE,
     ImageVAE,
     LatentClassifier,
@@ -422,6 +423,12 @@ def image_vae(*, store_images: bool) -> Pair:
     return model, ConditionalNormal(model.posterior_net(), observation="image")
 
 
+def image_diffusion(form: Any, guide: Callable[[Any], nn.Module]) -> Pair:
+    net = DenoisingUNet(0, CHANNELS, 2 * CHANNELS, (8, 8))
+    model = ImageDiffusion(net, CHANNELS, num_steps=4, form=form)
+    return model, Guides(guide(model), Noising(model.noising, observation="image"))
+
+
 def confounder_free() -> Pair:
     features = nn.Sequential(nn.Conv2d(CHANNELS, 4, 3), nn.ReLU(), nn.Flatten())
     width = 4 * (SIZE - 2) ** 2
@@ -677,6 +684,8 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "conditional-vae": conditional_vae,
     "image-vae": partial(image_vae, store_images=False),
     "image-vae-images": partial(image_vae, store_images=True),
+    "image-diffusion": partial(image_diffusion, "fast", MAXIMUM_LIKELIHOOD),
+    "image-diffusion-slow": partial(image_diffusion, "slow", MeanFieldNormal),
     "logit-normal": logit_normal_classifier,
     "ordinal": partial(classifier, MeanFieldNormal, likelihood="ordinal"),
     "label-noise": partial(classifier, MeanFieldNormal, likelihood="label_noise"),

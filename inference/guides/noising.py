@@ -1,4 +1,4 @@
-"""Guide of a diffusion model: the noising process of the observed mask, with no parameters.
+"""Guide of a diffusion model: the noising process of a mask or an image, with no parameters.
 
     x_T | mask  ~  q(x_T | x_0),    x_s | x_t, mask  ~  q(x_s | x_t, x_0)
 
@@ -22,7 +22,8 @@ class Noising(ConditionalGuide):
 
     Args:
         noising: The model's ``noising``: its steps, and whether they are all drawn.
-        observation: Name of the observation's argument.
+        observation: Name of the observation's argument; "image" where the image itself is noised,
+            as by ``ImageDiffusion``.
     """
 
     def __init__(self, noising: Chain, observation: str = "mask") -> None:
@@ -31,6 +32,7 @@ class Noising(ConditionalGuide):
 
     def propose(self, image: Tensor, value: Any) -> None:
         """Draw the states from the last to the first."""
+        value = image if self.observation == "image" else value
         process, state = self.noising, self.noising.encode(value)
         seen = process.seen(value)
         names = dims(*process.event, stored=False)

@@ -225,7 +225,7 @@ class TreeBuilder:
         for name in self.noted:
             noted: Any = trace.nodes[name]
             self.put(chunk, (self.group, name), site_dims(trace, name), noted["value"], where)
-        if self.generates:
+        if self.generates and not self.bounded:
             for name, prior, guide in local_densities(trace, self.local):
                 self.put(chunk, ("log_prior", name), ["case"], prior, where)
                 self.put(chunk, ("log_guide", name), ["case"], guide, where)

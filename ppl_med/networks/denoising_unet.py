@@ -27,8 +27,9 @@ class DenoisingUNet(nn.Module):
         output = net(features=features, noised=x, step=t)         once a step
 
     Args:
-        in_channels: Image channels.
-        num_noised: Channels of a noised mask.
+        in_channels: Image channels; 0 without an image to be told of, as where the image itself is
+            noised.
+        num_noised: Channels of a noised mask or image.
         num_outputs: Channels of the output.
         channels: Channels of the diffusion U-Net by scale, the finest first.
         image_channels: Channels of the image's U-Net by scale, the finest first.
@@ -69,11 +70,12 @@ class DenoisingUNet(nn.Module):
         self.in_channels, self.num_noised, self.num_outputs = in_channels, num_noised, num_outputs
         self.patch, self.spatial_dims, self.num_code = patch, spatial_dims, num_code
         self.halvings = max(len(channels) - 1, 0)
-        self.image_branch = UNet(in_channels, image_channels, 2, spatial_dims)
+        branch = UNet(in_channels, image_channels, 2, spatial_dims) if in_channels else None
+        self.image_branch, self.num_features = branch, branch.num_features if branch else 0
         size = patch**spatial_dims
         self.denoiser = DiffusionModelUNet(
             spatial_dims,
-            (self.image_branch.num_features + num_code + num_noised) * size,
+            (self.num_features + num_code + num_noised) * size,
             channels[0] * size,
             num_res_blocks=num_blocks,
             channels=tuple(channels),
@@ -81,7 +83,7 @@ class DenoisingUNet(nn.Module):
             norm_num_groups=norm_groups,
             num_head_channels=min(norm_groups, channels[-1]),
         )
-        hidden = self.image_branch.num_features + num_code + num_noised + channels[0]
+        hidden = self.num_features + num_code + num_noised + channels[0]
         self.head = nn.Sequential(
             convolution(spatial_dims, hidden, 2 * channels[0], 1),
             nn.SiLU(),
@@ -109,13 +111,13 @@ class DenoisingUNet(nn.Module):
         """
         if image is not None:
             self._check(image)
-            found: Tensor = self.image_branch(image)
+            found: Tensor = image if self.image_branch is None else self.image_branch(image)
             return found
         assert features is not None and noised is not None and step is not None
-        if features.shape[1] != self.image_branch.num_features + self.num_code:
+        if features.shape[1] != self.num_features + self.num_code:
             raise ValueError(
                 f"features has {features.shape[1]} channels, but the net takes "
-                f"{self.image_branch.num_features} of the image and num_code={self.num_code} of a "
+                f"{self.num_features} of the image and num_code={self.num_code} of a "
                 "code; build it with num_code as long as the model's code, 0 for a model without"
             )
         if noised.shape[1] != self.num_noised:

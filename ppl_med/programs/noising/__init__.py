@@ -1,4 +1,4 @@
-"""Noising processes: what turns a mask into noise, step by step, with nothing to learn.
+"""Noising processes: what turns a mask or an image into noise, step by step; nothing is learnt.
 
 A model of the diffusion family undoes one, and the guide ``Noising`` proposes its states.
 """
@@ -13,7 +13,7 @@ from ppl_med.programs.noising.chain import (
     in_classes,
     over_space,
 )
-from ppl_med.programs.noising.gaussian_noise import GaussianNoise, signed
+from ppl_med.programs.noising.gaussian_noise import GaussianNoise, NormalNoise, signed
 from ppl_med.programs.noising.places import PlacesOfBatch
 from ppl_med.programs.noising.schedules import Schedule, signal_kept
 
@@ -22,6 +22,7 @@ __all__ = [
     "Chain",
     "Form",
     "GaussianNoise",
+    "NormalNoise",
     "PlacesOfBatch",
     "Schedule",
     "StepsOfBatch",

@@ -1,4 +1,4 @@
-"""Normal noise on masks whose classes are numbers -1 and +1.
+"""Normal noise on maps of numbers: images, or masks whose classes are numbers -1 and +1.
 
     x_t | x_0  ~  Normal(sqrt(kept_t) x_0, 1 - kept_t)
 
@@ -21,25 +21,22 @@ from ppl_med.programs.noising.chain import Chain, Form, Transition, in_classes, 
 from ppl_med.programs.noising.schedules import Schedule
 
 
-class GaussianNoise(Chain):
-    """The process over masks of K classes; a state is a map of numbers (case, channel, *space).
+class NormalNoise(Chain):
+    """The process over maps of numbers (case, channel, *space), such as images.
 
     Args:
-        num_classes: K.
+        num_channels: Channels of a map.
         num_steps: T.
         schedule: Of the kept share, see ``signal_kept``.
         hardening: See ``signal_kept``.
         form: See ``Chain``.
         bound_steps: See ``Chain``.
         spatial_dims: 2 for images, 3 for volumes.
-
-    Attributes:
-        num_channels: Channels of a state.
     """
 
     def __init__(
         self,
-        num_classes: int,
+        num_channels: int,
         num_steps: int,
         schedule: Schedule = "cosine",
         hardening: float = 1.0,
@@ -48,8 +45,7 @@ class GaussianNoise(Chain):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__(num_steps, schedule, hardening, form, bound_steps)
-        self.num_classes = whole("num_classes", num_classes, 2)
-        self.num_channels = 1 if num_classes == 2 else num_classes
+        self.num_channels = whole("num_channels", num_channels)
         self.spatial_dims = choice("spatial_dims", spatial_dims, SPACE)
 
     @property
@@ -58,12 +54,12 @@ class GaussianNoise(Chain):
         return ("channel", *SPACE[self.spatial_dims])
 
     def encode(self, mask: Tensor) -> Tensor:
-        """Classes as numbers -1 and +1, dims (case, channel, *space)."""
-        return signed(mask, self.num_classes, self.spatial_dims)
+        """The numbers themselves."""
+        return mask.float()
 
     def seen(self, mask: Tensor) -> Tensor:
-        """Where a mask is known, bool (case, 1, *space)."""
-        return (mask >= 0).unsqueeze(1)
+        """Everywhere, bool (case, 1, *space)."""
+        return torch.ones_like(mask[:, :1], dtype=torch.bool)
 
     def start(self, image: Tensor) -> Any:
         """Standard normals."""
@@ -102,6 +98,45 @@ class GaussianNoise(Chain):
 
     def _law(self, mean: Tensor, scale: Tensor) -> Any:
         return dist.Normal(mean, scale.expand_as(mean)).to_event(1 + self.spatial_dims)
+
+
+class GaussianNoise(NormalNoise):
+    """The process over masks of K classes; a state is a map of numbers (case, channel, *space).
+
+    Args:
+        num_classes: K.
+        num_steps: T.
+        schedule: Of the kept share, see ``signal_kept``.
+        hardening: See ``signal_kept``.
+        form: See ``Chain``.
+        bound_steps: See ``Chain``.
+        spatial_dims: 2 for images, 3 for volumes.
+
+    Attributes:
+        num_channels: Channels of a state.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_steps: int,
+        schedule: Schedule = "cosine",
+        hardening: float = 1.0,
+        form: Form = "fast",
+        bound_steps: int = 1,
+        spatial_dims: int = 2,
+    ) -> None:
+        channels = 1 if whole("num_classes", num_classes, 2) == 2 else num_classes
+        super().__init__(channels, num_steps, schedule, hardening, form, bound_steps, spatial_dims)
+        self.num_classes = num_classes
+
+    def encode(self, mask: Tensor) -> Tensor:
+        """Classes as numbers -1 and +1, dims (case, channel, *space)."""
+        return signed(mask, self.num_classes, self.spatial_dims)
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """Where a mask is known, bool (case, 1, *space)."""
+        return (mask >= 0).unsqueeze(1)
 
 
 def signed(mask: Tensor, num_classes: int, spatial_dims: int) -> Tensor:
