@@ -98,7 +98,12 @@ class PosteriorSampler:
         check_stock_guide(guide)
         sites = sample_sites(trace)
         arguments = set(argument_names(model))
-        self.observed = {n: site_dims(trace, n) for n in sites if n in arguments}
+        # Steps of a chain are particles of one observation, no axis of it.
+        self.observed = {
+            n: [dim for dim in site_dims(trace, n) if dim != "step"]
+            for n in sites
+            if n in arguments
+        }
         self.discrete = {n for n in self.observed if sites[n]["fn"].support.is_discrete}
         self.examples = {n: sites[n] for n in self.observed}
         self.generated = required_arguments(model) & self.observed.keys()

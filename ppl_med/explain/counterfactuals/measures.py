@@ -33,7 +33,13 @@ ATTRS = {
     "realism_of_image_se": ("nat", "Monte Carlo standard error of the image's realism"),
     "penalty": ("nat / intensity", "penalty on the L1 norm"),
     "stationarity": ("nat / intensity", "largest entry of the proximal gradient; 0 at the optimum"),
-    "code": ("1", "latent code that the search starts from"),
+    "reconstruction": ("intensity", "what the chain makes of the image's code with no pull"),
+    "round_trip": ("intensity", "root mean square of image - reconstruction"),
+    "scale": ("1", "weight of the classifier against the diffusion"),
+    "transferred": ("1", "whether the class becomes the target in another network too"),
+    "second_log_odds": ("nat", "log-odds of the target under another network"),
+    "reference": ("1", "position of the nearest training image"),
+    "code": ("1", "code that the search starts from"),
     "counterfactual_code": ("1", "latent code of the counterfactual"),
 }
 

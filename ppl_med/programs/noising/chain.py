@@ -182,11 +182,12 @@ class Chain(nn.Module, ABC):
         steps = (torch.as_tensor(step, device=device) for step in (later, earlier))
         return Transition(*(self.kept[step] for step in steps))
 
-    def grid(self, num_steps: int | None = None) -> list[tuple[int, int]]:
+    def grid(self, num_steps: int | None = None, start: int | None = None) -> list[tuple[int, int]]:
         """Pairs of later and earlier steps from T down to 0, evenly spaced.
 
         Args:
             num_steps: How many pairs; None for all T.
+            start: Where to begin in the place of T, at least ``num_steps``.
 
         Raises:
             ValueError: If there are fewer steps than that.
@@ -197,7 +198,7 @@ class Chain(nn.Module, ABC):
                 f"sampling_steps must be from 1 to num_steps, {self.num_steps}, got {number}; "
                 "sample with fewer steps, or train a longer chain"
             )
-        places = torch.linspace(self.num_steps, 0, number + 1).round().long().tolist()
+        places = torch.linspace(start or self.num_steps, 0, number + 1).round().long().tolist()
         return list(itertools.pairwise(places))
 
     def steps_of(self, shape: Sequence[int], device: Any) -> StepsOfBatch:
