@@ -72,15 +72,15 @@ def result(cases: int = 4, draws: int = 8, **change: Any) -> xr.Dataset:
 def test_a_run_saves_what_it_says_and_resumes(study, tmp_path, capsys) -> None:
     out = tmp_path / "run"
     data = cells(tmp_path)
-    study.main(study.Options(data=data, out=out, smoke=True))
+    study.main(study.Options(data=data, out=out, smoke=True, method=("diffusion",)))
     text = (out / "table.md").read_text()
     assert text in capsys.readouterr().out.replace("\r", "\n")
-    kinds = [*study.NAIVE, *study.GENERATIVE]
+    kinds = [*study.NAIVE, *study.GENERATIVE, study.DIFFUSION, "nearest training image"]
     assert [line.split("|")[1].strip() for line in text.splitlines() if "|" in line][2:] == kinds
     table = xr.load_dataset(out / "table.nc").isel(dataset=0)
     naive = xr.load_dataset(out / "malaria" / "minimal-perturbation.nc")
     for kind, name in zip(
-        kinds, ("minimal-perturbation", "sparse-additive-map", "latent"), strict=True
+        kinds[:3], ("minimal-perturbation", "sparse-additive-map", "latent"), strict=True
     ):
         one = xr.load_dataset(out / "malaria" / f"{name}.nc")
         line = table.sel(kind=kind)
@@ -94,10 +94,12 @@ def test_a_run_saves_what_it_says_and_resumes(study, tmp_path, capsys) -> None:
         assert float(line["realism_gain"]) == pytest.approx(gain.mean(), abs=1e-9)
         assert (one["present"] != one["target"]).all() and one.sizes["case"] == 4
         np.testing.assert_array_equal(one["image"], naive["image"])
+    chain = xr.load_dataset(out / "malaria" / "through-a-diffusion.nc")
+    assert f"off by {float(chain['round_trip'].mean()):.2f} sd" in text
     assert (out / "report.html").read_text().count("sparse additive map") >= 1
     assert (out / "malaria" / "posterior.nc").exists()
     before = {path for path in out.rglob("*") if path.is_file()}
-    study.main(study.Options(data=data, out=out, smoke=True, resume=True))
+    study.main(study.Options(data=data, out=out, smoke=True, resume=True, method=("diffusion",)))
     assert (out / "table.md").read_text() == text
     assert {path for path in out.rglob("*") if path.is_file()} == before
 

@@ -93,12 +93,14 @@ from ppl_med.networks import (
     AlexNet,
     AttentionMIL,
     CompactCNN,
+    DenoisingUNet,
     FCDenseNet,
     GaussianEncoder,
     LeNet,
     PooledCNN,
     UNet,
 )
+from ppl_med.programs import protocol
 from ppl_med.programs.elbo import follows_prior
 from ppl_med.programs.protocol import left_to_prior
 from ppl_med.programs.sites import argument_names, is_local, plates, sample_sites, site_dims
@@ -772,7 +774,8 @@ def observed(name: str) -> Observed:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     kept = (trace.nodes[site]["infer"] or {}).get("stored", True)
-    stored = stored_parameters(in_double(fn), axes) if kept else {"z": (["case", "latent"], None)}
+    code = {} if protocol.evidence_bound(model) else {"z": (["case", "latent"], None)}
+    stored = stored_parameters(in_double(fn), axes) if kept else code
     findings = tuple(trace.nodes[site]["value"].shape[1:]) if "finding" in axes else ()
     parameters = {n: names for n, (names, _) in stored.items()}
     return Observed(site, "row" in axes, findings, support, parameters)
@@ -930,7 +933,7 @@ def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Pat
     assert dims >= {"chain", "draw", "case", *(("row", "col") if found.maps else ())}
     assert {dim for dim in dims if "_dim_" in dim} == set(), "an axis without a name"
     assert ("layer" in dims) == ("weight_norm" in posterior)
-    assert found.stored
+    assert found.stored or "evidence_bound" in tree
     for parameter, axes in found.stored.items():
         assert posterior[parameter].dims == ("chain", "draw", *axes)
     if "probs" in found.stored:

@@ -8,7 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from counterfactuals.study import Study
-from ppl_med.explain.counterfactuals.posterior_predictive import PosteriorPredictive
+from ppl_med.explain import second_opinion
 from ppl_med.explain.counterfactuals.realism import log_density
 from ppl_med.inference import functions
 
@@ -26,19 +26,12 @@ def judged(
     see the present class in the image, so that there is nothing to flip.
     """
     device = next(iter(other_net[1].parameters())).device
-    image, found = (
-        torch.from_numpy(result[name].values).to(device) for name in ("image", "counterfactual")
+    found, target = (
+        torch.from_numpy(result[name].values).to(device) for name in ("counterfactual", "target")
     )
-    target = torch.from_numpy(result["target"].values).to(device)
-    draws = PosteriorPredictive(functions(*other_net, draws=16, seed=seed), target)
-    with torch.no_grad():
-        before, after = (draws.log_odds(each).cpu().numpy() for each in (image, found))
     bound, error = density(other_vae, found, target, seed)
-    return result.assign(
-        transferred=("case", np.where(before < 0, (after > 0).astype(float), np.nan)),
-        realism=("case", bound),
-        realism_se=("case", error),
-    )
+    result = second_opinion(result, functions(*other_net, draws=16, seed=seed), device=device)
+    return result.assign(realism=("case", bound), realism_se=("case", error))
 
 
 def density(vae: tuple[Any, Any], image: Tensor, label: Tensor, seed: int) -> list[np.ndarray]:

@@ -19,8 +19,16 @@ from ppl_med.data import (
     standardization,
 )
 from ppl_med.data.readers import malaria, pneumoniamnist
-from ppl_med.inference import ConditionalNormal, MeanFieldNormal, fit
-from ppl_med.models import BayesianClassifier, ConditionalVAE
+from ppl_med.inference import (
+    ConditionalNormal,
+    Guides,
+    MeanFieldNormal,
+    Noising,
+    PointEstimate,
+    fit,
+)
+from ppl_med.models import BayesianClassifier, ConditionalVAE, ImageDiffusion
+from ppl_med.networks import DenoisingUNet
 from ppl_med.weights import Normal
 
 Name = Literal["malaria", "pneumonia"]
@@ -41,12 +49,16 @@ class Options:
     """Part whose cases are explained; val is for choosing settings."""
     cases: int = 16
     """Cases of each class to explain."""
+    method: tuple[Literal["diffusion"], ...] = ()
+    """Further kinds: diffusion trains a chain of images; a training image comes along with it."""
     draws: int = 8
     """Posterior draws that the search sees; four times as many judge."""
     steps: int = 1000
     """Training steps of each network."""
     vae_steps: int = 1000
     """Training steps of each VAE."""
+    diffusion_steps: int = 2000
+    """Training steps of the diffusion."""
     latent_dim: int = 16
     """Size of the VAE's code."""
     seed: int = 0
@@ -63,6 +75,7 @@ class Options:
     def shrink(self) -> None:
         """Make it a run of seconds."""
         self.cases, self.draws, self.steps, self.vae_steps, self.latent_dim = 2, 2, 12, 12, 2
+        self.diffusion_steps = 12
 
 
 class Study:
@@ -76,6 +89,7 @@ class Study:
         loc, scale = standardization(splits["train"]["image"])
         self.bounds = (float(-loc[0] / scale[0]), float((1 - loc[0]) / scale[0]))
         settings: dict[str, Any] = {"loc": loc, "scale": scale}
+        self.splits, self.settings = splits, settings
         self.train = Batches(
             splits["train"],
             batch_size=64,
@@ -107,6 +121,25 @@ class Study:
         guide = ConditionalNormal(model.posterior_net())
         self.fit(model, guide, f"vae-{seed}", self.options.vae_steps, seed, learning_rate=2e-3)
         return model, guide
+
+    def diffusion(self, seed: int) -> tuple[Any, Any]:
+        """Train a diffusion of images."""
+        torch.manual_seed(seed)
+        net = DenoisingUNet(0, 1, 2, (32, 64), patch=2)
+        model = ImageDiffusion(net, 1, num_steps=100)
+        weights = PointEstimate(model, use_prior=False)
+        guide = Guides(weights, Noising(model.noising, observation="image"))
+        self.fit(model, guide, f"diffusion-{seed}", self.options.diffusion_steps, seed,
+                 learning_rate=1e-3, average=0.99)  # fmt: skip
+        return model, guide
+
+    def references(self) -> tuple[Tensor, Tensor]:
+        """Training images, not augmented, and their labels."""
+        batches = Batches(self.splits["train"], batch_size=1000, **self.settings)
+        chosen = batches.first(200 if self.options.smoke else batches.num_cases)
+        parts = [(batch["image"], batch["label"]) for batch in chosen]
+        image, label = (torch.cat(part) for part in zip(*parts, strict=True))
+        return image, label
 
     def fit(
         self, model: Any, guide: Any, name: str, steps: int, seed: int, **settings: Any

@@ -116,10 +116,11 @@ class TreeBuilder:
         unseen = protocol.told_by_image(model) & set(self.local)
         if unseen and not sampler.guide_has_local:
             self.attrs["given"] = ", ".join(sorted(unseen))
-        self.generates = bool(sampler.generated) and sampler.guide_has_local
+        self.bounded = protocol.evidence_bound(model)
+        own = bool(sampler.generated) and sampler.guide_has_local
+        self.generates = own and not self.bounded  # a bound has its latents' densities in it
         if self.generates:
             self.attrs["given_itself"] = ", ".join(self.local)
-        self.bounded = protocol.evidence_bound(model)
         self.scored = not (self.bounded or protocol.loss_alone(model))
         self.coords = sampler.class_names | protocol.coords(model)
         self.layouts: dict[str, RandomWeights] = find_random_weights([model])
@@ -225,7 +226,7 @@ class TreeBuilder:
         for name in self.noted:
             noted: Any = trace.nodes[name]
             self.put(chunk, (self.group, name), site_dims(trace, name), noted["value"], where)
-        if self.generates and not self.bounded:
+        if self.generates:
             for name, prior, guide in local_densities(trace, self.local):
                 self.put(chunk, ("log_prior", name), ["case"], prior, where)
                 self.put(chunk, ("log_guide", name), ["case"], guide, where)
