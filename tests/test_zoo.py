@@ -938,7 +938,8 @@ def test_predictions_have_names_and_outlive_the_process(name: str, tmp_path: Pat
         assert posterior[parameter].dims == ("chain", "draw", *axes)
     if "probs" in found.stored:
         assert posterior.coords["class"].to_numpy().tolist() == list(CLASSES)
-    assert posterior.coords["case"].to_numpy().tolist() == data(name)["id"]
+    of_cases = posterior if found.stored else tree["evidence_bound"]
+    assert of_cases.coords["case"].to_numpy().tolist() == data(name)["id"]
     if "probs" in found.stored and name not in NO_FUNCTION_OF_AN_IMAGE:
         first = data(name)["image"][:1]
         for function in functions(model, guide, draws=3, seed=4):

@@ -175,7 +175,8 @@ def _chain(
         )
     with undisturbed(model, guide):
         seed_torch(seed)
-        trace = poutine.trace(guide).get_trace(image[:1])
+        tracer: Any = poutine.trace(guide)
+        trace = tracer.get_trace(image[:1])
         net: Callable[..., Any] = poutine.replay(model.network.drawn, trace=trace)(len(image))
         mean = lambda state, step: model.mean_image(net, state, step)  # noqa: E731
         tried = mean(image, 1)
