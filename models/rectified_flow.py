@@ -33,6 +33,11 @@ mask; mask (case, row, col) or (case, depth, row, col), integer in 0..K-1, or -1
 annotated: such a pixel is noise at every time, and has no loss. ``path_deviation`` (case) is
 stored: mean over steps and pixels of (v - (x_1 - m))^2, 0 where the path is straight.
 
+Few steps: the paths of a trained flow bend, and a step that is too long cuts the bend. A second
+flow that is trained on the pairs which the first one makes (reflow) has straighter paths: with
+``store_start=True`` the first one's tree holds ``path_start``, and a batch with such a
+``paired_start`` beside the mask at its end trains the second one on the line between the two.
+
 Guide: one over the weights, such as ``PointEstimate(model, use_prior=False)``.
 
 Input: ``image`` (case, channel, row, col) or (case, channel, depth, row, col), float, standardised.
@@ -97,12 +102,14 @@ class RectifiedFlow(nn.Module):
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters of ``net`` are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
+        store_start: Whether ``predict`` keeps ``path_start`` (case, channel, *space), the starts.
 
     Raises:
         ValueError: On unknown choices or numbers out of range; on a run, if an output does not fit.
     """
 
     loss_alone = True
+    training_inputs = ("paired_start",)
 
     def __init__(
         self,
@@ -118,10 +125,12 @@ class RectifiedFlow(nn.Module):
         prior: Prior | None = None,
         where: Where = None,
         spatial_dims: int = 2,
+        *,
+        store_start: bool = False,
     ) -> None:
         super().__init__()
         self.spatial_dims = choice("spatial_dims", spatial_dims, SPACE)
-        self.rank = whole("rank", rank, 0)
+        self.rank, self.store_start = whole("rank", rank, 0), store_start
         self.sampling_steps = whole("sampling_steps", sampling_steps)
         self.solver = choice("solver", solver, get_args(Solver))
         self.target = choice("target", target, get_args(Target))
@@ -144,22 +153,36 @@ class RectifiedFlow(nn.Module):
         )
 
     def forward(
-        self, image: Tensor, mask: Tensor | None = None, *, num_cases: int | None = None
+        self,
+        image: Tensor,
+        mask: Tensor | None = None,
+        paired_start: Tensor | None = None,
+        *,
+        num_cases: int | None = None,
     ) -> Tensor:
         """Run once, by the loss of ``mask`` if given: logits of the mask (case, class, *space).
 
         Args:
             image: A batch of images, dims (case, channel, *space).
             mask: One grader's classes, dims (case, *space), integers; None draws them.
+            paired_start: Where the path that ends at the mask started, dims (case, channel,
+                *space); None draws starts that do not depend on the mask.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
+
+        Raises:
+            ValueError: If an output or a start has the wrong shape, or starts are given to a model
+                that draws them from a low-rank law, which would not learn.
         """
         net = self.network.drawn(len(image))
         law = self._low_rank_law(image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
             context = net(image)
-            start = self._start(image, law)
             if mask is None:
-                return self._path(net, context, start)
+                return self._draw(net, context, self._start(image, law))
+            if paired_start is not None:
+                self._check_pairs(image, paired_start)
+                return self._one_time(net, context, paired_start, mask)
+            start = self._start(image, law)
             if law is not None:
                 pyro.factor("start_law", law.log_prob(self._signed(mask), self._seen(mask)))
             return self._one_time(net, context, start.detach(), mask)
@@ -232,36 +255,61 @@ class RectifiedFlow(nn.Module):
         self.likelihood.observe_by_loss(logits, mask, loss)
         return logits
 
-    def _path(self, net: Net, context: Tensor, start: Tensor) -> Tensor:
-        """Follow the path from noise to the mean of the mask."""
+    def _draw(self, net: Net, context: Tensor, start: Tensor) -> Tensor:
+        """Draw the mask at the end of the path."""
+        mean, deviation = self.follow(net, context, start)
+        note("path_deviation", deviation)
+        if self.store_start:
+            note("path_start", start, "channel", *self.likelihood.event)
+        logits = self.read_mask(mean)
+        self.likelihood(logits, None)
+        return logits
+
+    def follow(self, net: Net, context: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow the path of every case from its start to the mean of its mask.
+
+        Args:
+            net: Under a draw of its weights.
+            context: What the net says of the images, dims (case, feature, *space).
+            start: x_1, dims (case, channel, *space).
+
+        Returns:
+            The end, dims as the start, and ``path_deviation``, dims (case,).
+        """
 
         def at(state: Tensor, time: float) -> Tensor:
             times = torch.full((len(state),), time, device=state.device)
             output = denoised(net, context, state, times, self.num_channels)
             return self.velocity(output, state, times)
 
-        state, velocities, lengths = start, [], []
+        state, velocities = start, []
         for later, earlier in self.grid():
             step = earlier - later
             velocity = at(state, later)
             if self.solver == "heun" and earlier > 0:
                 velocity = (velocity + at(state + step * velocity, earlier)) / 2
             state = state + step * velocity
-            velocities.append(velocity)
-            lengths.append(-step)
-        straight = start - state
-        squared = [(one - straight).square().flatten(1).mean(1) for one in velocities]
-        deviation = sum(
-            (length * one for length, one in zip(lengths, squared, strict=True)),
-            torch.zeros(len(start), device=start.device),
-        )
-        note("path_deviation", deviation)
-        logits = self.read_mask(state)
-        self.likelihood(logits, None)
-        return logits
+            velocities.append((velocity, -step))
+        straight, deviation = start - state, torch.zeros(len(start), device=start.device)
+        for velocity, length in velocities:
+            deviation = deviation + length * (velocity - straight).square().flatten(1).mean(1)
+        return state, deviation
 
     def _signed(self, mask: Tensor) -> Tensor:
         return signed(mask, len(self.likelihood.classes), self.spatial_dims)
 
     def _seen(self, mask: Tensor) -> Tensor:
         return (mask >= 0).unsqueeze(-1 - self.spatial_dims)
+
+    def _check_pairs(self, image: Tensor, start: Tensor) -> None:
+        expected = (len(image), self.num_channels, *image.shape[2:])
+        if tuple(start.shape) != expected:
+            raise ValueError(
+                f"paired_start has shape {tuple(start.shape)}, but {expected} is needed, as "
+                "path_start of a tree has it"
+            )
+        if self.start_network is not None:
+            raise ValueError(
+                "paired_start was given to a flow with a net for its start, which would not learn; "
+                "build the second flow with start=None, or train it without pairs"
+            )
