@@ -56,7 +56,7 @@ def test_predictions_do_not_depend_on_batches_and_have_no_log_likelihood() -> No
     model = small_flow(start=nn.Conv2d(1, 3, 1), rank=1)
     guide = PointEstimate(model)
     data = {"image": torch.randn(7, 1, 4, 4), "mask": torch.randint(2, (7, 4, 4))}
-    trees = [
+    trees: list[Any] = [
         predict(model, guide, Batches(data, batch_size=size), draws=2, seed=3, progress=False)
         for size in (7, 3)
     ]
