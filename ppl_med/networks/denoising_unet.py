@@ -1,14 +1,19 @@
 """Denoising network: MONAI's diffusion U-Net, and a branch for the image that runs once a chain.
 
 The diffusion U-Net sees blocks of pixels (``patch``); what it finds is joined, pixel by pixel, with
-the features of the image and the noised mask, so that edges stay sharp.
+the features of the image and the noised mask, so that edges stay sharp. Outputs have a gain and an
+offset of the step: norm layers take out of the state how much it tells, and without a gain the net
+is too sure of itself where there is much noise.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import (
+    DiffusionModelUNet,
+    get_timestep_embedding,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +22,7 @@ from ppl_med.checks import choice, reject, whole
 from ppl_med.data.masks import check_divisible
 from ppl_med.networks.unet import UNet, convolution
 
+TIME_CHANNELS = 32  # of the embedding of the step by which outputs are scaled
 TIMES = 1000  # the last step of a chain, on the scale of the net's embedding of time
 
 
@@ -89,6 +95,11 @@ class DenoisingUNet(nn.Module):
             nn.SiLU(),
             convolution(spatial_dims, 2 * channels[0], num_outputs, 1),
         )
+        self.gain = nn.Sequential(
+            nn.Linear(TIME_CHANNELS, TIME_CHANNELS),
+            nn.SiLU(),
+            nn.Linear(TIME_CHANNELS, 2 * num_outputs),
+        )
 
     def forward(
         self,
@@ -126,9 +137,12 @@ class DenoisingUNet(nn.Module):
                 f"{self.num_noised}; build it with num_noised={noised.shape[1]}"
             )
         both = torch.cat([features, noised], 1)
-        far = self.denoiser(_to_patches(both, self.patch), step.float() * TIMES)
+        time = step.float() * TIMES
+        far = self.denoiser(_to_patches(both, self.patch), time)
         output: Tensor = self.head(torch.cat([both, _from_patches(far, self.patch)], 1))
-        return output
+        known = self.gain(get_timestep_embedding(time, TIME_CHANNELS).to(output))
+        gain, bias = known.view(*known.shape, *[1] * self.spatial_dims).chunk(2, 1)
+        return output * gain.exp() + bias
 
     def _check(self, image: Tensor) -> None:
         size = image.shape[2:]
