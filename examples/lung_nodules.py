@@ -75,6 +75,8 @@ class Options(ModelOptions):
     """Rows and columns; 64 are averages over blocks of 2 x 2 pixels."""
     model: tuple[Name | Copied, ...] = ("random_masks", "nearest_masks", "prob_unet")
     """Which models to run; random_masks and nearest_masks copy masks of training patients."""
+    every: int = 1
+    """Compare on every so many-th case only, to save the time of slow samplers."""
     repeat: int = 1
     """How often every model is trained, with the seeds from --seed on."""
 
@@ -85,14 +87,16 @@ class Nodules:
     def __init__(self, options: Options) -> None:
         splits = load_lidc(options.data, size=options.size, resize="average")
         loc, scale = standardization(splits["train"]["image"])
+        if options.split not in splits:
+            raise FileNotFoundError(f"--split {options.split}: the folder has {sorted(splits)}")
+        compared = splits[options.split]
+        splits[options.split] = {name: v[:: options.every] for name, v in compared.items()}
         settings: dict[str, Any] = {"loc": loc, "scale": scale, "batch_size": options.batch_size}
         motion = [random_grader, flips_and_turns_with_mask, RotateAndScale()]
         keep = {
             part: {name: arrays[name] for name in ("image", "mask", "id")}
             for part, arrays in splits.items()
         }
-        if options.split not in keep:
-            raise FileNotFoundError(f"--split {options.split}: the folder has {sorted(keep)}")
         self.arrays, self.observed = keep["train"], _observed(keep[options.split])
         self.train = Batches(
             keep["train"], shuffle=True, drop_last=True, transform=motion, **settings
