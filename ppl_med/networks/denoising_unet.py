@@ -1,9 +1,14 @@
 """Denoising network: MONAI's diffusion U-Net, and a branch for the image that runs once a chain.
 
 The diffusion U-Net sees blocks of pixels (``patch``); what it finds is joined, pixel by pixel, with
-the features of the image and the noised mask, so that edges stay sharp. Outputs have a gain and an
-offset of the step: norm layers take out of the state how much it tells, and without a gain the net
-is too sure of itself where there is much noise.
+the features of the image and the noised mask, so that edges stay sharp.
+
+    output = a(features) + signal(step) b(features, noised, step) + c(step)
+
+What the noised mask adds fades with its signal. Norm layers take out of a state how much it tells,
+and the loss at steps of nearly pure noise is too small to teach the net that it tells nothing: a
+net without the factor is sure of itself there, and what it makes out of noise is what samples
+become. It is the preconditioning of Karras et al. (NeurIPS 2022, eq. 7), for any target.
 """
 
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ from ppl_med.checks import choice, reject, whole
 from ppl_med.data.masks import check_divisible
 from ppl_med.networks.unet import UNet, convolution
 
-TIME_CHANNELS = 32  # of the embedding of the step by which outputs are scaled
+TIME_CHANNELS = 32  # of the embedding of the step from which offsets are made
 TIMES = 1000  # the last step of a chain, on the scale of the net's embedding of time
 
 
@@ -95,11 +100,28 @@ class DenoisingUNet(nn.Module):
             nn.SiLU(),
             convolution(spatial_dims, 2 * channels[0], num_outputs, 1),
         )
-        self.gain = nn.Sequential(
+        self.image_head: nn.Sequential | None = None
+        if known := self.num_features + num_code:
+            self.image_head = nn.Sequential(
+                convolution(spatial_dims, known, 2 * channels[0], 1),
+                nn.SiLU(),
+                convolution(spatial_dims, 2 * channels[0], num_outputs, 1),
+            )
+        self.offset = nn.Sequential(
             nn.Linear(TIME_CHANNELS, TIME_CHANNELS),
             nn.SiLU(),
-            nn.Linear(TIME_CHANNELS, 2 * num_outputs),
+            nn.Linear(TIME_CHANNELS, num_outputs),
         )
+        self.register_buffer("signal", torch.tensor([1.0, 0.0]), persistent=False)
+
+    def set_signal(self, signal: Tensor) -> None:
+        """Say how much a state tells of the mask, which models do that know their noise.
+
+        Args:
+            signal: Of steps evenly spaced from 0 (the mask) to 1 (noise), falling from 1 to 0 or
+                so; between them it is interpolated. By default it falls linearly.
+        """
+        self.signal = signal.to(self.signal)
 
     def forward(
         self,
@@ -140,9 +162,13 @@ class DenoisingUNet(nn.Module):
         time = step.float() * TIMES
         far = self.denoiser(_to_patches(both, self.patch), time)
         output: Tensor = self.head(torch.cat([both, _from_patches(far, self.patch)], 1))
-        known = self.gain(get_timestep_embedding(time, TIME_CHANNELS).to(output))
-        gain, bias = known.view(*known.shape, *[1] * self.spatial_dims).chunk(2, 1)
-        return output * gain.exp() + bias
+        place = step.float() * (len(self.signal) - 1)
+        low = place.floor().long().clamp(max=len(self.signal) - 2)
+        signal = torch.lerp(self.signal[low], self.signal[low + 1], place - low)
+        offset = self.offset(get_timestep_embedding(time, TIME_CHANNELS).to(output))
+        ones = [1] * self.spatial_dims
+        output = output * signal.view(-1, 1, *ones) + offset.view(*offset.shape, *ones)
+        return output if self.image_head is None else output + self.image_head(features)
 
     def _check(self, image: Tensor) -> None:
         size = image.shape[2:]

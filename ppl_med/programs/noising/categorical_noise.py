@@ -65,6 +65,14 @@ class CategoricalNoise(Chain):
         """Where a mask is known, bool (case, *space)."""
         return mask >= 0
 
+    def signal(self) -> Tensor:
+        """The root of the chance that a pixel in a class of x_t has it of x_0, T + 1 of them.
+
+        The evidence of a region for one class grows with this; see ``networks.DenoisingUNet``.
+        """
+        told = self.num_classes * self.kept
+        return (told / (told + 1 - self.kept)).sqrt()
+
     def start(self, image: Tensor) -> Any:
         """Uniform classes."""
         shape = (len(image), *image.shape[2:], self.num_classes)

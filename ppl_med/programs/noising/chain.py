@@ -157,6 +157,10 @@ class Chain(nn.Module, ABC):
         """Names of the spatial axes."""
         return tuple(name for name in self.event if name != "channel")
 
+    def signal(self) -> Tensor:
+        """How much a state tells of x_0 after every step, falling from 1 to nearly 0, (T + 1)."""
+        return self.kept.sqrt()
+
     def num_particles(self, *, training: bool) -> int:
         """Steps of every case in one run of the fast form."""
         return 1 if training else self.bound_steps
