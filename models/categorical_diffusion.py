@@ -29,8 +29,10 @@ training and sampling; the loss is the bound itself; the weights are random.
 from collections.abc import Sequence
 from typing import Any
 
+import pyro
 from torch import Tensor, nn
 
+from ppl_med.checks import finite
 from ppl_med.models.denoising_chain import DenoisingChain
 from ppl_med.programs.noising import CategoricalNoise, Form, Schedule, Transition, in_classes
 from ppl_med.weights import Prior, Where
@@ -51,6 +53,11 @@ class CategoricalDiffusion(DenoisingChain):
         form: "fast": training takes one random step of every case; "slow": the whole chain, T
             times the cost of the same bound.
         bound_steps: Steps of every case by which ``predict`` estimates the bound.
+        guess_weight: Training adds this times log p(mask | x_t, x), the mean over steps: the
+            auxiliary loss of Austin et al. (eq. 5). At the best net it changes nothing; before, it
+            teaches steps of nearly pure noise, whose terms of the bound are tiny though they
+            decide what samples become. With it the loss is no bound, and the posterior over the
+            weights a generalised one; 0 leaves it out.
         prior: Prior over the random weights; He-scaled normals by default.
         where: Which parameters are random; see ``RandomWeights``.
         spatial_dims: 2 for images, 3 for volumes.
@@ -72,6 +79,7 @@ class CategoricalDiffusion(DenoisingChain):
         hardening: float = 1.0,
         form: Form = "fast",
         bound_steps: int = 1,
+        guess_weight: float = 0.0,
         prior: Prior | None = None,
         where: Where = None,
         spatial_dims: int = 2,
@@ -80,6 +88,22 @@ class CategoricalDiffusion(DenoisingChain):
             len(classes), num_steps, schedule, hardening, form, bound_steps, spatial_dims
         )
         super().__init__(net, classes, noising, len(classes), sampling_steps, prior, where)
+        self.guess_weight = finite("guess_weight", guess_weight, 0)
+        if guess_weight:
+            self.training_loss = (
+                f"bound + {guess_weight:g} x log-probability of the mask given a noised one"
+            )
+
+    def settings(self) -> str:
+        """What a resumed run must share."""
+        return f"CategoricalDiffusion(guess_weight={self.guess_weight:g})"
+
+    def assist(self, found: Tensor, value: Tensor) -> None:
+        """Add the weighted log-probability of the mask to the bound."""
+        if self.guess_weight:
+            law = self.likelihood.distribution(found).to_event(self.noising.spatial_dims)
+            weight = self.guess_weight / self.noising.num_steps
+            pyro.factor("guess", weight * law.log_prob(value))
 
     def shown(self, state: Tensor) -> Tensor:
         """Classes as numbers -1 and 1, one channel a class."""

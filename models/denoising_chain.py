@@ -130,7 +130,17 @@ class ReverseChain(nn.Module, ABC):
                 pyro.sample("earlier", self._counted(law, value), infer=names)
             with poutine.mask(mask=~unfinished):
                 found = self.observe(output, noised, process.kept[step], value)
+            if self.training:
+                self.assist(found, value)
         return found[0]
+
+    def assist(self, found: Tensor, value: Tensor) -> None:
+        """Add to the bound what helps to train it, inside the plates; by default nothing.
+
+        Args:
+            found: What ``observe`` gave at a random step of every case.
+            value: x_0.
+        """
 
     def _counted(self, law: Any, value: Tensor | None) -> Any:
         """The law of a state, in whose density the annotated pixels of a mask count."""

@@ -98,6 +98,8 @@ class ModelOptions:
     """Pixels along each axis that one position of its U-Net stands for."""
     diffusion_channels: tuple[int, ...] = (16, 32, 32)
     """Channels of its U-Net by scale, the finest first; multiples of 8."""
+    guess_weight: float = 0.0
+    """Weight of the auxiliary loss of categorical_diffusion."""
     attention: bool = False
     """Whether the coarsest scale of its U-Net has self-attention."""
     average: float = 0.995
@@ -219,7 +221,9 @@ def _diffusion(name: str, options: ModelOptions, in_channels: int, classes: list
     model: CategoricalDiffusion | GaussianDiffusion
     guides: list[Any] = []
     if name == "categorical_diffusion":
-        model = CategoricalDiffusion(net(number, number), classes, **chain)
+        model = CategoricalDiffusion(
+            net(number, number), classes, guess_weight=options.guess_weight, **chain
+        )
     elif name == "gaussian_diffusion":
         model = GaussianDiffusion(net(noised, 2 * noised), classes, **chain)
     elif name == "deterministic_diffusion":
