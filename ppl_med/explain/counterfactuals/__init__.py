@@ -25,10 +25,10 @@ Jeanneret, Simon and Jurie, "Diffusion models for counterfactual explanations", 
 chain); Sanchez and Tsaftaris, "Diffusion causal models", CLeaR 2022 (from the image's own code).
 """
 
+from ppl_med.explain.counterfactuals.copied_cases import nearest_case
 from ppl_med.explain.counterfactuals.diffusion_search import diffusion_counterfactual
 from ppl_med.explain.counterfactuals.image_search import minimal_perturbation, sparse_additive
 from ppl_med.explain.counterfactuals.latent_search import latent_counterfactual
-from ppl_med.explain.counterfactuals.nearest_case import nearest_case
 from ppl_med.explain.counterfactuals.realism import class_probabilities
 from ppl_med.explain.counterfactuals.second_judge import second_opinion
 
