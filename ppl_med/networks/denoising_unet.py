@@ -57,6 +57,8 @@ class DenoisingUNet(nn.Module):
             halved as often as there are scales.
     """
 
+    signal: Tensor
+
     def __init__(
         self,
         in_channels: int,

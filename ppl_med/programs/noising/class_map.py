@@ -19,7 +19,7 @@ class ClassMap(dist.Categorical):
     """A categorical by its probabilities (..., class), which need not be normalised."""
 
     @lazy_property
-    def logits(self) -> Tensor:  # type: ignore[override]
+    def logits(self) -> Tensor:
         """Log-probabilities, dims (..., class)."""
         return self.probs.clamp(min=TINY).log()
 
