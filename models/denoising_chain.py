@@ -54,8 +54,9 @@ class ReverseChain(nn.Module, ABC):
         super().__init__()
         noising.grid(sampling_steps)
         self.network, self.noising = RandomWeights(net, prior, where), noising
-        if hasattr(self.network.net, "set_signal"):
-            self.network.net.set_signal(noising.signal())
+        taught: Any = self.network.net
+        if hasattr(taught, "set_signal"):
+            taught.set_signal(noising.signal())
         self.num_outputs, self.sampling_steps = num_outputs, sampling_steps
 
     def drawn_by(self) -> dict[str, int]:
