@@ -11,6 +11,7 @@ One draw of the weights serves the whole chain: drawn anew at every step, they w
 and the masks of different draws of the weights would differ too little.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,18 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from ppl_med.axes import dims
+from ppl_med.checks import reject
 from ppl_med.likelihoods import Categorical
 from ppl_med.programs.noising import Chain, Transition, counted
 from ppl_med.weights import Prior, RandomWeights, Where
 
 Net = Callable[..., Tensor]
 
+NOISING = "Noising(model.noising)"
+
 
 class ReverseChain(nn.Module, ABC):
     """Sites of a chain out of noise; a subclass says what a reverse step is, and what is observed.
 
     Args:
-        net: ``networks.DenoisingUNet``, or any other net that is called as it is.
+        net: ``networks.DenoisingUNet``, or another net with its two calls, see there.
         noising: The process whose steps are undone.
         num_outputs: Outputs of the net per pixel.
         sampling_steps: Steps in which the chain is gone through without a mask; None for all.
@@ -53,6 +57,7 @@ class ReverseChain(nn.Module, ABC):
     ) -> None:
         super().__init__()
         noising.grid(sampling_steps)
+        check_called(net)
         self.network, self.noising = RandomWeights(net, prior, where), noising
         taught: Any = self.network.net
         if hasattr(taught, "set_signal"):
@@ -89,7 +94,7 @@ class ReverseChain(nn.Module, ABC):
         net = self.network.drawn(len(image))
         with pyro.plate("case", num_cases or len(image), subsample=image):
             context = self.context(net, image)
-            names = dims(*self.noising.event, stored=False)
+            names = dims(*self.noising.event, stored=False, needs=NOISING)
             start = self._counted(self.noising.start(image), value)
             state = pyro.sample(f"x{self.noising.num_steps}", start, infer=names)
             if value is None or slow:
@@ -98,7 +103,7 @@ class ReverseChain(nn.Module, ABC):
 
     def _chain(self, net: Net, context: Tensor, state: Tensor, value: Tensor | None) -> Tensor:
         """Go from noise to x_0, step by step."""
-        names = dims(*self.noising.event, stored=False)
+        names = dims(*self.noising.event, stored=False, needs=NOISING)
         pairs = self.noising.grid(self.sampling_steps if value is None else None)
         for later, earlier in pairs:
             steps = (torch.full((len(context),), n, device=state.device) for n in (later, earlier))
@@ -113,13 +118,13 @@ class ReverseChain(nn.Module, ABC):
     def _one_step(self, net: Net, context: Tensor, image: Tensor, value: Tensor) -> Tensor:
         """Go one random step back from a noised x_0, which stands for all steps."""
         process = self.noising
-        names = dims(*process.event, stored=False)
+        names = dims(*process.event, stored=False, needs=NOISING)
         particles = process.num_particles(training=self.training)
         with pyro.plate("step", process.num_steps, subsample=torch.arange(particles), dim=-2):
             shape = (particles, len(context))
             with poutine.mask(mask=False):
                 law = process.steps_of(shape, image.device)
-                step = pyro.sample("at_step", law, infer=dims(stored=False))
+                step = pyro.sample("at_step", law, infer=dims(stored=False, needs=NOISING))
                 # From the prior only where no guide says what the state was.
                 spread = process.start(image).expand(shape)
                 noised = pyro.sample("noised", spread, infer=names)
@@ -157,7 +162,7 @@ class DenoisingChain(ReverseChain):
     """The joint p(mask, x_1, ..., x_T, weights | image).
 
     Args:
-        net: ``networks.DenoisingUNet``, or any other net that is called as it is.
+        net: ``networks.DenoisingUNet``, or another net with its two calls, see there.
         classes: Class names, the background first.
         noising: The process whose steps are undone.
         num_outputs: Outputs of the net per pixel.
@@ -208,6 +213,22 @@ class DenoisingChain(ReverseChain):
                 f"spatial_dims={image.dim() - 2}"
             )
         return self.run(image, mask, num_cases)
+
+
+def check_called(net: nn.Module) -> None:
+    """Raise where a net cannot be called as ``networks.DenoisingUNet`` is.
+
+    Raises:
+        ValueError: If it takes other arguments.
+    """
+    takes = inspect.signature(net.forward)
+    try:
+        takes.bind(None)
+        takes.bind(features=None, noised=None, step=None)
+    except TypeError:
+        fix = "use networks.DenoisingUNet, or wrap the net in a module with these two calls"
+        calls = "called as net(image) and as net(features=..., noised=..., step=...)"
+        reject("net", calls, f"{type(net).__name__} with forward{takes}", fix)
 
 
 def denoised(net: Net, context: Tensor, shown: Tensor, part: Tensor, num_outputs: int) -> Tensor:

@@ -61,7 +61,7 @@ from ppl_med.axes import SPACE, dims
 from ppl_med.checks import choice, positive, whole
 from ppl_med.likelihoods import Categorical, check_tensor
 from ppl_med.likelihoods.interface import note
-from ppl_med.models.denoising_chain import Net, denoised
+from ppl_med.models.denoising_chain import Net, check_called, denoised
 from ppl_med.programs.low_rank_field import LowRankField
 from ppl_med.programs.noising import PlacesOfBatch, over_space, signed
 from ppl_med.weights import Prior, RandomWeights, Where
@@ -129,6 +129,7 @@ class RectifiedFlow(nn.Module):
         store_start: bool = False,
     ) -> None:
         super().__init__()
+        check_called(net)
         self.spatial_dims = choice("spatial_dims", spatial_dims, SPACE)
         self.rank, self.store_start = whole("rank", rank, 0), store_start
         self.sampling_steps = whole("sampling_steps", sampling_steps)

@@ -44,6 +44,7 @@ def dims(
     *names: str,
     stored: bool = True,
     proposed: bool = True,
+    needs: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> Any:
     """Name a site's event axes: ``pyro.sample("z", ..., infer=dims("latent"))``.
@@ -54,6 +55,8 @@ def dims(
             that nobody reads.
         proposed: Whether a guide must propose a latent site; False for noise of a likelihood, which
             then follows the model's prior under every guide.
+        needs: The guide without which a latent site means nothing, as errors name it, such as
+            "Noising(model.noising)"; the site cannot be left to the prior then.
         classes: Names of the classes of an observed site of a program of one's own, as a model
             gives them by ``coords = {"class": [...]}``: they name the class axis of ``probs``.
 
@@ -65,6 +68,8 @@ def dims(
         infer["stored"] = False
     if not proposed:
         infer["proposed"] = False
+    if needs is not None:
+        infer["needs"] = needs
     if classes is not None:
         infer["classes"] = list(classes)
     return infer

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -10,18 +11,22 @@ from noised_masks import TableNet, point
 from torch import Tensor
 
 from ppl_med.data import Batches
+from ppl_med.explain.attribution import attribute
 from ppl_med.inference import (
     NUTS,
+    FromPrior,
+    Guides,
     ImportanceWeighted,
     Laplace,
     PointEstimate,
     fit,
+    functions,
     load,
     predict,
     sample,
     save,
 )
-from ppl_med.models import CategoricalDiffusion, GaussianDiffusion
+from ppl_med.models import CategoricalDiffusion, GaussianDiffusion, RectifiedFlow
 from ppl_med.networks import DenoisingUNet
 from ppl_med.programs.noising import CategoricalNoise, GaussianNoise
 
@@ -120,8 +125,49 @@ def test_inferences_that_need_the_density_refuse() -> None:
 
 def test_a_guide_without_the_noising_process_is_named() -> None:
     model = categorical()
-    with pytest.raises(ValueError, match=r"does not propose the latent site 'x4'"):
+    with pytest.raises(ValueError, match=r"latent site 'x4'.*Guides\(PointEstimate.*Noising\("):
         fit(model, PointEstimate(model), Batches(batch(2, 2)), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("form", ["fast", "slow"])
+def test_states_are_not_left_to_the_prior(form: Any) -> None:
+    """One random step of states that no noising process made would be the bound of no model."""
+    model = categorical(form=form)
+    left = FromPrior("x4", "x3", "x2", "x1", "at_step", "noised", "earlier")
+    guide = Guides(PointEstimate(model, use_prior=False), left)
+    with pytest.raises(ValueError, match=r"only Noising\(model\.noising\) can"):
+        fit(model, guide, Batches(batch(2, 2)), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("make", [CategoricalDiffusion, GaussianDiffusion, RectifiedFlow])
+def test_a_net_that_is_called_otherwise_is_named(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"net must be called as .*Conv2d.*DenoisingUNet"):
+        make(torch.nn.Conv2d(1, 2, 1), NAMES[:2])
+
+
+def test_gradients_do_not_leave_out_what_passes_through_classes() -> None:
+    """With a state of classes between image and mask, the image acts by way of it, too."""
+    model = categorical()
+    function = functions(model, point(model), draws=1)[0]
+    image = batch(2, 2)["image"].requires_grad_()
+    with pytest.raises(ValueError, match=r"'x3' .* pass no gradient .*method='occlusion'"):
+        function(image).sum().backward()
+    shown: Any = dict(region=torch.ones(4, 2, 2), method="occlusion", patch=1)
+    maps = attribute(functions(model, point(model), draws=1), image.detach(), 1, **shown)
+    assert bool(np.isfinite(maps["mean"]).all())
+
+
+def test_gradients_of_continuous_states_are_those_of_the_whole_chain() -> None:
+    """Against central differences, in which the image acts by way of every state."""
+    model = numbers()
+    function = functions(model, point(model), draws=1)[0]
+    image = 0.3 * batch(2, 2)["image"]
+    leaf = image.clone().requires_grad_()
+    (found,) = torch.autograd.grad(function(leaf)[:, 1].sum(), leaf)
+    step = 1e-2 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        moved = function(image + step)[:, 1].sum() - function(image - step)[:, 1].sum()
+    assert abs(float((2 * step * found).sum() - moved)) < 0.02 * abs(float(moved))
 
 
 OTHERS: dict[str, tuple[Any, Any, str]] = {

@@ -72,6 +72,36 @@ def _same_probs(logits: Tensor, expected: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=SAME)
 
 
+def _gradient_fault(trace: poutine.Trace, local: list[str], image: Tensor) -> str | None:
+    """What is wrong with a gradient in the image: a draw that follows it but passes no gradient."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name in local:
+        law, value = nodes[name]["fn"], nodes[name]["value"]
+        if value.requires_grad:
+            continue
+        density = law.log_prob(value)
+        if not density.requires_grad:
+            continue
+        slope = torch.autograd.grad(density.sum(), image, retain_graph=True, allow_unused=True)
+        if slope[0] is not None:
+            return (
+                f"the latent {name!r} is drawn from a law that depends on the image, and its draws "
+                "pass no gradient (classes do not): the gradient would leave out all that the "
+                "image says by way of it; use method='occlusion', which needs no gradient, or a "
+                "model of continuous states, such as GaussianDiffusion or RectifiedFlow"
+            )
+    return None
+
+
+def _refuse_gradient(output: Tensor, fault: str) -> None:
+    """Raise as soon as a gradient goes back through an output."""
+
+    def refuse(gradient: Tensor) -> None:
+        raise ValueError(fault)
+
+    output.register_hook(refuse)
+
+
 class Function:
     """One draw: image -> network output, without randomness and differentiable in the image.
 
@@ -84,6 +114,8 @@ class Function:
         self._member, self._finding = member, finding
         self._sampler: PosteriorSampler | None = None
         self._values: dict[str, Tensor] = {}
+        self._fault: str | None = None
+        self._fault_known = False
 
     @alone()
     def __call__(self, image: Tensor) -> Tensor:
@@ -94,6 +126,8 @@ class Function:
 
         Raises:
             TypeError: If the program returns no tensor and has not one site of classes.
+            ValueError: On the way back of a gradient that would be wrong: a latent of the case
+                depends on the image and passes no gradient, as classes do not.
         """
         image = plain(image)
         sampler = self._member.prepare(image)
@@ -110,6 +144,12 @@ class Function:
                 f"the model returned {type(output).__name__}; let it return the network's output "
                 "(a tensor), which is what explanations differentiate"
             )
+        if image.requires_grad and output.requires_grad:
+            if not self._fault_known:
+                self._fault = _gradient_fault(trace, sampler.local, image)
+                self._fault_known = True
+            if self._fault is not None:
+                _refuse_gradient(output, self._fault)
         return output if self._finding is None else output[..., self._finding]
 
 

@@ -113,7 +113,14 @@ def latent_faults(
     for name, site in sites.items():
         if site["is_observed"] or name in proposed:
             continue
-        if not follows_prior(site, name, left):
+        needed = (site["infer"] or {}).get("needs")
+        if needed is not None:
+            yield (
+                f"the guide does not propose the latent site {name!r} of the model, which only "
+                f"{needed} can; join it with the guide over the weights: "
+                f"Guides(PointEstimate(model), {needed})"
+            )
+        elif not follows_prior(site, name, left):
             yield (
                 f"the guide does not propose the latent site {name!r} of the model; add it to the "
                 "guide, join guides with Guides(first, second), or leave a latent of each case to "
