@@ -546,10 +546,12 @@ def bound_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     """Bounds of the log-density in two chains of three draws, as of a diffusion."""
     bound = np.random.default_rng(1).normal(-40, 5, (2, 3, number))
     group = xr.Dataset({"mask": ((*SAMPLES, "case"), bound)}, coords=ids(number, prefix))
-    return xr.DataTree.from_dict({"/evidence_bound": group})
+    label = np.random.default_rng(2).integers(0, 2, number)
+    observed = xr.Dataset({"mask": ("case", label)}, coords=ids(number, prefix))
+    return xr.DataTree.from_dict({"/evidence_bound": group, "/observed_data": observed})
 
 
-BOUNDS = Kind(bound_tree, "evidence_bound/mask", rows=False)
+BOUNDS = Kind(bound_tree, "observed_data/mask", rows=False)
 LABELS = Kind(class_tree, "observed_data/label")
 FEATURES = Kind(feature_tree, "observed_data/label")
 PATIENTS = Kind(patient_tree, "observed_data/label")

@@ -5,7 +5,10 @@ import xarray as xr
 
 from ppl_med.analysis.statistics import case_means, monte_carlo
 from ppl_med.analysis.tree import Posterior, count_left_out, find_group
+from ppl_med.analysis.tree.cases import check_cases
+from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import check_predictive
+from ppl_med.analysis.tree.left_out import known
 from ppl_med.axes import SAMPLES
 
 
@@ -32,17 +35,24 @@ def evidence_bound(
         ValueError: The tree holds no bounds, or of several sites and none is named.
     """
     group = find_group(tree, "evidence_bound")
-    known = sorted(map(str, group))
-    if not known:
+    sites = sorted(map(str, group))
+    if not sites:
         raise ValueError(
             "tree has no group evidence_bound: predict a diffusion model on batches that hold "
             "masks; other models have a log_likelihood, see scoring.elpd_heldout"
         )
-    if site not in (None, *known) or (site is None and len(known) > 1):
-        raise ValueError(f"site is {site!r}; evidence_bound holds {known}: name one.")
-    name = site or known[0]
-    array = group[name].astype(np.float64).load()
-    check_predictive(array, f"evidence_bound/{name}")
+    if site not in (None, *sites) or (site is None and len(sites) > 1):
+        raise ValueError(f"site is {site!r}; evidence_bound holds {sites}: name one.")
+    name = site or sites[0]
+    check_predictive(group[name], f"evidence_bound/{name}")
+    array = drop_copies(group[name]).astype(np.float64).load()
+    observed = find_group(tree, "observed_data")
+    space: list[int] = []
+    if name in observed:
+        check_cases(observed[name], array, f"observed {name}", "evidence_bound")
+        seen = known(observed[name])
+        array = array.where(seen.any([dim for dim in seen.dims if dim not in array.dims]))
+        space = [size for dim, size in seen.sizes.items() if dim not in ("case", "grader")]
     drawn = array.sizes["chain"] * array.sizes["draw"]
     result = xr.Dataset({"bound": array.mean(SAMPLES)})
     error = monte_carlo.standard_error(array)
@@ -52,11 +62,7 @@ def evidence_bound(
     result["bound_mean_se"] = case_means.over_cases(per_case, groups)
     for variable in result.data_vars.values():
         variable.attrs["units"] = "nats"
-    observed = find_group(tree, "observed_data")
-    if name in observed:
-        space = [
-            size for dim, size in observed[name].sizes.items() if dim not in ("case", "grader")
-        ]
+    if space:
         result["bound_per_pixel"] = result["bound_mean"] / np.prod(space, dtype=float)
         result["bound_per_pixel"].attrs["units"] = "nats per pixel"
     result.attrs.update(count_left_out(result["bound"]), mcse=monte_carlo.CAVEAT)

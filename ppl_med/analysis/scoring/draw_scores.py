@@ -79,8 +79,14 @@ def crps(
     for block in numbers.blocks():
         truth = value.isel(block)
         flat = numbers.draws(block).values.reshape(-1, truth.size)
-        spread = _mean_distance(flat), _own_distance(flat, function_numbers(numbers.drawn))
-        score.add(block, truth, np.abs(flat - truth.values.ravel()), spread, numbers)
+        functions = function_numbers(numbers.drawn)
+        score.add(  # nothing of a block is kept by name, as each array is as large as it
+            block,
+            truth,
+            np.abs(flat - truth.values.ravel()),
+            (_mean_distance(flat), _own_distance(flat, functions)),
+            numbers,
+        )
         if parameters is not None:
             own = _closed_form(truth, parameters.isel(block), str(distribution))
             per_draw = per_draw + (own * score.weight.isel(block)).sum(truth.dims)
@@ -171,8 +177,10 @@ def _mean_distance(flat: np.ndarray) -> np.ndarray:
 def _own_distance(flat: np.ndarray, functions: np.ndarray) -> np.ndarray:
     """Mean distance of every draw to those that share its weights, itself included."""
     names, index, counts = np.unique(functions, return_inverse=True, return_counts=True)
+    if len(names) == len(index):  # nobody reads it, so it takes no memory
+        return np.broadcast_to(np.zeros((), flat.dtype), flat.shape)
     result = np.zeros_like(flat)
-    for name in np.flatnonzero(counts > 1) if len(names) < len(index) else ():
+    for name in np.flatnonzero(counts > 1):
         result[index == name] = _mean_distance(flat[index == name])
     return result
 
@@ -218,15 +226,17 @@ class _Score:
         every, own = (
             xr.DataArray(one.reshape(shape), coords, (*SAMPLES, *template.dims)) for one in spreads
         )
-        if self.estimator == "fair":
-            spread = spread * (count / (count - 1))
-            if weights_of(every) is not None:
-                spread = between_pairs(every, own).values.reshape(near.shape)
-        values = (near.mean(0) - spread.mean(0) / 2).reshape(template.shape)
+        factor = 1.0
+        if self.estimator == "fair" and weights_of(every) is not None:
+            spread = between_pairs(every, own).values.reshape(near.shape)
+        elif self.estimator == "fair":
+            factor = count / (count - 1)
+        values = (near.mean(0) - factor * spread.mean(0) / 2).reshape(template.shape)
         part = xr.Dataset({self.name: template.copy(data=values)})
         if count > 1:
             # First-order projection of the pairwise mean: a draw's distance to all others.
-            influence = every.copy(data=(near - spread).reshape(shape))
+            near -= factor * spread  # in place, for these are as large as the block
+            influence = every.copy(data=near.reshape(shape))
             error = monte_carlo.standard_error(influence)
             part[f"{self.name}_mcse"] = template.copy(data=error.values)
             weight = self.weight.isel(block).variable
