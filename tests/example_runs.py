@@ -8,8 +8,8 @@ from processes import run_apart, run_script
 
 ROOT = Path(__file__).parents[1]
 NO_DATA = (
-    *("brain.py", "depth.py", "mauna_loa.py", "quickstart.py", "street_modes.py"),
-    *("two_classes.py", "write_your_own.py"),
+    *("brain.py", "depth.py", "mauna_loa.py", "quickstart.py", "rater_variance.py"),
+    *("street_modes.py", "two_classes.py", "write_your_own.py"),
 )
 
 

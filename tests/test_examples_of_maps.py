@@ -16,6 +16,7 @@ MAPS: dict[str, list[str]] = {
     "depth.py": ["--variant", "both", "--fraction", "1", "0.5"],
     "hippocampus.py": [],
     "lung_nodules.py": ["--model", "prob_unet", "nearest_masks"],
+    "rater_variance.py": ["--guide", "ensemble", "mean_field"],
     "street_modes.py": ["--scenes", "--model", "m_heads"],
     "street_scenes.py": ["--variant", "baseline", "both", "--fraction", "1"],
 }
