@@ -62,7 +62,7 @@ def test_the_bound_at_prediction_is_without_it() -> None:
         tree = predict(model := chain(weight), point(model), [batch(6)], draws=2, progress=False)
         bounds.append(tree["evidence_bound/mask"].values)
         assert ("training_loss" in tree.attrs) == bool(weight)
-    np.testing.assert_array_equal(*bounds)
+    np.testing.assert_array_equal(bounds[0], bounds[1])
 
 
 def test_a_run_with_another_weight_is_not_resumed(tmp_path) -> None:
