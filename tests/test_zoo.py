@@ -538,7 +538,8 @@ def with_noising(guide: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module
 
 
 def collective_insight() -> Pair:
-    net, sizes = denoiser(1, 2, num_code=2), {"encoder_channels": (4, 6), "num_convolutions": 1}
+    net = denoiser(1, 2, num_code=2)
+    sizes: Any = {"encoder_channels": (4, 6), "num_convolutions": 1}
     model = CollectiveInsightDiffusion(net, CLASSES, CHANNELS, 2, num_steps=2, **sizes)
     code = ConditionalNormal(model.posterior_net(), observation="mask")
     return model, Guides(MAXIMUM_LIKELIHOOD(model), code, Noising(model.noising))
