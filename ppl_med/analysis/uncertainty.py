@@ -28,7 +28,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
-from scipy.special import xlogy
 
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.case_means import over_cases
@@ -77,13 +76,15 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
 def _entropy_figures(probs: xr.DataArray) -> Figures:
     mean = monte_carlo.mean(probs)
-    expected = -xlogy(probs, probs).sum("class")
-    predictive = -xlogy(mean, mean).sum("class")
-    divergence = (xlogy(probs, probs) - xlogy(probs, mean)).sum("class")  # of equal draws exactly 0
+    log_mean = _log(mean)
+    # The same logarithm for both, and sums before differences: of equal draws exactly 0.
+    expected = -(_log(probs) * probs).sum("class", skipna=False)
+    cross = -(probs * log_mean).sum("class", skipna=False)
+    divergence = cross - expected
     dissent = _dissent(probs)
     return {  # name: (figure, influence of a draw, unit)
         # d H(p) / d p_k = -log p_k - 1, and the constant drops out as p sums to one
-        "predictive_entropy": (predictive, -(probs * _log(mean)).sum("class"), "nats"),
+        "predictive_entropy": (-(mean * log_mean).sum("class"), cross, "nats"),
         "expected_entropy": (expected.mean(SAMPLES), expected, "nats"),
         # the mutual information is the mean of KL(p_s, p), so it is its own influence
         "mutual_information": (divergence.mean(SAMPLES).clip(min=0), divergence, "nats"),
@@ -178,9 +179,10 @@ def _means(
             rows = per_case.setdefault(name, np.zeros((cases, classes)))
             if inside is not None:
                 figure, influence = figure.where(inside), influence.where(inside, 0.0)
-            rows[block["case"]] += figure.sum(inner).values
+            rows[block["case"]] += figure.sum(inner, skipna=False).values
             weight = most / number.isel(case=block["case"])  # 1, but in smaller cases
-            added = (influence * weight if weight.max() > 1 else influence).sum(["case", *inner])
+            weighted = influence * weight if weight.max() > 1 else influence
+            added = weighted.sum(["case", *inner], skipna=False)
             total[name] = total[name] + added if name in total else added
     template = probs.array.isel(dict.fromkeys((*SAMPLES, *probs.array.dims[4:]), 0), drop=True)
     return {
@@ -200,11 +202,10 @@ def _pixels_per_case(probs: Classes) -> xr.DataArray:
 
 def _variance_figures(probs: xr.DataArray) -> Figures:
     aleatoric, epistemic = probs * (1 - probs), monte_carlo.variance_influence(probs)
-    unit = "probability^2"
+    named = {"aleatoric": aleatoric, "epistemic": epistemic, "total": aleatoric + epistemic}
     return {
-        "aleatoric": (aleatoric.mean(SAMPLES), aleatoric, unit),
-        "epistemic": (epistemic.mean(SAMPLES), epistemic, unit),
-        "total": ((aleatoric + epistemic).mean(SAMPLES), aleatoric + epistemic, unit),
+        name: (influence.mean(SAMPLES, skipna=False), influence, "probability^2")
+        for name, influence in named.items()
     }
 
 
@@ -223,15 +224,18 @@ def _open(tree: Posterior, mcse: bool) -> Classes:
     return open_classes(tree)
 
 
-def _log(mean: xr.DataArray) -> xr.DataArray:
-    # A class of mean 0 has probability 0 in every draw and contributes nothing.
-    return xr.where(mean > 0, np.log(mean.where(mean > 0, 1.0)), 0.0)
+def _log(probs: xr.DataArray) -> xr.DataArray:
+    """Logarithms; 0 where a probability is 0 and contributes nothing."""
+    result = probs.copy(data=np.zeros_like(probs.values))
+    np.log(probs.values, out=result.values, where=probs.values > 0)
+    return result
 
 
 def _dissent(probs: xr.DataArray) -> xr.DataArray:
     """Share of every draw's vote that is not for the most voted class; a tie splits the vote."""
-    leads = probs == probs.max("class")
-    vote = leads / leads.sum("class")
+    leads = probs == probs.max("class", skipna=False)
+    number = leads.sum("class")
+    vote = leads if int(number.max()) == 1 else leads / number
     mode = vote.mean(SAMPLES).argmax("class")
     return 1.0 - vote.isel({"class": mode}).drop_vars("class", errors="ignore")
 

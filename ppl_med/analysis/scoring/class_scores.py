@@ -36,6 +36,7 @@ from ppl_med.analysis.tree import (
     open_classes,
     open_log_likelihood,
 )
+from ppl_med.axes import SAMPLES
 from ppl_med.checks import whole
 
 _UNITS = {"accuracy": "probability", "nll": "nats", "brier": "1", "ece": "probability"}
@@ -80,13 +81,13 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
         likelihood = likelihood if set(likelihood.array.dims[2:]) == set(label.dims) else None
     mixture, sums = _read(source, label, likelihood, bins)
     warn_infinite(mixture.nll)
-    indicator = _indicator(source.array, label)
-    result = _mixture_scores(mixture, indicator, bins)
+    numbers = _numbers(source.array)
+    result = _mixture_scores(mixture, label, numbers, bins)
     for name, value in _means(sums).items():
         result[f"{name}_per_draw"] = value.assign_attrs(units=_UNITS.get(name, "probability"))
     for name in ("nll", "nll_se", "nll_per_draw"):
         result[name].attrs["per"] = "case" if label.ndim == 1 else "pixel"
-    absent = indicator.sum(label.dims).values == 0
+    absent = ~np.isin(numbers, label)
     names = np.array(source.names, dtype=str)[absent]
     for name in ("accuracy_per_class", "accuracy_per_class_per_draw"):
         result[name].attrs["absent"] = ", ".join(names)
@@ -100,7 +101,7 @@ def _read(
     source: Classes, label: xr.DataArray, likelihood: LogLikelihood | None, bins: int
 ) -> tuple[_Terms, xr.Dataset]:
     """Terms of the mixture, and sums over cases of those of every draw."""
-    parts, sums = [], xr.Dataset()
+    parts, sums, numbers = [], xr.Dataset(), _numbers(source.array)
     for block, values in source.blocks():
         truth = label.isel(block)
         mixture, single = (terms(p, truth) for p in (monte_carlo.mean(values), values))
@@ -109,7 +110,7 @@ def _read(
             single = single._replace(nll=-logs)
             mixture = mixture._replace(nll=-log_mean_exp(logs))
         parts.append((block, xr.Dataset(mixture._asdict())))
-        added = _sums(single, _indicator(values, truth), bins)
+        added = _sums(single, truth, numbers, bins)
         sums = added if not sums else sums + added
     joined = join_blocks(parts)
     return _Terms(*(joined[name] for name in _Terms._fields)), sums
@@ -117,30 +118,51 @@ def _read(
 
 def terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
     """Return what every entry adds to the scores of probabilities ([chain, draw,] case, ...)."""
-    indicator = _indicator(probs, label)
-    hit = (probs * indicator).sum("class")
+    values, axis = probs.values, probs.get_axis_num("class")
+    entry = probs.isel({"class": 0}, drop=True)
+    drawn = [dim for dim in entry.dims if dim in SAMPLES]
+    observed = label.transpose(*entry.dims[len(drawn) :]).values
+    places = np.expand_dims(observed, tuple(range(len(drawn))))  # -1 reads the last: left out below
+    hit = _taken(values, places, axis)
+    best = values.argmax(axis)
+    # The other classes' part first: a prediction that is sure and right has exactly 0.
+    others = np.maximum(_square_sums(values, axis) - hit**2, 0.0)
     with np.errstate(divide="ignore"):
-        nll = -xr.ufuncs.log(hit)
+        nll = -np.log(hit)
     found = _Terms(
-        correct=(probs.argmax("class") == label).astype(np.float64),
-        confidence=probs.max("class"),
-        nll=nll,
-        brier=((probs - indicator) ** 2).sum("class"),
+        correct=entry.copy(data=(best == places).astype(np.float64)),
+        confidence=entry.copy(data=_taken(values, best, axis)),
+        nll=entry.copy(data=nll),
+        brier=entry.copy(data=others + (1 - hit) ** 2),
     )
     seen = known(label)
     return found if seen.all() else _Terms(*(term.where(seen) for term in found))
 
 
-def _indicator(probs: xr.DataArray, label: xr.DataArray) -> xr.DataArray:
-    """1 for the observed class, else 0 (case, ..., class)."""
+def _taken(values: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
+    """The value of one class for every entry."""
+    return np.take_along_axis(values, np.expand_dims(index, axis), axis).squeeze(axis)
+
+
+def _square_sums(values: np.ndarray, axis: int) -> np.ndarray:
+    """Sum of squares over the classes, without a copy of the draws."""
+    moved = np.moveaxis(values, axis, -1)
+    return np.einsum("...k,...k->...", moved, moved)
+
+
+def _numbers(probs: xr.DataArray) -> xr.DataArray:
+    """Number of every class (class), with its name where it has one."""
     classes = xr.DataArray(np.arange(probs.sizes["class"]), dims="class")
     if "class" in probs.coords:
         classes = classes.assign_coords({"class": probs["class"]})
-    return (label == classes).astype(np.float64)
+    return classes
 
 
-def _mixture_scores(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dataset:
+def _mixture_scores(
+    terms: _Terms, label: xr.DataArray, numbers: xr.DataArray, bins: int
+) -> xr.Dataset:
     result = xr.Dataset()
+    indicator = (label == numbers).astype(np.float64)
     ones = terms.correct.notnull().astype(np.float64)
     shares = {
         "accuracy": (terms.correct, ones),
@@ -148,7 +170,7 @@ def _mixture_scores(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dat
         "brier": (terms.brier, ones),
         "accuracy_per_class": (terms.correct * indicator, indicator),
     }
-    for name, value in _means(_sums(terms, indicator, bins)).items():
+    for name, value in _means(_sums(terms, label, numbers, bins)).items():
         units = _UNITS.get(name, "probability")
         result[name] = value.assign_attrs(units=units)
         error = _calibration_se(terms, bins) if name == "ece" else _ratio_error(*shares[name])
@@ -156,17 +178,24 @@ def _mixture_scores(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dat
     return result
 
 
-def _sums(terms: _Terms, indicator: xr.DataArray, bins: int) -> xr.Dataset:
+def _sums(terms: _Terms, label: xr.DataArray, numbers: xr.DataArray, bins: int) -> xr.Dataset:
     """Sums over the cases, which those of other cases can be added to."""
-    cases = [dim for dim in indicator.dims if dim != "class"]
+    cases = label.dims
+    correct = terms.correct.transpose(..., *cases)
+    single = correct.isel(dict.fromkeys(cases, 0), drop=True)
+    # Entries without a class, which are NaN, go into one bin more.
+    flat = np.where(label.values < 0, numbers.size, label.values).ravel()
+    rows = correct.values.reshape(-1, flat.size)
+    hits = np.stack([np.bincount(flat, row, numbers.size + 1)[:-1] for row in rows])
+    count = np.bincount(flat, minlength=numbers.size + 1)[:-1].astype(np.float64)
     return xr.Dataset(
         {
             "accuracy": terms.correct.sum(cases),
             "nll": terms.nll.sum(cases),
             "brier": terms.brier.sum(cases),
             "gap": binning.gap_sums(terms.correct, terms.confidence, bins),
-            "hits": (terms.correct * indicator).sum(cases),
-            "count": indicator.sum(cases),
+            "hits": (single * numbers).copy(data=hits.reshape(*single.shape, -1)),
+            "count": numbers.copy(data=count),
         }
     )
 

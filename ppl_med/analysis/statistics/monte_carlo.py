@@ -17,6 +17,7 @@ weights (`predict` with ``samples``) are averaged first: D counts draws of the w
 Source: Searle, Casella and McCulloch, Variance Components, Wiley 1992, chapter 3.
 """
 
+import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics.weight_draws import (
@@ -50,12 +51,16 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
     # Equal draws must give exactly zero, so the first draw is taken off before averaging.
     first = influence.isel(chain=0, draw=0, drop=True)
     shifted = influence - first
-    chain_mean = shifted.mean("draw")
+    skip = not is_complete(shifted)
+    chain_mean = shifted.mean("draw", skipna=skip)
     square = xr.zeros_like(chain_mean.isel(chain=0, drop=True))
     if draws > 1:
-        square = ((shifted - chain_mean) ** 2).sum(SAMPLES) / (chains * (draws - 1))
+        shifted -= chain_mean  # in place, for it is as large as the draws
+        shifted **= 2
+        square = shifted.sum(SAMPLES, skipna=skip) / (chains * (draws - 1))
     if chains > 1:
-        square = xr.ufuncs.maximum(square, draws * chain_mean.var("chain", ddof=1))
+        spread = chain_mean.var("chain", ddof=1, skipna=skip)
+        square = xr.ufuncs.maximum(square, draws * spread)
     error = (square / (chains * draws)) ** 0.5
     known = first.notnull() & (not alone)
     return error if bool(known.all()) else error.where(known)
@@ -64,7 +69,16 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
 def mean(array: xr.DataArray) -> xr.DataArray:
     """Return the mean over chain and draw; exact when all draws are equal."""
     first = array.isel(chain=0, draw=0, drop=True)
-    return first + (array - first).mean(SAMPLES)
+    shifted = array - first
+    return first + shifted.mean(SAMPLES, skipna=not is_complete(shifted))
+
+
+def is_complete(array: xr.DataArray) -> bool:
+    """Return whether nothing is NaN, in one pass; False also where infinities cancel.
+
+    What skips NaN copies its array several times, so that it pays to know.
+    """
+    return not np.isnan(array.values.sum())
 
 
 def variance_influence(array: xr.DataArray) -> xr.DataArray:
