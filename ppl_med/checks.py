@@ -179,6 +179,8 @@ def present(name: str, values: Any) -> list[Any]:
         ValueError: If any is missing; it says how many are, and where.
     """
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if getattr(getattr(values, "dtype", None), "kind", "") in ("i", "u", "b"):
+        return listed
     missing = [position for position, value in enumerate(listed) if _is_missing(value)]
     if missing:
         places = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
