@@ -18,6 +18,8 @@ from ppl_med.inference import (
     Guides,
     ImportanceWeighted,
     Laplace,
+    MeanFieldNormal,
+    Noising,
     PointEstimate,
     fit,
     functions,
@@ -29,6 +31,7 @@ from ppl_med.inference import (
 from ppl_med.models import CategoricalDiffusion, GaussianDiffusion, RectifiedFlow
 from ppl_med.networks import DenoisingUNet
 from ppl_med.programs.noising import CategoricalNoise, GaussianNoise
+from ppl_med.weights import Normal
 
 NAMES = ("a", "b", "c")
 SMALL: dict[str, Any] = {"channels": (8, 8), "image_channels": (4, 4)}
@@ -52,6 +55,20 @@ def batch(*size: int, cases: int = 4) -> dict[str, Tensor]:
 def trained(model: Any, given: Any = None, **options: Any) -> xr.Dataset:
     batches = Batches(batch(2, 2) if given is None else given, batch_size=2)
     return fit(model, point(model), batches, **({"epochs": 1, "progress": False} | options))
+
+
+def test_the_kl_that_is_warned_of_is_that_of_the_weights() -> None:
+    """A chain's own is thousands of nats for a large mask, as a log-likelihood is."""
+    large = batch(64, 64)
+    for make in (categorical, numbers):
+        history = trained(make(), large)  # warnings are errors
+        assert float(history["kl"].min()) > 1000
+    model = categorical(prior=Normal(1e-3))
+    guide = Guides(MeanFieldNormal(model), Noising(model.noising))
+    with pytest.warns(UserWarning, match="noising process left out.* prior is far") as told:
+        history = fit(model, guide, Batches(large, batch_size=2), epochs=1, progress=False)
+    warned = float(str(told[0].message).split()[3])
+    assert 1000 < warned < float(history["kl"].mean()) - 1000
 
 
 @pytest.mark.parametrize("noise", [CategoricalNoise, GaussianNoise])

@@ -34,10 +34,17 @@ from ppl_med.programs.sites import (
 
 @dataclass
 class DryRun:
-    """What a first run showed: parameters to train, and latent sites with one value per case."""
+    """What a first run showed.
+
+    Attributes:
+        parameters: What there is to train.
+        local_latents: Latent sites with one value per case.
+        states: Those of a noising process, whose KL is how well the net undoes it.
+    """
 
     parameters: list[Tensor]
     local_latents: frozenset[str]
+    states: frozenset[str]
 
     @classmethod
     def of(
@@ -93,12 +100,9 @@ class DryRun:
                 "parameters take no gradient; make it outside"
             )
         # A latent that nobody reads, as a state of a noising process, may carry nothing.
-        local = {
-            name
-            for name, site in sites.items()
-            if is_local(site) and not site["is_observed"] and is_stored(site)
-        }
-        return cls(parameters, frozenset(local))
+        local = {n: s for n, s in sites.items() if is_local(s) and not s["is_observed"]}
+        stored = frozenset(name for name, site in local.items() if is_stored(site))
+        return cls(parameters, stored, frozenset(local) - stored)
 
 
 def check_observed(
