@@ -47,7 +47,7 @@ from torch.nn.functional import one_hot
 from ppl_med.checks import choice
 from ppl_med.models.denoising_chain import DenoisingChain, Net
 from ppl_med.models.gaussian_steps import GaussianSteps, Target, Variance
-from ppl_med.programs.noising import Form, GaussianNoise, Schedule
+from ppl_med.programs.noising import Form, GaussianNoise, Schedule, composed, noise_in
 from ppl_med.weights import Prior, Where
 
 Sampling = Literal["stochastic", "deterministic"]
@@ -141,8 +141,7 @@ class GaussianDiffusion(GaussianSteps, DenoisingChain):
             at = self.noising.at(later, earlier)
             if earlier:
                 mean = self.mean(output, state, at.later)
-                noise = (state - at.later.sqrt() * mean) / (1 - at.later).sqrt()
-                state = at.earlier.sqrt() * mean + (1 - at.earlier).sqrt() * noise
+                state = composed(mean, noise_in(state, mean, at.later), at.earlier)
         likely = self.read_mask(output, state, at.later).argmax(1)
         logits = SURE * one_hot(likely, len(self.likelihood.classes)).to(output).movedim(-1, 1)
         self.likelihood(logits, None)

@@ -22,7 +22,7 @@ from ppl_med.explain.counterfactuals.diffusion_steps import (
     generate_towards,
     invert,
 )
-from ppl_med.inference import Guides, Noising, PointEstimate
+from ppl_med.inference import Guides, MeanFieldNormal, Noising, PointEstimate
 from ppl_med.models import ImageDiffusion
 from ppl_med.networks import DenoisingUNet
 from ppl_med.programs.noising import NormalNoise
@@ -199,16 +199,35 @@ def test_without_a_pull_the_result_is_what_the_chain_makes_of_the_image(
 
 
 def test_the_least_scale_that_reaches_the_margin_is_taken(classes: TwoClasses) -> None:
-    x = classes.sample(torch.zeros(6, dtype=torch.int64))
-    result = found(classes, x, depth=0.7)
-    assert result.reached.all() and len(np.unique(result.scale)) >= 1
+    x = classes.sample(torch.zeros(4, dtype=torch.int64))
+    x[0] += 0.4 * classes.means[1]  # nearer to the other class: a smaller scale will do
+    x[1] -= 0.6 * classes.means[1]
+    settings: dict[str, Any] = {"depth": 0.7, "margin": 50.0}
+    result = found(classes, x, **settings)
+    assert result.reached.all() and len(np.unique(result.scale)) > 1
     for scale in np.unique(result.scale):
-        alone = found(classes, x, depth=0.7, scale=float(scale))
+        alone = found(classes, x, **settings, scale=float(scale))
         own = (result.scale == scale).values
         np.testing.assert_allclose(alone.counterfactual[own], result.counterfactual[own])
         if scale > 1:
-            less = found(classes, x, depth=0.7, scale=float(scale) / 2)
+            less = found(classes, x, **settings, scale=float(scale) / 2)
             assert not less.reached[own].any()
+
+
+def test_the_pull_is_at_the_image_with_what_the_chain_loses(classes: TwoClasses) -> None:
+    """A net that adds that by itself pulls the same way; unsure ones, whose slope varies."""
+
+    def unsure(image: Tensor) -> Tensor:
+        return 0.02 * net(classes)(image)
+
+    x = classes.sample(torch.zeros(1, dtype=torch.int64))
+    settings: dict[str, Any] = {"diffusion": (KnownChain(classes, 200), no_guide), "depth": 0.7}
+    settings |= {"scale": 50.0}
+    kept = diffusion_counterfactual([unsure], x, 1, **settings, keep_residual=True)
+    lost = torch.from_numpy((kept.image - kept.reconstruction).values)
+    assert float(lost.abs().max()) > 0.1
+    same = diffusion_counterfactual([lambda image: unsure(image + lost)], x, 1, **settings)
+    np.testing.assert_allclose(kept.counterfactual, same.counterfactual + lost.numpy(), atol=1e-9)
 
 
 def test_the_result_says_what_it_is(classes: TwoClasses, judge: Any) -> None:
@@ -266,6 +285,20 @@ def test_a_model_of_the_zoo_goes_through_its_chain_and_stays_as_it_was(
     xr.testing.assert_identical(first, diffusion_counterfactual([net(classes)], x, 1, **settings))
     assert all(torch.equal(p, values[n]) for n, p in pair[0].state_dict().items())
     assert first.counterfactual.dtype == np.float32 and (first.l2 > 0).all()
+
+
+def test_the_seed_draws_the_weights_of_the_chain(classes: TwoClasses) -> None:
+    model, _ = image_model()
+    guide = Guides(MeanFieldNormal(model, init_scale=0.3), Noising(model.noising, "image"))
+    x = classes.sample(torch.zeros(1, dtype=torch.int64)).float()
+    one, again, other = (
+        diffusion_counterfactual(
+            [net(classes)], x, 1, diffusion=(model, guide), steps=2, scale=1.0, seed=seed
+        )
+        for seed in (3, 3, 4)
+    )
+    xr.testing.assert_identical(one, again)
+    assert (one.code != other.code).any()
 
 
 # --- the trivial baseline

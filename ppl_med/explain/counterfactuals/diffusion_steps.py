@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_med.programs.noising import clean_in, composed, noise_in
+
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -42,22 +44,14 @@ class Denoiser:
     kept: Tensor
     pairs: list[tuple[int, int]]
 
-    def signal(self, step: int) -> float:
-        """Factor of the image in x_t."""
-        return float(self.kept[step].sqrt())
-
-    def noise(self, step: int) -> float:
-        """Factor of the noise in x_t."""
-        return float((1 - self.kept[step]).sqrt())
-
     def noise_in(self, state: Tensor, step: int, mean: Tensor) -> Tensor:
         """The noise in x_t, given the mean of the image."""
-        return (state - self.signal(step) * mean) / self.noise(step)
+        return noise_in(state, mean, self.kept[step])
 
     def moved(self, state: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
         """The state at another step that has the same noise."""
-        clean = (state - self.noise(start) * noise) / self.signal(start)
-        return self.signal(end) * clean + self.noise(end) * noise
+        clean = clean_in(state, noise, self.kept[start])
+        return composed(clean, noise, self.kept[end])
 
 
 @torch.no_grad()
@@ -69,7 +63,7 @@ def invert(denoiser: Denoiser, image: Tensor, corrections: int = 0) -> Tensor:
     state = image
     for later, earlier in reversed(denoiser.pairs):
         asked = max(earlier, 1)
-        seen = state if earlier else denoiser.signal(1) * state
+        seen = state if earlier else denoiser.kept[1].sqrt() * state
         noise = denoiser.noise_in(seen, asked, denoiser.mean(seen, asked))
         above = denoiser.moved(state, noise, earlier, later)
         for _ in range(corrections):
@@ -84,8 +78,9 @@ def generate(denoiser: Denoiser, code: Tensor) -> Tensor:
     """The images of codes: down the chain, deterministically. Dims as the code."""
     state = code
     for later, earlier in denoiser.pairs:
-        noise = denoiser.noise_in(state, later, denoiser.mean(state, later))
-        state = denoiser.moved(state, noise, later, earlier)
+        mean = denoiser.mean(state, later)
+        noise = denoiser.noise_in(state, later, mean)
+        state = composed(mean, noise, denoiser.kept[earlier])
     return state
 
 
@@ -112,6 +107,6 @@ def generate_towards(
         _, slope = loss_and_slope(mean.detach())
         (push,) = torch.autograd.grad(mean, point, slope.to(mean))
         noise = denoiser.noise_in(state, later, mean.detach())
-        noise = noise + scale * denoiser.noise(later) * push
+        noise = noise + scale * (1 - denoiser.kept[later]).sqrt() * push
         state = denoiser.moved(state, noise, later, earlier)
     return state

@@ -13,7 +13,14 @@ from ppl_med.programs.noising.chain import (
     in_classes,
     over_space,
 )
-from ppl_med.programs.noising.gaussian_noise import GaussianNoise, NormalNoise, signed
+from ppl_med.programs.noising.gaussian_noise import (
+    GaussianNoise,
+    NormalNoise,
+    clean_in,
+    composed,
+    noise_in,
+    signed,
+)
 from ppl_med.programs.noising.places import PlacesOfBatch
 from ppl_med.programs.noising.schedules import Schedule, signal_kept
 
@@ -27,8 +34,11 @@ __all__ = [
     "Schedule",
     "StepsOfBatch",
     "Transition",
+    "clean_in",
+    "composed",
     "counted",
     "in_classes",
+    "noise_in",
     "over_space",
     "signal_kept",
     "signed",

@@ -2,11 +2,16 @@
 
     x_t | x_0  ~  Normal(sqrt(kept_t) x_0, 1 - kept_t)
 
+A step without random numbers, down the chain or up, leaves the noise that a state is said to have:
+
+    x_s = composed(m, e, kept_s),    e = noise_in(x_t, m, kept_t),    m the mean of x_0 given x_t
+
 A mask of two classes is one channel, -1 in the first class and +1 in the second; of K > 2 classes
 K channels, +1 in the pixel's class and -1 in the others.
 
-Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020 (eqs. 4 and
-7).
+References: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020 (eqs. 4
+and 7); without random numbers: Song, Meng and Ermon, "Denoising diffusion implicit models", ICLR
+2021 (eq. 12, sigma = 0).
 """
 
 from typing import Any
@@ -137,6 +142,21 @@ class GaussianNoise(NormalNoise):
     def seen(self, mask: Tensor) -> Tensor:
         """Where a mask is known, bool (case, 1, *space)."""
         return (mask >= 0).unsqueeze(1)
+
+
+def composed(clean: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+    """The state of an x_0 and a noise at a step; ``kept`` is that of the step, one number."""
+    return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+
+def noise_in(state: Tensor, clean: Tensor, kept: Tensor) -> Tensor:
+    """The noise in a state of this x_0, dims as the state; not at step 0, which has none."""
+    return (state - kept.sqrt() * clean) / (1 - kept).sqrt()
+
+
+def clean_in(state: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+    """The x_0 in a state of this noise, dims as the state."""
+    return (state - (1 - kept).sqrt() * noise) / kept.sqrt()
 
 
 def signed(mask: Tensor, num_classes: int, spatial_dims: int) -> Tensor:
