@@ -159,6 +159,38 @@ def test_graders_who_saw_no_image_have_no_bound() -> None:
     np.testing.assert_allclose(float(read["bound_per_pixel"]), expected)
 
 
+def test_a_bound_per_pixel_is_by_the_pixels_that_were_seen() -> None:
+    """Cases of two sizes, padded, and pixels that nobody annotated; one value of a known bound."""
+    seen = np.zeros((3, 2, 4, 5), bool)
+    seen[0] = seen[1, 0] = True
+    seen[2, :, :2, :3] = True
+    bound = -0.7 * seen.sum((2, 3)).astype(float)
+    bound[1, 1] = np.nan  # a grader who saw no image
+    dims = ("case", "grader", "row", "col")
+    tree = xr.DataTree.from_dict(
+        {
+            "/evidence_bound": xr.Dataset(
+                {"mask": (("chain", "draw", *dims[:2]), np.repeat(bound[None, None], 4, 1))}
+            ),
+            "/observed_data": xr.Dataset({"mask": (dims, np.where(seen, 1, -1))}),
+        }
+    )
+    read = scoring.evidence_bound(tree)
+    np.testing.assert_allclose(float(read["bound_per_pixel"]), -0.7)
+    np.testing.assert_allclose(float(read["bound_mean"]), -0.7 * (20 + 20 + 6) / 3)
+    image = np.zeros((3, 2, 4, 5))
+    image[2, :, 2:] = np.nan  # behind the end of a smaller one
+    many = xr.DataTree.from_dict(
+        {
+            "/evidence_bound": xr.Dataset(
+                {"image": (("chain", "draw", "case"), np.array([[[-20.0, -20.0, -10.0]] * 4]))}
+            ),
+            "/observed_data": xr.Dataset({"image": (("case", "channel", "row", "col"), image)}),
+        }
+    )
+    np.testing.assert_allclose(float(scoring.evidence_bound(many)["bound_per_pixel"]), -1.0)
+
+
 def test_bounds_are_no_densities() -> None:
     tree = drawn(categorical(), data(2, 2), log_likelihood_of="training")
     for analysis in (scoring.elpd_heldout, scoring.elpd_loo):

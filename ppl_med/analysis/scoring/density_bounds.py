@@ -28,8 +28,9 @@ def evidence_bound(
     Returns:
         Dataset in nats: ``bound`` (case[, grader]) and ``bound_mcse``, its error from the number
         of draws (NaN for one); ``bound_mean`` over cases, graders averaged first, with
-        ``bound_mean_se`` over cases or groups; ``bound_per_pixel``, the mean of the bound by the
-        number of pixels of a map, in nats per pixel. Attributes count the cases.
+        ``bound_mean_se`` over cases or groups; ``bound_per_pixel``, the mean of the bound by
+        that of the number of pixels that were observed, all channels of a pixel together, in nats
+        per pixel. Attributes count the cases.
 
     Raises:
         ValueError: The tree holds no bounds, or of several sites and none is named.
@@ -47,12 +48,14 @@ def evidence_bound(
     check_predictive(group[name], f"evidence_bound/{name}")
     array = drop_copies(group[name]).astype(np.float64).load()
     observed = find_group(tree, "observed_data")
-    space: list[int] = []
+    pixels: xr.DataArray | None = None
     if name in observed:
         check_cases(observed[name], array, f"observed {name}", "evidence_bound")
         seen = known(observed[name])
-        array = array.where(seen.any([dim for dim in seen.dims if dim not in array.dims]))
-        space = [size for dim, size in seen.sizes.items() if dim not in ("case", "grader")]
+        seen = seen.any("channel") if "channel" in seen.dims else seen
+        space = [dim for dim in seen.dims if dim not in array.dims]
+        array = array.where(seen.any(space))
+        pixels = seen.sum(space).where(seen.any(space)) if space else None
     drawn = array.sizes["chain"] * array.sizes["draw"]
     result = xr.Dataset({"bound": array.mean(SAMPLES)})
     error = monte_carlo.standard_error(array)
@@ -62,8 +65,9 @@ def evidence_bound(
     result["bound_mean_se"] = case_means.over_cases(per_case, groups)
     for variable in result.data_vars.values():
         variable.attrs["units"] = "nats"
-    if space:
-        result["bound_per_pixel"] = result["bound_mean"] / np.prod(space, dtype=float)
+    if pixels is not None:
+        mean = case_means.case_means(pixels).mean("case")
+        result["bound_per_pixel"] = result["bound_mean"] / mean
         result["bound_per_pixel"].attrs["units"] = "nats per pixel"
     result.attrs.update(count_left_out(result["bound"]), mcse=monte_carlo.CAVEAT)
     return result
