@@ -108,3 +108,14 @@ def test_ood_table(tmp_path: Path) -> None:
         assert row["agreement"] > 0.999, name  # of ranks and spread, in single precision there
         assert 0 < row["ratio_600"][0] <= row["ratio_600"][2]
         assert (row["ratio_fit"] is None) == (name in NOTHING_LEARNT), name
+
+
+@pytest.mark.slow
+def test_scaling_table(tmp_path: Path) -> None:
+    figure = tmp_path / "scaling.png"
+    result = run("scaling.py", tmp_path, "--figure", str(figure))
+    assert len(result["curves"]) == 5
+    for row in result["curves"].values():
+        assert len(row["sizes"]) == len(row["seconds"]) == 2 and min(row["seconds"]) > 0
+    assert [row["cases"] for row in result["memory"]] == [100, 200]
+    assert figure.read_bytes().startswith(b"\x89PNG")

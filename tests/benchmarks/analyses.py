@@ -10,8 +10,6 @@ seconds. Memory: growth of the peak resident size over all analyses, beside the 
 """
 
 import argparse
-import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 import xarray as xr
 from mapie.classification import SplitConformalClassifier
-from measure import check_out, machine, write_table
+from measure import check_out, machine, peak, write_table
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -106,13 +104,11 @@ class Given(ClassifierMixin, BaseEstimator):
 
 def timed(run: Callable[[], Any]) -> dict[str, Any]:
     """CPU seconds and growth of the peak in MiB of a run, with what it returned."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    before = peak()
     start = time.process_time()
     value = run()
     seconds = time.process_time() - start
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"seconds": seconds, "peak": after - before, "value": value}
+    return {"seconds": seconds, "peak": peak() - before, "value": value}
 
 
 def measure(num_cases: int, seed: int) -> dict[str, Any]:

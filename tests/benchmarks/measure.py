@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -121,6 +122,12 @@ def interleave(
                     runs[name]()  # the variant before has filled the caches with its own data
                 seconds[name][index] = clock(runs[name], repeats)
     return seconds
+
+
+def peak() -> float:
+    """Peak resident memory of this process so far, MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def check_out(parser: argparse.ArgumentParser, path: Path | None) -> None:

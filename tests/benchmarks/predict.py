@@ -13,7 +13,6 @@ comparison, to memory) with 1,000 and 10,000 cases; images are made batch by bat
 import argparse
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Clock, check_out, interleave, machine, quartiles, write_table
+from measure import Clock, check_out, interleave, machine, peak, quartiles, write_table
 from measure import tune_allocator as tune
 from problems import NETS, Problem, problem
 from torch import Tensor, nn
@@ -139,12 +138,6 @@ class Noise:
                 "image": torch.randn(size, 1, 28, 28, generator=generator),
                 "label": torch.randint(0, 10, (size,), generator=generator),
             }
-
-
-def peak() -> float:
-    """Peak resident memory of this process so far, MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def stream(num_cases: int, sink: str, draws: int) -> None:
