@@ -70,7 +70,8 @@ class CollectiveInsightDiffusion(GaussianDiffusion):
         prior_components: Normals that the prior net mixes.
         num_steps: T.
         sampling_steps: Steps in which ``predict`` goes through the chain, evenly spaced; None for
-            T. Fewer make another model of the same net, whose masks are less true.
+            T. Fewer make another model of the same net, whose masks are less true; what that costs
+            rare classes ``GaussianDiffusion`` says.
         target: As in ``GaussianDiffusion``.
         variance: As in ``GaussianDiffusion``.
         schedule: See ``programs.noising.signal_kept``.
