@@ -92,7 +92,8 @@ def check_disjoint(
         names: What the two are, for the error.
         why: What a shared case does, for the error.
     """
-    shared = np.intersect1d(*_comparable(second, first))
+    second, first = _comparable(second, first)
+    shared = np.intersect1d(second, first)
     if shared.size:
         raise ValueError(
             f"{names} share {shared.size} case(s), e.g. {str(shared[0])!r}; {why}. Split the cases "
