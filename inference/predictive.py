@@ -36,11 +36,14 @@ from ppl_med.inference.guides.kept_draws import taken_draws
 from ppl_med.inference.loader_generators import loader_generators
 from ppl_med.inference.prediction.attributes import attributes
 from ppl_med.inference.prediction.case_densities import case_bounds
+from ppl_med.inference.prediction.case_groups import CaseGroup, case_groups, check_ids
 from ppl_med.inference.prediction.kept_outputs import KeptOutputs, check_keep
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
-from ppl_med.inference.prediction.sinks import open_sink
-from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder, case_ids
+from ppl_med.inference.prediction.regions import Regions, check_same_call
+from ppl_med.inference.prediction.sinks import check_ranks, open_sink
+from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder
 from ppl_med.inference.prediction.weight_draws import repeated
+from ppl_med.inference.process_group import num_ranks, rank
 from ppl_med.inference.training.dry_run import not_running
 from ppl_med.inference.training.interrupts import stopped_prediction, telling_interrupts
 from ppl_med.programs import protocol
@@ -165,6 +168,7 @@ def predict(
     samples = whole("samples", samples)
     seed = check_seed(seed)
     store = None if store is None else a_path("store", store)
+    check_ranks(store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
     keep = check_keep(keep)
@@ -191,18 +195,23 @@ def predict(
             attrs["keep"] = ", ".join(keep)
         if windowed is not None:
             attrs["window"] = str(windowed)
+        check_same_call(
+            {"store": str(store), "device": chosen.type, "batches": num_batches, **attrs}
+        )
         opened = open_sink(store, attrs, resume=resume, from_prior=guide is None)
         sink = held.enter_context(opened)  # nobody else writes to the store until it is whole
         if sink.complete:
             tree = sink.open()
             done: Any = tree[f"{run.builder.group}/case"]
-            run.check_ids(done.values.tolist())
+            check_ids(model, batches, done.values.tolist())
             return tree
-        total = len(pairs) * draws * samples * num_batches
-        with tqdm(total=total, desc="predict", unit="batch", disable=not progress) as bar:
+        regions, total = sink.regions(run.room), len(pairs) * draws * samples * num_batches
+        quiet = not progress or rank() > 0
+        with tqdm(total=total, desc="predict", unit="batch", disable=quiet) as bar:
             run.builder.scratch = sink.scratch
-            for chunk in run.chunks(bar, sink.ids_done()):
+            for chunk in run.chunks(bar, regions):
                 sink.append(chunk)
+        sink.meet()
         if prior_draws and guide is not None:
             sink.start_prior()
             torch.manual_seed(seed)  # the same cases in the same order
@@ -211,11 +220,12 @@ def predict(
             number = (prior_draws, samples)
             prior = _Run([(pairs[0][0], None)], batches, chosen, number, seed, len(pairs))
             prior.builder.scratch = sink.scratch
-            for chunk in prior.chunks(None, []):
+            for chunk in prior.chunks(None, Regions()):
                 sink.append_prior(chunk)
+            sink.meet()
         if (stats := protocol.sample_stats(guide)) is not None:
             sink.add_stats(repeated(stats, samples))
-        return sink.finish(wall_time=time.time() - started)
+        return sink.finish(time.time() - started, regions.num_cases)
 
 
 def _check_used(windowed: SlidingWindow | None, model: Program) -> None:
@@ -264,8 +274,10 @@ class _Run:
         except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise not_running(error, one) from error
         self.observed, self.given = set(self.samplers[0].observed), set(values)
+        self.room = len(batches) * num_cases_in(first)  # cases, if no batch is larger
         stored = self.samplers[0].numbers_per_case * number[0] * number[1] * len(pairs)
-        self.chunk_cases = min(CHUNK_CASES, max(1, CHUNK_NUMBERS // max(stored, 1)))
+        most = min(CHUNK_CASES, -(-self.room // num_ranks()))
+        self.chunk_cases = min(most, max(1, CHUNK_NUMBERS // max(stored, 1)))
         self.with_observations = first_chain is None
         about = (self.samplers[0], first, self._inputs(first), len(pairs))
         self.builder = TreeBuilder(self.model, *about, *number)
@@ -274,62 +286,33 @@ class _Run:
         values = to_device(select_arguments(self.model, batch), self.device)
         return values if self.with_observations else self.samplers[0].bare(values)
 
-    def chunks(self, bar: Any, ids_done: Sequence[Any]) -> Iterator[Chunk]:
-        """Results of ``CHUNK_CASES`` cases or ``CHUNK_NUMBERS`` numbers, past ``ids_done``."""
-        known: dict[Any, int] = {}
-        for start, group in self._groups():
-            arguments = [select_arguments(self.model, batch) for batch in group]
-            ids = case_ids(start, group, arguments)
-            for position, name in enumerate(ids, start):
-                if known.setdefault(name, position) != position:
-                    raise ValueError(
-                        f"id {name!r} appears 2 times, at positions {known[name]} and {position}; "
-                        "every case needs an id of its own, and is predicted once"
-                    )
-            if start + len(ids) <= len(ids_done):
-                if list(map(str, ids)) != list(map(str, ids_done[start : start + len(ids)])):
-                    raise ValueError(
-                        f"batches hold other cases than the interrupted run, or in another order, "
-                        f"among positions {start} to {start + len(ids) - 1}; pass the same batches"
-                    )
-                if bar is not None:
-                    bar.update(len(group) * len(self.samplers) * self.builder.draws)
-                continue
-            yield self._chunk(start, group, bar)
+    def chunks(self, bar: Any, regions: Regions) -> Iterator[Chunk]:
+        """Results of ``chunk_cases`` cases or a little more, those that are this process's."""
+        size = regions.grid or self.chunk_cases
+        for group in case_groups(self.model, self.spec, self.batches, size):
+            if group.start == 0:
+                self._see(group.batches[0])
+            if regions.is_mine(group.start, group.ids):
+                yield self._chunk(group, bar)
+            elif bar is not None:
+                bar.update(len(group.batches) * len(self.samplers) * self.builder.draws)
+        regions.check_same_cases()
 
-    def check_ids(self, ids_done: Sequence[Any]) -> None:
-        """Raise where the batches hold other cases than a complete result."""
-        ids: list[Any] = []
-        for batch in self.batches:
-            ids += case_ids(len(ids), [batch], [select_arguments(self.model, batch)])
-        if list(map(str, ids)) != list(map(str, ids_done)):
-            raise ValueError(
-                f"the store holds {len(ids_done)} cases, the batches {len(ids)}, and they differ; "
-                "pass the batches it was made with, or another store"
-            )
+    def _see(self, first: Mapping[str, Any]) -> None:
+        """Have it decided by the first batch of all how observations are read."""
+        inputs = self._inputs(first)
+        with torch.no_grad():
+            self.samplers[0].observations(inputs, np.arange(batch_size(inputs)))
 
-    def _groups(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        group: list[dict[str, Any]] = []
-        start = size = 0
-        for batch in self.batches:
-            self.spec.check(batch)
-            group.append(batch)
-            size += num_cases_in(batch)
-            if size >= self.chunk_cases:
-                yield start, group
-                group, start, size = [], start + size, 0
-        if group:
-            yield start, group
-
-    def _chunk(self, start: int, group: list[dict[str, Any]], bar: Any) -> Chunk:
-        inputs = [self._inputs(batch) for batch in group]
+    def _chunk(self, group: CaseGroup, bar: Any) -> Chunk:
+        start, inputs = group.start, [self._inputs(batch) for batch in group.batches]
         ends = start + np.cumsum([batch_size(given) for given in inputs])
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
         # A layer that runs once for all draws would be caught once.
         once = caching() if not self.kept.names else nullcontext()
         with torch.no_grad(), once:
             observations = list(map(self.samplers[0].observations, inputs, cases))
-            chunk = self.builder.start(start, group, inputs, observations)
+            chunk = self.builder.start(start, group.batches, inputs, observations)
             for chain, sampler in enumerate(self.samplers):
                 values: dict[str, torch.Tensor] = {}
                 for draw, (of, sample) in enumerate(itertools.product(*map(range, self.number))):

@@ -211,7 +211,7 @@ def test_another_batch_size_loses_nothing_when_killed(tmp_path: Path, monkeypatc
         patch.setattr(zarr_sink.ZarrSink, "_write", lambda *_: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             run(store=path, resume=True, batch_size=12)  # chunks of 24 cases, the second one cut
-    assert json.loads((tmp_path / "run.zarr.partial.json").read_text())["cases_done"] == 24
+    assert json.loads((tmp_path / "run.zarr.partial.json").read_text())["cases_done"] == [[0, 24]]
     run(store=path, resume=True, batch_size=12)
     assert_probs(path, whole)
     assert os.listdir(tmp_path) == ["run.zarr"]

@@ -4,8 +4,8 @@ import errno
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import xarray as xr
 
 from ppl_med import storage
 from ppl_med.inference.prediction.continuation import check_continues
+from ppl_med.inference.prediction.regions import Regions
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.inference.prediction.zarr_sink import PRIOR_GROUPS, ZarrSink
+from ppl_med.inference.process_group import num_ranks, on_rank_0
 from ppl_med.storage.atomic import check_writable
 from ppl_med.storage.locks import locked
 from ppl_med.storage.padding import largest_sizes, pad_dataset
@@ -45,11 +47,26 @@ def open_sink(
     if path is None:
         yield MemorySink(None, attrs)
         return
-    if path.exists() and not resume:
-        raise FileExistsError(f"store {path} exists; load it, or give another path")
-    check_writable(path, "store")
-    with locked(path, "store"):
+    with ExitStack() as held:
+
+        def begin() -> None:
+            if path.exists() and not resume:
+                raise FileExistsError(f"store {path} exists; load it, or give another path")
+            check_writable(path, "store")
+            held.enter_context(locked(path, "store"))
+
+        on_rank_0(begin)  # which alone holds the lock of the store
         yield ZarrSink(path, attrs, resume, from_prior) if is_zarr else MemorySink(path, attrs)
+
+
+def check_ranks(store: str | Path | None) -> None:
+    """Raise a ValueError where several processes would predict what only one can hold."""
+    if num_ranks() > 1 and (store is None or Path(store).suffix != ".zarr"):
+        raise ValueError(
+            f"predict runs on {num_ranks()} processes, which need store='run.zarr' to write into, "
+            f"got store={store!r}; give one to all of them, or predict after the group of "
+            "processes is destroyed, or without torchrun"
+        )
 
 
 class MemorySink:
@@ -61,10 +78,6 @@ class MemorySink:
     def __init__(self, path: Path | None, attrs: dict[str, Any]) -> None:
         self.path, self.attrs = path, attrs
         self.groups: dict[str, list[xr.Dataset]] = {}
-
-    def ids_done(self) -> Sequence[Any]:
-        """None: nothing is there yet."""
-        return ()
 
     def append(self, chunk: Chunk) -> None:
         """Take one chunk."""
@@ -79,6 +92,13 @@ class MemorySink:
                 check_storable(dataset)
         for name, dataset in groups.items():
             self.groups.setdefault(name, []).append(dataset)
+
+    def regions(self, room: int) -> Regions:
+        """All cases."""
+        return Regions()
+
+    def meet(self) -> None:
+        """There is nobody to wait for."""
 
     def start_prior(self) -> None:
         """Nothing to prepare."""
@@ -95,7 +115,7 @@ class MemorySink:
         """Never asked for: a memory result is not complete before it is made."""
         raise NotImplementedError
 
-    def finish(self, wall_time: float) -> xr.DataTree:
+    def finish(self, wall_time: float, num_cases: int) -> xr.DataTree:
         """Join and, where asked, write; what cannot be written there is written elsewhere.
 
         Raises:

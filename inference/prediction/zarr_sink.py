@@ -1,10 +1,15 @@
-"""A Zarr store that grows with every chunk of cases, and can be gone on with when interrupted."""
+"""A Zarr store that grows with every chunk of cases, and can be gone on with when interrupted.
 
-import json
+Several processes may write to it, see ``regions``: rank 0 makes the arrays with its first chunk,
+with room for all cases; then every rank fills its own regions, notes them, and waits for the
+others; and rank 0 completes the store.
+"""
+
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +17,23 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.inference.data_digest import DATA, same_data
-from ppl_med.inference.prediction import tree_builder
+from ppl_med.inference.prediction.case_arrays import EVERY_CHUNK, CaseArrays
 from ppl_med.inference.prediction.continuation import check_continues, outline
+from ppl_med.inference.prediction.regions import Regions
+from ppl_med.inference.prediction.spans import Span, cut_out, joined, num_positions, touched
+from ppl_med.inference.prediction.store_notes import Noted, StoreNotes
 from ppl_med.inference.prediction.tree_builder import Chunk
-from ppl_med.storage.atomic import not_written, remove_leftovers, write_text
+from ppl_med.inference.process_group import barrier, num_ranks, of_all_ranks, on_rank_0, rank
+from ppl_med.storage.atomic import not_written
 from ppl_med.storage.locks import locked
 from ppl_med.storage.padding import largest_sizes, pad_dataset
-from ppl_med.storage.seals import (
-    SEAL,
-    check_chunks,
-    check_store,
-    chunk_codecs,
-    is_store,
-    seal_store,
-)
-from ppl_med.storage.trees import variable_text
+from ppl_med.storage.seals import SEAL, check_chunks, check_store, is_store, seal_store
 
 PRIOR_GROUPS = ("prior", "prior_predictive")
-# A chunk that is not there must be one that was lost, so those of one value are written as well.
-EVERY_CHUNK: dict[str, Any] = {"array.write_empty_chunks": True}
-
-
-def _is_large(variable: xr.Variable) -> bool:
-    return variable.dims[:2] == ("chain", "draw") and variable.nbytes >= tree_builder.LARGE_ARRAY
-
-
-def _chunks(variable: xr.Variable) -> tuple[int, ...]:
-    """One Zarr chunk for one chunk of cases, so that an append rewrites no earlier one.
-
-    Of large arrays, one for each draw of them.
-    """
-    shape = variable.shape
-    return (1, 1, *shape[2:]) if _is_large(variable) else shape
 
 
 class ZarrSink:
-    """Appends chunks to a store beside the target and renames it when it is complete.
+    """Writes chunks of cases to a store beside the target and renames it when it is complete.
 
     A resumed run must have the same ``attrs``. With ``from_prior`` the result is the prior's draws.
 
@@ -62,57 +48,50 @@ class ZarrSink:
         self.path, self.attrs, self.from_prior = path, attrs, from_prior
         self.scratch = path.parent
         self.partial = path.with_name(f"{path.name}.partial")
-        self.progress = path.with_name(f"{path.name}.partial.json")
-        self.cases_done = 0
-        self._every_chunk = True  # an earlier version left out chunks of one value
+        self.notes, self.arrays = StoreNotes(path), CaseArrays(self.partial)
+        self.room = 0
         self._first: dict[str, xr.Dataset] = {}  # outline of one case of every group
-        self.complete = path.exists()
-        if self.complete:
-            self._check_attrs(path, dict(self.open().attrs))
-            self._remove_notes()
-        elif not self.partial.exists():
-            self.progress.unlink(missing_ok=True)
-        elif not resume:
+        self._held = ExitStack()
+        found = on_rank_0(lambda: self._prepare(resume))
+        self.complete = found == "complete"
+        earlier = found if isinstance(found, Noted) else Noted([], attrs, True)
+        self.done, self._every_chunk = earlier.cases, earlier.every_chunk
+        self._noted = list(self.done) if rank() == 0 else []  # by this process
+        self._made = bool(self.done)  # the arrays, for all processes
+
+    def _prepare(self, resume: bool) -> Noted | str | None:
+        """What there is of the store, on rank 0; what is left of an unfinished chunk is removed."""
+        self.notes.check_unused()
+        if self.path.exists():
+            self._check_attrs(self.path, dict(self.open().attrs))
+            self.notes.remove()
+            return "complete"
+        if not self.partial.exists():
+            self.notes.remove()
+            return None
+        if not resume:
             raise FileExistsError(
                 f"{self.partial} is an interrupted run; pass resume=True, or delete it"
             )
-        else:
-            self._resume()
-
-    def _resume(self) -> None:
-        state = self._state()
-        if state["cases_done"] == 0:  # not one chunk was complete
+        found = self.notes.read()
+        if found is None:  # not one chunk was complete
             self._discard()
-            return
-        self._check_attrs(self.partial, state["attrs"])
-        self.cases_done = state["cases_done"]
+            return None
+        self._check_attrs(self.partial, found.attrs)
         with self._reading(self.partial):
-            self._cut(self.cases_done)
-            self._every_chunk = state["every_chunk"]
-            if self._every_chunk:
-                check_chunks(self.partial)
-
-    def _state(self) -> dict[str, Any]:
-        """What an interrupted run noted last."""
-        if not self.progress.exists():
-            return {"cases_done": 0}
-        try:
-            state = json.loads(self.progress.read_text(encoding="utf-8"))
-            attrs, every_chunk = dict(state["attrs"]), bool(state.get("every_chunk"))
-            return {
-                "cases_done": int(state["cases_done"]),
-                "attrs": attrs,
-                "every_chunk": every_chunk,
-            }
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{self.progress} is damaged, so nobody knows how far the interrupted run came; "
-                f"delete it and {self.partial}, and predict again"
-            ) from error
+            for unfinished in self.partial.rglob("*.partial"):  # Zarr's temporary files
+                unfinished.unlink()
+            if not self.from_prior:
+                self._remove_prior()
+            shutil.rmtree(self.partial / "sample_stats", ignore_errors=True)
+            if found.every_chunk:
+                check_chunks(self.partial, found.cases)
+        self.notes.gather(found)
+        return found
 
     def _discard(self) -> None:
         """Remove an interrupted run."""
-        self.progress.unlink(missing_ok=True)
+        self.notes.remove()
         others = [one for one in self.partial.iterdir() if one.suffix != ".partial"]
         if others and not is_store(self.partial):
             raise FileExistsError(
@@ -143,62 +122,66 @@ class ZarrSink:
                 f"{self.attrs.get(name)!r}; resume with the same arguments, or delete it"
             )
 
-    def _cut(self, num_cases: int) -> None:
-        """Cut off what lies beyond the first cases, such as the rest of an interrupted append."""
-        import zarr
-
-        for unfinished in self.partial.rglob("*.partial"):  # Zarr's temporary files
-            unfinished.unlink()
-        if not self.from_prior:
-            self.start_prior()
-        shutil.rmtree(self.partial / "sample_stats", ignore_errors=True)
-        root = zarr.open_group(self.partial, mode="r+")
-        for _, group in root.groups():
-            for _, array in group.arrays():
-                names = getattr(array.metadata, "dimension_names", None) or ()
-                shape = tuple(
-                    num_cases if name == "case" else size
-                    for name, size in zip(names, array.shape, strict=True)
-                )
-                if shape != array.shape:
-                    array.resize(shape)
-
-    def ids_done(self) -> Sequence[Any]:
-        """Ids of the cases that are complete."""
-        if not self.cases_done:
-            return ()
-        import zarr
-
-        root = zarr.open_group(self.partial, mode="r")
-        for _, group in root.groups():
-            cases: Any = group.get("case")
-            if cases is not None:
-                return np.asarray(cases[:]).tolist()
-        return ()
+    def regions(self, room: int) -> Regions:
+        """Which cases this process is to predict; ``room`` is how many there are, or a few more."""
+        self.room = room
+        if rank():
+            self._held.enter_context(locked(self.notes.own, "store"))
+        if not self._made:
+            return Regions()
+        with self._reading(self.partial):
+            on_rank_0(lambda: self.arrays.resize(self.room, least=True))
+            return Regions(self.done, *self.arrays.ids())
 
     def append(self, chunk: Chunk) -> None:
         """Write one chunk and note that it is complete; if it fails, earlier ones are intact."""
+        span = (chunk.start, chunk.start + chunk.num_cases)
         with self._writing():
-            if chunk.start < self.cases_done:  # the cases come in other batches than before
-                self._note(chunk.start)
-                self._cut(chunk.start) if chunk.start else self._discard()
-            self._write(chunk.datasets(), chunk.start)
-            self._note(chunk.start + chunk.num_cases)
+            if touched(self._noted, span):  # the cases come in other batches than before
+                self._note(cut_out(self._noted, span))
+            with self._made_first(chunk):
+                self._write(chunk.datasets(), chunk.start)
+                self._note(joined([*self._noted, span]))
 
-    def _note(self, cases_done: int) -> None:
-        self.cases_done = cases_done
-        state = {"cases_done": cases_done, "attrs": self.attrs, "every_chunk": self._every_chunk}
-        write_text(self.progress, json.dumps(state))
+    def _note(self, cases: Sequence[Span]) -> None:
+        self._noted = list(cases)
+        self.notes.write(self._noted, self.attrs, self._every_chunk)
+
+    @contextmanager
+    def _made_first(self, chunk: Chunk | None) -> Iterator[None]:
+        """Rank 0 writes the first chunk, which makes the arrays; then the others write."""
+        if self._made or (chunk is not None and chunk.start == 0):
+            yield
+            self.meet()
+            return
+        self.meet()
+        if not self.partial.exists():
+            raise FileNotFoundError(
+                f"rank {rank()} does not see {self.partial}, which rank 0 made: all processes must "
+                "write to a folder that they share"
+            )
+        yield
+
+    def meet(self) -> None:
+        """Wait until the arrays are made, which every process does once."""
+        if not self._made:
+            barrier()
+        self._made = True
 
     def start_prior(self) -> None:
         """Remove prior draws of an interrupted run; they are drawn anew."""
+        on_rank_0(self._remove_prior)
+        self._made = False
+
+    def _remove_prior(self) -> None:
         for name in PRIOR_GROUPS:
             if (self.partial / name).exists():
                 shutil.rmtree(self.partial / name)
+            self._first.pop(name, None)
 
     def append_prior(self, chunk: Chunk) -> None:
         """Write one chunk of prior draws; metadata stand there already."""
-        with self._writing():
+        with self._writing(), self._made_first(chunk):
             groups = {n: d for n, d in chunk.datasets().items() if n in PRIOR_GROUPS}
             self._write(groups, chunk.start)
 
@@ -206,18 +189,26 @@ class ZarrSink:
         """Write figures of the sampler, dims (chain, draw)."""
         import zarr
 
-        with self._writing(), zarr.config.set(EVERY_CHUNK):
-            stats.to_zarr(self.partial, group="sample_stats", mode="w", consolidated=False)
+        def write() -> None:
+            with self._writing(), zarr.config.set(EVERY_CHUNK):
+                stats.to_zarr(self.partial, group="sample_stats", mode="w", consolidated=False)
+
+        on_rank_0(write)
 
     def _write(self, groups: dict[str, xr.Dataset], start: int) -> None:
-        if start:
+        makes = not self._made and start == 0
+        if not makes:
             first = self._first_cases(groups)
             groups = {n: self._filled(d, first[n]) if n in first else d for n, d in groups.items()}
             check_continues(first, groups)
         for name, dataset in groups.items():
-            self._write_group(name, variable_text(dataset), start)
-            if start == 0:
+            if makes:
+                self.arrays.make(name, dataset)
                 self._first[name] = outline(dataset)
+            else:
+                self.arrays.fill(name, dataset, start, grows=num_ranks() == 1)
+        if makes:
+            self.arrays.resize(self.room, least=True, groups=[*groups])
 
     def _filled(self, dataset: xr.Dataset, first: xr.Dataset) -> xr.Dataset:
         """Maps of smaller cases, filled up to the size in the store."""
@@ -245,25 +236,6 @@ class ZarrSink:
             if self.from_prior or (name in PRIOR_GROUPS) == of_prior
         }
 
-    def _write_group(self, group: str, dataset: xr.Dataset, start: int) -> None:
-        import zarr
-
-        options: dict[str, Any] = {"group": group, "mode": "a", "consolidated": False}
-        if start == 0:
-            codecs = chunk_codecs(dataset.variables)
-            for name, variable in dataset.variables.items():
-                codecs[name]["chunks"] = _chunks(variable)
-            options["encoding"] = codecs
-        else:
-            by_case = [name for name in dataset.data_vars if "case" in dataset[name].dims]
-            fixed = [name for name in dataset.coords if "case" not in dataset[name].dims]
-            dataset = dataset[by_case].drop_vars(fixed, errors="ignore")
-            options["append_dim"] = "case"
-        large = any(_is_large(variable) for variable in dataset.variables.values())
-        # Zarr copies the chunks that it writes at a time, ten by default.
-        with zarr.config.set(EVERY_CHUNK | ({"async.concurrency": 1} if large else {})):
-            dataset.to_zarr(self.partial, **options)
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -272,7 +244,7 @@ class ZarrSink:
             raise
         except OSError as error:
             advice = (
-                f"the first {self.cases_done} cases are safe in {self.partial}; free some space, "
+                f"{num_positions(self._noted)} cases are safe in {self.partial}; free some space, "
                 "then resume with resume=True"
             )
             raise not_written(f"store {self.path}", self.path, error, advice) from error
@@ -293,21 +265,28 @@ class ZarrSink:
                 node.dataset = node.to_dataset(inherit=False).assign_coords(text)
         return tree
 
-    def finish(self, wall_time: float) -> xr.DataTree:
-        """Complete the store, move it into place and open it lazily."""
+    def finish(self, wall_time: float, num_cases: int) -> xr.DataTree:
+        """Complete the store of so many cases, move it into place and open it lazily."""
+        noted = joined(span for spans in of_all_ranks(self._noted) for span in spans)
+        if noted != [(0, num_cases)]:
+            raise ValueError(f"store {self.partial} holds the cases {noted}, not all {num_cases}")
+        self._held.close()  # what the other processes had to write is written
+        barrier()
+        on_rank_0(lambda: self._complete(wall_time, num_cases))
+        return self.open()
+
+    def _complete(self, wall_time: float, num_cases: int) -> None:
         import zarr
 
         attrs = {**self.attrs, "wall_time_seconds": round(wall_time, 3)}
         with self._writing():
+            self.arrays.resize(num_cases)
             zarr.open_group(self.partial, mode="a").attrs.update(attrs)
             if self._every_chunk:
+                check_chunks(self.partial)
+                with warnings.catch_warnings():  # Zarr 3 has this by agreement, not by its standard
+                    warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+                    zarr.consolidate_metadata(self.partial)
                 seal_store(self.partial)
             os.replace(self.partial, self.path)
-            self._remove_notes()
-        return self.open()
-
-    def _remove_notes(self) -> None:
-        """Remove the note of progress, and what a process killed while it wrote one left of it."""
-        with locked(self.progress, "note of progress"):
-            self.progress.unlink(missing_ok=True)
-            remove_leftovers(self.progress)
+            self.notes.remove()

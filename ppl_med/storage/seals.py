@@ -6,13 +6,14 @@ carries checksums: every Zarr chunk one of its own (crc32c), a store one of ever
 a netCDF file one of the whole file, in a last line that HDF5 does not look at.
 """
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,30 @@ def check_store(path: Path) -> None:
     check_chunks(path)
 
 
-def check_chunks(path: Path) -> None:
-    """Raise a ValueError where chunks are missing, which Zarr would read as fill values."""
+def check_chunks(path: Path, cases: Sequence[tuple[int, int]] | None = None) -> None:
+    """Raise a ValueError where chunks are missing, which Zarr would read as fill values.
+
+    Args:
+        path: The store.
+        cases: Only chunks with some of these cases, spans [first, last); all by default.
+    """
     import zarr
 
     for name, array in zarr.open_group(path, mode="r").members(max_depth=None):
-        if isinstance(array, zarr.Array) and array.nchunks_initialized < array.nchunks:
-            missing = array.nchunks - array.nchunks_initialized
-            raise ValueError(f"{name} lacks {missing} of {array.nchunks} chunks")
+        if not isinstance(array, zarr.Array):
+            continue
+        units = array.shards or array.chunks
+        grid = [range(-(-size // unit)) for size, unit in zip(array.shape, units, strict=True)]
+        dims = getattr(array.metadata, "dimension_names", None) or ()
+        if cases is not None and "case" in dims:
+            axis = dims.index("case")
+            parts = [range(first // units[axis], -(-last // units[axis])) for first, last in cases]
+            grid[axis] = sorted({place for part in parts for place in part})  # type: ignore[call-overload]
+        folder = path / name
+        there = {one.relative_to(folder).as_posix() for one in folder.rglob("*")}
+        keys = [array.metadata.encode_chunk_key(place) for place in itertools.product(*grid)]
+        if missing := sum(key not in there for key in keys):
+            raise ValueError(f"{name} lacks {missing} of {len(keys)} chunks")
 
 
 def _inventory(path: Path) -> dict[str, int]:

@@ -1,0 +1,43 @@
+"""Several processes that work together, as ``torchrun`` starts them."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import processes
+from torch import distributed
+
+
+def joined(target: Callable[..., None], number: int, ranks: int, meet: Path, *args: Any) -> None:
+    """Run a function as one rank of a gloo group that meets by a file."""
+    os.environ["LOCAL_RANK"] = str(number)
+    address = f"file://{meet}"
+    distributed.init_process_group("gloo", init_method=address, rank=number, world_size=ranks)
+    target(*args)
+    distributed.destroy_process_group()
+
+
+def run_together(
+    target: Callable[..., None], ranks: int, meet: Path, *args: Any, limit: float = 120
+) -> list[int]:
+    """Run a function as so many ranks and return their exit codes.
+
+    As soon as one of them fails, the others are killed, as by the agent of ``torchrun``.
+    """
+    started = [
+        processes.start(joined, target, number, ranks, meet, *args) for number in range(ranks)
+    ]
+    until = time.monotonic() + limit
+    while any(one.exitcode is None for one in started):
+        late = time.monotonic() > until
+        if late or any(one.exitcode not in (None, 0) for one in started):
+            time.sleep(0.05)
+            for one in started:
+                one.kill()
+        for one in started:
+            one.join(0.02)
+        if late:
+            raise TimeoutError(f"{target.__name__}{args} hangs")
+    return [one.exitcode for one in started]
