@@ -26,6 +26,7 @@ from ppl_med.inference.batches import check_iterable, first_batch, num_cases_in
 from ppl_med.inference.case_order import check_order
 from ppl_med.inference.loader_generators import generators_restored
 from ppl_med.inference.predictive import predict
+from ppl_med.inference.process_group import num_ranks
 from ppl_med.programs.sites import Program, argument_names
 
 
@@ -64,9 +65,15 @@ def predict_augmented(
 
     Raises:
         TypeError, ValueError, OSError: As `predict`; no augmentations; one that cannot be undone
-            where the model predicts maps; batches in another order in every pass.
+            where the model predicts maps; batches in another order in every pass; several
+            processes.
     """
     chosen = check_augmentations(augmentations)
+    if num_ranks() > 1:
+        raise ValueError(
+            f"predict_augmented runs on one process, not on {num_ranks()}; start it without "
+            "torchrun, or call predict"
+        )
     if options.get("prior_draws"):
         raise ValueError("prior_draws: draws from the prior have no augmentations; use predict")
     target, folder = _places(store, resume=resume)

@@ -1,5 +1,6 @@
 """Several processes predict into one Zarr store, each its own regions, what one process gives."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,36 +8,42 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from killed_runs import Moment, cases, classifier, die_in_zarr_write
 from rank_processes import run_together
 
 from ppl_med import storage
 from ppl_med.data import Batches
 from ppl_med.inference import MeanFieldNormal, predict, predictive
-from ppl_med.inference.data_digest import DATA
+from ppl_med.inference.prediction import regions, zarr_layout
+from ppl_med.inference.prediction.case_arrays import CaseArrays
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
-from ppl_med.inference.process_group import rank
+from ppl_med.inference.prediction.regions import Regions
+from ppl_med.inference.process_group import barrier, rank
 
-CASES, BATCH_SIZE = 90, 4
+CASES, BATCH_SIZE, GROUP = 90, 4, 8
+Death = tuple[int, int, float, int | None]  # rank, call, seconds after it, or write of Zarr
 
 
-def predicted(store: Path, **options: Any) -> None:
-    """What every rank runs."""
-    predictive.CHUNK_CASES = 8
+def predicted(store: Path | None, death: Death | None = None, **options: Any) -> xr.DataTree:
+    """What every rank runs; one of them is killed on the way, where there is a ``death``."""
+    predictive.CHUNK_CASES, zarr_layout.MOST_BYTES = GROUP, 64  # so that arrays have shards
     torch.set_num_threads(1)
+    if death is not None and death[0] == rank():
+        if death[3] is None:
+            Moment(death[1], death[2]).arm(PosteriorSampler, "run")
+        else:
+            die_in_zarr_write(death[3])
+    torch.manual_seed(options.pop("weights", 0))
     model = classifier()
+    guide = MeanFieldNormal(model, init_scale=options.pop("init_scale", 0.05))
     batches = options.pop("batches", Batches(cases(CASES), batch_size=BATCH_SIZE))
-    settings: dict[str, Any] = {"draws": 3, "seed": 5, "resume": True, "prior_draws": 2} | options
-    tree = predict(
-        model,
-        MeanFieldNormal(model),
-        batches,
-        store=store,
-        progress=False,
-        device="cpu",
-        **settings,
-    )
-    assert tree["posterior/probs"].sizes["case"] == CASES
+    settings = {"draws": 3, "seed": 5, "resume": True, "prior_draws": 2, "device": "cpu"}
+    return predict(model, guide, batches, store=store, progress=False, **{**settings, **options})
+
+
+def write(store: Path, death: Death | None = None) -> None:
+    assert predicted(store, death)["posterior/probs"].sizes["case"] == CASES
 
 
 def groups_of(path: Path) -> dict[str, xr.Dataset]:
@@ -46,7 +53,7 @@ def groups_of(path: Path) -> dict[str, xr.Dataset]:
 
 
 def assert_same_bits(path: Path, expected: Path) -> None:
-    """Every array and coordinate of two stores, bit for bit, and attributes."""
+    """Every array and coordinate of two stores, bit for bit, and attributes; nothing beside it."""
     found, wanted = groups_of(path), groups_of(expected)
     assert found.keys() == wanted.keys()
     for name, group in wanted.items():
@@ -58,20 +65,169 @@ def assert_same_bits(path: Path, expected: Path) -> None:
             assert other.attrs == values.attrs
         attrs = [{**one.attrs, "wall_time_seconds": 0} for one in (found[name], group)]
         assert attrs[0] == attrs[1]
+    assert [one.name for one in path.parent.iterdir()] == ["run.zarr"]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process writes, without shards."""
     path = tmp_path_factory.mktemp("alone") / "run.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictive, "CHUNK_CASES", 8)
+        patch.setattr(predictive, "CHUNK_CASES", GROUP)
+        patch.setattr(zarr_layout, "MOST_BYTES", 2**24)
         predicted(path)
     return path
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_several_processes_write_what_one_writes(ranks: int, alone: Path, tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "run.zarr"
-    assert run_together(predicted, ranks, tmp_path / "meet", path) == [0] * ranks
+def slow(number: int, *quick: int) -> list[Any]:
+    marks = [() if one in quick else pytest.mark.slow for one in range(number)]
+    return [pytest.param(one, marks=mark) for one, mark in enumerate(marks)]
+
+
+@pytest.mark.parametrize("run", slow(20, 1))
+def test_several_processes_write_what_one_writes(run: int, alone: Path, tmp_path: Path) -> None:
+    path, ranks = tmp_path / "runs" / "run.zarr", 2 + run % 3
+    assert run_together(write, ranks, tmp_path / "meet", path) == [0] * ranks
     assert_same_bits(path, alone)
-    assert [one.name for one in path.parent.iterdir()] == ["run.zarr"]
+    probs: Any = zarr.open_group(path, mode="r")["posterior/probs"]
+    assert probs.shards == (1, 3, GROUP, 2) and probs.nchunks > 4 * probs._nshards
+    assert len(list(path.glob("posterior/probs/c/*/*/*/*"))) == -(-CASES // GROUP)
+
+
+@pytest.mark.parametrize("seed", slow(20, 0))
+def test_a_rank_killed_at_any_moment_loses_nothing(seed: int, alone: Path, tmp_path: Path) -> None:
+    """As under ``torchrun``, all are started anew then, and here in another number."""
+    rng = np.random.default_rng(seed)
+    path, codes = tmp_path / "runs" / "run.zarr", [-1]
+    for attempt in itertools.count():
+        ranks = int(rng.integers(2, 5)) if attempt < 4 else 1 + attempt % 2
+        death: Death | None = None
+        if attempt < 3:
+            calls, writes = int(rng.integers(1, 40)), int(rng.integers(1, 120))
+            at_write = writes if rng.random() < 0.4 else None
+            death = (int(rng.integers(ranks)), calls, float(rng.uniform(0, 0.05)), at_write)
+        codes = run_together(write, ranks, tmp_path / f"meet{attempt}", path, death)
+        assert path.exists() == (codes == [0] * ranks) or death is not None
+        if codes == [0] * ranks:
+            break
+        assert death is not None
+    assert_same_bits(path, alone)
+
+
+# --- what cannot be the same
+
+
+def told(call: Any) -> str:
+    """What an error says."""
+    with pytest.raises((ValueError, OSError)) as caught:
+        call()
+    return str(caught.value)
+
+
+def wrong_calls(folder: Path) -> None:
+    """Calls that no rank gets through; what they are told is written down."""
+    path, own = folder / "run.zarr", rank()
+    found = [
+        told(lambda: predicted(None, resume=False)),
+        told(lambda: predicted(folder / "run.nc", resume=False)),
+        told(lambda: predicted(path, init_scale=0.1 + own)),
+        told(lambda: predicted(path, seed=own)),
+        told(lambda: predicted(path, batches=Batches(cases(CASES + own), batch_size=4))),
+        told(lambda: predicted(path, batches=[*Batches(cases(80), batch_size=4)][own::2])),
+    ]
+    path.mkdir(exist_ok=True)
+    barrier()
+    found.append(told(lambda: predicted(path, resume=False)))
+    (folder / f"told{own}").write_text("\n".join(found))
+
+
+def test_what_cannot_be_the_same_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    assert run_together(wrong_calls, 2, tmp_path / "meet", tmp_path) == [0, 0]
+    first, second = ((tmp_path / f"told{own}").read_text().splitlines() for own in (0, 1))
+    assert first == second
+    assert "on 2 processes, which need store='run.zarr'" in first[0] and "run.nc" in first[1]
+    for line, name in zip(first[2:6], ("parameters_sha256", "seed", "data", "data"), strict=True):
+        assert f"rank 1 has another {name}" in line
+    assert "run.zarr exists" in first[6]
+
+
+@pytest.fixture
+def two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "num_ranks", lambda: 2)
+    monkeypatch.setattr(regions, "of_all_ranks", lambda value: [value, value])
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_every_group_that_is_not_done_goes_to_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"p{number}" for number in range(38)]
+    dealt = []
+    for own in range(2):
+        monkeypatch.setattr(regions, "rank", lambda own=own: own)
+        some = Regions([(0, 8), (16, 24)], ids, 8)
+        starts = range(0, 38, 8)
+        dealt.append([start for start in starts if some.is_mine(start, ids[start : start + 8])])
+        some.check_same_cases()
+        assert some.num_cases == 38
+    assert dealt == [[8, 32], [24]]
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize(
+    ("done", "group", "message"),
+    [
+        ([], (6, 14), r"cases 6 to 13 would share a chunk of the store, of 8 cases"),
+        ([], (8, 24), r"cases 8 to 23 would share a chunk"),
+        ([(0, 4)], (0, 8), r"some of the cases 0 to 7 are in the store already"),
+        ([(0, 8)], (0, 8), r"other cases than the interrupted run.*positions 0 to 7"),
+    ],
+)
+def test_two_ranks_never_share_a_chunk(done: Any, group: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Regions(done, ["another"] * 8, 8).is_mine(group[0], ["p"] * (group[1] - group[0]))
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_ranks_that_saw_other_cases_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "of_all_ranks", lambda value: [value, (3, "other")])
+    some = Regions()
+    some.is_mine(0, ["p0", "p1"])
+    with pytest.raises(ValueError, match=r"rank 1 has other cases.*\(3 against 2\).*Distributed"):
+        some.check_same_cases()
+
+
+# --- shards
+
+
+def ones(first: int, last: int) -> xr.Dataset:
+    values = np.ones((1, 4, last - first, 3))
+    case = [f"p{number}" for number in range(first, last)]
+    return xr.Dataset({"probs": (("chain", "draw", "case", "class"), values)}, {"case": case})
+
+
+def fill_ones(folder: Path) -> None:
+    """Every rank fills its own shards, at the same time."""
+    arrays = CaseArrays(folder)
+    if rank() == 0:
+        arrays.make("posterior", ones(0, 16))
+        arrays.resize(16 * 33)
+    barrier()
+    for group in range(1 + rank(), 33, 4):
+        arrays.fill("posterior", ones(16 * group, 16 * (group + 1)), 16 * group, grows=False)
+
+
+def test_no_one_is_lost_where_four_processes_fill_shards(tmp_path: Path, monkeypatch: Any) -> None:
+    """Ones, so that a shard that two had written, or nobody, would be missing in the sum."""
+    monkeypatch.setattr(zarr_layout, "MOST_BYTES", 256)
+    with pytest.raises(ValueError, match="hold more than 16 cases"):
+        CaseArrays(tmp_path / "a.zarr").make("posterior", ones(0, 16))
+        CaseArrays(tmp_path / "a.zarr").fill("posterior", ones(16, 32), 16, grows=False)
+    folder = tmp_path / "run.zarr"
+    assert run_together(fill_small, 4, tmp_path / "meet", folder) == [0] * 4
+    probs: Any = zarr.open_group(folder, mode="r")["posterior/probs"]
+    assert probs.shards == (1, 4, 16, 3) and probs.shape == (1, 4, 528, 3)
+    assert probs[:].sum() == 4 * 528 * 3
+
+
+def fill_small(folder: Path) -> None:
+    zarr_layout.MOST_BYTES = 256
+    fill_ones(folder)

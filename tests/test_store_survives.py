@@ -187,15 +187,19 @@ def test_what_follows_in_a_store_must_fit(change: Any, message: str, tmp_path: P
     assert_probs(path, run())
 
 
-def test_coordinates_of_later_cases_are_compared(tmp_path: Path, monkeypatch: Any) -> None:
-    """Other class names for the same numbers, as after a change of the program."""
+@pytest.mark.parametrize("names", [["yes", "no"], None])
+def test_coordinates_of_later_cases_are_compared(
+    names: list[str] | None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Other class names for the same numbers, as after a change of the program, or none."""
     path = tmp_path / "run.zarr"
     interrupted(path, 2)
     coords = predictive.TreeBuilder.start
 
     def renamed(self: Any, *args: Any) -> Any:
         chunk = coords(self, *args)
-        chunk.coords["class"] = ["yes", "no"]
+        del chunk.coords["class"]
+        chunk.coords |= {} if names is None else {"class": names}
         return chunk
 
     monkeypatch.setattr(predictive.TreeBuilder, "start", renamed)

@@ -28,6 +28,7 @@ from ppl_med.storage.atomic import not_written
 from ppl_med.storage.locks import locked
 from ppl_med.storage.padding import largest_sizes, pad_dataset
 from ppl_med.storage.seals import SEAL, check_chunks, check_store, is_store, seal_store
+from ppl_med.storage.trees import without_shards
 
 PRIOR_GROUPS = ("prior", "prior_predictive")
 
@@ -261,8 +262,7 @@ class ZarrSink:
                 for name, coord in node.coords.items()
                 if coord.dtype.kind == "T"
             }
-            if text:
-                node.dataset = node.to_dataset(inherit=False).assign_coords(text)
+            node.dataset = without_shards(node.to_dataset(inherit=False)).assign_coords(text)
         return tree
 
     def finish(self, wall_time: float, num_cases: int) -> xr.DataTree:

@@ -169,7 +169,7 @@ def _write_netcdf(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
 def _write_zarr(tree: xr.DataTree | xr.Dataset, partial: Path) -> None:
     import zarr
 
-    stored = {name: variable_text(node) for name, node in _nodes(tree).items()}
+    stored = {name: variable_text(without_shards(node)) for name, node in _nodes(tree).items()}
     codecs = {name: chunk_codecs(node.variables) for name, node in stored.items()}
     with warnings.catch_warnings(), zarr.config.set({"array.write_empty_chunks": True}):
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
@@ -187,6 +187,14 @@ def variable_text(data: xr.Dataset) -> xr.Dataset:
             if one.dtype.kind in "UO"
         }
     )
+
+
+def without_shards(data: xr.Dataset) -> xr.Dataset:
+    """Forget that the arrays lie in shards: Dask writes by chunks, of which two may share one."""
+    data = data.copy()
+    for variable in data.variables.values():
+        variable.encoding = {n: v for n, v in variable.encoding.items() if n != "shards"}
+    return data
 
 
 def _plain(data: xr.Dataset) -> xr.Dataset:
