@@ -108,8 +108,11 @@ def predict(
             tells raters from weights. The first sample is what ``samples=1`` gives.
         seed: Seed of all draws.
         store: None keeps the result in memory; ``"run.nc"`` also writes it; ``"run.zarr"`` writes
-            while predicting, with bounded memory, and gives a lazy tree.
-        resume: Go on with an interrupted ``store="*.zarr"``; a complete one is opened.
+            while predicting, with bounded memory, and gives a lazy tree. Under ``torchrun``, and
+            in any other group of processes, it must be this: all call predict alike, every one
+            fills regions of its own, and the numbers are those of one process.
+        resume: Go on with an interrupted ``store="*.zarr"``, on any number of processes; a complete
+            one is opened.
         log_likelihood_of: What the cases are. Of training cases, ``log_likelihood`` may go to
             ``loo``, unless the model was trained by a loss, or has a latent of every case, which is
             drawn from its prior here, so that no draw has seen the case: the tree's attributes
@@ -152,7 +155,9 @@ def predict(
             latents of a case, which would be copies; on ``keep`` of a layer that the network does
             not have, or that does not give one output of a case; on a window for a model that
             runs no network of one image with random weights (``RandomWeights``); on a store to
-            resume that was made with other arguments, other parameters or other cases.
+            resume that was made with other arguments, other parameters or other cases. Of several
+            processes, on a ``store`` that is no Zarr store, on what differs between them, and on
+            batches of unequal size.
         FileExistsError: If ``store`` exists.
         BlockingIOError: If another process or thread writes to ``store``.
         OSError: If ``store`` cannot be written, which is tried before any work; what a Zarr store

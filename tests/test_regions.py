@@ -13,6 +13,7 @@ from killed_runs import Moment, cases, classifier, die_in_zarr_write
 from rank_processes import run_together
 
 from ppl_med import storage
+from ppl_med.axes import SPACE
 from ppl_med.data import Batches
 from ppl_med.inference import MeanFieldNormal, predict, predictive
 from ppl_med.inference.prediction import regions, zarr_layout
@@ -226,6 +227,42 @@ def test_no_one_is_lost_where_four_processes_fill_shards(tmp_path: Path, monkeyp
     probs: Any = zarr.open_group(folder, mode="r")["posterior/probs"]
     assert probs.shards == (1, 4, 16, 3) and probs.shape == (1, 4, 528, 3)
     assert probs[:].sum() == 4 * 528 * 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "chunks", "shards"),
+    [
+        ((1, 32, 512, 10), ("class",), (1, 32, 512, 10), None),  # 1.3 MB: a small one is one chunk
+        ((1, 32, 512, 250), ("class",), (1, 32, 256, 250), (1, 32, 512, 250)),
+        ((2, 32, 64, 50, 50), ("row", "col"), (2, 16, 16, 50, 50), (2, 32, 64, 50, 50)),
+        ((1, 31, 64, 100, 99), ("row", "col"), (1, 1, 16, 100, 99), (1, 31, 64, 100, 99)),
+        ((1, 16, 1, 999, 72, 72), SPACE[3], (1, 1, 1, 333, 72, 72), (1, 1, 1, 999, 72, 72)),
+        ((1, 32, 2, 128, 128, 64), SPACE[3], (1, 1, 2, 128, 128, 64), None),
+    ],
+)
+def test_chunks_are_to_be_read_and_shards_to_be_written(
+    shape: Any, dims: Any, chunks: Any, shards: Any
+) -> None:
+    """Both divide each other, chunks of large arrays hold 1 to 16 MiB; the last two are large."""
+    values = np.broadcast_to(np.zeros(()), shape)
+    dataset = xr.Dataset({"probs": (("chain", "draw", "case", *dims), values)})
+    found = zarr_layout.layout(dataset)["probs"]
+    assert found["chunks"] == chunks and found.get("shards") == shards
+    if shards is not None:
+        assert 2**20 <= 8 * np.prod(chunks) <= 2**24
+        assert all(one % other == 0 for one, other in zip(shards, chunks, strict=True))
+
+
+def test_a_tree_in_shards_is_saved_anew(alone: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Dask writes by chunks, of which two may not share a shard."""
+    monkeypatch.setattr(predictive, "CHUNK_CASES", GROUP)
+    monkeypatch.setattr(zarr_layout, "MOST_BYTES", 64)
+    tree = predicted(tmp_path / "run.zarr")
+    assert set(tree["posterior/probs"].chunks[2]) == {2}
+    storage.save(tree, tmp_path / "again.zarr")
+    again = groups_of(tmp_path / "again.zarr")
+    for name, group in groups_of(alone).items():
+        xr.testing.assert_equal(again[name], group)
 
 
 def fill_small(folder: Path) -> None:

@@ -94,7 +94,7 @@ def test_prediction_killed_three_times_equals_the_whole_run(kind: str, tmp_path:
     assert ids == killed_runs.cases()["id"]
 
 
-@pytest.mark.parametrize("write", [70, 79, 103, 120, 180])
+@pytest.mark.parametrize("write", [70, 79, 103, 120, 172])
 def test_a_kill_while_writing_a_store_leaves_nothing_in_it(write: int, tmp_path: Path) -> None:
     store = tmp_path / "run.zarr"
     assert run_apart(killed_runs.draw, "mean_field", store, None, write) == KILLED

@@ -96,12 +96,14 @@ def check_chunks(path: Path, cases: Sequence[tuple[int, int]] | None = None) -> 
         if not isinstance(array, zarr.Array):
             continue
         units = array.shards or array.chunks
-        grid = [range(-(-size // unit)) for size, unit in zip(array.shape, units, strict=True)]
-        dims = getattr(array.metadata, "dimension_names", None) or ()
+        grid: list[Sequence[int]] = [
+            range(-(-size // unit)) for size, unit in zip(array.shape, units, strict=True)
+        ]
+        dims: Any = getattr(array.metadata, "dimension_names", None) or ()
         if cases is not None and "case" in dims:
             axis = dims.index("case")
             parts = [range(first // units[axis], -(-last // units[axis])) for first, last in cases]
-            grid[axis] = sorted({place for part in parts for place in part})  # type: ignore[call-overload]
+            grid[axis] = sorted({place for part in parts for place in part})
         folder = path / name
         there = {one.relative_to(folder).as_posix() for one in folder.rglob("*")}
         keys = [array.metadata.encode_chunk_key(place) for place in itertools.product(*grid)]
