@@ -16,7 +16,7 @@ from ppl_med.inference.prediction.continuation import check_continues
 from ppl_med.inference.prediction.regions import Regions
 from ppl_med.inference.prediction.tree_builder import Chunk
 from ppl_med.inference.prediction.zarr_sink import PRIOR_GROUPS, ZarrSink
-from ppl_med.inference.process_group import num_ranks, on_rank_0
+from ppl_med.inference.process_group import barrier, num_ranks, on_rank_0
 from ppl_med.storage.atomic import check_writable
 from ppl_med.storage.locks import locked
 from ppl_med.storage.padding import largest_sizes, pad_dataset
@@ -60,13 +60,14 @@ def open_sink(
 
 
 def check_ranks(store: str | Path | None) -> None:
-    """Raise a ValueError where several processes would predict what only one can hold."""
+    """Meet the other processes; a ValueError where they would predict what only one can hold."""
     if num_ranks() > 1 and (store is None or Path(store).suffix != ".zarr"):
         raise ValueError(
             f"predict runs on {num_ranks()} processes, which need store='run.zarr' to write into, "
             f"got store={store!r}; give one to all of them, or predict after the group of "
             "processes is destroyed, or without torchrun"
         )
+    barrier()  # they join here, which chooses a GPU for each
 
 
 class MemorySink:
