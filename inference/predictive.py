@@ -59,6 +59,7 @@ from ppl_med.programs.sites import (
     without_observations,
 )
 from ppl_med.weights.call_cache import caching
+from ppl_med.weights.mirroring import Mirroring, mirrored
 from ppl_med.weights.sliding_window import Blend, SlidingWindow, sliding
 
 CHUNK_CASES, CHUNK_NUMBERS = 512, 2**26
@@ -82,6 +83,7 @@ def predict(
     window: Sequence[int] | None = None,
     overlap: float = 0.25,
     blend: Blend = "gaussian",
+    mirror: bool | Sequence[str] = False,
     keep: Sequence[str] = (),
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -130,6 +132,9 @@ def predict(
         overlap: Share of a patch that it has in common with the next one, in [0, 1).
         blend: Weights of overlapping patches, "gaussian" (less towards the border of a patch) or
             "constant".
+        mirror: True, or axes such as ("row", "col"): each draw of the weights sees images mirrored
+            in its own way, its maps turned back, so that a posterior costs what a mirrored
+            prediction does. For nets trained on such images; see ``ppl_med.weights.mirroring``.
         keep: What else to store of every draw, such as ("logit", "feature:layer4"): the output of
             the network with random weights (case, class), and that of the layer of that name,
             averaged over space, as ``posterior/logit`` and ``posterior/feature:layer4``. It is what
@@ -176,6 +181,7 @@ def predict(
     check_ranks(store)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
+    mirroring = None if mirror is False else Mirroring(mirror)
     keep = check_keep(keep)
     if keep and windowed is not None:
         raise ValueError("keep: by a window, layers see patches, not cases; leave one out")
@@ -184,11 +190,11 @@ def predict(
     chosen = choose_device(device)
     pairs = members_of(model, guide)
     own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
-    with torch_restored(), sliding(windowed), ExitStack() as held:
+    with torch_restored(), sliding(windowed), mirrored(mirroring), ExitStack() as held:
         held.enter_context(telling_interrupts(stopped_prediction(store)))
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, (draws, samples), seed, keep=keep)
-        _check_used(windowed, model)
+        _check_used(windowed, mirroring, model)
         attrs = attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
@@ -200,6 +206,8 @@ def predict(
             attrs["keep"] = ", ".join(keep)
         if windowed is not None:
             attrs["window"] = str(windowed)
+        if mirroring is not None:
+            attrs["mirror"] = str(mirroring)
         check_same_call(
             {"store": str(store), "device": chosen.type, "batches": num_batches, **attrs}
         )
@@ -233,12 +241,15 @@ def predict(
         return sink.finish(time.time() - started, regions.num_cases)
 
 
-def _check_used(windowed: SlidingWindow | None, model: Program) -> None:
-    if windowed is not None and not windowed.used:
-        raise ValueError(
-            f"window: {full_name(model)} runs no network with random weights (RandomWeights), the "
-            "only ones that run by patches; leave window out, and predict smaller images"
-        )
+def _check_used(
+    windowed: SlidingWindow | None, mirroring: Mirroring | None, model: Program
+) -> None:
+    for name, found, how in (("window", windowed, "by patches"), ("mirror", mirroring, "mirrored")):
+        if found is not None and not found.used:
+            raise ValueError(
+                f"{name}: {full_name(model)} runs no network with random weights (RandomWeights) "
+                f"of one image, the only ones that run {how}; leave {name} out"
+            )
 
 
 class _Run:

@@ -35,6 +35,7 @@ from ppl_med.programs.sites import (
     sample_sites,
     site_dims,
 )
+from ppl_med.weights.mirroring import mirror_as
 
 TELLING_CASES = 8  # on which it is seen how a program reads its observations
 # Above this change between two equal runs, relative to the largest entry, a distribution is random.
@@ -191,6 +192,7 @@ class PosteriorSampler:
         ``sample`` is which of several samples with these latents it is: the noise is its own.
         ``salt`` changes the seed of what cannot be drawn case by case, if given.
         """
+        mirror_as(draw)
         keys, proposed = self.keys(draw, sample), dict[str, Site]()
         with torch_restored(), private_store():
             # For what cannot be drawn case by case: the same for the same batch at least.

@@ -111,7 +111,7 @@ class ZarrSink:
             ) from error
 
     def _check_attrs(self, path: Path, found: dict[Any, Any]) -> None:
-        where_given = ("samples", "window", "keep")
+        where_given = ("samples", "window", "mirror", "keep")
         names = (*self.attrs, *where_given)
         differing = [n for n in names if n != DATA and found.get(n) != self.attrs.get(n)]
         if not same_data(found.get(DATA), self.attrs.get(DATA)):

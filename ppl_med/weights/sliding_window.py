@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ppl_med.checks import choice, is_whole, reject, share
+from ppl_med.weights.mirroring import mirroring
 
 Blend = Literal["gaussian", "constant"]
 
@@ -107,14 +108,19 @@ def sliding(window: SlidingWindow | None) -> Iterator[None]:
 
 
 def run_net(net: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """``net(*inputs, **options)``; inside ``sliding`` of one image, patch by patch."""
-    window = _window.get()
-    if window is None:
+    """``net(*inputs, **options)``; of one image by patches, or mirrored, in such a block."""
+    window, mirror = _window.get(), mirroring.get()
+    if window is None and mirror is None:
         return net(*inputs, **options)
     if options or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        name, how = ("mirror", "mirrored") if window is None else ("window", "by patches")
         raise ValueError(
-            "window: only networks of one image run by patches, and this one takes "
+            f"{name}: only networks of one image run {how}, and this one takes "
             f"{len(inputs)} inputs and the keywords {sorted(options)}; join maps along the channel "
-            "axis, or leave window out"
+            f"axis, or leave {name} out"
         )
-    return window.run(net, inputs[0])
+
+    def whole(image: Tensor) -> Any:
+        return net(image) if window is None else window.run(net, image)
+
+    return whole(inputs[0]) if mirror is None else mirror.run(whole, inputs[0])
