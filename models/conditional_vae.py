@@ -140,7 +140,8 @@ class ConditionalVAE(nn.Module):
         check_size(image, self.in_channels, self._size)
         loc = torch.zeros(len(image), self.latent_dim, device=image.device)
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1), infer=dims("latent"))
+            standard = dist.Normal(loc, loc.new_ones(())).to_event(1)
+            z = pyro.sample("z", standard, infer=dims("latent"))
             if label is None:
                 classes = torch.arange(len(self.log_class_probs), device=image.device)
                 joint = torch.stack([self._log_joint(image, z, k) for k in classes], dim=-1)
@@ -156,4 +157,4 @@ class ConditionalVAE(nn.Module):
         kind = precision(mean, training=self.training)
         scale = self.log_scale.clamp(*LOG_SCALE_RANGE).exp().to(kind)
         density = dist.Normal(mean.to(kind), scale).to_event(3)
-        return density.log_prob(image.to(kind)) + self.log_class_probs[label].to(kind)
+        return density.log_prob(image.to(kind)) + self.log_class_probs.take(label.long()).to(kind)

@@ -76,7 +76,8 @@ class ImageToImageVAE(nn.Module):
         """
         loc = torch.zeros(len(image), self.latent_dim, device=image.device)
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1), infer=dims("latent"))
+            standard = dist.Normal(loc, loc.new_ones(())).to_event(1)
+            z = pyro.sample("z", standard, infer=dims("latent"))
             space = image.shape[2:]
             tiled = z.view(*z.shape, *[1] * len(space)).expand(*z.shape, *space)
             images = image.expand(*z.shape[:-1], *image.shape[1:])

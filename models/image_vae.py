@@ -101,7 +101,8 @@ class ImageVAE(nn.Module):
         check_size(image, self.in_channels, self._size)
         loc = torch.zeros(len(image), self.latent_dim, device=image.device)
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1), infer=dims("latent"))
+            standard = dist.Normal(loc, loc.new_ones(())).to_event(1)
+            z = pyro.sample("z", standard, infer=dims("latent"))
             mean = self.decode(z)
             kind = precision(mean, training=self.training)
             mean, seen = mean.to(kind), image.to(kind)

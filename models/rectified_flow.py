@@ -228,7 +228,7 @@ class RectifiedFlow(nn.Module):
             return law.draw(names, proposed=False)
         shape = (len(image), self.num_channels, *image.shape[2:])
         zeros = torch.zeros(shape, device=image.device)
-        standard = dist.Normal(zeros, 1.0).to_event(len(names))
+        standard = dist.Normal(zeros, zeros.new_ones(())).to_event(len(names))
         start: Tensor = pyro.sample(
             "start", standard, infer=dims(*names, stored=False, proposed=False)
         )

@@ -81,7 +81,8 @@ class SiteTemperature(nn.Module):
         """
         self._check_sites(site, len(image))
         zero, width = image.new_zeros(()), image.new_full((), self.spread_scale)
-        centre = pyro.sample("log_temperature_mean", dist.Normal(zero, self.centre_scale))
+        sd = image.new_full((), self.centre_scale)
+        centre = pyro.sample("log_temperature_mean", dist.Normal(zero, sd))
         spread = pyro.sample("log_temperature_scale", dist.HalfNormal(width))
         with pyro.plate("site", self.num_sites):
             log_temperature = pyro.sample("log_temperature", dist.Normal(centre, spread))

@@ -637,19 +637,19 @@ DENSE_REGRESSORS: dict[str, Callable[[], Pair]] = {
 class BoxNet(nn.Module):
     """Two anchors, the left and the right half of the image."""
 
+    anchors: Tensor
+
     def __init__(self, num_outputs: int, kinds: tuple[float, float] = (1.0, 1.0)) -> None:
         super().__init__()
         last = nn.Conv2d(4, num_outputs - 5, (SIZE, SIZE // 2), SIZE // 2)
         self.layers = nn.Sequential(nn.Conv2d(CHANNELS, 4, 3, padding=1), nn.Tanh(), last)
-        self.kinds = kinds
+        half = SIZE / 2
+        anchors = torch.tensor([[0, half], [0, 0], [half, SIZE], [SIZE, SIZE], kinds])
+        self.register_buffer("anchors", anchors, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         output = self.layers(image).flatten(2)
-        half = SIZE / 2
-        constants = torch.tensor(
-            [[0, half], [0, 0], [half, SIZE], [SIZE, SIZE], self.kinds], device=output.device
-        )
-        return torch.cat([output, constants.expand(len(image), -1, -1)], 1)
+        return torch.cat([output, self.anchors.expand(len(image), -1, -1)], 1)
 
 
 def detector(guide: Callable[[Any], nn.Module], **settings: Any) -> Pair:

@@ -5,6 +5,7 @@
 Reference: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020 (eq. 5).
 """
 
+from functools import partial
 from typing import Any
 
 import pyro
@@ -40,7 +41,8 @@ class Noising(ConditionalGuide):
         drawn = pyro.sample(f"x{process.num_steps}", counted(last, seen), infer=names)
         if process.form == "slow":
             for later, earlier in process.grid()[:-1]:
-                at = process.at(*(torch.full((len(image),), n) for n in (later, earlier)))
+                full = partial(torch.full, (len(image),), device=image.device)
+                at = process.at(full(later), full(earlier))
                 law = counted(process.posterior(drawn, state, at, seen), seen)
                 drawn = pyro.sample(f"x{earlier}", law, infer=names)
             return

@@ -59,10 +59,11 @@ class FlatRadial(TorchDistribution):
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draws that pass gradients."""
         shape = torch.Size(sample_shape)
-        normals = torch.randn(shape + self.event_shape).to(self.loc)
+        device = self.loc.device
+        normals = torch.randn(shape + self.event_shape, device=device).to(self.loc)
         noise = []
         for part in normals.split(self.sizes, dim=-1):
-            radius = torch.randn((*shape, 1)).to(self.loc)
+            radius = torch.randn((*shape, 1), device=device).to(self.loc)
             noise.append(part / part.norm(dim=-1, keepdim=True) * radius)
         return self.loc + self.scale * torch.cat(noise, dim=-1)
 

@@ -25,7 +25,7 @@ from ppl_med.programs import rng
 from ppl_med.programs.case_scale import CaseScale
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import set_mode
-from ppl_med.programs.sites import select_arguments, to_device
+from ppl_med.programs.sites import select_arguments, send, to_device
 
 REFRESH_SECONDS, MAX_PENDING = 0.5, 1000
 VALIDATION_DRAWS = 8
@@ -193,7 +193,7 @@ class Trainer:
         share = share_of_step(loader.num_batches, plan.accumulate, updates.size)
         values = to_device(select_arguments(member.model, batch), plan.device)
         if isinstance(factor, Tensor):
-            factor = factor.to(plan.device, non_blocking=True)
+            factor = send(factor, plan.device)
         if share != 1:
             factor = factor * share
         enabled = plan.precision == "bfloat16"

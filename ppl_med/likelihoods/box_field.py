@@ -88,7 +88,8 @@ class BoxField(TorchDistribution):
         label = value[..., 4].nan_to_num(nan=-1.0).long()
         box, there = value[..., :4].nan_to_num(nan=0.0), label >= 0
         logits, place, log_variance, anchor, kind = self._parts(output)
-        unit = anchor.new_tensor([0.0, 0.0, 1.0, 1.0])  # places without an anchor may have no size
+        # Places without an anchor may have no size.
+        unit = torch.cat([anchor.new_zeros(2), anchor.new_ones(2)])
         anchor = torch.where((kind < 0)[..., None], unit, anchor)
         found = output.new_zeros(len(output))
         for stage in (0.0, 1.0) if self.settings.proposals else (1.0,):

@@ -37,6 +37,7 @@ class SmallDetector(nn.Module):
         head: Starts of the names of the layers after the features.
     """
 
+    half: Tensor
     encoding, match, proposals = "edges", "all", False
     class_bias = "classes.bias"
     head = ("classes", "edges", "log_variances")
@@ -64,6 +65,11 @@ class SmallDetector(nn.Module):
         self.class_prior = inside("class_prior", class_prior)
         self.sizes = tuple(tuple(map(float, level)) for level in sizes)
         self.ratios = tuple(map(float, ratios))
+        half = [
+            [[side / r**0.5 / 2, side * r**0.5 / 2] for side in level for r in self.ratios]
+            for level in self.sizes
+        ]
+        self.register_buffer("half", torch.tensor(half), persistent=False)
         self.stem = nn.Sequential(_Block(in_channels, 16, 2), _Block(16, width // 2, 2))
         self.middle = nn.Sequential(_Block(width // 2, width, 2), _Block(width, width, 1))
         self.top = nn.Sequential(_Block(width, width * 3 // 2, 2), _Block(width * 3 // 2, width, 1))
@@ -101,10 +107,7 @@ class SmallDetector(nn.Module):
             (torch.arange(rows, device=device) + 0.5) * stride,
             indexing="xy",
         ), -1).reshape(-1, 1, 2)  # fmt: skip
-        half = torch.tensor(
-            [[s / r**0.5 / 2, s * r**0.5 / 2] for s in self.sizes[level] for r in self.ratios],
-            device=device,
-        )
+        half = self.half[level].to(middle)
         return torch.cat([middle - half, middle + half], -1).reshape(-1, 4)
 
 

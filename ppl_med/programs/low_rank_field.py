@@ -55,13 +55,13 @@ class LowRankField:
             The maps (..., case, map, *space).
         """
         mean = self.mean
-        standard = dist.Normal(torch.zeros_like(mean), 1.0).to_event(mean.dim() - 1)
+        standard = dist.Normal(torch.zeros_like(mean), mean.new_ones(())).to_event(mean.dim() - 1)
         infer = dims(*names, stored=False, proposed=proposed)
         value: Tensor = self.mean + self.scale * pyro.sample("noise", standard, infer=infer)
         if self.rank:
             zeros = torch.zeros(len(mean), self.rank, device=mean.device)
             infer = dims("latent", proposed=proposed)
-            z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1), infer=infer)
+            z = pyro.sample("z", dist.Normal(zeros, zeros.new_ones(())).to_event(1), infer=infer)
             flat = torch.einsum("cr...,kcr->kc...", self.factor, z.reshape(-1, *zeros.shape))
             value = value + flat.view(*z.shape[:-1], *flat.shape[2:])
         return value

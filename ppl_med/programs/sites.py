@@ -69,9 +69,20 @@ def to_device(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]
     found = dict(values)
     for name, value in values.items():
         if isinstance(value, Tensor):
-            moved = value.to(device, non_blocking=True)
+            moved = send(value, device)
             found[name] = moved.clone() if moved.is_inference() else moved
     return found
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device, for which the host does not wait.
+
+    A GPU copies from the memory of the CPU by itself only where that is pinned; before a copy from
+    other memory the host waits for all that the GPU still has to do.
+    """
+    if device.type == "cuda" and value.device.type == "cpu" and torch.cuda.is_available():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def batch_size(values: Mapping[str, Any]) -> int:

@@ -1,11 +1,14 @@
 """The contracts of models and guides, checked as ``fit`` and ``predict`` run them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import pyro
 
+from ppl_med.checks import choice
+from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.programs.isolation import preserved_state
+from ppl_med.testing.device_rules import loss_violation, prediction_violation
 from ppl_med.testing.guide_rules import guide_violations
 from ppl_med.testing.model_rules import program_violations
 from ppl_med.testing.program_runs import bind
@@ -68,6 +71,49 @@ def check_guide(
     """
     with preserved_state(model, guide) as modules, pyro.validation_enabled(True):
         _assert_none("guide", guide_violations(model, guide, bind(model, batch), modules))
+
+
+def check_device(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: Mapping[str, Any],
+    *,
+    leave_out: Sequence[Literal["loss", "prediction"]] = (),
+) -> None:
+    """Assert that a pair trains and predicts on a GPU, on a machine that may have none.
+
+    A training step and draws as of ``predict`` run on tensors that have a device and a shape but no
+    data. Reported are: tensors that a program makes or keeps on the CPU; what needs values, as
+    ``item()``, ``bool(tensor)`` and results whose shape depends on values do, for which the host
+    waits; in the training step also copies between CPU and GPU. A network's parameters and buffers
+    move along; tensors in other attributes of a module, and in a function's closure, do not, as on
+    a GPU.
+
+    Afterwards everything is as before, see ``check_program``.
+
+    Args:
+        model: A Pyro program that passes ``check_program``.
+        guide: Its guide, or an ``Ensemble``.
+        batch: As for ``check_program``, on the CPU.
+        leave_out: What cannot be imitated: ``"loss"`` where the loss takes gradients itself, as a
+            penalty on them does, for torch takes none on a GPU that it only imitates; it then runs
+            on torch's device "meta" alone, as gradients of all others do. ``"prediction"`` where
+            it needs values, as the suppression of overlapping boxes does.
+
+    Raises:
+        AssertionError: If a violation is found; the message has the line of each.
+        ValueError: If the batch cannot be used.
+    """
+    for name in leave_out:
+        choice("leave_out", name, ("loss", "prediction"))
+    found: list[str | None] = []
+    for pair in members_of(model, guide):
+        if "loss" not in leave_out:
+            found.append(loss_violation(*pair, batch, gradient=False))
+        found.append(loss_violation(*pair, batch, gradient=True))
+        if "prediction" not in leave_out:
+            found.append(prediction_violation(*pair, batch))
+    _assert_none("pair", list(dict.fromkeys(text for text in found if text is not None)))
 
 
 def _assert_none(kind: str, violations: list[str]) -> None:

@@ -206,11 +206,39 @@ def _signs(values: Tensor, axis: int) -> Tensor:
 
 
 class RandomWeight(Tensor):
-    """A view of a parameter together with its estimator."""
+    """Stands for a parameter whose value an estimator draws: its shape, type and device, no data.
+
+    Without data of its own it lives on every device, and where tensors are only imitated, too.
+    """
 
     estimator: WeightEstimator
     parameter: str
     owner: "LazyWeights"
+
+    @classmethod
+    def of(cls, estimator: WeightEstimator, parameter: str, owner: "LazyWeights") -> "RandomWeight":
+        """What stands for the parameter of that name."""
+        like = estimator.loc
+        weight = cls._make_wrapper_subclass(
+            cls,
+            like.shape,
+            like.stride(),
+            dtype=like.dtype,
+            device=like.device,
+            requires_grad=like.requires_grad,
+        )
+        weight.estimator, weight.parameter, weight.owner = estimator, parameter, owner
+        return weight
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Refuse code that passes by ``__torch_function__``: it would read the mean of q."""
+        raise RuntimeError(
+            f"{func} reads a random weight in a way that its estimator cannot follow; build the "
+            "guide with estimator='shared', or per_example=False for dropout"
+        )
 
     @classmethod
     def __torch_function__(
@@ -258,9 +286,7 @@ class LazyWeights:
         self.params: dict[str, Tensor] = {}
         for name, estimator in estimators.items():
             if isinstance(estimator, WeightEstimator):
-                weight = estimator.loc.as_subclass(RandomWeight)
-                weight.estimator, weight.parameter, weight.owner = estimator, name, self
-                self.params[name] = weight
+                self.params[name] = RandomWeight.of(estimator, name, self)
             else:
                 self.params[name] = estimator
 

@@ -89,7 +89,7 @@ class StepsOfBatch(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Minus log T, each."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        uniform = torch.tensor(float(self.num_steps), device=value.device)
+        uniform = torch.full((), float(self.num_steps), device=value.device)
         return -uniform.log().expand(shape)
 
 
@@ -182,8 +182,8 @@ class Chain(nn.Module, ABC):
 
     def at(self, later: Tensor | int, earlier: Tensor | int) -> Transition:
         """The shares of signal of two steps, float64."""
-        device = self.kept.device
-        steps = (torch.as_tensor(step, device=device) for step in (later, earlier))
+        # By a number, not by a tensor of one, whose value the host would read off the device.
+        steps = (s.to(self.kept.device) if isinstance(s, Tensor) else s for s in (later, earlier))
         return Transition(*(self.kept[step] for step in steps))
 
     def grid(self, num_steps: int | None = None, start: int | None = None) -> list[tuple[int, int]]:
