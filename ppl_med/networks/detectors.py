@@ -37,7 +37,7 @@ class SmallDetector(nn.Module):
         head: Starts of the names of the layers after the features.
     """
 
-    half: Tensor
+    half_sides: Tensor
     encoding, match, proposals = "edges", "all", False
     class_bias = "classes.bias"
     head = ("classes", "edges", "log_variances")
@@ -69,7 +69,7 @@ class SmallDetector(nn.Module):
             [[side / r**0.5 / 2, side * r**0.5 / 2] for side in level for r in self.ratios]
             for level in self.sizes
         ]
-        self.register_buffer("half", torch.tensor(half), persistent=False)
+        self.register_buffer("half_sides", torch.tensor(half), persistent=False)
         self.stem = nn.Sequential(_Block(in_channels, 16, 2), _Block(16, width // 2, 2))
         self.middle = nn.Sequential(_Block(width // 2, width, 2), _Block(width, width, 1))
         self.top = nn.Sequential(_Block(width, width * 3 // 2, 2), _Block(width * 3 // 2, width, 1))
@@ -107,7 +107,7 @@ class SmallDetector(nn.Module):
             (torch.arange(rows, device=device) + 0.5) * stride,
             indexing="xy",
         ), -1).reshape(-1, 1, 2)  # fmt: skip
-        half = self.half[level].to(middle)
+        half = self.half_sides[level].to(middle)
         return torch.cat([middle - half, middle + half], -1).reshape(-1, 4)
 
 

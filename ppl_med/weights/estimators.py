@@ -231,7 +231,7 @@ class RandomWeight(Tensor):
         return weight
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Refuse code that passes by ``__torch_function__``: it would read the mean of q."""
