@@ -1,17 +1,21 @@
-"""Old names of what has moved: they still work, and say once where it is now.
+"""Names of what stands elsewhere. Old ones still work, and say once where it is now.
 
 ppl_med.dims             imports ``ppl_med.axes`` and warns, by the table below
 __getattr__ = renamed()  gives a package the old names of its own functions and classes
 @renamed_argument()      gives a function the old name of a keyword
+on_demand()              gives a package names that are imported when they are first asked for
 """
 
+import ast
 import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
@@ -113,6 +117,49 @@ def renamed(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(owner), attribute)
 
     return __getattr__
+
+
+def on_demand(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names are imported when they are needed.
+
+    The package lists them once, in imports that only type checkers and editors run:
+
+        if TYPE_CHECKING:
+            from ppl_med.inference.svi import fit
+        else:
+            __getattr__, __dir__ = on_demand(__name__, __file__)
+
+    ``import ppl_med.inference`` then costs next to nothing, and ``from ppl_med.inference import
+    fit`` what ``fit`` needs. Modules of the package answer to their names as after an import.
+
+    Args:
+        package: ``__name__`` of the package.
+        file: Its ``__file__``, with the imports under ``if TYPE_CHECKING:``.
+    """
+    owners = _listed(ast.parse(Path(file).read_text(encoding="utf-8")))
+
+    def __getattr__(name: str) -> Any:
+        if name in owners:
+            found = getattr(importlib.import_module(owners[name]), name)
+            setattr(sys.modules[package], name, found)
+            return found
+        module = f"{package}.{name}"
+        if name.startswith("_") or importlib.util.find_spec(module) is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return importlib.import_module(module)
+
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *owners})
+
+    return __getattr__, __dir__
+
+
+def _listed(tree: ast.Module) -> dict[str, str]:
+    """The module of every name that is imported under ``if TYPE_CHECKING:``."""
+    blocks = (node for node in tree.body if isinstance(node, ast.If))
+    chosen = (node for b in blocks if ast.unparse(b.test) == "TYPE_CHECKING" for node in b.body)
+    imports = (node for node in chosen if isinstance(node, ast.ImportFrom))
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
 def renamed_argument(

@@ -12,7 +12,6 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, pad
-from torchvision.ops import batched_nms
 
 from ppl_med.likelihoods.anchors import Encoding, Match, decode, encode, match_anchors
 from ppl_med.likelihoods.inverse_transform import Uniform, transformed
@@ -239,6 +238,8 @@ def _suppressed(box: Tensor, score: Tensor, case: Tensor, most: float) -> Tensor
     torchvision moves the boxes of each case beyond those of the last. Edges below 0 would reach
     back, and in single precision one huge edge would blur all others.
     """
+    from torchvision.ops import batched_nms  # only here: it takes torch's compiler along
+
     box = box.double()
     if len(box):
         box = box - box.min()

@@ -26,7 +26,6 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import qmc
 from torch import Tensor
 
 from ppl_med.axes import dims
@@ -108,6 +107,8 @@ def noise_points(num_classes: int, number: int) -> NDArray[np.float64]:
     if num_classes == 2:
         share = (np.arange(number) + 0.5) / number
         return ndtri(np.stack([share, share], 1))
+    from scipy.stats import qmc  # only here: it takes half of scipy along
+
     sobol = qmc.Sobol(num_classes, scramble=False).random_base2(number.bit_length() - 1)
     shifted = (sobol + np.random.default_rng(0).random(num_classes)) % 1
     return ndtri(shifted.clip(1e-9, 1 - 1e-9))
