@@ -20,6 +20,18 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun se
 _host_groups: dict[Any, Any] = {}
 
 
+def join() -> None:
+    """Join the group of ``torchrun``, where it has started this process and no script has."""
+    if _initialized() or not _launched():
+        return
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(local_rank() % gpus)
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > gpus  # NCCL takes one rank a GPU
+    distributed.init_process_group("gloo" if shared else None)
+    atexit.register(_leave)
+
+
 def rank() -> int:
     """Number of this process among those that work together, from 0."""
     if _initialized():
@@ -89,7 +101,7 @@ def host_group() -> Any:
 
     Every rank makes it at the same point, as all that is done together.
     """
-    _join()
+    join()
     world = distributed.group.WORLD
     if world not in _host_groups:
         _host_groups.clear()  # of a group that is gone
@@ -114,18 +126,6 @@ def _initialized() -> bool:
 def _launched() -> bool:
     """Whether ``torchrun``, or who speaks its dialect, has started this process."""
     return distributed.is_available() and all(name in os.environ for name in _VARIABLES)
-
-
-def _join() -> None:
-    """Join the group of ``torchrun``, where no script has done so."""
-    if _initialized():
-        return
-    gpus = torch.cuda.device_count()
-    if gpus:
-        torch.cuda.set_device(local_rank() % gpus)
-    shared = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > gpus  # NCCL takes one rank a GPU
-    distributed.init_process_group("gloo" if shared else None)
-    atexit.register(_leave)
 
 
 def _leave() -> None:

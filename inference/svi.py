@@ -19,6 +19,7 @@ import torch
 import xarray as xr
 
 from ppl_med.checks import reject
+from ppl_med.inference import process_group
 from ppl_med.inference.adapted import adapted, warn_of_kept_workers
 from ppl_med.inference.batches import as_loader, batch_spec
 from ppl_med.inference.guides.ensemble import Ensemble, members_of
@@ -176,6 +177,7 @@ def fit(
             on an epoch of another length than it seemed, and on a guide that is trained again with
             the same seed, which repeats order and draws.
     """
+    process_group.join()
     if validation is not None:
         validation = adapted(validation, keys)
     settings = Settings(
@@ -215,11 +217,12 @@ def fit(
         if path is not None:
             with suppress(OSError):  # which is told by what writes the checkpoint
                 path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(path, "checkpoint"))
+            process_group.on_rank_0(lambda: held.enter_context(locked(path, "checkpoint")))
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
         trainer = prepare(pairs, loader, spec, settings)
-        held.callback(settings.callbacks.on_end)
+        if process_group.rank() == 0:
+            held.callback(settings.callbacks.on_end)
         histories = trainer.run()
     history = join_histories(histories, ensemble=isinstance(guide, Ensemble))
     return history.assign_attrs(_notes(trainer.members[0], settings))
@@ -229,6 +232,7 @@ def _notes(member: Member, settings: Settings) -> dict[str, Any]:
     """What a history says of a run besides its figures."""
     losses, average = protocol.training_losses(member.model), member.average
     return {
+        **({"ranks": process_group.num_ranks()} if process_group.num_ranks() > 1 else {}),
         **({"training_loss": "; ".join(losses)} if losses else {}),
         **({"keep": settings.keep} if settings.keep != "last" else {}),
         **({} if average is None else average.notes()),

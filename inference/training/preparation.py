@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_med.inference import checkpoint as files
+from ppl_med.inference import process_group
 from ppl_med.inference.batches import BatchSpec, Loader, check_one_grader, first_batch
 from ppl_med.inference.data_digest import data_digest
 from ppl_med.inference.training.dry_run import DryRun, check_validation
@@ -13,7 +14,8 @@ from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.moving_average import moving_average
 from ppl_med.inference.training.optimizers import make_optimizer
 from ppl_med.inference.training.parameter_groups import group_parameters
-from ppl_med.inference.training.run_state import check_schedules, restore
+from ppl_med.inference.training.ranks.refusals import check_alike, ranks_of
+from ppl_med.inference.training.run_state import check_schedules, identity, restore
 from ppl_med.inference.training.settings import Settings
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.inference.training.updates import Updates
@@ -41,12 +43,14 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
         OSError: If none can be written.
         ValueError: If programs, batches, arguments or checkpoint do not fit each other.
     """
-    resumed = check_checkpoint(settings.checkpoint, resume=settings.resume)
+    path = settings.checkpoint
+    resumed = process_group.on_rank_0(lambda: check_checkpoint(path, resume=settings.resume))
     check_schedules(settings)
     first = first_batch(loader.batches)
     spec.check(first, loader.num_cases)
     loader.see(first)
     check_one_grader(first)
+    ranks = ranks_of(loader, pairs[0], spec.least_cases, first)
     if not resumed:
         learn_units([model for model, _ in pairs], loader.batches)
     data = None
@@ -55,11 +59,15 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     members = []
     for index, pair in enumerate(pairs):
         rng.seed_all(settings.seed + index)
-        members.append(_member(pair, first, loader, spec, settings, alone=len(pairs) == 1))
+        own, _ = ranks.part(first, 1.0)
+        members.append(_member(pair, own, loader, spec, settings, alone=len(pairs) == 1))
     rng.seed_all(settings.seed)
-    trainer = Trainer(members, loader, spec, settings, data)
+    trainer = Trainer(members, loader, spec, settings, data, ranks)
+    if ranks.several:
+        asked = {"checkpoint": str(path), "callbacks": bool(settings.callbacks)}
+        check_alike({**identity(trainer), **asked, "stopping": repr(settings.stopping)})
     if resumed:
-        restore(trainer, files.read(settings.checkpoint))
+        restore(trainer, process_group.on_rank_0(lambda: files.read(path)))
     if all(member.standing is None for member in members):
         guides = (guide for _, guide in pairs)
         warn_of_repeats(guides, settings.seed, loader.num_cases, loader.num_batches)

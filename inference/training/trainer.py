@@ -3,6 +3,8 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +13,13 @@ from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader
+from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.completion import complete, measure_statistics
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
-from ppl_med.inference.training.interrupts import Interrupts, told_interrupt
+from ppl_med.inference.training.interrupts import told_interrupt
 from ppl_med.inference.training.member import Member
+from ppl_med.inference.training.pace import REFRESH_SECONDS, Pace
 from ppl_med.inference.training.resumed_epochs import epoch_from
 from ppl_med.inference.training.run_state import not_finite, run_state
 from ppl_med.inference.training.schedules import rate_at, weight_at
@@ -27,7 +31,7 @@ from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import set_mode
 from ppl_med.programs.sites import select_arguments, send, to_device
 
-REFRESH_SECONDS, MAX_PENDING = 0.5, 1000
+MAX_PENDING = 1000
 VALIDATION_DRAWS = 8
 
 
@@ -40,6 +44,7 @@ class Trainer:
         spec: What the model accepts.
         settings: The arguments of ``fit``.
         data: Digest of the data, for the checkpoint.
+        ranks: The processes that train together.
 
     Attributes:
         index: Of the member that the next step trains; with ``epoch`` and ``batch`` where it
@@ -53,13 +58,13 @@ class Trainer:
         spec: BatchSpec,
         settings: Settings,
         data: str | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.members, self.loader, self.spec = members, loader, spec
-        self.settings, self.data = settings, data
+        self.settings, self.data, self.ranks = settings, data, ranks or Ranks()
         self.index = self.epoch = self.batch = 0
         self.epoch_start: dict[str, Any] | None = None
-        self.interrupts = Interrupts()
-        self.saved_at = time.monotonic()
+        self.pace = Pace(settings, self.ranks)
         self.never_finite = not_finite(self.pairs)
 
     @property
@@ -82,13 +87,13 @@ class Trainer:
         batches = self.settings.epochs * self.loader.num_batches
         begun = sum(member.batches_done(self.loader.num_batches) for member in self.members)
         with (
-            Interrupts() as self.interrupts,
+            self.pace.interrupts,
             tqdm(
                 total=batches * len(self.members),
                 initial=begun,
                 desc="fit",
                 unit="step" if self.settings.accumulate == 1 else "batch",
-                disable=not self.settings.progress,
+                disable=not self.pace.shows,
                 mininterval=REFRESH_SECONDS,
             ) as bar,
         ):
@@ -124,6 +129,7 @@ class Trainer:
         }
 
     def _train(self, member: Member, bar: Any) -> None:
+        member.updates.engine = self.ranks.engine(member.updates.objective, member.pair)
         while self.epoch < self.settings.epochs and not member.stopped(self.settings):
             member.set_training()
             member.updates.losses.start_epoch()
@@ -141,35 +147,40 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[dict[str, Any], float | Tensor]]:
         """The epoch's batches from the present position on, and what their cases weigh."""
+        seed = self.settings.seed + self.index
+        start = self.ranks.seed_epoch(self.loader, seed, self.epoch, self.epoch_start)
         iterator, self.epoch_start = epoch_from(
-            self.loader,
-            self.epoch,
-            self.batch,
-            self.epoch_start,
-            self.settings.seed + self.index,
-            self.settings.device,
+            self.loader, self.epoch, self.batch, start, seed, self.settings.device
         )
-        while (found := self._next(iterator)) is not None:
-            yield found
+        while True:
+            self.ranks.seed(seed, self.epoch, self.batch)
+            found = self._next(iterator)
+            if found is None:
+                return
+            yield self.ranks.part(*found)
 
     def _next(self, iterator: Iterator[Any]) -> tuple[dict[str, Any], float | Tensor] | None:
         """The next batch, checked; where it is bad, what was learned so far is saved."""
         path, device = self.settings.checkpoint, self.settings.device
         before = None if path is None else rng.get_state(device)
+        read_at = self.members[self.index].updates.losses.read_at
         try:
             found = next(iterator, None)
             if found is not None:
                 self.spec.check(found[0], self.loader.num_cases)
-            return found
         except Exception as error:
-            if self.interrupts.asked:  # workers of a loader get Ctrl-C as well, and end
-                if before is not None:
-                    rng.set_state(before, device)
-                self._stop_where_asked()
+            self.pace.agree(read_at, failed=True)
             if before is not None:
                 rng.set_state(before, device)
-                self._save_for(error)
+            self._stop_where_asked()  # workers of a loader get Ctrl-C as well, and end
+            self._save_for(error)
             raise
+        if self.pace.agree(read_at, ended=found is None):
+            self._stop_where_asked()
+            lost = RuntimeError("fit ends here: another process that trains along has failed")
+            self._save_for(lost)
+            raise lost
+        return found
 
     def _save_for(self, error: BaseException) -> None:
         """Save what was learned before an error of the user's code, and tell so."""
@@ -199,12 +210,12 @@ class Trainer:
         enabled = plan.precision == "bfloat16"
         autocast = torch.autocast(plan.device.type, torch.bfloat16, enabled=enabled)
         with autocast, CaseScale(factor):
-            loss = updates.objective(
+            loss = updates.engine(
                 member.model, member.guide, values, loader.num_cases, updates.weight
             )
         if enabled:  # inside another autocast, the weights' copies would serve all later steps
             torch.clear_autocast_cache()
-        updates.add(loss, self.epoch)
+        updates.add(self.ranks.averaged(loss), self.epoch)
         if updates.size == 0:
             made = self.epoch * self.steps + self.batch // plan.accumulate + 1
             member.after_step(values, loader.num_cases, made / (plan.epochs * self.steps))
@@ -212,8 +223,7 @@ class Trainer:
     def _show(self, member: Member, bar: Any) -> None:
         """Read the losses and write them to the bar, not more often than it is redrawn."""
         losses, history = member.updates.losses, member.history
-        late = not bar.disable and time.monotonic() - losses.read_at >= REFRESH_SECONDS
-        if late or len(losses) >= MAX_PENDING:
+        if self.pace.reads(losses.read_at) or len(losses) >= MAX_PENDING:
             self._read_losses(member)
         if history.nll and not bar.disable:
             bar.set_postfix({n: f"{v:.4g}" for n, v in history.last().items()}, refresh=False)
@@ -240,20 +250,22 @@ class Trainer:
             )
         member.updates.finish(self.epoch)  # of an epoch that was shorter than it seemed
         self._read_losses(member)
+        self.ranks.share_buffers(member.pair)
         if plan.validation is not None:
             set_mode(member.pair, False)
             with rng.restored(), member.judged():  # training goes the same way without validation
                 measure_statistics(member, self.loader, plan, plan.seed + self.index)
-                score = heldout_nll(
-                    *member.pair, plan.validation, plan.device, VALIDATION_DRAWS, plan.seed
-                )
+                judge = partial(heldout_nll, *member.pair, plan.validation, plan.device)
+                score = self.ranks.on_first(lambda: judge(VALIDATION_DRAWS, plan.seed))
                 member.note_score(score, keep=plan.keep)
         self.epoch, self.batch = self.epoch + 1, 0
         if plan.callbacks:
             set_mode(member.pair, False)
             try:
                 with rng.restored(), member.shown():
-                    member.told = plan.callbacks.on_epoch(self._news(member)) or member.told
+                    news = self._news(member)
+                    told = self.ranks.on_first(lambda: plan.callbacks.on_epoch(news))
+                    member.told = told or member.told
             except BaseException as error:
                 self._save_for(error)
                 raise
@@ -289,7 +301,7 @@ class Trainer:
 
     def _stop_where_asked(self) -> None:
         """After Ctrl-C: save, and end with how to go on."""
-        if not self.interrupts.asked:
+        if not self.pace.asked:
             return
         steps = sum(len(one.history.nll) + len(one.updates.losses) for one in self.members)
         done = f"fit was interrupted after {steps} steps"
@@ -306,13 +318,15 @@ class Trainer:
         )
 
     def _save(self, *, force: bool = False) -> None:
-        plan = self.settings
-        if plan.checkpoint is None:
-            return
-        if not force and time.monotonic() - self.saved_at < plan.checkpoint_every:
+        path = self.settings.checkpoint
+        if path is None or not (force or self.pace.saves()):
             return
         if self.index < len(self.members):
             self._read_losses(self.members[self.index])
+        self.ranks.on_first(lambda: self._write(path))
+        self.pace.saved_at = time.monotonic()
+
+    def _write(self, path: Path) -> None:
+        if self.index < len(self.members):
             self._check_finite()
-        files.write(plan.checkpoint, run_state(self))
-        self.saved_at = time.monotonic()
+        files.write(path, run_state(self))

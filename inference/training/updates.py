@@ -8,7 +8,7 @@ the likelihood's part is summed over the batches, each case with the weight it h
 ceil(T / k) steps (``share_of_step``), and the KL, which every batch holds whole, is averaged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Updates:
         shows_rate: Whether the losses get the learning rate of every step.
 
     Attributes:
+        engine: What gives the loss of a batch: the objective, or what averages over ranks.
         size: Batches of the open step; 0 where none is open.
         weight: The KL weight of the open step.
     """
@@ -50,6 +51,7 @@ class Updates:
         shows_rate: bool = False,
     ) -> None:
         self.optimizer, self.objective, self.groups = optimizer, objective, groups
+        self.engine: Callable[..., Loss] = objective
         self.num_cases, self.clip_norm, self.shows_rate = num_cases, clip_norm, shows_rate
         self.average, self.losses = average, LossLog()
         self.size = self._count = 0

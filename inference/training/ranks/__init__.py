@@ -1,0 +1,1 @@
+"""Training on several processes, each with a part of every batch."""
