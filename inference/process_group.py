@@ -6,6 +6,7 @@ of 1, and nothing here waits for anybody.
 """
 
 import atexit
+import datetime
 import os
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from torch import distributed
 
 Value = TypeVar("Value")
 
+# Others may wait for one that judges, writes or trains alone; one that dies is noticed at once.
+PATIENCE = datetime.timedelta(days=30)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
 _host_groups: dict[Any, Any] = {}
 
@@ -105,8 +108,7 @@ def host_group() -> Any:
     world = distributed.group.WORLD
     if world not in _host_groups:
         _host_groups.clear()  # of a group that is gone
-        named = distributed.get_backend_config(world)
-        _host_groups[world] = world if "gloo" in named else distributed.new_group(backend="gloo")
+        _host_groups[world] = distributed.new_group(backend="gloo", timeout=PATIENCE)
     return _host_groups[world]
 
 

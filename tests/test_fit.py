@@ -33,8 +33,8 @@ from ppl_med.inference import (
     predict,
     warm_up,
 )
+from ppl_med.inference.training import pace, trainer
 from ppl_med.inference.training import precision as precision_of_machine
-from ppl_med.inference.training import trainer
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
 from ppl_med.weights import Normal, RandomWeights
@@ -290,7 +290,7 @@ def test_validation_changes_nothing_else() -> None:
 
 
 def test_progress_shows_eta_elbo_nll_and_kl(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "REFRESH_SECONDS", 0.0)
     model = BayesianClassifier(network(), CLASSES)
     history = train(model, MeanFieldNormal(model), epochs=3, progress=True)
     shown = capsys.readouterr().err
@@ -307,7 +307,7 @@ def test_progress_shows_eta_elbo_nll_and_kl(capsys: Any, monkeypatch: pytest.Mon
 def test_progress_is_shown_in_the_middle_of_a_long_epoch(
     capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "REFRESH_SECONDS", 0.0)
     model = BayesianClassifier(network(), CLASSES)
     train(model, MeanFieldNormal(model), [*batches()] * 8, num_cases=CASES, progress=True)
     shown = capsys.readouterr().err.split("\r")

@@ -1,13 +1,13 @@
-"""What the clock and the user ask of a run: to read losses, to save, to stop; one answer on all ranks.
+"""What the clock and the user ask of a run, read losses, save, stop; one answer on all ranks.
 
-A process on its own looks at its clock and at Ctrl-C whenever it wants to know. Several agree before
-every step, on what rank 0's clock says, and on what any of them was asked.
+A process on its own looks at its clock and at Ctrl-C whenever it wants to know. Several agree
+before every step, on what rank 0's clock says, and on what any of them was asked.
 """
 
 import time
 
-from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.interrupts import Interrupts
+from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.settings import Settings
 
 REFRESH_SECONDS = 0.5

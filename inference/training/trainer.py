@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader
-from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.completion import complete, measure_statistics
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.interrupts import told_interrupt
 from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.pace import REFRESH_SECONDS, Pace
+from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.resumed_epochs import epoch_from
 from ppl_med.inference.training.run_state import not_finite, run_state
 from ppl_med.inference.training.schedules import rate_at, weight_at

@@ -12,7 +12,7 @@ from ppl_med.inference import process_group
 from ppl_med.inference.batches import Loader, num_cases_in
 from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.programs import protocol
-from ppl_med.programs.parameters import free_parameters, parts_of
+from ppl_med.programs.parameters import free_parameters, parts_of, set_mode
 from ppl_med.programs.sites import full_name
 
 Pair = tuple[Any, Any]
@@ -84,7 +84,7 @@ def _check_programs(model: Any, guide: Any) -> None:
         )
     if free := free_parameters(model, guide):
         raise ValueError(
-            f"pyro.param keeps {next(iter(free))!r} in Pyro's store, where the gradients of several "
+            f"pyro.param keeps {next(iter(free))!r} in Pyro's store, where gradients of several "
             "processes are not averaged; make it a nn.Parameter or PyroParam of the module"
         )
 
@@ -112,4 +112,8 @@ def _are_whole(batches: Any, size: int) -> bool:
 
 def _moving_norms(pair: Pair) -> list[nn.Module]:
     """Layers that normalise by the cases of a batch when they are trained."""
-    return [part for program in pair for part in parts_of(program) if isinstance(part, _BatchNorm)]
+    set_mode(pair, True)
+    parts = [part for program in pair for part in parts_of(program)]
+    found = [part for part in parts if isinstance(part, _BatchNorm) and part.training]
+    set_mode(pair, False)
+    return found

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ppl_med.data.random_streams import random_stream
 from ppl_med.inference import process_group
 from ppl_med.inference.batches import Loader
-from ppl_med.inference.training.ranks.parts import Weight, part_of
 from ppl_med.inference.training.objectives import Loss
+from ppl_med.inference.training.ranks.parts import Weight, part_of
 from ppl_med.programs import rng
 from ppl_med.programs.parameters import modules_of
 
