@@ -21,13 +21,14 @@ class Pace:
         ranks: The processes that train together.
 
     Attributes:
+        refresh: Seconds between two looks at the losses.
         interrupts: Where Ctrl-C is noted.
         saved_at: When the last checkpoint was written.
     """
 
     def __init__(self, settings: Settings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
-        self.interrupts = Interrupts()
+        self.refresh, self.interrupts = REFRESH_SECONDS, Interrupts()
         self.saved_at = time.monotonic()
         self._agreed: frozenset[str] = frozenset()
 
@@ -74,7 +75,7 @@ class Pace:
         return "asked" in self._agreed if self.ranks.several else self.interrupts.asked
 
     def _is_late(self, read_at: float) -> bool:
-        return self.shows and time.monotonic() - read_at >= REFRESH_SECONDS
+        return self.shows and time.monotonic() - read_at >= self.refresh
 
     def _is_due(self) -> bool:
         return time.monotonic() - self.saved_at >= float(self.settings.checkpoint_every)

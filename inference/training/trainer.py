@@ -18,7 +18,7 @@ from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
 from ppl_med.inference.training.interrupts import told_interrupt
 from ppl_med.inference.training.member import Member
-from ppl_med.inference.training.pace import REFRESH_SECONDS, Pace
+from ppl_med.inference.training.pace import Pace
 from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.resumed_epochs import epoch_from
 from ppl_med.inference.training.run_state import not_finite, run_state
@@ -94,7 +94,7 @@ class Trainer:
                 desc="fit",
                 unit="step" if self.settings.accumulate == 1 else "batch",
                 disable=not self.pace.shows,
-                mininterval=REFRESH_SECONDS,
+                mininterval=self.pace.refresh,
             ) as bar,
         ):
             for index, member in enumerate(self.members):
