@@ -10,7 +10,7 @@ are read when the progress bar is redrawn, at the end of an epoch and before a c
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from ppl_med.inference.training.natural_gradient import VariationalOnlineNewton
 from ppl_med.inference.training.objectives import Elbo, Geco, ImportanceWeighted
 from ppl_med.inference.training.precision import Precision, warn_if_slow
 from ppl_med.inference.training.preparation import prepare
+from ppl_med.inference.training.ranks.members_apart import join_members
 from ppl_med.inference.training.schedules import Schedule
 from ppl_med.inference.training.selection import EarlyStopping, Plateau
 from ppl_med.inference.training.settings import Settings
@@ -217,13 +218,17 @@ def fit(
         if path is not None:
             with suppress(OSError):  # which is told by what writes the checkpoint
                 path.parent.mkdir(parents=True, exist_ok=True)
-            process_group.on_rank_0(lambda: held.enter_context(locked(path, "checkpoint")))
+        lock = nullcontext() if path is None else locked(path, "checkpoint")
+        process_group.on_rank_0(lambda: held.enter_context(lock))
         # Pyro says so at every step of a PyroModule with a network whose weights are random.
         warnings.filterwarnings("ignore", message=".* was not registered in the param store")
         trainer = prepare(pairs, loader, spec, settings)
         if process_group.rank() == 0:
             held.callback(settings.callbacks.on_end)
         histories = trainer.run()
+        if len(pairs) > 1 and process_group.num_ranks() > 1:
+            join_members(trainer, path)
+            histories = [member.history for member in trainer.members]
     history = join_histories(histories, ensemble=isinstance(guide, Ensemble))
     return history.assign_attrs(_notes(trainer.members[0], settings))
 

@@ -103,20 +103,22 @@ def die_in_zarr_write(call: int) -> None:
     setattr(Path, "replace", counted)  # noqa: B010
 
 
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Paths at which two nested states differ in any bit."""
+def differences(first: Any, second: Any, path: str = "", *, tolerance: float = 0) -> list[str]:
+    """Paths at which two nested states differ in any bit, or numbers by more than a tolerance."""
     if isinstance(first, dict):
         keys = list(dict.fromkeys([*first, *second]))
         missing = [f"{path}/{key}" for key in keys if key not in first or key not in second]
-        both = [key for key in keys if key in first and key in second]
-        return missing + [d for k in both for d in differences(first[k], second[k], f"{path}/{k}")]
+        both = [(first[k], second[k], f"{path}/{k}") for k in keys if k in first and k in second]
+        return missing + [d for pair in both for d in differences(*pair, tolerance=tolerance)]
     if isinstance(first, list | tuple):
         if len(first) != len(second):
             return [f"{path}: {len(first)} and {len(second)} entries"]
-        pairs = enumerate(zip(first, second, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}/{i}")]
+        found = [(a, b, f"{path}/{i}") for i, (a, b) in enumerate(zip(first, second, strict=True))]
+        return [d for pair in found for d in differences(*pair, tolerance=tolerance)]
     if isinstance(first, torch.Tensor):
         same = first.dtype == second.dtype and torch.equal(first, second)
+        if tolerance and not same and first.shape == second.shape:
+            same = float((first.double() - second.double()).abs().max()) <= tolerance
     else:
         same = first == second
     return [] if same else [path]

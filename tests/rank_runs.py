@@ -182,9 +182,14 @@ def trained(options: dict[str, Any], **more: Any) -> Found:
     )
     return {
         "state": program_state(options["model"], options["guide"]),
-        "history": {str(name): history[name].values for name in history.data_vars},
+        "history": {name: _plain(values) for name, values in history.data_vars.items()},
         "attrs": history.attrs,
     }
+
+
+def _plain(values: Any) -> Any:
+    array = values.values
+    return array.tolist() if array.dtype.kind in "OU" else torch.as_tensor(array)
 
 
 def same_noise(names: list[str], folder: Path) -> None:
@@ -196,23 +201,6 @@ def same_noise(names: list[str], folder: Path) -> None:
 
 def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def differences(first: Any, second: Any, tolerance: float, path: str = "") -> list[str]:
-    """Paths at which two nested results differ by more than a tolerance."""
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        both = [(first[key], second[key], tolerance, f"{path}/{key}") for key in first]
-        return [found for pair in both for found in differences(*pair)]
-    if isinstance(first, np.ndarray) and first.dtype.kind == "U":
-        first, second = first.tolist(), second.tolist()
-    if isinstance(first, Tensor | np.ndarray):
-        one, other = torch.as_tensor(first).double(), torch.as_tensor(second).double()
-        if one.shape != other.shape:
-            return [f"{path}: shapes {tuple(one.shape)} and {tuple(other.shape)}"]
-        off = float((one - other).abs().max()) if one.numel() else 0.0
-        return [] if off <= tolerance else [f"{path}: {off:.3g}"]
-    return [] if first == second else [f"{path}: {first} and {second}"]
 
 
 # --- processes

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import rank_runs
 import torch
-from rank_runs import SCENARIOS, differences, run_ranks
+from killed_runs import differences
+from rank_runs import SCENARIOS, run_ranks
 
 from ppl_med.inference import process_group
 
@@ -47,7 +48,7 @@ def test_ranks_take_the_steps_of_one_process(
     assert first["attrs"].pop("ranks") == size
     tolerance = 1e-6 if name == "crops" else 1e-9  # weights of crops are float32
     for part in ("history", "state", "attrs"):
-        assert not differences(expected[part], first[part], tolerance)
+        assert not differences(expected[part], first[part], tolerance=tolerance)
     for other in others:
-        assert not differences(first["state"], other["state"], 0)
-        assert not differences(first["history"], other["history"], 0)
+        assert not differences(first["state"], other["state"])
+        assert not differences(first["history"], other["history"])

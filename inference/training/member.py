@@ -214,4 +214,6 @@ def snapshot(state: Any) -> Any:
         return state.detach().cpu().clone()
     if isinstance(state, Mapping):
         return {name: snapshot(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [snapshot(value) for value in state]
     return copy.deepcopy(state)

@@ -14,7 +14,13 @@ from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.moving_average import moving_average
 from ppl_med.inference.training.optimizers import make_optimizer
 from ppl_med.inference.training.parameter_groups import group_parameters
-from ppl_med.inference.training.ranks.refusals import check_alike, ranks_of
+from ppl_med.inference.training.ranks.members_apart import (
+    check_apart,
+    check_parts,
+    own_members,
+    take_part,
+)
+from ppl_med.inference.training.ranks.refusals import check_alike, check_averaged, ranks_of
 from ppl_med.inference.training.run_state import check_schedules, identity, restore
 from ppl_med.inference.training.settings import Settings
 from ppl_med.inference.training.trainer import Trainer
@@ -50,7 +56,12 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     spec.check(first, loader.num_cases)
     loader.see(first)
     check_one_grader(first)
-    ranks = ranks_of(loader, pairs[0], spec.least_cases, first)
+    apart = len(pairs) > 1
+    if apart:
+        check_parts(path, resume=settings.resume)
+        ranks = check_apart(settings, loader.generators(), len(pairs))
+    else:
+        ranks = ranks_of(loader, pairs[0], spec.least_cases, first)
     if not resumed:
         learn_units([model for model, _ in pairs], loader.batches)
     data = None
@@ -59,15 +70,21 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     members = []
     for index, pair in enumerate(pairs):
         rng.seed_all(settings.seed + index)
-        own, _ = ranks.part(first, 1.0)
-        members.append(_member(pair, own, loader, spec, settings, alone=len(pairs) == 1))
+        part, _ = ranks.part(first, 1.0)
+        members.append(_member(pair, part, loader, spec, settings, alone=not apart))
+        if ranks.several:
+            check_averaged(pair)
     rng.seed_all(settings.seed)
-    trainer = Trainer(members, loader, spec, settings, data, ranks)
-    if ranks.several:
+    own = own_members(len(pairs)) if apart else None
+    trainer = Trainer(members, loader, spec, settings, data, ranks, own)
+    if process_group.num_ranks() > 1:
         asked = {"checkpoint": str(path), "callbacks": bool(settings.callbacks)}
-        check_alike({**identity(trainer), **asked, "stopping": repr(settings.stopping)})
-    if resumed:
-        restore(trainer, process_group.on_rank_0(lambda: files.read(path)))
+        check_alike({**asked, "stopping": repr(settings.stopping), **identity(trainer)})
+    content = process_group.on_rank_0(lambda: files.read(path)) if resumed else None
+    if apart:
+        content = take_part(settings) or content
+    if content is not None:
+        restore(trainer, content)
     if all(member.standing is None for member in members):
         guides = (guide for _, guide in pairs)
         warn_of_repeats(guides, settings.seed, loader.num_cases, loader.num_batches)

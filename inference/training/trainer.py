@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Trainer:
         settings: The arguments of ``fit``.
         data: Digest of the data, for the checkpoint.
         ranks: The processes that train together.
+        own: Positions of the members that this process trains; None for all.
 
     Attributes:
         index: Of the member that the next step trains; with ``epoch`` and ``batch`` where it
@@ -59,9 +60,11 @@ class Trainer:
         settings: Settings,
         data: str | None = None,
         ranks: Ranks | None = None,
+        own: Sequence[int] | None = None,
     ) -> None:
         self.members, self.loader, self.spec = members, loader, spec
         self.settings, self.data, self.ranks = settings, data, ranks or Ranks()
+        self.own = range(len(members)) if own is None else own
         self.index = self.epoch = self.batch = 0
         self.epoch_start: dict[str, Any] | None = None
         self.pace = Pace(settings, self.ranks)
@@ -81,15 +84,16 @@ class Trainer:
 
     def run(self) -> list[History]:
         """Train to the end, and return the history of each member."""
+        own = [(index, self.members[index]) for index in self.own]
         histories = [member.history for member in self.members]
-        if all(member.done for member in self.members):
+        if all(member.done for _, member in own):
             return histories
         batches = self.settings.epochs * self.loader.num_batches
-        begun = sum(member.batches_done(self.loader.num_batches) for member in self.members)
+        begun = sum(member.batches_done(self.loader.num_batches) for _, member in own)
         with (
             self.pace.interrupts,
             tqdm(
-                total=batches * len(self.members),
+                total=batches * len(own),
                 initial=begun,
                 desc="fit",
                 unit="step" if self.settings.accumulate == 1 else "batch",
@@ -97,7 +101,7 @@ class Trainer:
                 mininterval=self.pace.refresh,
             ) as bar,
         ):
-            for index, member in enumerate(self.members):
+            for index, member in own:
                 if member.done:
                     continue
                 self.index = index

@@ -29,7 +29,7 @@ def ranks_of(loader: Loader, pair: Pair, least: int, first: Mapping[str, Any]) -
 
     Raises:
         ValueError: If ranks would be given other batches than one process, or the same ones; if
-            a batch is too small for them; if the programs keep something that is not averaged.
+            a batch is too small for them; if the model follows steps by their cases.
 
     Warns:
         UserWarning: If BatchNorm takes its statistics from a part of each batch.
@@ -37,7 +37,11 @@ def ranks_of(loader: Loader, pair: Pair, least: int, first: Mapping[str, Any]) -
     size = process_group.num_ranks()
     if size == 1:
         return Ranks()
-    _check_programs(*pair)
+    if protocol.after_steps(pair[0]):
+        raise ValueError(
+            f"{full_name(pair[0])} follows every step by the cases of its batch, of which each "
+            "process has a part; train it in one process, without torchrun"
+        )
     norms = _moving_norms(pair)
     ranks = Ranks(
         process_group.rank(),
@@ -76,13 +80,16 @@ def check_alike(identity: dict[str, Any]) -> None:
             )
 
 
-def _check_programs(model: Any, guide: Any) -> None:
-    if protocol.after_steps(model):
-        raise ValueError(
-            f"{full_name(model)} follows every step by the cases of its batch, of which each "
-            "process has a part; train it in one process, without torchrun"
-        )
-    if free := free_parameters(model, guide):
+def check_averaged(pair: Pair) -> None:
+    """Raise where parameters lie outside of modules, whose gradients are averaged over ranks.
+
+    Args:
+        pair: Model and guide, once they have run.
+
+    Raises:
+        ValueError: They do.
+    """
+    if free := free_parameters(*pair):
         raise ValueError(
             f"pyro.param keeps {next(iter(free))!r} in Pyro's store, where gradients of several "
             "processes are not averaged; make it a nn.Parameter or PyroParam of the module"
@@ -114,6 +121,6 @@ def _moving_norms(pair: Pair) -> list[nn.Module]:
     """Layers that normalise by the cases of a batch when they are trained."""
     set_mode(pair, True)
     parts = [part for program in pair for part in parts_of(program)]
-    found = [part for part in parts if isinstance(part, _BatchNorm) and part.training]
+    found: list[nn.Module] = [p for p in parts if isinstance(p, _BatchNorm) and p.training]
     set_mode(pair, False)
     return found

@@ -1,0 +1,318 @@
+"""What processes that train together decide, refuse and leave behind when one of them dies."""
+
+import contextlib
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from killed_runs import differences
+from rank_runs import Found, cases, classifier, rank, run_ranks, trained, whole
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ppl_med.data import Batches
+from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, checkpoint
+from ppl_med.inference.training.trainer import Trainer
+from ppl_med.models import DUQClassifier
+
+STEPS = 8  # of two epochs
+
+
+def noisy(**options: Any) -> dict[str, Any]:
+    """Every case has noise of its own."""
+    model = classifier()
+    guide = MeanFieldNormal(model, estimator="flipout").double()
+    return {"model": model, "guide": guide, "batches": whole(), "validation": whole()} | options
+
+
+def exact(**options: Any) -> dict[str, Any]:
+    model = classifier()
+    return {"model": model, "guide": PointEstimate(model).double(), "batches": whole()} | options
+
+
+def members(**options: Any) -> dict[str, Any]:
+    model = classifier()
+    guide = Ensemble(model, lambda own: MeanFieldNormal(own).double(), members=3)
+    return {"model": model, "guide": guide, "batches": whole(), "average": 0.9} | options
+
+
+class Cases(Dataset):
+    def __init__(self, bad: int | None = None) -> None:
+        self.arrays, self.bad = cases(40), bad
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.bad:
+            raise OSError("a damaged file")
+        image = torch.tensor(self.arrays["image"][index]).double()
+        return {"image": image, "label": int(self.arrays["label"][index])}
+
+
+def loader(bad: int | None = None) -> DataLoader:
+    data = Cases(bad)
+    return DataLoader(data, 5, sampler=DistributedSampler(data, shuffle=False))
+
+
+def in_order() -> Batches:
+    def in_double(batch: dict[str, Any], _: torch.Generator) -> dict[str, Any]:
+        return {**batch, "image": batch["image"].double()}
+
+    return Batches(cases(40), batch_size=10, transform=in_double)
+
+
+@contextlib.contextmanager
+def at_step(number: int, act: Callable[[], Any]) -> Iterator[None]:
+    """Do something before a step."""
+    step, steps = Trainer._step, 0
+
+    def counted(self: Trainer, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            act()
+        step(self, *arguments)
+
+    Trainer._step = counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Trainer._step = step  # type: ignore[method-assign]
+
+
+def send(number: int, of_rank: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number) if rank() == of_rank else None
+
+
+# --- what ranks do; each is run on both, and its result kept by rank
+
+
+def uninterrupted(folder: Path) -> Found:
+    return trained(noisy())
+
+
+def interrupted(folder: Path) -> Found:
+    """Ctrl-C at one rank stops both."""
+    path = folder / "interrupted.pt"
+    with pytest.raises(KeyboardInterrupt, match="resume=True"), at_step(3, send(signal.SIGINT, 1)):
+        trained(noisy(), checkpoint=path)
+    return trained(noisy(), checkpoint=path, resume=True)
+
+
+def saved_at_every_step(folder: Path) -> Found:
+    return trained(noisy(), checkpoint=folder / "often.pt", checkpoint_every=0)
+
+
+def begun(folder: Path) -> Found:
+    return trained(exact(), epochs=1, checkpoint=folder / "begun.pt")
+
+
+def continued(folder: Path) -> Found:
+    return trained(exact(), checkpoint=folder / "alone.pt", resume=True)
+
+
+def told(folder: Path) -> Found:
+    """A callback is called on rank 0 alone, and stops both."""
+    epochs: list[int] = []
+
+    def stop(history: xr.Dataset) -> bool:
+        epochs.append(int(history.attrs["epoch"]))
+        return len(epochs) == 2
+
+    found = trained(exact(), epochs=5, callbacks=[stop])
+    assert epochs == ([1, 2] if rank() == 0 else [])
+    return found
+
+
+def failing_callback(folder: Path) -> Found:
+    def fail(history: xr.Dataset) -> None:
+        raise KeyError("a callback's fault")
+
+    with contextlib.ExitStack() as stack:
+        if rank() == 0:
+            stack.enter_context(pytest.warns(UserWarning, match="a callback's fault"))
+        return trained(exact(), callbacks=[fail])
+
+
+def apart(folder: Path) -> Found:
+    found = trained(members(), checkpoint=folder / "apart.pt", checkpoint_every=0)
+    assert sorted(path.name for path in folder.glob("*apart.pt*")) == ["apart.pt"]
+    return found
+
+
+def apart_interrupted(folder: Path) -> Found:
+    """Each member goes on from where its rank stood, and further than it was asked for first."""
+    path = folder / "parts.pt"
+    with pytest.raises(KeyboardInterrupt), at_step(6 - 3 * rank(), signal_self):
+        trained(members(), checkpoint=path, epochs=1)
+    with pytest.raises(FileExistsError, match=r"part .*parts.pt.rank\dof2"):
+        trained(members(), checkpoint=path)
+    return trained(members(), checkpoint=path, resume=True)
+
+
+def signal_self() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def distributed_sampler(folder: Path) -> Found:
+    return trained(exact(batches=loader()))
+
+
+def another_fails(folder: Path) -> Found:
+    """What was learned until then is kept."""
+    path = folder / "failed.pt"
+    error, text = ((OSError, "damaged"), (RuntimeError, "another process"))[rank() == 0]
+    with pytest.raises(error, match=text):
+        trained(exact(batches=loader(31)), checkpoint=path, num_cases=40)
+    content = checkpoint.read(path)
+    assert content["members"][0]["standing"]["batch"] == 3
+    return {"state": content["states"][0]}
+
+
+def refusals(folder: Path) -> Found:
+    for expected, options in REFUSED.items():
+        with pytest.raises(ValueError, match=expected):
+            trained(options())
+    with pytest.raises(ValueError, match=r"learning_rate is 0\.1 on rank 0 and 0\.2 on rank 1"):
+        trained(exact(), learning_rate=0.1 * (1 + rank()))
+    with pytest.raises(ValueError, match=r"checkpoint is .*rank 0"):
+        trained(exact(), checkpoint=folder / "first.pt" if rank() == 0 else None)
+    path = folder / "exists.pt"
+    if rank() == 0:
+        path.write_text("")
+    with pytest.raises(FileExistsError):
+        trained(exact(), checkpoint=path)
+    return {}
+
+
+def batch_norm(folder: Path) -> Found:
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
+
+    model = classifier(normed)
+    options = {"model": model, "guide": PointEstimate(model).double(), "batches": whole()}
+    with contextlib.ExitStack() as stack:
+        if rank() == 0:
+            stack.enter_context(pytest.warns(UserWarning, match="BatchNorm2d takes its statistics"))
+        return trained(options, validation=whole())
+
+
+def free(image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None) -> None:
+    weight = pyro.param("free_weight", torch.zeros(64, 2, dtype=torch.float64))
+    with pyro.plate("case", num_cases or len(image), subsample=image):
+        pyro.sample("label", dist.Categorical(logits=image.flatten(1) @ weight), obs=label)
+
+
+def nothing(image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None) -> None:
+    pass
+
+
+def centroids() -> dict[str, Any]:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    model = DUQClassifier(net, ["no", "yes"], 4, batch_size=15)
+    return {"model": model, "guide": PointEstimate(model), "batches": Batches(cases())}
+
+
+REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
+    r"1 case\(s\), too few for a part on each of 2": lambda: exact(batches=whole().first(1)),
+    "cannot tell whose turn": lambda: exact(batches=DataLoader(Cases(), 5, shuffle=True)),
+    "leave out its num_replicas": lambda: exact(
+        batches=DataLoader(Cases(), 5, sampler=DistributedSampler(Cases(), 3, 0))
+    ),
+    "DUQClassifier follows every step": centroids,
+    "pyro.param keeps 'free_weight'": lambda: exact(model=free, guide=nothing),
+    "callbacks are told of one member": lambda: members(callbacks=[print]),
+    "generator of their own": lambda: members(
+        batches=DataLoader(Cases(), 5, shuffle=True, generator=torch.Generator())
+    ),
+}
+CHECKS: list[Callable[[Path], Found]] = [
+    *(uninterrupted, interrupted, saved_at_every_step, begun, continued, told, failing_callback),
+    *(apart, apart_interrupted, distributed_sampler, another_fails, refusals, batch_norm),
+]
+
+
+def run_checks(folder: Path) -> None:
+    for check in CHECKS:
+        try:
+            torch.save(check(folder), folder / f"{check.__name__}-{rank()}.result")
+        except BaseException:
+            (folder / f"{check.__name__}-{rank()}.error").write_text(traceback.format_exc())
+            raise
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decide")
+    trained(exact(), epochs=1, checkpoint=folder / "alone.pt")
+    run_ranks(2, run_checks, folder)
+    return folder
+
+
+def load(results: Path, check: Callable[[Path], Found]) -> list[Found]:
+    """What both ranks found, equal bit for bit."""
+    for file in results.glob(f"{check.__name__}-*.error"):
+        pytest.fail(file.read_text())
+    files = [results / f"{check.__name__}-{own}.result" for own in range(2)]
+    found = [torch.load(file, weights_only=False) for file in files]
+    assert not differences(found[0], found[1])
+    return found[0]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_both_ranks_end_alike(check: Callable[[Path], Found], results: Path) -> None:
+    load(results, check)
+
+
+def test_ctrl_c_at_one_rank_stops_both_and_they_go_on(results: Path) -> None:
+    expected = load(results, uninterrupted)
+    assert expected["attrs"]["ranks"] == 2
+    for check in (interrupted, saved_at_every_step):
+        assert not differences(expected, load(results, check))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(results: Path) -> None:
+    """From one to two, and from two to one."""
+    expected = trained(exact())
+    continued_alone = trained(exact(), checkpoint=results / "begun.pt", resume=True)
+    for part in ("state", "history"):
+        assert not differences(expected[part], load(results, continued)[part], tolerance=1e-9)
+        assert not differences(expected[part], continued_alone[part], tolerance=1e-9)
+
+
+def test_a_callback_stops_all(results: Path) -> None:
+    history = load(results, told)["history"]
+    assert len(history["nll"]) == STEPS and "stop" in str(history["stopped_by"])
+
+
+def test_members_of_an_ensemble_are_those_of_one_process(results: Path, tmp_path: Path) -> None:
+    expected = trained(members(), checkpoint=tmp_path / "one.pt")
+    for check, name in ((apart, "apart.pt"), (apart_interrupted, "parts.pt")):
+        found = load(results, check)
+        assert found["attrs"].pop("ranks") == 2
+        assert not differences(expected, found)
+        files = (checkpoint.read(tmp_path / "one.pt"), checkpoint.read(results / name))
+        assert not differences(*files)
+
+
+def test_each_rank_may_be_given_its_own_batches(results: Path) -> None:
+    expected = trained(exact(batches=in_order()))
+    for part in ("state", "history"):
+        assert not differences(
+            expected[part], load(results, distributed_sampler)[part], tolerance=1e-9
+        )
+
+
+def test_buffers_are_those_of_rank_0(results: Path) -> None:
+    """``load`` has compared both ranks bit for bit."""
+    buffers = load(results, batch_norm)["state"]["model"][""]
+    assert bool(buffers["network.net.1.running_mean"].abs().max() > 0)
