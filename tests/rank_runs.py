@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import processes
+import pytest
 import torch
+from killed_runs import Moment
 from torch import Tensor, distributed, nn
 
 from ppl_med.data import Batches, DatasetBatches
@@ -24,9 +27,11 @@ from ppl_med.inference import (
     PointEstimate,
     VariationalOnlineNewton,
     fit,
+    process_group,
 )
 from ppl_med.inference.checkpoint import program_state
 from ppl_med.inference.training.ranks import together
+from ppl_med.inference.training.trainer import Trainer
 from ppl_med.models import BayesianClassifier
 from ppl_med.programs import rng
 
@@ -151,6 +156,13 @@ def curvature() -> dict[str, Any]:
     return {"model": model, "guide": guide, "batches": whole()}
 
 
+def noisy(**options: Any) -> dict[str, Any]:
+    """Every case has noise of its own."""
+    model = classifier()
+    guide = MeanFieldNormal(model, estimator="flipout").double()
+    return {"model": model, "guide": guide, "batches": whole(), "validation": whole()} | options
+
+
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     f.__name__: f
     for f in (
@@ -164,22 +176,20 @@ Found = dict[str, Any]
 @contextlib.contextmanager
 def shared_noise() -> Iterator[None]:
     """Every rank draws the noise of rank 0, and a process on its own the same."""
-    own, seed = together.noise_seed, together.Ranks.seed
-    together.noise_seed = lambda seed, rank, *place: own(seed, 0, *place)
-    together.Ranks.seed = lambda self, seed, *place: rng.seed_in_use(own(seed, 0, *place))
-    try:
+    own = together.noise_seed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(together, "noise_seed", lambda seed, rank, *place: own(seed, 0, *place))
+        patch.setattr(
+            *(together.Ranks, "seed"),
+            lambda self, seed, *place: rng.seed_in_use(own(seed, 0, *place)),
+        )
         yield
-    finally:
-        together.noise_seed, together.Ranks.seed = own, seed
 
 
 def trained(options: dict[str, Any], **more: Any) -> Found:
     """History and state that a run leaves."""
-    history = fit(
-        **{"epochs": EPOCHS, "device": "cpu", "progress": False, "learning_rate": 1e-2}
-        | options
-        | more
-    )
+    plain: dict[str, Any] = {"epochs": EPOCHS, "device": "cpu", "progress": False}
+    history = fit(**plain | {"learning_rate": 1e-2} | options | more)
     return {
         "state": program_state(options["model"], options["guide"]),
         "history": {name: _plain(values) for name, values in history.data_vars.items()},
@@ -201,6 +211,29 @@ def same_noise(names: list[str], folder: Path) -> None:
 
 def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+@contextlib.contextmanager
+def at_step(number: int, act: Callable[[], Any]) -> Iterator[None]:
+    """Do something before a step."""
+    step, steps = Trainer._step, 0
+
+    def counted(self: Trainer, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            act()
+        step(self, *arguments)
+
+    setattr(Trainer, "_step", counted)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(Trainer, "_step", step)  # noqa: B010
+
+
+def send(number: int, of_rank: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number) if rank() == of_rank else None
 
 
 # --- processes
@@ -232,3 +265,19 @@ def _as_rank(own: int, size: int, port: int, target: Callable[..., None], args: 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     target(*args)
+
+
+def train_and_die(folder: Path, deaths: int) -> None:
+    """Train, a rank being killed at a random moment where this is no later start than the last."""
+    start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    moment = np.random.default_rng((7, start))
+    victim, step, delay = moment.integers(2), moment.integers(1, 7), moment.uniform(0, 0.02)
+    path = folder / "run.pt"
+    if start < deaths and victim == process_group.rank():
+        Moment(int(step), float(delay)).arm(Trainer, "_step")
+    found = trained(noisy(), checkpoint=path, checkpoint_every=0, resume=True)
+    torch.save(found, folder / f"after{deaths}-{rank()}.pt")
+
+
+if __name__ == "__main__":
+    train_and_die(Path(sys.argv[1]), int(sys.argv[2]))
