@@ -79,6 +79,10 @@ def fit(
     left in evaluation mode. Random number generators of the process are left as they were. Pyro's
     handlers belong to the process, so a call in another thread waits until this one is done.
 
+    Processes of ``torchrun``, or of an initialised ``torch.distributed``, train together: all call
+    with the same arguments, each takes its part of every batch and draws noise of its own, and all
+    end with the same parameters. The members of an ``Ensemble`` are trained apart instead.
+
     Args:
         model: A Pyro program ``model(image, label=None, *, num_cases=None)``.
         guide: A guide with the same signature, an ``Ensemble``, or a stock AutoGuide of Pyro.
@@ -155,7 +159,8 @@ def fit(
         adds little to it); ``validation_nll`` over ``validation_epoch`` where asked. So are
         ``gradient_norm``, ``learning_rate`` (of the first group, where it is no plain schedule),
         ``best_epoch`` and ``stopped_by``. An ensemble adds the dim ``chain``; members that stopped
-        earlier are NaN from there on.
+        earlier are NaN from there on. The attribute ``ranks`` is the number of processes, where
+        there are several.
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
@@ -168,8 +173,10 @@ def fit(
         KeyboardInterrupt: On Ctrl-C, once the step is done and saved; it says how to go on, and
             ends a script without a traceback. A second Ctrl-C stops at once.
         FloatingPointError: If the loss stops being finite; the last good checkpoint is kept.
+        RuntimeError: If another process of several has failed.
 
     Warns:
+        UserWarning: On BatchNorm that sees a part of each batch, on several processes.
         UserWarning: On a callback that fails; on a run that is trained further under a schedule of
             the finished fraction.
         RuntimeWarning: On bfloat16 where the machine only imitates it.

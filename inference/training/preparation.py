@@ -14,13 +14,13 @@ from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.moving_average import moving_average
 from ppl_med.inference.training.optimizers import make_optimizer
 from ppl_med.inference.training.parameter_groups import group_parameters
+from ppl_med.inference.training.ranks.conditions import check_alike, check_averaged, ranks_of
 from ppl_med.inference.training.ranks.members_apart import (
     check_apart,
     check_parts,
     own_members,
     take_part,
 )
-from ppl_med.inference.training.ranks.refusals import check_alike, check_averaged, ranks_of
 from ppl_med.inference.training.run_state import check_schedules, identity, restore
 from ppl_med.inference.training.settings import Settings
 from ppl_med.inference.training.trainer import Trainer
