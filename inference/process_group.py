@@ -31,7 +31,7 @@ def join() -> None:
     if gpus:
         torch.cuda.set_device(local_rank() % gpus)
     shared = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > gpus  # NCCL takes one rank a GPU
-    distributed.init_process_group("gloo" if shared else None)
+    distributed.init_process_group("gloo" if shared else None, **_meeting_place())
     atexit.register(_leave)
 
 
@@ -128,6 +128,18 @@ def _initialized() -> bool:
 def _launched() -> bool:
     """Whether ``torchrun``, or who speaks its dialect, has started this process."""
     return distributed.is_available() and all(name in os.environ for name in _VARIABLES)
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes of one start find each other, for ``init_process_group``.
+
+    After a rank has died, ``torchrun`` starts all anew with the same store, in which the addresses
+    of the dead still stand; every start gets keys of its own.
+    """
+    store, own, size = next(distributed.rendezvous("env://"))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = distributed.PrefixStore(f"ppl_med/{start}", store)
+    return {"store": store, "rank": own, "world_size": size}
 
 
 def _leave() -> None:

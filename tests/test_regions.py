@@ -1,5 +1,6 @@
 """Several processes predict into one Zarr store, each its own regions, what one process gives."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rank_processes import run_together
 from ppl_med import storage
 from ppl_med.axes import SPACE
 from ppl_med.data import Batches
-from ppl_med.inference import MeanFieldNormal, predict, predictive
+from ppl_med.inference import MeanFieldNormal, predict, predictive, process_group
 from ppl_med.inference.prediction import regions, zarr_layout
 from ppl_med.inference.prediction.case_arrays import CaseArrays
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
@@ -110,6 +111,21 @@ def test_a_rank_killed_at_any_moment_loses_nothing(seed: int, alone: Path, tmp_p
         died += -9 in codes
     assert died > 0 and codes == [0] * ranks
     assert_same_bits(path, alone)
+
+
+def test_after_a_restart_nobody_finds_the_addresses_of_the_dead(monkeypatch: Any) -> None:
+    """``torchrun`` keeps its store, in which a rank that starts early would read them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    named = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    found = []
+    for start in "01":
+        for name, value in {**named, "TORCHELASTIC_RESTART_COUNT": start}.items():
+            monkeypatch.setenv(name, value)
+        found.append(process_group._meeting_place()["store"])
+        found[0].set("address", "of the dead")
+    assert [store.check(["address"]) for store in found] == [True, False]
 
 
 # --- what cannot be the same
