@@ -49,11 +49,11 @@ def test_a_run_whose_rank_was_killed_goes_on_as_if_it_was_not(tmp_path: Path) ->
 @pytest.mark.slow
 def test_torchrun_starts_a_run_again_after_five_deaths(tmp_path: Path) -> None:
     command = [*(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")]
-    command += ["--max-restarts", "5", "--monitor-interval", "0.1", "--master-port", "0"]
+    command += ["--max-restarts", "5", "--monitor-interval", "0.1", "--standalone"]
     command += [str(Path(rank_runs.__file__)), str(tmp_path), "5"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PLACES)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, timeout=900, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr.count("Signal 9") == 5 or done.stderr.count("exitcode: -9") == 5
+    assert done.stderr.count("exitcode: -9") >= 5
     assert run_ranks(2, uninterrupted, tmp_path) == [0, 0]
     assert not differences(read(tmp_path, "whole"), read(tmp_path, "after5"))
