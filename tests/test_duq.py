@@ -295,14 +295,6 @@ def test_refuses(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-def test_more_than_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    program = model()
-    with pytest.raises(ValueError, match="one process, and there are 2"):
-        fit(program, PointEstimate(program), [batch()], epochs=1, progress=False)
-
-
 def test_logits_of_its_network_are_not_kept() -> None:
     program = model()
     guide = PointEstimate(program)

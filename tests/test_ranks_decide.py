@@ -222,6 +222,8 @@ CHECKS: list[Callable[[Path], Found]] = [
 
 
 def run_checks(folder: Path) -> None:
+    # A process that was started in the background may ignore it, and its children after it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for check in CHECKS:
         try:
             torch.save(check(folder), folder / f"{check.__name__}-{rank()}.result")

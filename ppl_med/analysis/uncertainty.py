@@ -178,7 +178,7 @@ def _means(
             inner = list(figure.dims[2:])
             rows = per_case.setdefault(name, np.zeros((cases, classes)))
             if inside is not None:
-                figure, influence = figure.where(inside), influence.where(inside, 0.0)
+                figure, influence = (one.where(inside, 0.0) for one in (figure, influence))
             rows[block["case"]] += figure.sum(inner, skipna=False).values
             weight = most / number.isel(case=block["case"])  # 1, but in smaller cases
             weighted = influence * weight if weight.max() > 1 else influence
