@@ -79,9 +79,9 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
     if likelihood is not None:
         check_cases(likelihood.array, source.array, "log_likelihood")
         likelihood = likelihood if set(likelihood.array.dims[2:]) == set(label.dims) else None
-    mixture, sums = _read(source, label, likelihood, bins)
-    warn_infinite(mixture.nll)
     numbers = _numbers(source.array)
+    mixture, sums = _read(source, label, numbers, likelihood, bins)
+    warn_infinite(mixture.nll)
     result = _mixture_scores(mixture, label, numbers, bins)
     for name, value in _means(sums).items():
         result[f"{name}_per_draw"] = value.assign_attrs(units=_UNITS.get(name, "probability"))
@@ -98,10 +98,14 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
 
 
 def _read(
-    source: Classes, label: xr.DataArray, likelihood: LogLikelihood | None, bins: int
+    source: Classes,
+    label: xr.DataArray,
+    numbers: xr.DataArray,
+    likelihood: LogLikelihood | None,
+    bins: int,
 ) -> tuple[_Terms, xr.Dataset]:
     """Terms of the mixture, and sums over cases of those of every draw."""
-    parts, sums, numbers = [], xr.Dataset(), _numbers(source.array)
+    parts, sums = [], xr.Dataset()
     for block, values in source.blocks():
         truth = label.isel(block)
         mixture, single = (terms(p, truth) for p in (monte_carlo.mean(values), values))
