@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -128,6 +129,16 @@ def peak() -> float:
     """Peak resident memory of this process so far, MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def run_apart(script: str, *options: str) -> dict[str, Any]:
+    """What a script prints last, as JSON, in a process of its own, whose peak is then its own."""
+    command = [sys.executable, script, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def check_out(parser: argparse.ArgumentParser, path: Path | None) -> None:

@@ -13,8 +13,6 @@ comparison, to memory) with 1,000 and 10,000 cases; images are made batch by bat
 import argparse
 import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Clock, check_out, interleave, machine, peak, quartiles, write_table
+from measure import Clock, check_out, interleave, machine, peak, quartiles, run_apart, write_table
 from measure import tune_allocator as tune
 from problems import NETS, Problem, problem
 from torch import Tensor, nn
@@ -165,12 +163,8 @@ def memory(settings: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for sink in ("zarr", "memory"):
         for num_cases in (100,) if settings.smoke else STREAMED:
-            command = [sys.executable, __file__, "--stream", str(num_cases), sink]
-            command += ["--smoke"] if settings.smoke else []
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-            result = json.loads(done.stdout.splitlines()[-1])
+            smoke = ["--smoke"] if settings.smoke else []
+            result = run_apart(__file__, "--stream", str(num_cases), sink, *smoke)
             rows.append({"sink": sink, "cases": num_cases, **result})
     return rows
 

@@ -12,8 +12,6 @@ by its cases.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from measure import check_out, machine, peak, tune_allocator, write_table
+from measure import check_out, machine, peak, run_apart, tune_allocator, write_table
 from numpy.typing import NDArray
 from problems import problem
 
@@ -163,11 +161,7 @@ def memory(settings: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for cases in SMOKE["analyses by cases"] if settings.smoke else MEMORY:
         path = folder / f"cases-{cases}.zarr"
-        command = [sys.executable, __file__, "--analyse", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = run_apart(__file__, "--analyse", str(path))
         rows.append({"cases": cases, "store": cases * DRAWS * CLASSES * 4 / 2**20, **found})
     return rows
 
