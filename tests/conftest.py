@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -65,3 +66,16 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"PPL_MED_DATA is {name!r}, which is no folder; correct or unset it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """The client of two worker processes, for ``dask.config.set(scheduler=cluster)``."""
+    distributed = pytest.importorskip("distributed", reason="clusters")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as workers,
+        distributed.Client(workers, set_as_default=False) as client,
+    ):
+        yield client

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -44,9 +45,24 @@ MAPS = pytest.mark.parametrize(
 READERS = pytest.mark.parametrize("name", [name for name, row in ANALYSES.items() if row.reads])
 
 
+# Of the tree, under every scheduler.
+CHUNKS = {
+    "threads": {"case": 5},
+    "synchronous": {"case": 4, "draw": 1, "row": 3},
+    "cluster": {"case": 8},
+}
+FEW_BYTES = 2**13  # of a block, so that there are several
+
+
 def tree_of(row: Analysis) -> xr.DataTree:
     """A tree for an analysis."""
     return row.kind.build(CASES, "c")
+
+
+def in_chunks(tree: xr.DataTree, chunks: dict[str, int]) -> xr.DataTree:
+    """The lazy tree, in chunks along those of the dimensions that it has."""
+    dims = {dim for group in tree.subtree for dim in group.dims}
+    return tree.chunk({dim: size for dim, size in chunks.items() if dim in dims})
 
 
 def run(row: Analysis, tree: xr.DataTree) -> xr.Dataset:
@@ -87,11 +103,26 @@ def test_every_public_analysis_has_a_row(module: ModuleType) -> None:
     assert {f"{short}.{name}" for name in functions} <= rows | NO_ANALYSES
 
 
+@cache
+def in_memory(name: str) -> xr.Dataset:
+    """The result of a loaded tree."""
+    return run(ANALYSES[name], tree_of(ANALYSES[name]))
+
+
 @ROWS
-def test_a_lazy_tree_gives_the_same(name: str) -> None:
-    row = ANALYSES[name]
-    tree = tree_of(row)
-    xr.testing.assert_allclose(run(row, tree.chunk(case=5)), run(row, tree), rtol=1e-12)
+@pytest.mark.parametrize("where", CHUNKS)
+def test_a_lazy_tree_gives_the_same(
+    name: str, where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On threads of this process, in one of them, on processes of a cluster; in any blocks."""
+    expected = in_memory(name)
+    scheduler = request.getfixturevalue("cluster") if where == "cluster" else where
+    if where == "synchronous":
+        monkeypatch.setattr("ppl_med.analysis.tree.blocks.BLOCK_BYTES", FEW_BYTES)
+        monkeypatch.setattr("ppl_med.analysis.tree.masks._BLOCK_BYTES", FEW_BYTES)
+    with dask.config.set(scheduler=scheduler):
+        found = run(ANALYSES[name], in_chunks(tree_of(ANALYSES[name]), CHUNKS[where]))
+    xr.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @READERS

@@ -16,7 +16,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.statistics.group_resampling import FEWEST, chosen_groups
-from ppl_med.analysis.tree import find_group, metadata_groups
+from ppl_med.analysis.tree import blocks, find_group, metadata_groups
 
 __all__ = ["bootstrap"]
 
@@ -71,6 +71,8 @@ def bootstrap(
             f"group has {len(names)} different values in {len(groups)} cases; an error over groups "
             f"needs {FEWEST} or more, and is worth something from 20 on."
         )
+    if tree.nbytes <= blocks.BLOCK_BYTES:
+        tree = tree.compute()  # a lazy one would be read for every resample
     members = [np.flatnonzero(index == number) for number in range(len(names))]
     whole = analysis(tree)
     point = _figures(whole)
