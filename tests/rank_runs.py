@@ -36,6 +36,7 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.programs import rng
 
 CASES, BATCH_SIZE, EPOCHS = 46, 15, 2  # the last batch has one case, fewer than there are ranks
+LONG_EPOCHS = 12  # steps enough for several deaths
 
 
 def cases(number: int = CASES) -> dict[str, Any]:
@@ -271,12 +272,12 @@ def train_and_die(folder: Path, deaths: int) -> None:
     """Train, a rank being killed at a random moment where this is no later start than the last."""
     start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     moment = np.random.default_rng((7, start))
-    victim, step, delay = moment.integers(2), moment.integers(1, 7), moment.uniform(0, 0.02)
+    victim, step, delay = moment.integers(2), moment.integers(1, 4), moment.uniform(0, 0.02)
     path = folder / "run.pt"
     if start < deaths and victim == process_group.rank():
         Moment(int(step), float(delay)).arm(Trainer, "_step")
-    found = trained(noisy(), checkpoint=path, checkpoint_every=0, resume=True)
-    torch.save(found, folder / f"after{deaths}-{rank()}.pt")
+    long = {"epochs": LONG_EPOCHS, "checkpoint": path, "checkpoint_every": 0, "resume": True}
+    torch.save(trained(noisy(), **long), folder / f"after{deaths}-{rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rank_runs
 import torch
 from killed_runs import differences
 from processes import PLACES
-from rank_runs import at_step, noisy, rank, run_ranks, send, trained
+from rank_runs import LONG_EPOCHS, at_step, noisy, rank, run_ranks, send, trained
 
 MOMENTS = [(1, 3), (0, 6)]  # rank and step
 
@@ -29,8 +30,12 @@ def go_on(folder: Path) -> None:
     uninterrupted(folder)
 
 
-def uninterrupted(folder: Path) -> None:
-    torch.save(trained(noisy()), folder / f"whole-{rank()}.pt")
+def uninterrupted(folder: Path, **options: Any) -> None:
+    torch.save(trained(noisy(), **options), folder / f"whole-{rank()}.pt")
+
+
+def long_uninterrupted(folder: Path) -> None:
+    uninterrupted(folder, epochs=LONG_EPOCHS)
 
 
 def read(folder: Path, name: str) -> list[dict]:
@@ -55,5 +60,5 @@ def test_torchrun_starts_a_run_again_after_five_deaths(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, timeout=900, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("exitcode: -9") >= 5
-    assert run_ranks(2, uninterrupted, tmp_path) == [0, 0]
+    assert run_ranks(2, long_uninterrupted, tmp_path) == [0, 0]
     assert not differences(read(tmp_path, "whole"), read(tmp_path, "after5"))

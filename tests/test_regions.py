@@ -1,5 +1,6 @@
 """Several processes predict into one Zarr store, each its own regions, what one process gives."""
 
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,37 @@ def test_a_rank_killed_at_any_moment_loses_nothing(seed: int, alone: Path, tmp_p
         died += -9 in codes
     assert died > 0 and codes == [0] * ranks
     assert_same_bits(path, alone)
+
+
+@pytest.mark.parametrize("write_of_zarr", slow(8, 0))
+def test_a_run_killed_in_its_first_writes_goes_on(
+    write_of_zarr: int, alone: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs" / "run.zarr"
+    death = (0, 0, 0.0, write_of_zarr + 1)
+    assert run_together(write, 1, tmp_path / "meet0", path, death) == [-9]
+    assert run_together(write, 1, tmp_path / "meet1", path) == [0]
+    assert_same_bits(path, alone)
+
+
+def test_what_is_left_of_a_run_can_be_removed_again_when_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / "run.zarr.partial"
+    for name in ("observed_data", "posterior"):
+        zarr.open_group(partial, mode="a").create_group(name)
+    remove = shutil.rmtree
+
+    def once(path: Path, **options: Any) -> None:
+        remove(path, **options)
+        raise InterruptedError
+
+    monkeypatch.setattr(shutil, "rmtree", once)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            predicted(tmp_path / "run.zarr")
+    monkeypatch.undo()
+    assert predicted(tmp_path / "run.zarr")["posterior/probs"].sizes["case"] == CASES
 
 
 def test_after_a_restart_nobody_finds_the_addresses_of_the_dead(monkeypatch: Any) -> None:

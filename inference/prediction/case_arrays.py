@@ -56,7 +56,10 @@ class CaseArrays:
         return np.asarray(case[:]).tolist(), (case.shards or case.chunks)[0]
 
     def make(self, group: str, dataset: xr.Dataset) -> None:
-        """Make the arrays of a group with its first cases in them."""
+        """Make the arrays of a group with its first cases in them; first of all, the store."""
+        import zarr
+
+        zarr.open_group(self.folder, mode="a")  # what a killed run leaves can be told to be its own
         dataset = variable_text(dataset)
         with _every_chunk(dataset):
             options: dict[str, Any] = {"mode": "a", "consolidated": False}

@@ -99,6 +99,9 @@ class ZarrSink:
                 f"{self.partial} is no interrupted run: it holds {others[0].name}; move it away, "
                 "or give another store"
             )
+        for one in self.partial.iterdir():
+            if one.is_dir():  # before the file that tells whose it is
+                shutil.rmtree(one)
         shutil.rmtree(self.partial)
 
     @contextmanager
