@@ -56,7 +56,7 @@ class Problem:
 
     name: str
     title: str
-    make: Callable[[], nn.Module]
+    make: Callable[..., nn.Module]
     image: Tensor
     target: Tensor
     site: str
@@ -85,37 +85,41 @@ def classifier(net: nn.Module) -> nn.Module:
     return BayesianClassifier(net, CLASSES, prior=FanInNormal())
 
 
-def _alexnet() -> nn.Module:
+def _alexnet(num_classes: int = NUM_CLASSES) -> nn.Module:
     from torchvision.models import alexnet
 
-    net = alexnet(num_classes=NUM_CLASSES)
+    net = alexnet(num_classes=num_classes)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return net
 
 
-def _resnet18() -> nn.Module:
+def _resnet18(num_classes: int = NUM_CLASSES) -> nn.Module:
     from torchvision.models import resnet18
 
-    return resnet18(num_classes=NUM_CLASSES)
+    return resnet18(num_classes=num_classes)
 
 
-def _unet() -> nn.Module:
+def _lenet(num_classes: int = NUM_CLASSES) -> nn.Module:
+    return LeNet(1, num_classes, 28)
+
+
+def _unet(num_classes: int = 2) -> nn.Module:
     from monai.networks.nets import UNet
 
     return UNet(
         spatial_dims=2,
         in_channels=1,
-        out_channels=2,
+        out_channels=num_classes,
         channels=(16, 32, 64, 128),
         strides=(2, 2, 2),
         num_res_units=2,
     )
 
 
-NETS: dict[str, tuple[str, Callable[[], nn.Module], int, int]] = {
-    "lenet": ("LeNet, 28x28", lambda: LeNet(1, NUM_CLASSES, 28), 1, 28),
+NETS: dict[str, tuple[str, Callable[..., nn.Module], int, int]] = {
+    "lenet": ("LeNet, 28x28", _lenet, 1, 28),
     "alexnet": ("AlexNet (torchvision), 64x64", _alexnet, 3, 64),
     "resnet18": ("ResNet-18 (torchvision), 64x64", _resnet18, 3, 64),
     "unet": ("U-Net 2D (MONAI), 64x64", _unet, 1, 64),
