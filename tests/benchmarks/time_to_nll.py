@@ -27,9 +27,9 @@ import pyro
 import torch
 from measure import check_out, machine, tune_allocator, write_table
 from problems import NETS, Segmenter
-from variants import INIT_SCALE
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from variants import INIT_SCALE
 
 from ppl_med.data import load_lidc, load_malaria
 from ppl_med.inference import MeanFieldNormal, elbo_terms
@@ -264,8 +264,8 @@ def table(header: str, rows: list[dict[str, Any]]) -> str:
     lines = [
         header,
         "",
-        "| net | estimator | rate | ms a step | NLL, best | time to NLL / shared | minus ELBO, best "
-        "| time to ELBO / shared |",
+        "| net | estimator | rate | ms a step | NLL, best | time to NLL / shared "
+        "| minus ELBO, best | time to ELBO / shared |",
         "|---|---|---|---|---|---|---|---|",
     ]
 
