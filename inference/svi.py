@@ -62,6 +62,7 @@ def fit(
     kl_weight: float | Schedule = 1.0,
     objective: Elbo | ImportanceWeighted | Geco | None = None,
     precision: Precision = "float32",
+    capture: bool = False,
     device: str | torch.device | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -132,6 +133,10 @@ def fit(
             NLL. The history gets what they add (``bound``, ``multiplier``).
         precision: ``"bfloat16"`` runs layers under autocast; log-densities stay float32.
             ``"auto"`` does where the device has instructions for it, and else is ``"float32"``.
+        capture: On a GPU, record the step once as a CUDA graph and replay it: much faster where the
+            work of a step is small. Batches of another size than the first, such as the last of an
+            epoch, are trained on as without. Replays are compared with the step before they are
+            used; results are those of a run without, but for rounding.
         device: Where to train; a GPU where there is one, by default.
         seed: Seed of all draws and of the order of the batches. Member m of an ensemble uses
             seed + m, and equals a single run with that seed.
@@ -200,6 +205,7 @@ def fit(
         kl_weight=kl_weight,
         objective=objective,
         precision=precision,
+        capture=capture,
         device=device,
         seed=seed,
         checkpoint=checkpoint,

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppl_med
 from ppl_med.inference import BernoulliDropout, MeanFieldNormal, fit
 from ppl_med.inference.training.trainer import Trainer
 from ppl_med.models import BayesianClassifier
-from ppl_med.programs.sites import send, to_device
+from ppl_med.programs.sites import send, send_into, to_device
 
 PACKAGE = Path(ppl_med.__file__).parent
 
@@ -63,6 +64,21 @@ def test_what_goes_to_a_gpu_is_pinned_and_copied_without_waiting(steps: list[str
     assert steps == ["pin 4", "cuda 4, not waiting", "pin 1", "cuda 1, not waiting"]
 
 
+def test_what_goes_into_a_tensor_of_a_gpu_is_pinned_and_not_waited_for(
+    steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(self: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
+        steps.append(f"copied {len(value)}{', not waiting' if non_blocking else ''}")
+        return self
+
+    monkeypatch.setattr(Tensor, "copy_", copy)
+    with FakeTensorMode():
+        target = torch.empty(2, device="cuda")
+    send_into(torch.zeros(2), target)
+    send_into(torch.zeros(2), torch.zeros(2))
+    assert steps == ["pin 1", "copied 2, not waiting", "copied 2, not waiting"]
+
+
 def test_what_is_there_or_stays_on_the_cpu_is_not_pinned(steps: list[str]) -> None:
     send(torch.zeros(3), torch.device("cpu"))
     send(torch.zeros(3, device="meta"), torch.device("cuda"))
@@ -79,7 +95,7 @@ def test_the_step_sends_a_batch_and_its_weights_alike(monkeypatch: pytest.Monkey
         return value.to(device)
 
     monkeypatch.setattr("ppl_med.programs.sites.send", noted)
-    monkeypatch.setattr("ppl_med.inference.training.trainer.send", noted)
+    monkeypatch.setattr("ppl_med.inference.training.captured.captured_step.send", noted)
     data = [{"image": torch.randn(1, 4, 4), "label": torch.tensor(n % 2)} for n in range(4)]
     sampler = torch.utils.data.WeightedRandomSampler([1.0, 2.0, 1.0, 2.0], 4)
     loader: Any = torch.utils.data.DataLoader(data, 2, sampler=sampler)  # type: ignore[arg-type]

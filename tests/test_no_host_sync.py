@@ -12,7 +12,6 @@ import pytest
 import torch
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
 from ppl_med.axes import dims
@@ -39,43 +38,8 @@ from ppl_med.models import (
 )
 from ppl_med.networks import AlexNet, DenoisingUNet, GaussianEncoder, LeNet, SmallDetector
 from ppl_med.programs.elbo import total
+from ppl_med.programs.host_reads import NoHostReads
 from ppl_med.weights import RandomWeights
-
-HOST_READS = {
-    "_local_scalar_dense",  # item, bool(tensor), float(tensor)
-    "is_nonzero",
-    "nonzero",
-    "nonzero_numpy",
-    "equal",
-    "allclose",
-    "masked_select",
-    "unique_consecutive",
-    "unique_dim",
-    "_unique",
-    "_unique2",
-    "bincount",
-    "histc",
-    "repeat_interleave",
-}
-
-
-class NoHostReads(TorchDispatchMode):
-    """Raises on operators whose result, or its shape, the host must know."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        space, _, name = func._schema.name.partition("::")
-        sized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is not None
-        masked = name.startswith(("index", "_index_put")) and any(
-            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-            for index in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ())
-        )
-        # A mask and one number are a masked_fill, as in torch's KL of two categoricals.
-        filled = name.startswith(("index_put", "_index_put")) and args[2].numel() == 1
-        if space == "aten" and (name in HOST_READS or masked) and not (sized or filled):
-            raise RuntimeError(f"{name} makes the host wait for the device")
-        return func(*args, **(kwargs or {}))
 
 
 class Segmenter(nn.Module):

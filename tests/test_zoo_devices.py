@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ppl_med.inference import Geco, ImportanceWeighted, MeanFieldNormal, PointEstimate
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.models import BayesianClassifier
+from ppl_med.programs.host_reads import NoCopies
 from ppl_med.programs.isolation import preserved_state
 from ppl_med.testing import check_device
 from ppl_med.testing.device_rules import (
     WITH_GRADIENTS,
-    NoCopies,
     imitated,
     loss_violation,
     prediction_violation,

@@ -64,7 +64,15 @@ class LossLog:
         if more:
             terms = torch.cat([terms, torch.stack([v.detach() for v in more.values()]).to(terms)])
         self._more = list(more or ())
+        self.append(terms, weight, epoch, rate)
+
+    def append(self, terms: Tensor, weight: float, epoch: int, rate: float | None) -> None:
+        """Take a step that has the terms of the last one that was closed, in their order."""
         self._pending.append(_Step(terms, weight, epoch, rate))
+
+    def pop(self) -> Tensor:
+        """Forget the last step; its terms."""
+        return self._pending.pop().terms
 
     def open_terms(self) -> dict[str, Any]:
         """What was taken of a step that has not ended, for a checkpoint."""

@@ -133,11 +133,12 @@ class _OnlineNewton(torch.optim.AdamW):
         by_scale = group["num_cases"] * raw_scale.grad / torch.sigmoid(raw_scale)
         state = self.state[loc]
         if not state:
-            state["momentum"], state["step"] = torch.zeros_like(loc), torch.zeros(())
+            state["momentum"] = torch.zeros_like(loc)
+            state["step"] = torch.zeros((), device=loc.device)
         state["step"] += 1
         share = group["momentum"]
         state["momentum"].lerp_(loc.grad, 1 - share)
-        debias = 1 - share ** state["step"].to(loc.device)
+        debias = 1 - share ** state["step"].to(loc.device)  # of an earlier checkpoint on the CPU
         # In units of the precision, so that no square overflows: d / s = by_scale * scale.
         rate = group["precision_rate"] * group["lr"] / group.get("initial_lr", group["lr"])
         relative = rate * by_scale * scale

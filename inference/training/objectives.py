@@ -54,7 +54,7 @@ class Elbo(Objective):
     """The evidence lower bound; ``fit``'s default."""
 
     def forward(
-        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
+        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float | Tensor
     ) -> Loss:
         """NLL + weight * KL of one draw."""
         nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)
@@ -221,7 +221,7 @@ class Geco(Objective):
         self.register_buffer("average", torch.tensor(float("nan")))
 
     def forward(
-        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float
+        self, model: Program, guide: Program, values: Batch, num_cases: int, weight: float | Tensor
     ) -> Loss:
         """The Lagrangian of one draw."""
         nll, kl = elbo_terms(model, guide, **values, num_cases=num_cases)

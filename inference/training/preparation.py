@@ -8,6 +8,11 @@ from ppl_med.inference import checkpoint as files
 from ppl_med.inference import process_group
 from ppl_med.inference.batches import BatchSpec, Loader, check_one_grader, first_batch
 from ppl_med.inference.data_digest import data_digest
+from ppl_med.inference.training.captured.eligibility import (
+    check_alone,
+    check_optimizer,
+    check_programs,
+)
 from ppl_med.inference.training.dry_run import DryRun, check_validation
 from ppl_med.inference.training.earlier_runs import warn_of_repeats
 from ppl_med.inference.training.member import Member
@@ -52,6 +57,8 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     path = settings.checkpoint
     resumed = process_group.on_rank_0(lambda: check_checkpoint(path, resume=settings.resume))
     check_schedules(settings)
+    if settings.capture:
+        check_alone(process_group.num_ranks())
     first = first_batch(loader.batches)
     spec.check(first, loader.num_cases)
     loader.see(first)
@@ -127,6 +134,8 @@ def _member(
         )
     with private_store():
         found = DryRun.of(model, guide, first, loader.num_cases, settings.device)
+        if settings.capture:
+            check_programs(model, guide, first, loader.num_cases, settings.device)
         if settings.validation is not None:
             check_validation(model, guide, settings.validation, spec, settings.device)
         if not alone and free_parameters(model, guide):
@@ -141,6 +150,8 @@ def _member(
     optimizer = make_optimizer(
         settings.optimizer, settings.learning_rate, groups, pair, loader.num_cases
     )
+    if settings.capture:
+        check_optimizer(optimizer)
     objective = copy.deepcopy(settings.objective).to(settings.device)
     updates = Updates(
         optimizer,
@@ -150,5 +161,6 @@ def _member(
         settings.clip_norm,
         average,
         shows_rate=settings.shows_rate,
+        capture=settings.capture,
     )
     return Member(pair, found, updates)

@@ -51,7 +51,7 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
         **found,
         "states": [member.kept_state(state) for member, state in zip(members, now, strict=True)],
         "training": [_training(member, state) for member, state in zip(members, now, strict=True)],
-        "optimizers": [member.updates.optimizer.state_dict() for member in members],
+        "optimizers": [member.updates.optimizer_state() for member in members],
         "objectives": [member.updates.objective.state_dict() for member in members],
         "averages": [None if m.average is None else m.average.state_dict() for m in members],
         "open_steps": [member.updates.open_step() for member in members],
@@ -124,7 +124,7 @@ def restore(trainer: "Trainer", content: dict[str, Any]) -> None:
     files.load_members(content, trainer.pairs)
     for member, state in zip(members, content["optimizers"], strict=True):
         try:
-            member.updates.optimizer.load_state_dict(state)
+            member.updates.load_optimizer(state)
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"optimizer does not fit the checkpoint {path}: {error}; resume with the same "

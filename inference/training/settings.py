@@ -10,6 +10,7 @@ import torch
 from ppl_med.checks import a_path, choice, finite, inside, positive, reject, share, whole
 from ppl_med.inference.batches import check_seed, choose_device
 from ppl_med.inference.training.callbacks import Callbacks
+from ppl_med.inference.training.captured.eligibility import check_run
 from ppl_med.inference.training.objectives import Elbo, Objective
 from ppl_med.inference.training.optimizers import check_factory
 from ppl_med.inference.training.parameter_groups import check_rates
@@ -47,6 +48,7 @@ class Settings:
     stopping: Any
     callbacks: Any
     progress: bool
+    capture: Any = False
 
     def __post_init__(self) -> None:
         self.epochs = whole("epochs", self.epochs, least=0)
@@ -61,6 +63,7 @@ class Settings:
         self.asked_precision = choice("precision", self.precision, get_args(Precision))
         self.device: torch.device = choose_device(self.device)
         self.precision = chosen_precision(self.precision, self.device)
+        self.capture = check_run(self.capture, self.device, self.accumulate, self.objective)
         finite("checkpoint_every", self.checkpoint_every, least=0)
         if self.resume and self.checkpoint is None:
             raise ValueError(

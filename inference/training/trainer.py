@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference.batches import BatchSpec, Loader
+from ppl_med.inference.training.captured.captured_step import steps_of
 from ppl_med.inference.training.completion import complete, measure_statistics
 from ppl_med.inference.training.heldout import heldout_nll
 from ppl_med.inference.training.history import History
@@ -29,7 +30,7 @@ from ppl_med.programs import rng
 from ppl_med.programs.case_scale import CaseScale
 from ppl_med.programs.isolation import private_store
 from ppl_med.programs.parameters import set_mode
-from ppl_med.programs.sites import select_arguments, send, to_device
+from ppl_med.programs.sites import select_arguments
 
 MAX_PENDING = 1000
 VALIDATION_DRAWS = 8
@@ -134,6 +135,12 @@ class Trainer:
 
     def _train(self, member: Member, bar: Any) -> None:
         member.updates.engine = self.ranks.engine(member.updates.objective, member.pair)
+        plan, take = self.settings, partial(self._take, member)
+        known = (member.updates, member.pair, plan.device, plan.precision)
+        with steps_of(take, *known, capture=plan.capture) as self._make:
+            self._train_epochs(member, bar)
+
+    def _train_epochs(self, member: Member, bar: Any) -> None:
         while self.epoch < self.settings.epochs and not member.stopped(self.settings):
             member.set_training()
             member.updates.losses.start_epoch()
@@ -206,23 +213,25 @@ class Trainer:
             size = max(1, min(plan.accumulate, left))
             updates.open(size, rate, weight_at(plan.kl_weight, step / total))
         share = share_of_step(loader.num_batches, plan.accumulate, updates.size)
-        values = to_device(select_arguments(member.model, batch), plan.device)
-        if isinstance(factor, Tensor):
-            factor = send(factor, plan.device)
         if share != 1:
             factor = factor * share
+        values = self._make(select_arguments(member.model, batch), factor, self.epoch)
+        if updates.size == 0:
+            made = self.epoch * self.steps + self.batch // plan.accumulate + 1
+            member.after_step(values, loader.num_cases, made / (plan.epochs * self.steps))
+
+    def _take(self, member: Member, values: dict[str, Any], factor: float | Tensor) -> None:
+        """Take the gradient of a batch that is on the device."""
+        plan, updates = self.settings, member.updates
         enabled = plan.precision == "bfloat16"
         autocast = torch.autocast(plan.device.type, torch.bfloat16, enabled=enabled)
         with autocast, CaseScale(factor):
             loss = updates.engine(
-                member.model, member.guide, values, loader.num_cases, updates.weight
+                member.model, member.guide, values, self.loader.num_cases, updates.kl_weight
             )
         if enabled:  # inside another autocast, the weights' copies would serve all later steps
             torch.clear_autocast_cache()
         updates.add(self.ranks.averaged(loss), self.epoch)
-        if updates.size == 0:
-            made = self.epoch * self.steps + self.batch // plan.accumulate + 1
-            member.after_step(values, loader.num_cases, made / (plan.epochs * self.steps))
 
     def _show(self, member: Member, bar: Any) -> None:
         """Read the losses and write them to the bar, not more often than it is redrawn."""

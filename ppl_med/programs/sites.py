@@ -80,9 +80,18 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     A GPU copies from the memory of the CPU by itself only where that is pinned; before a copy from
     other memory the host waits for all that the GPU still has to do.
     """
+    return _pinned(value, device).to(device, non_blocking=True)
+
+
+def send_into(value: Tensor, target: Tensor) -> None:
+    """As ``send``, into a tensor that is there already, on whatever device."""
+    target.copy_(_pinned(value, target.device), non_blocking=True)
+
+
+def _pinned(value: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and value.device.type == "cpu" and torch.cuda.is_available():
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
+        return value.pin_memory()
+    return value
 
 
 def batch_size(values: Mapping[str, Any]) -> int:

@@ -9,9 +9,7 @@ on torch's device "meta", which has none and mixes with the CPU as little.
 """
 
 import contextlib
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,19 +18,16 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.programs.elbo import elbo_terms, total
+from ppl_med.programs.host_reads import NoCopies, place_of
 from ppl_med.programs.isolation import preserved_state, private_store
 from ppl_med.programs.parameters import modules_of, set_mode
 from ppl_med.programs.sites import Program, batch_size, select_arguments, without_observations
 
 GPU, WITH_GRADIENTS = "cuda", "meta"
-_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-# torch's own laws that make a constant whatever they are given.
-_WITH_CONSTANTS = ("distributions/chi2.py", "distributions/half_normal.py")
 _autocast = torch.autocast
 
 
@@ -49,32 +44,6 @@ class Imitation(FakeTensorMode):
         if on_host and not any(isinstance(x, FakeTensor) for x in tree_leaves((args, options))):
             return func(*args, **options)
         return super().__torch_dispatch__(func, types, args, options)
-
-
-class NoCopies(TorchDispatchMode):
-    """Raises where a tensor is copied from a device to the CPU or back: there the host waits.
-
-    torch makes a tensor of a Python number on the CPU first, so it is seen as well.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _COPIES:
-            ends = {args[-1 if func is _COPIES[0] else 1].device.type, result.device.type}
-            if len(ends) > 1 and "cpu" in ends and not _is_inside(_WITH_CONSTANTS):
-                raise RuntimeError(
-                    "a tensor is copied between CPU and GPU in every step; make it with "
-                    "device=... of its neighbours, by torch.full or new_full where it is a number, "
-                    "or keep it as a buffer"
-                )
-        return result
-
-
-def _is_inside(files: tuple[str, ...]) -> bool:
-    """Whether a function of these files is being called."""
-    return any(frame.filename.endswith(files) for frame in traceback.extract_stack())
 
 
 def loss_violation(
@@ -165,13 +134,5 @@ def _violation(run: Callable[[], None], device: str) -> str | None:
         cause = error.__context__ if isinstance(error, TypeError) else None
         cause = error if cause is None else cause
         message = (str(cause).strip().splitlines() or [""])[0]
-        frames = [f for f in traceback.extract_tb(cause.__traceback__) if _is_ours(f.filename)]
-        where = f", at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
-        return f"{type(cause).__name__}: {message}{where if frames else ''} (on {device})"
+        return f"{type(cause).__name__}: {message}{place_of(cause, __file__)} (on {device})"
     return None
-
-
-def _is_ours(file: str) -> bool:
-    """Whether a line of code is of a program, not of torch, of Pyro or of this module."""
-    packages = ("torch", "pyro", "jaxtyping")
-    return file != __file__ and not {*packages} & {*Path(file).parts}
