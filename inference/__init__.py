@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ppl_med.inference.guides.point_estimate import PointEstimate
     from ppl_med.inference.guides.radial_normal import RadialNormal
     from ppl_med.inference.guides.swag import SWAG
+    from ppl_med.inference.prediction.lossy import Lossy
     from ppl_med.inference.prediction.plain_functions import functions
     from ppl_med.inference.predictive import predict
     from ppl_med.inference.sampler_draws import from_mcmc
@@ -71,6 +72,7 @@ __all__ = [
     "Guides",
     "ImportanceWeighted",
     "Laplace",
+    "Lossy",
     "LowRankNormal",
     "MLflowLogger",
     "MeanFieldNormal",

@@ -76,6 +76,8 @@ def predict_augmented(
         )
     if options.get("prior_draws"):
         raise ValueError("prior_draws: draws from the prior have no augmentations; use predict")
+    if options.get("lossy") is not None:
+        raise ValueError("lossy: draws under several augmentations are stored as they are")
     target, folder = _places(store, resume=resume)
     batches = adapted(batches, keys)
     check_iterable(batches)

@@ -34,10 +34,11 @@ from ppl_med.inference.data_digest import DATA, data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.inference.guides.kept_draws import taken_draws
 from ppl_med.inference.loader_generators import loader_generators
-from ppl_med.inference.prediction.attributes import attributes
+from ppl_med.inference.prediction.attributes import attributes, where_given
 from ppl_med.inference.prediction.case_densities import case_bounds
 from ppl_med.inference.prediction.case_groups import CaseGroup, case_groups, check_ids
 from ppl_med.inference.prediction.kept_outputs import KeptOutputs, check_keep
+from ppl_med.inference.prediction.lossy import Lossy
 from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.inference.prediction.regions import Regions, check_same_call
 from ppl_med.inference.prediction.sinks import check_ranks, open_sink
@@ -85,6 +86,7 @@ def predict(
     blend: Blend = "gaussian",
     mirror: bool | Sequence[str] = False,
     keep: Sequence[str] = (),
+    lossy: Lossy | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
@@ -139,6 +141,8 @@ def predict(
             the network with random weights (case, class), and that of the layer of that name,
             averaged over space, as ``posterior/logit`` and ``posterior/feature:layer4``. It is what
             ``analysis.ood`` reads.
+        lossy: A form of the result that is smaller and not exact, such as ``Lossy("float16")``,
+            whose errors are bounded, or ``Lossy(whole_draws=8)``, with moments of all draws.
         device: Where to run; a GPU where there is one, by default.
         progress: Show a bar with ETA.
 
@@ -195,19 +199,14 @@ def predict(
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, (draws, samples), seed, keep=keep)
         _check_used(windowed, mirroring, model)
+        if lossy is not None:
+            lossy.check(draws, samples, run.builder)
         attrs = attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))
         if store is not None and Path(store).suffix == ".zarr":
             attrs[DATA] = data_digest(batches, run.spec.arguments)
-        if samples > 1:
-            attrs["samples"] = samples
-        if keep:
-            attrs["keep"] = ", ".join(keep)
-        if windowed is not None:
-            attrs["window"] = str(windowed)
-        if mirroring is not None:
-            attrs["mirror"] = str(mirroring)
+        attrs |= where_given(samples, keep, window=windowed, mirror=mirroring, lossy=lossy)
         check_same_call(
             {"store": str(store), "device": chosen.type, "batches": num_batches, **attrs}
         )
@@ -223,7 +222,7 @@ def predict(
         with tqdm(total=total, desc="predict", unit="batch", disable=quiet) as bar:
             run.builder.scratch = sink.scratch
             for chunk in run.chunks(bar, regions):
-                sink.append(chunk)
+                sink.append(chunk if lossy is None else lossy.applied(chunk))
         sink.meet()
         if prior_draws and guide is not None:
             sink.start_prior()
@@ -237,6 +236,7 @@ def predict(
                 sink.append_prior(chunk)
             sink.meet()
         if (stats := protocol.sample_stats(guide)) is not None:
+            stats = stats if lossy is None else lossy.chosen(stats)
             sink.add_stats(repeated(stats, samples))
         return sink.finish(time.time() - started, regions.num_cases)
 

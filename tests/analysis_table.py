@@ -306,7 +306,7 @@ def prediction_sets(tree: xr.DataTree, **options: Any) -> xr.Dataset:
 
 def resampled_accuracy(tree: xr.DataTree) -> xr.Dataset:
     """Accuracy over groups of cases; its errors are drawn, and not compared."""
-    ids = np.asarray(tree["posterior/probs"]["case"])
+    ids = np.asarray(tree["observed_data/label"]["case"])
     groups = xr.DataArray([f"p{str(one)[1:]}" for one in ids], {"case": ids}, "case")
     return case_groups.bootstrap(scoring.score, tree, groups, resamples=20)[["accuracy", "nll"]]
 

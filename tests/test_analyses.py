@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 from analysis_table import (
     ANALYSES,
+    AUGMENTED,
     AUGMENTED_PIXELS,
     CASES,
     DEPTHS,
@@ -29,8 +30,10 @@ from analysis_table import (
     with_copies,
 )
 from analysis_table import MAPS as MAP_KIND
+from posterior_trees import array
 
 from ppl_med.axes import SAMPLES
+from ppl_med.storage import class_modes, log_float16
 from ppl_med.storage.padding import pad_dataset
 
 ROWS = pytest.mark.parametrize("name", ANALYSES)
@@ -123,6 +126,41 @@ def test_a_lazy_tree_gives_the_same(
     with dask.config.set(scheduler=scheduler):
         found = run(ANALYSES[name], in_chunks(tree_of(ANALYSES[name]), CHUNKS[where]))
     xr.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def stored(tree: xr.DataTree, name: str, **variable: xr.DataArray) -> xr.DataTree:
+    """The tree with another variable in the place of its probabilities."""
+    result = tree.copy()
+    kept = tree["posterior"].to_dataset().drop_vars(name)
+    result["posterior"] = xr.DataTree(kept.assign(variable))
+    return result
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, row in ANALYSES.items() if row.kind not in (AUGMENTED, AUGMENTED_PIXELS)],
+)
+def test_what_probabilities_are_stored_as_is_read_through_one_door(name: str) -> None:
+    """Of logs, all that the probabilities give; of modes, the same as before, or an error."""
+    row = ANALYSES[name]
+    tree = tree_of(row)
+    if "posterior" not in tree.children or "probs" not in tree["posterior"].data_vars:
+        return
+    probs = array(tree, "posterior/probs")
+    logs = probs.copy(data=log_float16.encoded(probs.values)).assign_attrs(log_float16.STORED)
+    read = stored(tree, "probs", probs=log_float16.decoded(logs).compute())
+    found = run(row, stored(tree, "probs", log_probs=logs))
+    xr.testing.assert_allclose(found, run(row, read), rtol=1e-12)
+    if "row" not in probs.dims:
+        return
+    modes = probs.isel({"class": 0}, drop=True).copy(data=class_modes.encoded(probs.values, 3))
+    modes = modes.assign_attrs(class_modes.attributes(probs["class"].values))
+    try:
+        found = run(row, stored(tree, "probs", mode=modes))
+    except ValueError as error:
+        assert re.search("Lossy.probs='argmax'", str(error)), error
+    else:
+        xr.testing.assert_allclose(found, in_memory(name))
 
 
 @READERS

@@ -10,6 +10,8 @@ from ppl_med.inference.prediction.posterior_sampler import PosteriorSampler
 from ppl_med.programs import protocol
 from ppl_med.programs.sites import Program, full_name
 
+WHERE_GIVEN = ("samples", "window", "mirror", "keep", "lossy")
+
 
 @functools.cache
 def _versions() -> dict[str, str]:
@@ -60,3 +62,10 @@ def attributes(
         **({"training_loss": "; ".join(losses)} if losses else {}),
         **_versions(),
     }
+
+
+def where_given(samples: int, keep: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Attributes of what was asked for beside the draws; see `WHERE_GIVEN`."""
+    found = {name: str(option) for name, option in options.items() if option is not None}
+    own = {"samples": samples} if samples > 1 else {}
+    return {**own, **({"keep": ", ".join(keep)} if keep else {}), **found}

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.inference.data_digest import DATA, same_data
+from ppl_med.inference.prediction.attributes import WHERE_GIVEN
 from ppl_med.inference.prediction.case_arrays import EVERY_CHUNK, CaseArrays
 from ppl_med.inference.prediction.continuation import check_continues, outline
 from ppl_med.inference.prediction.regions import Regions
@@ -114,8 +115,7 @@ class ZarrSink:
             ) from error
 
     def _check_attrs(self, path: Path, found: dict[Any, Any]) -> None:
-        where_given = ("samples", "window", "mirror", "keep")
-        names = (*self.attrs, *where_given)
+        names = (*self.attrs, *WHERE_GIVEN)
         differing = [n for n in names if n != DATA and found.get(n) != self.attrs.get(n)]
         if not same_data(found.get(DATA), self.attrs.get(DATA)):
             differing.append(DATA)

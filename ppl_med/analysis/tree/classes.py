@@ -28,6 +28,7 @@ from ppl_med.analysis.tree.groups import (
 )
 from ppl_med.analysis.tree.left_out import UNANNOTATED, count_left_out, known
 from ppl_med.axes import SAMPLES, WEIGHTS
+from ppl_med.storage import class_modes
 
 Posterior: TypeAlias = xr.DataTree | xr.Dataset | xr.DataArray
 
@@ -255,8 +256,9 @@ def class_names(array: xr.DataArray) -> list[str]:
 
 
 def has_probs(tree: object) -> bool:
-    """Whether a tree, or its posterior group, is of classes: whether it holds ``probs``."""
-    return "probs" in find_group(tree, "posterior")
+    """Whether a tree, or its posterior group, is of classes: it holds ``probs``, or did."""
+    group = find_group(tree, "posterior")
+    return "probs" in group or class_modes.stored_in(group)
 
 
 def fill(values: np.ndarray, axis: int) -> np.ndarray | None:

@@ -3,7 +3,8 @@
 Analyses that count draws (standard errors, ranks, unbiased divisors) count functions. So what they
 read holds every function of a chain once; see `ppl_med.analysis.statistics.copies`. Draws that
 share their weights and differ are kept, with the coordinate ``weights`` that says so: how they
-count is decided in `ppl_med.analysis.statistics.weight_draws`.
+count is decided in `ppl_med.analysis.statistics.weight_draws`. What was rounded when it was stored
+says itself whether draws differed before.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import xarray as xr
 from ppl_med.analysis.statistics.copies import num_copies
 from ppl_med.analysis.tree.blocks import Block, Part, split_blocks
 from ppl_med.axes import SAMPLES, WEIGHTS
+from ppl_med.storage import log_float16
 
 
 def drop_copies(given: Part) -> Part:
@@ -32,7 +34,8 @@ def drop_copies(given: Part) -> Part:
         The same with fewer draws, numbered 0, 1, ... where they have coordinates; ``weights`` still
         says which of them share their weights.
     """
-    if given.sizes.get("draw", 1) < 2 or "chain" not in given.dims:
+    told = log_float16.DIFFER.items() <= given.attrs.items()
+    if told or given.sizes.get("draw", 1) < 2 or "chain" not in given.dims:
         return given
     arrays = list(given.data_vars.values()) if isinstance(given, xr.Dataset) else [given]
     kind = np.zeros((given.sizes["chain"], given.sizes["draw"]), np.int64)

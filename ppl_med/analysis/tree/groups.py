@@ -6,6 +6,7 @@ from typing import Any
 import xarray as xr
 
 from ppl_med.axes import AUGMENTATION, AXES
+from ppl_med.storage import class_modes, log_float16
 
 OBSERVATIONS = ("label", "mask")
 """Usual names of sites of classes."""
@@ -24,10 +25,18 @@ def find_group(tree: object, name: str) -> xr.Dataset:
         ValueError: The group has an axis of augmentations.
     """
     if isinstance(tree, xr.DataTree) and name in tree.children:
-        return _with_case_axis(check_plain(tree[name].to_dataset(), name))
+        return _with_probs(_with_case_axis(check_plain(tree[name].to_dataset(), name)))
     if isinstance(tree, xr.Dataset) and name == "posterior":
-        return _with_case_axis(check_plain(tree, name))
+        return _with_probs(_with_case_axis(check_plain(tree, name)))
     return xr.Dataset()
+
+
+def _with_probs(group: xr.Dataset) -> xr.Dataset:
+    """The group with probabilities, not yet computed, in the place of what they were stored as."""
+    if not log_float16.stored_in(group):
+        return group
+    probs = log_float16.decoded(group[log_float16.NAME])
+    return group.drop_vars(log_float16.NAME).assign(probs=probs)
 
 
 def check_plain(found: Any, name: str) -> Any:
@@ -51,6 +60,16 @@ def _with_case_axis(group: xr.Dataset) -> xr.Dataset:
         return group
     own = [str(n) for n, one in group.coords.items() if not one.dims and n not in AXES]
     return group.reset_coords(own).expand_dims("case").set_coords(own)
+
+
+def check_not_lost(group: xr.Dataset) -> None:
+    """Raise a ValueError where probabilities were stored as the most probable class alone."""
+    if class_modes.stored_in(group):
+        raise ValueError(
+            "The tree was stored by Lossy(probs='argmax'), which keeps the most probable class of "
+            "every draw and no probabilities, and this analysis needs them: predict without, or "
+            "with probs='float16'. Analyses of sampled masks, samples='mode', read it."
+        )
 
 
 def check_predictive(array: xr.DataArray, name: str) -> None:
@@ -90,7 +109,7 @@ def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArr
         ValueError: The group or the variable is absent, or has an axis of augmentations.
     """
     if isinstance(tree, xr.DataArray):
-        return check_plain(tree, name)
+        return check_plain(log_float16.decoded(tree) if log_float16.is_stored(tree) else tree, name)
     if not isinstance(tree, xr.DataTree | xr.Dataset):
         raise TypeError(
             f"tree must be a DataTree, Dataset or DataArray, not {type(tree).__name__}."
@@ -100,7 +119,10 @@ def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArr
             f"tree has no {group} group, only {sorted(tree.children)}; pass the DataTree that "
             "predict returned."
         )
-    found = check_plain(tree, group) if isinstance(tree, xr.Dataset) else find_group(tree, group)
+    own = isinstance(tree, xr.Dataset)
+    found = _with_probs(check_plain(tree, group)) if own else find_group(tree, group)
+    if name == "probs" and name not in found:
+        check_not_lost(found)
     if name not in found:
         raise ValueError(
             f"The {group} group holds no {name}, only {sorted(map(str, found.data_vars))}; this "

@@ -22,8 +22,14 @@ from ppl_med import checks
 from ppl_med.analysis.statistics.weight_draws import function_numbers
 from ppl_med.analysis.tree.classes import Posterior, check_simplex, fill, with_background
 from ppl_med.analysis.tree.distinct_draws import drop_copies
-from ppl_med.analysis.tree.groups import class_site, find_group, find_variable
+from ppl_med.analysis.tree.groups import (
+    check_not_lost,
+    class_site,
+    find_group,
+    find_variable,
+)
 from ppl_med.axes import SAMPLES
+from ppl_med.storage import class_modes
 
 ClassList: TypeAlias = Sequence[int | str] | None
 
@@ -201,6 +207,7 @@ def open_probabilities(tree: Posterior) -> Draws:
     """
     draws = open_draws(tree, "mode")
     if "class" not in draws.array.dims:
+        check_not_lost(find_group(tree, "posterior"))
         raise ValueError(
             "This analysis needs class probabilities, probs (chain, draw, case, class, ...), and "
             f"got masks of dimensions {draws.array.dims}; pass the tree or its probs."
@@ -251,6 +258,9 @@ def check_range(values: np.ndarray, low: int, num_classes: int | None, name: str
 
 def _find(tree: Posterior, samples: str) -> tuple[xr.DataArray, tuple[str, ...]]:
     if samples == "mode":
+        group = find_group(tree, "posterior")
+        if class_modes.stored_in(group):
+            return group[class_modes.NAME], class_modes.class_names(group[class_modes.NAME])
         array = find_variable(tree, "posterior", "probs", "segmentation")
         return array, _names(array)
     name = class_site(tree, "posterior_predictive", ("mask",)) or "mask"
@@ -261,7 +271,10 @@ def _find(tree: Posterior, samples: str) -> tuple[xr.DataArray, tuple[str, ...]]
             "the tree with its posterior_predictive group, or samples='mode'."
         )
     # A drawn mask has no class axis; its classes are those of the probabilities.
-    return array, _names(find_group(tree, "posterior").get("probs", array))
+    posterior = find_group(tree, "posterior")
+    if class_modes.stored_in(posterior):
+        return array, class_modes.class_names(posterior[class_modes.NAME])
+    return array, _names(posterior.get("probs", array))
 
 
 def _names(array: xr.DataArray) -> tuple[str, ...]:
