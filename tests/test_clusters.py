@@ -15,6 +15,7 @@ import xarray as xr
 from analysis_table import Result, class_tree, grader_tree, number_tree, pixel_tree
 from dask.callbacks import Callback
 from dask.diagnostics import ProgressBar
+from posterior_trees import array
 
 from ppl_med import storage
 from ppl_med.analysis import (
@@ -137,3 +138,22 @@ def test_runs_of_cases_on_workers_have_one_bar(cluster: Any, tmp_path: Path, cap
     found = xr.concat(cluster.gather(futures), "case")
     xr.testing.assert_allclose(found, uncertainty.entropy(pixel_tree()))
     assert "100% Completed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flox", [True, False])
+def test_means_of_groups_are_those_of_numpy(flox: bool, cluster: Any) -> None:
+    """xarray takes flox for the means where it is installed, of lazy arrays too."""
+    pytest.importorskip("flox")
+    tree = storage.with_columns(pixel_tree(), ["site"])
+    result, site = uncertainty.entropy(tree), array(tree, "constant_data/site").values
+    lazy = array(tree, "posterior/probs").chunk(case=5).assign_coords(site=("case", site))
+    with xr.set_options(use_flox=flox), dask.config.set(scheduler=cluster):
+        found = result.groupby("site").mean()
+        probs = lazy.groupby("site").mean().compute().transpose(*lazy.dims[:2], "site", ...)
+    for index, name in enumerate(found["site"].values):
+        rows = site == name
+        for variable, figure in result.items():
+            mean = figure.values[rows].mean(0)
+            np.testing.assert_allclose(found[variable].sel(site=name), mean, rtol=1e-12)
+        expected = lazy.values[:, :, rows].mean(2)
+        np.testing.assert_allclose(probs[:, :, index], expected, rtol=1e-12)
