@@ -74,7 +74,7 @@ def ends(first_seed: int) -> torch.Tensor:
         guide = MeanFieldNormal(model, 0.3, estimator="local").double()
         options = {"model": model, "guide": guide, "batches": whole(), "seed": seed}
         history = trained({**options, "optimizer": partial(torch.optim.SGD, lr=0.05)})["history"]
-        (part,) = guide.parts.values()
+        part: Any = next(iter(guide.parts.values()))
         loc, scale = part.loc.detach(), part.scale.detach()
         projection = loc @ torch.linspace(-1, 1, len(loc)).to(loc)
         last = [history[name][-STEPS_AN_EPOCH:].double().mean() for name in ("elbo", "kl")]
