@@ -176,7 +176,7 @@ def by_classifier(
         return ((points - centre) / scale).float()[:, :, None, None]
 
     data = {"image": images(batch["point"]), "label": batch["color"].long()}
-    guide = MeanFieldNormal(model, init_scale=0.1)
+    guide = MeanFieldNormal(model, init_scale=0.1, estimator="auto")
     fit(model, guide, [data], epochs=30 if options.smoke else 2000, learning_rate=0.03,
         schedule="cosine", seed=options.seed, device=options.device,
         checkpoint=folder / "classifier.pt", resume=options.resume)  # fmt: skip

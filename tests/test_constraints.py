@@ -152,7 +152,7 @@ def test_posterior_of_a_pixel_that_is_always_empty() -> None:
     values["irrelevant"][:, 0, :2] = 1.0
     wrapped = BayesianClassifier(linear(1), CLASSES, Normal(0.5), likelihood="bernoulli")
     model = AttributionConstrained(wrapped, [RightReasons(2.0, "log_odds")])
-    guide = MeanFieldNormal(model, init_scale=1.0)  # estimator "auto": local on linear layers
+    guide = MeanFieldNormal(model, init_scale=1.0, estimator="auto")  # local on linear layers
     batches = Batches(values, batch_size=4, shuffle=True)
     fit(model, guide, batches, epochs=160, learning_rate=0.1, schedule="cosine", progress=False)
     law: Any = guide.distribution()

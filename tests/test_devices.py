@@ -124,7 +124,8 @@ def test_code_that_passes_by_an_estimator_is_refused(kind: Any) -> None:
 
     net = nn.Sequential(nn.Flatten(), Bypass(16, 2))
     model = BayesianClassifier(net, ["a", "b"])
-    guide = kind(model) if kind is MeanFieldNormal else kind(model, skip_first=False)
+    options: Any = {"estimator": "auto"} if kind is MeanFieldNormal else {"skip_first": False}
+    guide = kind(model, **options)
     image, label = torch.randn(2, 1, 4, 4), torch.tensor([0, 1])
     with pytest.raises(RuntimeError, match="estimator='shared'"):
         fit(model, guide, [{"image": image, "label": label}], progress=False, device="cpu")

@@ -364,7 +364,10 @@ def test_local_on_dense_nets_is_exact_and_silent() -> None:
     assert_unbiased(model, "local", *batch_of(2))
 
 
-OPTIONS: dict[Any, dict[str, Any]] = {BernoulliDropout: {"rate": 0.5, "skip_first": False}}
+OPTIONS: dict[Any, dict[str, Any]] = {
+    BernoulliDropout: {"rate": 0.5, "skip_first": False},
+    MeanFieldNormal: {"estimator": "auto"},
+}
 
 
 @pytest.mark.parametrize("guide", [MeanFieldNormal, BernoulliDropout])
@@ -372,7 +375,7 @@ def test_equal_examples_differ_only_where_every_weight_is_used_once(guide: Any) 
     image = torch.randn(1, 2, 4, 4).expand(6, 2, 4, 4)
     for net, differ in ((NETS["conv"](), True), (Twice(), False)):
         model = RandomWeights(net, where=lambda name, module: "head" not in name)
-        chosen = guide(model, **(OPTIONS.get(guide, {})))
+        chosen = guide(model, **OPTIONS[guide])
         run(model, chosen, image)
         outputs = run(model, chosen, image)
         assert bool((outputs != outputs[:1]).any()) == differ
@@ -390,7 +393,7 @@ def test_a_weight_used_more_often_than_at_first_is_an_error() -> None:
             return values
 
     model = RandomWeights(Moody())
-    guide = MeanFieldNormal(model)
+    guide = MeanFieldNormal(model, estimator="auto")
     run(model, guide, torch.ones(3, 2))
     model.net.times = 2  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="estimator='shared'"):
@@ -409,7 +412,7 @@ def test_prediction_draws_plain_weights_whatever_the_estimator() -> None:
 def test_what_a_pass_uses_is_part_of_the_state(name: str) -> None:
     """A guide loaded in mid-training goes on as the saved one would, to the last bit."""
     model = BayesianClassifier(NETS[name](), ["a", "b"])
-    saved, loaded = (spread(MeanFieldNormal(model), 0.3) for _ in range(2))
+    saved, loaded = (spread(MeanFieldNormal(model, estimator="auto"), 0.3) for _ in range(2))
     image, label = torch.randn(3, 2, 4, 4), torch.tensor([0, 1, 0])
     elbo_terms(model, saved, image, label)
     loaded.load_state_dict(saved.state_dict())

@@ -146,7 +146,7 @@ def test_a_guide_that_proposes_on_the_cpu_is_found() -> None:
 @pytest.mark.parametrize("kind", ["none", "made"])
 def test_a_pair_is_as_before(kind: str) -> None:
     model = BayesianClassifier(Planted(kind), CLASSES)
-    guide = MeanFieldNormal(model)
+    guide = MeanFieldNormal(model, estimator="auto")
     pair, batch = nn.ModuleList([model, guide]), mini_batch("categorical-auto")
     held = dict(pair.named_parameters()) | dict(pair.named_buffers())
     values = {name: value.clone() for name, value in held.items()}

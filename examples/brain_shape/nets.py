@@ -161,7 +161,7 @@ class Study:
         torch.manual_seed(seed)
         arrays = self.arrays(net, "train")
         model = BayesianClassifier(_convolutions(arrays["image"].shape[2:]), CLASSES, Normal(0.3))
-        guide = MeanFieldNormal(model, init_scale=0.02)
+        guide = MeanFieldNormal(model, init_scale=0.02, estimator="auto")
         print(f"{self.name}: training the {net} net, seed {seed}", flush=True)
         fit(
             model,

@@ -49,7 +49,7 @@ def after_training(study: Study, name: str, seed: int) -> dict[str, float]:
     path = study.folder / f"posterior-prior-{list(PRIORS).index(name)}-{seed}.nc"
     if not path.exists():
         model = study.detector(seed, **PRIORS[name])
-        guide = MeanFieldNormal(model, init_scale=0.02)
+        guide = MeanFieldNormal(model, init_scale=0.02, estimator="auto")
         history = fit(
             model, guide, study.training(FEW[1], seed), epochs=1 if study.options.smoke else 12,
             learning_rate=study.options.rate, schedule="cosine", seed=seed,

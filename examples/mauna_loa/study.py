@@ -74,7 +74,7 @@ def build(method: str, num_inputs: int, recipe: Recipe, seed: int) -> tuple[Any,
     if method == "point":
         return model, PointEstimate(model)
     if method == "mean_field":
-        return model, MeanFieldNormal(model)
+        return model, MeanFieldNormal(model, estimator="auto")
     return model, BernoulliDropout(model, 0.1)
 
 

@@ -89,7 +89,7 @@ class Study:
             program: Any = MeanFieldNormal(model, init_scale=0.06, estimator="shared", start=start)
             settings["epochs"] = 8
         elif guide == "last_layer":
-            program = MeanFieldNormal(model, init_scale=0.3)
+            program = MeanFieldNormal(model, init_scale=0.3, estimator="auto")
             settings["optimizer"] = decayed_features
         elif guide == "dropout":
             program = BernoulliDropout(model, rate=0.1)

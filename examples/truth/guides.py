@@ -117,7 +117,7 @@ LONGER = {"regression": Sampled(lambda step: NUTS(7), draws=250, warm_up=200, ch
 GUIDES: dict[str, Prior | Fitted | Sampled] = {
     "prior": Prior(),
     "point": Fitted(PointEstimate),
-    "mean field": Fitted(MeanFieldNormal),
+    "mean field": Fitted(partial(MeanFieldNormal, estimator="auto")),
     "low rank": Fitted(partial(LowRankNormal, rank=8)),
     "radial": Fitted(RadialNormal),
     "dropout": Fitted(partial(BernoulliDropout, rate=0.1, skip_first=False)),

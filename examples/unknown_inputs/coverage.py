@@ -173,7 +173,7 @@ class Nets:
         model = BayesianClassifier(net, CLASS_NAMES, prior=Normal(1.0 if last else 0.3), **last)
         program: Any
         if guide == "last_layer":
-            program = MeanFieldNormal(model, init_scale=0.3)
+            program = MeanFieldNormal(model, init_scale=0.3, estimator="auto")
         elif guide == "dropout":
             program = BernoulliDropout(model, rate=0.1)
         elif guide == "ensemble":

@@ -101,7 +101,7 @@ class Study:
             program: Any = MeanFieldNormal(model, init_scale=0.05, estimator="shared", start=start)
             settings["learning_rate"] = source.rate / 2
         elif guide == "last_layer":
-            program = MeanFieldNormal(model, init_scale=0.3)
+            program = MeanFieldNormal(model, init_scale=0.3, estimator="auto")
         elif guide == "dropout":
             program = BernoulliDropout(model, rate=0.1)
         elif guide == "ensemble":

@@ -1,6 +1,6 @@
 """What draws of the weights cost and give when each sees the images mirrored in its own way.
 
-Lung nodules of LIDC (64 pixels, means over blocks; the majority of four readers) and the mean-field
+Lung nodules of LIDC (the central 64 pixels; the majority of four readers) and the mean-field
 U-Net of the tables, trained under the symmetries of the square. At the same number of passes:
 draws of the weights on images as they are, against `predict(mirror=True)`, where draw s carries
 mirroring s. Held-out cases are of the validation part, from ``PPL_MED_DATA``; means and standard
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15, help="of training (default 15)")
     parser.add_argument("--cases", type=int, default=400, help="held-out cases (default 400)")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default 1e-3)")
+    parser.add_argument("--rate", type=float, default=6e-3, help="learning rate (default 6e-3)")
     parser.add_argument("--smoke", action="store_true", help="one epoch of a few cases")
     parser.add_argument("--out", type=Path, help="also write the table, as .json or .md")
     arguments = parser.parse_args()
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 def nodules(cases: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Training and held-out cases, with one mask each."""
-    parts = load_lidc(os.environ["PPL_MED_DATA"], size=64, resize="average")
+    parts = load_lidc(os.environ["PPL_MED_DATA"], size=64, resize="crop")
     found = []
     for name in ("train", "val"):
         arrays = dict(parts[name])
@@ -103,12 +103,13 @@ def run(seed: int, settings: argparse.Namespace, data: Any) -> list[dict[str, An
     train, held_out = data
     torch.manual_seed(seed)
     model = Segmenter(NETS["unet"][1]())
-    guide = MeanFieldNormal(model, estimator="shared")
+    guide = MeanFieldNormal(model, init_scale=0.02)
     shown = {key: train[key] for key in ("image", "mask")}
     batches = Batches(shown, batch_size=32, shuffle=True, transform=flips_and_turns_with_mask)
     epochs = 1 if settings.smoke else settings.epochs
     options: dict[str, Any] = {"device": "cpu", "progress": False, "seed": seed}
-    fit(model, guide, batches, epochs=epochs, learning_rate=settings.rate, **options)
+    rates: dict[str, Any] = {"learning_rate": settings.rate, "schedule": "cosine"}
+    fit(model, guide, batches, epochs=epochs, **rates, **options)
     rows = []
     test = Batches({key: held_out[key] for key in ("image", "mask", "id")}, batch_size=50)
     for draws, level in PASSES.items():

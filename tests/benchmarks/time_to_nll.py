@@ -19,6 +19,7 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from measure import check_out, machine, tune_allocator, write_table
 from problems import NETS, Segmenter
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from variants import INIT_SCALE
 
 from ppl_med.data import load_lidc, load_malaria
 from ppl_med.inference import MeanFieldNormal, elbo_terms
@@ -37,10 +37,35 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.programs.elbo import total
 from ppl_med.weights import FanInNormal
 
-BATCH, HELD_OUT, DRAWS, EVALUATIONS = 32, 256, 4, 12
-SECONDS = {"lenet": 30.0, "resnet18": 60.0, "unet": 60.0, "alexnet": 200.0}
-PIXELS = {"lenet": 28, "resnet18": 28, "alexnet": 64}
+BATCH, DRAWS, EVALUATIONS = 32, 4, 12
 FIGURES = ("nll", "elbo_loss")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained, the same for every estimator.
+
+    Attributes:
+        pixels: A side of its images.
+        seconds: CPU time of a run.
+        rates: Learning rates that are tried.
+        init_scale: Start of the scales.
+        held_out: Cases.
+    """
+
+    pixels: int
+    seconds: float
+    rates: tuple[float, ...]
+    init_scale: float = 0.05
+    held_out: int = 256
+
+
+RECIPES = {
+    "lenet": Recipe(28, 30.0, (3e-3, 1e-3, 3e-4)),
+    "resnet18": Recipe(28, 60.0, (1e-3, 3e-4)),
+    "unet": Recipe(64, 60.0, (6e-3, 3e-3), 0.02, 96),
+    "alexnet": Recipe(64, 200.0, (3e-4,), 0.02),
+}
 
 
 def parse() -> argparse.Namespace:
@@ -48,11 +73,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nets", nargs="+", choices=sorted(SECONDS), default=list(SECONDS))
+    parser.add_argument("--nets", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--estimators", nargs="+", default=["shared", "auto"])
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-4])
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates (default: a net's)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, help=f"CPU time of a run (default {SECONDS})")
+    parser.add_argument("--seconds", type=float, help="CPU time of a run (default: a net's)")
     parser.add_argument("--runs", type=Path, help="folder that keeps every run's curve, as .json")
     parser.add_argument("--smoke", action="store_true", help="runs of a second")
     parser.add_argument("--out", type=Path, help="also write the table, as .json or .md")
@@ -71,7 +96,7 @@ def split(arrays: dict[str, Any], name: str) -> dict[str, Tensor]:
     if name == "unet":
         votes = torch.as_tensor(np.asarray(arrays["mask"])).float().mean(1)
         return {"image": (image - image.mean()) / image.std(), "mask": (votes >= 0.5).long()}
-    size, channels = PIXELS[name], NETS[name][2]
+    size, channels = RECIPES[name].pixels, NETS[name][2]
     image = interpolate(image, (size, size), mode="bilinear", antialias=True)
     image = ((image - image.mean()) / image.std()).expand(-1, channels, -1, -1).contiguous()
     return {"image": image, "label": torch.as_tensor(np.asarray(arrays["label"]))}
@@ -81,10 +106,10 @@ def read(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Training cases, and held-out cases of the validation part, drawn once for all runs."""
     folder = os.environ["PPL_MED_DATA"]
     parts: dict[str, dict[str, Any]] = (
-        load_lidc(folder, size=64, resize="average") if name == "unet" else load_malaria(folder)
+        load_lidc(folder, size=64, resize="crop") if name == "unet" else load_malaria(folder)
     )
     train, held_out = split(parts["train"], name), split(parts["val"], name)
-    order = np.random.default_rng(0).permutation(len(held_out["image"]))[:HELD_OUT]
+    order = np.random.default_rng(0).permutation(len(held_out["image"]))[: RECIPES[name].held_out]
     return train, {key: value[order] for key, value in held_out.items()}
 
 
@@ -150,7 +175,7 @@ def train(
     cases, held_out = data
     num_cases = len(cases["image"])
     model = net_of(name, seed)
-    guide = MeanFieldNormal(model, INIT_SCALE, estimator)
+    guide = MeanFieldNormal(model, RECIPES[name].init_scale, estimator)
     model.train()
     guide.train()
     parameters = [p for module in (model, guide) for p in module.parameters() if p.requires_grad]
@@ -182,7 +207,7 @@ def train(
 def kept(settings: argparse.Namespace, name: str, data: Any, *which: Any) -> dict[str, Any]:
     """A run's curve, from --runs where it is there."""
     estimator, rate, seed = which
-    seconds = settings.seconds or (1.0 if settings.smoke else SECONDS[name])
+    seconds = settings.seconds or (1.0 if settings.smoke else RECIPES[name].seconds)
     path = None
     if settings.runs is not None:
         settings.runs.mkdir(parents=True, exist_ok=True)
@@ -240,7 +265,8 @@ def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
         first, *others = settings.seeds
         for estimator in settings.estimators:
             tried = {
-                rate: kept(settings, name, data, estimator, rate, first) for rate in settings.rates
+                rate: kept(settings, name, data, estimator, rate, first)
+                for rate in settings.rates or RECIPES[name].rates
             }
             rates[estimator] = min(tried, key=lambda rate: min(tried[rate]["nll"]))
             curves[estimator, first] = tried[rates[estimator]]
@@ -296,8 +322,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = measure(settings)
     header = (
-        f"Seeds {' '.join(map(str, settings.seeds))}, rates {settings.rates}; batch {BATCH}; "
-        f"{HELD_OUT} held-out cases, {DRAWS} draws; {machine(torch.device('cpu'), 1)}."
+        f"Seeds {' '.join(map(str, settings.seeds))}; batch {BATCH}; {DRAWS} draws; "
+        f"{machine(torch.device('cpu'), 1)}."
     )
     text = table(header, rows)
     print(text)
