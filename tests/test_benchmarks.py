@@ -119,3 +119,40 @@ def test_scaling_table(tmp_path: Path) -> None:
         assert len(row["sizes"]) == len(row["seconds"]) == 2 and min(row["seconds"]) > 0
     assert [row["cases"] for row in result["memory"]] == [100, 200]
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("PPL_MED_DATA" not in os.environ, reason="PPL_MED_DATA is not set")
+@pytest.mark.parametrize("script", ["time_to_nll.py", "mirroring.py"])
+def test_studies_on_nodules(script: str, tmp_path: Path) -> None:
+    options = ("--nets", "unet", "--seeds", "0") if script == "time_to_nll.py" else ()
+    result = run(script, tmp_path, *options)
+    for row in result["rows"]:
+        if script == "mirroring.py":
+            assert row["way"] in ("separate", "mirrored") and row["seconds"] > 0
+        else:
+            assert row["nll"]["ratios"][0] == 1 or row["estimator"] != "shared"
+            assert min(row["nll"]["best"]) > 0
+
+
+@pytest.mark.slow
+def test_ranks_table(tmp_path: Path) -> None:
+    rows = run("ranks.py", tmp_path)["rows"]
+    assert [(row["what"], row["ranks"]) for row in rows] == [
+        *(("fit", 1), ("predict", 1), ("fit", 2), ("predict", 2))
+    ]
+
+
+def test_one_page_of_every_table(tmp_path: Path) -> None:
+    folder = ROOT / "tests" / "benchmarks"
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, str(folder), "--smoke", "--only", "sampling", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    for times in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("done in" in done.stdout) == (times == 0)
+    assert (tmp_path / "sampling.md").read_text().strip() in (tmp_path / "page.md").read_text()
+    told = subprocess.run([*command[:2], "--help"], capture_output=True, text=True, check=True)
+    scripts = {path.stem for path in folder.glob("[!_]*.py") if '"--out"' in path.read_text()}
+    assert scripts <= set(told.stdout.replace(",", " ").replace("{", " ").replace("}", " ").split())

@@ -2,9 +2,9 @@
 
 An estimator of lower variance may be worth a dearer step, or not: only the time to a result tells.
 Each estimator trains a net for the same CPU time of its steps (evaluations are not counted), once
-at every learning rate under the first seed, then at its own best rate under the others. The level
-of a seed is the last value of the estimator that ends worse there, which both have reached; the
-ratio is the time of the estimator until then over that of ``shared``, paired by seed.
+at every learning rate under the first seed, then at the rate that was best for the figure under the
+others. The level of a seed is the best value of the estimator that comes less far there, which both
+have reached; the ratio is the time of the estimator until then over that of ``shared``, by seed.
 
 Data: malaria cells by patient (LeNet and ResNet-18 at 28 pixels, AlexNet at 64), lung nodules
 with the majority of four readers (U-Net, 64 pixels); held-out cases are of the validation parts,
@@ -39,6 +39,7 @@ from ppl_med.weights import FanInNormal
 
 BATCH, DRAWS, EVALUATIONS = 32, 4, 12
 FIGURES = ("nll", "elbo_loss")
+Curve = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def train(
     rate: float,
     seed: int,
     seconds: float,
-) -> dict[str, list[float]]:
+) -> Curve:
     """One run's curve.
 
     Returns:
@@ -181,7 +182,7 @@ def train(
     parameters = [p for module in (model, guide) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, rate, fused=True)
     rng = np.random.default_rng(seed)
-    curve: dict[str, list[float]] = {"seconds": [], "step": [], **{key: [] for key in FIGURES}}
+    curve: Curve = {"seconds": [], "step": [], **{key: [] for key in FIGURES}}
     spent, step, order = 0.0, 0, rng.permutation(num_cases)
     while True:
         if spent >= seconds * len(curve["step"]) / EVALUATIONS:
@@ -204,7 +205,7 @@ def train(
         step += 1
 
 
-def kept(settings: argparse.Namespace, name: str, data: Any, *which: Any) -> dict[str, Any]:
+def kept(settings: argparse.Namespace, name: str, data: Any, *which: Any) -> Curve:
     """A run's curve, from --runs where it is there."""
     estimator, rate, seed = which
     seconds = settings.seconds or (1.0 if settings.smoke else RECIPES[name].seconds)
@@ -213,7 +214,7 @@ def kept(settings: argparse.Namespace, name: str, data: Any, *which: Any) -> dic
         settings.runs.mkdir(parents=True, exist_ok=True)
         path = settings.runs / f"{name}-{estimator}-{rate:g}-{seed}-{seconds:g}.json"
         if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text())
+            found: Curve = json.loads(path.read_text())
             return found
     curve = train(name, data, estimator, rate, seed, seconds)
     print(
@@ -229,7 +230,7 @@ def kept(settings: argparse.Namespace, name: str, data: Any, *which: Any) -> dic
     return curve
 
 
-def reached(curve: dict[str, Any], figure: str, level: float) -> float:
+def reached(curve: Curve, figure: str, level: float) -> float:
     """CPU seconds until the best value so far is at the level, linear between evaluations."""
     best = np.minimum.accumulate(curve[figure])
     after = int(np.argmax(best <= level))
@@ -241,52 +242,52 @@ def reached(curve: dict[str, Any], figure: str, level: float) -> float:
 
 
 def compared(
-    curves: dict[tuple[str, int], dict[str, Any]], estimator: str, seeds: list[int], figure: str
+    own: list[dict[str, Any]], shared: list[dict[str, Any]], figure: str
 ) -> dict[str, Any]:
-    """Time ratios of an estimator to ``shared`` and its last values, by seed."""
-    ratios, times = [], []
-    for seed in seeds:
-        pair = [curves[who, seed] for who in (estimator, "shared")]
+    """Time ratios of an estimator's curves to those of ``shared`` and its best values, by seed."""
+    ratios = []
+    for pair in zip(own, shared, strict=True):
         level = max(min(curve[figure]) for curve in pair)
-        own, other = (reached(curve, figure, level) for curve in pair)
-        ratios.append(own / other)
-        times.append((own, other))
-    last = [min(curves[estimator, seed][figure]) for seed in seeds]
-    return {"ratios": ratios, "seconds": times, "best": last}
+        times = [reached(curve, figure, level) for curve in pair]
+        ratios.append(times[0] / times[1])
+    return {"ratios": ratios, "best": [min(curve[figure]) for curve in own]}
 
 
 def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table, one a net and estimator."""
+    """Rows of the table, one a net and estimator; each figure has the rate that is best for it."""
     rows = []
     for name in settings.nets:
         data = read(name)
-        curves: dict[tuple[str, int], dict[str, Any]] = {}
-        rates: dict[str, float] = {}
         first, *others = settings.seeds
+        curves: dict[tuple[str, str], list[Curve]] = {}
+        rates: dict[tuple[str, str], float] = {}
         for estimator in settings.estimators:
             tried = {
                 rate: kept(settings, name, data, estimator, rate, first)
                 for rate in settings.rates or RECIPES[name].rates
             }
-            rates[estimator] = min(tried, key=lambda rate: min(tried[rate]["nll"]))
-            curves[estimator, first] = tried[rates[estimator]]
-            for seed in others:
-                curves[estimator, seed] = kept(
-                    settings, name, data, estimator, rates[estimator], seed
+            runs = {(rate, first): curve for rate, curve in tried.items()}
+            for figure in FIGURES:
+                best = min(
+                    tried, key={rate: min(tried[rate][figure]) for rate in tried}.__getitem__
                 )
+                rates[estimator, figure] = best
+                for seed in others:
+                    if (best, seed) not in runs:
+                        runs[best, seed] = kept(settings, name, data, estimator, best, seed)
+                curves[estimator, figure] = [runs[best, seed] for seed in settings.seeds]
         for estimator in settings.estimators:
-            steps = [curves[estimator, seed] for seed in settings.seeds]
-            each = [1e3 * curve["seconds"][-1] / curve["step"][-1] for curve in steps]
-            found = {key: compared(curves, estimator, settings.seeds, key) for key in FIGURES}
-            rows.append(
-                {
-                    "net": name,
-                    "estimator": estimator,
-                    "rate": rates[estimator],
-                    "milliseconds": float(np.median(each)),
-                    **found,
-                }
-            )
+            every = [curve for figure in FIGURES for curve in curves[estimator, figure]]
+            each = [1e3 * curve["seconds"][-1] / curve["step"][-1] for curve in every]
+            row: dict[str, Any] = {
+                "net": name,
+                "estimator": estimator,
+                "milliseconds": float(np.median(each)),
+            }
+            for figure in FIGURES:
+                found = compared(curves[estimator, figure], curves["shared", figure], figure)
+                row[figure] = {"rate": rates[estimator, figure], **found}
+            rows.append(row)
     return rows
 
 
@@ -295,20 +296,20 @@ def table(header: str, rows: list[dict[str, Any]]) -> str:
     lines = [
         header,
         "",
-        "| net | estimator | rate | ms a step | NLL, best | time to NLL / shared "
-        "| minus ELBO, best | time to ELBO / shared |",
-        "|---|---|---|---|---|---|---|---|",
+        "| net | estimator | ms a step | NLL: rate | best | time / shared | minus ELBO: rate "
+        "| best | time / shared |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
 
-    def spread(values: list[float], digits: int) -> str:
-        return " ".join(f"{value:.{digits}f}" for value in values)
+    def cells(found: dict[str, Any], digits: int) -> str:
+        best = " ".join(f"{value:.{digits}f}" for value in found["best"])
+        ratios = " ".join(f"{value:.2f}" for value in found["ratios"])
+        return f"{found['rate']:g} | {best} | {ratios}"
 
     for row in rows:
-        nll, elbo = (row[key] for key in FIGURES)
         lines.append(
-            f"| {row['net']} | {row['estimator']} | {row['rate']:g} | {row['milliseconds']:.1f} "
-            f"| {spread(nll['best'], 4)} | {spread(nll['ratios'], 2)} "
-            f"| {spread(elbo['best'], 1)} | {spread(elbo['ratios'], 2)} |"
+            f"| {row['net']} | {row['estimator']} | {row['milliseconds']:.1f} "
+            f"| {cells(row['nll'], 4)} | {cells(row['elbo_loss'], 1)} |"
         )
     return "\n".join(lines)
 
