@@ -31,6 +31,7 @@ import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
 from ppl_med.analysis.statistics.case_means import over_cases
+from ppl_med.analysis.statistics.class_axis import leading, of_class
 from ppl_med.analysis.statistics.total_variance import Figures, variance_figures
 from ppl_med.analysis.statistics.weight_draws import num_functions, weights_of
 from ppl_med.analysis.tree import (
@@ -76,10 +77,9 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 
 def _entropy_figures(probs: xr.DataArray) -> Figures:
     mean = monte_carlo.mean(probs)
-    log_mean = _log(mean)
+    log_mean = mean.copy(data=_log(mean.values))
     # The same logarithm for both, and sums before differences: of equal draws exactly 0.
-    expected = -(_log(probs) * probs).sum("class", skipna=False)
-    cross = -(probs * log_mean).sum("class", skipna=False)
+    expected, cross = _draw_entropies(probs, log_mean)
     divergence = cross - expected
     dissent = _dissent(probs)
     return {  # name: (figure, influence of a draw, unit)
@@ -90,6 +90,21 @@ def _entropy_figures(probs: xr.DataArray) -> Figures:
         "mutual_information": (divergence.mean(SAMPLES).clip(min=0), divergence, "nats"),
         "variation_ratio": (dissent.mean(SAMPLES), dissent, "probability"),
     }
+
+
+def _draw_entropies(
+    probs: xr.DataArray, log_mean: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Entropy of every draw, and its cross entropy with the mean (chain, draw, case, ...)."""
+    entry = probs.isel({"class": 0}, drop=True)
+    own, cross = np.empty(entry.shape), np.empty(entry.shape)
+    for place in np.ndindex(*entry.shape[:2]):  # draw by draw, which fits the cache
+        draw = probs.values[place]
+        terms = _log(draw)
+        terms *= draw
+        terms.sum(1, out=own[place])
+        np.multiply(draw, log_mean.values, out=terms).sum(1, out=cross[place])
+    return entry.copy(data=-own), entry.copy(data=-cross)
 
 
 def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
@@ -224,20 +239,21 @@ def _open(tree: Posterior, mcse: bool) -> Classes:
     return open_classes(tree)
 
 
-def _log(probs: xr.DataArray) -> xr.DataArray:
-    """Logarithms; 0 where a probability is 0 and contributes nothing."""
-    result = probs.copy(data=np.zeros_like(probs.values))
-    np.log(probs.values, out=result.values, where=probs.values > 0)
-    return result
+def _log(probs: np.ndarray) -> np.ndarray:
+    """Logarithms; finite where a probability is 0 and contributes nothing."""
+    result = np.maximum(probs, np.finfo(np.float64).tiny)
+    return np.asarray(np.log(result, out=result))
 
 
 def _dissent(probs: xr.DataArray) -> xr.DataArray:
     """Share of every draw's vote that is not for the most voted class; a tie splits the vote."""
-    leads = probs == probs.max("class", skipna=False)
-    number = leads.sum("class")
-    vote = leads if int(number.max()) == 1 else leads / number
-    mode = vote.mean(SAMPLES).argmax("class")
-    return 1.0 - vote.isel({"class": mode}).drop_vars("class", errors="ignore")
+    axis = probs.get_axis_num("class")
+    vote, tied = leading(probs.values, probs.values.max(axis), axis)
+    if tied:
+        vote = vote / vote.sum(axis, keepdims=True)
+    mode = vote.mean((0, 1)).argmax(axis - 2)
+    entry = probs.isel({"class": 0}, drop=True)
+    return entry.copy(data=1.0 - of_class(vote, mode[None, None], axis))
 
 
 def _case_error(per_case: xr.DataArray) -> xr.DataArray:

@@ -25,6 +25,7 @@ import xarray as xr
 from ppl_med.analysis.scoring.log_scores import log_mean_exp, warn_infinite
 from ppl_med.analysis.statistics import binning, monte_carlo
 from ppl_med.analysis.statistics.case_means import ratio_error
+from ppl_med.analysis.statistics.class_axis import leading, of_class
 from ppl_med.analysis.tree import (
     Classes,
     LogLikelihood,
@@ -127,15 +128,15 @@ def terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
     drawn = [dim for dim in entry.dims if dim in SAMPLES]
     observed = label.transpose(*entry.dims[len(drawn) :]).values
     places = np.expand_dims(observed, tuple(range(len(drawn))))  # -1 reads the last: left out below
-    hit = _taken(values, places, axis)
-    best = values.argmax(axis)
+    hit = of_class(values, places, axis)
+    confidence = values.max(axis)
     # The other classes' part first: a prediction that is sure and right has exactly 0.
     others = np.maximum(_square_sums(values, axis) - hit**2, 0.0)
     with np.errstate(divide="ignore"):
         nll = -np.log(hit)
     found = _Terms(
-        correct=entry.copy(data=(best == places).astype(np.float64)),
-        confidence=entry.copy(data=_taken(values, best, axis)),
+        correct=entry.copy(data=_is_first(values, confidence, hit, places, axis)),
+        confidence=entry.copy(data=confidence),
         nll=entry.copy(data=nll),
         brier=entry.copy(data=others + (1 - hit) ** 2),
     )
@@ -143,9 +144,13 @@ def terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
     return found if seen.all() else _Terms(*(term.where(seen) for term in found))
 
 
-def _taken(values: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
-    """The value of one class for every entry."""
-    return np.take_along_axis(values, np.expand_dims(index, axis), axis).squeeze(axis)
+def _is_first(
+    values: np.ndarray, highest: np.ndarray, hit: np.ndarray, label: np.ndarray, axis: int
+) -> np.ndarray:
+    """1.0 where the observed class is the first of the most probable ones, else 0.0."""
+    leads, tied = leading(values, highest, axis)
+    right = leads.argmax(axis) == label if tied else hit == highest
+    return right.astype(np.float64)
 
 
 def _square_sums(values: np.ndarray, axis: int) -> np.ndarray:

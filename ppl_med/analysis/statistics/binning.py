@@ -22,7 +22,11 @@ def membership(confidence: xr.DataArray, bins: int) -> xr.DataArray:
 def equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
     """Return the index of the bin of every value, 0..bins-1, in the shape of ``confidence``."""
     edges = np.linspace(0, 1, bins + 1)
-    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    # Where it should be, then one to the side where rounding has put it on that of an edge.
+    guess = np.maximum(np.fmin(np.ceil(confidence * bins) - 1, bins - 1), 0).astype(np.intp)
+    guess -= (confidence <= edges[guess]) & (guess > 0)
+    guess += (confidence > edges[guess + 1]) & (guess < bins - 1)
+    return guess
 
 
 def calibration_error(correct: xr.DataArray, confidence: xr.DataArray, bins: int) -> xr.DataArray:

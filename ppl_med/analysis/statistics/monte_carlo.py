@@ -51,7 +51,7 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
     # Equal draws must give exactly zero, so the first draw is taken off before averaging.
     first = influence.isel(chain=0, draw=0, drop=True)
     shifted = influence - first
-    skip = not is_complete(shifted)
+    skip = bool(np.isnan(shifted.values.sum()))
     chain_mean = shifted.mean("draw", skipna=skip)
     square = xr.zeros_like(chain_mean.isel(chain=0, drop=True))
     if draws > 1:
@@ -69,16 +69,17 @@ def standard_error(influence: xr.DataArray) -> xr.DataArray:
 def mean(array: xr.DataArray) -> xr.DataArray:
     """Return the mean over chain and draw; exact when all draws are equal."""
     first = array.isel(chain=0, draw=0, drop=True)
-    shifted = array - first
-    return first + shifted.mean(SAMPLES, skipna=not is_complete(shifted))
-
-
-def is_complete(array: xr.DataArray) -> bool:
-    """Return whether nothing is NaN, in one pass; False also where infinities cancel.
-
-    What skips NaN copies its array several times, so that it pays to know.
-    """
-    return not np.isnan(array.values.sum())
+    values = array.transpose(*SAMPLES, *first.dims).values
+    start = values[0, 0]
+    total = np.zeros_like(start, start.dtype if start.dtype.kind == "f" else np.float64)
+    shifted = np.empty_like(total)
+    for place in np.ndindex(*values.shape[:2]):  # draw by draw, which fits the cache
+        total += np.subtract(values[place], start, out=shifted)
+    total /= values.shape[0] * values.shape[1]
+    total += start
+    if np.isnan(total.sum()):  # draws that are NaN are left out
+        return first + (array - first).mean(SAMPLES, skipna=True)
+    return first.copy(data=total)
 
 
 def variance_influence(array: xr.DataArray) -> xr.DataArray:
@@ -92,7 +93,10 @@ def variance_influence(array: xr.DataArray) -> xr.DataArray:
         deviation = array - mean(array)
         return between_pairs(deviation**2, (array - own_means(array)) ** 2)
     number = array.sizes["chain"] * array.sizes["draw"]
-    return (array - mean(array)) ** 2 * (number / max(number - 1, 1))
+    influence = array - mean(array)
+    influence *= influence  # in place, for it is as large as the draws
+    influence *= number / max(number - 1, 1)
+    return influence
 
 
 def spread(array: xr.DataArray) -> xr.DataArray:

@@ -290,7 +290,8 @@ def with_background(values: np.ndarray, filled: np.ndarray, axis: int) -> np.nda
 def check_simplex(values: np.ndarray, axis: int) -> None:
     """Raise unless probabilities are finite, not negative, and sum to one along an axis."""
     lowest = float(values.min())
-    error = float(np.abs(values.sum(axis) - 1).max())
+    total = values.sum(axis)
+    error = max(float(total.max()) - 1, 1 - float(total.min()))
     if lowest >= 0 and error <= _SUM_TOLERANCE:
         return
     bad = int((~np.isfinite(values)).sum())
@@ -314,11 +315,26 @@ def check_simplex(values: np.ndarray, axis: int) -> None:
     )
 
 
+def _class_by_class(values: np.ndarray) -> np.ndarray:
+    """Probabilities (chain, draw, case, class, ...) as float64, of which no class is interleaved.
+
+    Classes are few, and numpy sums over a long axis several times faster than over the last, short
+    one. Maps lie so already.
+    """
+    if values.ndim > 4:
+        return values.astype(np.float64, copy=False)
+    chains, draws, cases, classes = values.shape
+    result = np.empty((chains, draws, classes, cases)).swapaxes(2, 3)
+    for place in np.ndindex(chains, draws):  # draw by draw, which fits the cache
+        result[place] = values[place]
+    return result
+
+
 def _read(array: xr.DataArray) -> xr.DataArray:
     if array.chunks is not None:
         # A slice of a chunk is a view, which would keep the whole chunk in memory.
         array = array.copy(data=array.data.map_blocks(np.copy))
-    values = array.astype(np.float64, copy=False).load()
+    values = array.copy(data=_class_by_class(array.values))
     filled = fill(values.values, 3) if values.ndim > 4 else None
     if filled is not None:  # background, for sure: labels are -1 there
         values = values.copy(data=with_background(values.values, filled, 3))
