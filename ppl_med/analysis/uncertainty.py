@@ -189,7 +189,8 @@ def _means(
     for block, part in probs.blocks():
         equal = equal and monte_carlo.all_equal(part)
         inside = probs.inside(block)
-        for name, (figure, influence, _) in _variance_figures(part).items():
+        for name, influence in _variance_parts(part).items():
+            figure = influence.mean(SAMPLES, skipna=False)
             inner = list(figure.dims[2:])
             rows = per_case.setdefault(name, np.zeros((cases, classes)))
             if inside is not None:
@@ -199,6 +200,8 @@ def _means(
             weighted = influence * weight if weight.max() > 1 else influence
             added = weighted.sum(["case", *inner], skipna=False)
             total[name] = total[name] + added if name in total else added
+    per_case["total"] = per_case["aleatoric"] + per_case["epistemic"]
+    total["total"] = total["aleatoric"] + total["epistemic"]
     template = probs.array.isel(dict.fromkeys((*SAMPLES, *probs.array.dims[4:]), 0), drop=True)
     return {
         name: (template.copy(data=rows / number.values[:, None]), total[name] / (most * cases))
@@ -216,12 +219,19 @@ def _pixels_per_case(probs: Classes) -> xr.DataArray:
 
 
 def _variance_figures(probs: xr.DataArray) -> Figures:
-    aleatoric, epistemic = probs * (1 - probs), monte_carlo.variance_influence(probs)
-    named = {"aleatoric": aleatoric, "epistemic": epistemic, "total": aleatoric + epistemic}
+    named = _variance_parts(probs)
+    named["total"] = named["aleatoric"] + named["epistemic"]
     return {
         name: (influence.mean(SAMPLES, skipna=False), influence, "probability^2")
         for name, influence in named.items()
     }
+
+
+def _variance_parts(probs: xr.DataArray) -> dict[str, xr.DataArray]:
+    """What every draw adds to the two parts of the variance (chain, draw, case, class, ...)."""
+    aleatoric = 1 - probs
+    aleatoric *= probs  # in place, for it is as large as the draws
+    return {"aleatoric": aleatoric, "epistemic": monte_carlo.variance_influence(probs)}
 
 
 def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, xr.DataArray]]:

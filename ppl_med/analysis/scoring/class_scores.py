@@ -17,6 +17,7 @@ Lazy trees are read once, in runs of cases, and may be larger than the memory.
 Sources: Brier, Monthly Weather Review 78, 1950; Guo et al., ICML 2017, arXiv:1706.04599 (ECE).
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -199,14 +200,20 @@ def _sums(terms: _Terms, label: xr.DataArray, numbers: xr.DataArray, bins: int) 
     count = np.bincount(flat, minlength=numbers.size + 1)[:-1].astype(np.float64)
     return xr.Dataset(
         {
-            "accuracy": terms.correct.sum(cases),
-            "nll": terms.nll.sum(cases),
-            "brier": terms.brier.sum(cases),
+            "accuracy": _sum(terms.correct, cases),
+            "nll": _sum(terms.nll, cases),
+            "brier": _sum(terms.brier, cases),
             "gap": binning.gap_sums(terms.correct, terms.confidence, bins),
             "hits": (single * numbers).copy(data=hits.reshape(*single.shape, -1)),
             "count": numbers.copy(data=count),
         }
     )
+
+
+def _sum(term: xr.DataArray, dims: tuple[Hashable, ...]) -> xr.DataArray:
+    """Sum without what is NaN; to leave that out takes copies, which need not be made for none."""
+    total = term.sum(dims, skipna=False)
+    return term.sum(dims) if bool(total.isnull().any()) else total
 
 
 def _means(sums: xr.Dataset) -> dict[str, xr.DataArray]:

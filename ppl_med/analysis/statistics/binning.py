@@ -60,7 +60,8 @@ def gap_sums(
     correct = correct.transpose(*kept, ...)
     confidence = confidence.transpose(*correct.dims)
     gap = (correct - confidence).values
-    gap = np.where(np.isnan(gap), 0.0, gap)
+    if np.isnan(gap.sum()):
+        gap = np.where(np.isnan(gap), 0.0, gap)
     rows = int(np.prod(gap.shape[: len(kept)], dtype=int))
     index = equal_width(confidence.values, bins).reshape(rows, -1)
     flat = index + bins * np.arange(rows)[:, None]

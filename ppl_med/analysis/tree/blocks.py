@@ -39,6 +39,37 @@ def split_blocks(sizes: Mapping[str, int], per_entry: int) -> Iterator[Block]:
             yield {"case": slice(case, case + 1), **run}
 
 
+def held_runs(array: xr.DataArray) -> Iterator[tuple[int, xr.DataArray]]:
+    """Yield an array by runs of cases, in memory, with where each starts.
+
+    Runs end where chunks of the store do, so that no chunk is read twice, unless a chunk is too
+    large itself. A run of one case that is too large is not yet read.
+
+    Args:
+        array: With the dimension case, of any type of number, in memory or not.
+    """
+    cases, most = array.sizes["case"], BLOCK_BYTES // 4
+    one = array.nbytes // max(cases, 1)
+    step = max(1, most // max(one, 1))
+    ends, start = _chunk_ends(array), 0
+    while start < cases:
+        end = min(start + step, cases)
+        whole = ends[np.searchsorted(ends, end, "right") - 1]
+        end = int(whole) if whole > start else end
+        run = array.isel(case=slice(start, end))
+        yield start, run.load() if run.nbytes <= most else run
+        start = end
+
+
+def _chunk_ends(array: xr.DataArray) -> np.ndarray:
+    """Where chunks along the cases end, as far as is known, after 0."""
+    cases = array.sizes["case"]
+    if array.chunks is not None:
+        return np.cumsum([0, *array.chunksizes["case"]])
+    step = array.encoding.get("preferred_chunks", {}).get("case", cases)
+    return np.array([*range(0, cases, step), cases])
+
+
 def join_blocks(parts: Iterable[tuple[Block, Part]]) -> Part:
     """Put the results of all blocks together, in the order in which `split_blocks` yields them."""
     cases: dict[int, list[Part]] = {}

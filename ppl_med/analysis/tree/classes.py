@@ -80,8 +80,13 @@ class Classes:
             ValueError: Values are not finite, negative, or do not sum to one over class.
         """
         per_entry = int(np.prod(self.num_samples)) * self.array.sizes["class"]
-        for block in tree_blocks.split_blocks(self.sizes, per_entry):
-            yield block, self.read(block)
+        for start, run in tree_blocks.held_runs(self.array):
+            sizes = self.sizes | {"case": run.sizes["case"]}
+            for block in tree_blocks.split_blocks(sizes, per_entry):
+                inside = block["case"]
+                place = slice(start + inside.start, start + inside.stop)
+                yield block | {"case": place}, _read(run.isel(block))
+            del run  # before the next one is read
 
     def read(self, block: Block | None = None) -> xr.DataArray:
         """Return the probabilities of a block, or all, float64, in memory.
