@@ -89,11 +89,15 @@ def test_analyses_table(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     result = run("analyses.py", tmp_path)
     rows = {row["analysis"]: row for row in result["rows"]}
-    assert set(rows) == {"ECE", "LAC", "entropy", "variance"}
+    assert set(rows) == {"scores", "reliability", "LAC", "entropies", "variances"}
     assert all(row["million_per_second"] > 0 for row in rows.values())
     # torchmetrics computes in float32 and puts edges of bins elsewhere.
-    assert float(rows["ECE"]["agreement"].split()[1]) < 1e-3
+    assert float(rows["reliability"]["agreement"].split()[1]) < 1e-3
     assert rows["LAC"]["agreement"] == "100.0000% of entries"
+    assert float(rows["entropies"]["agreement"].split()[1]) < 1e-12
+    for row in rows.values():
+        for kind in ("per_number", "same_task", "sums"):
+            assert row[kind] is None or 0 < row[kind][0] <= row[kind][1] <= row[kind][2]
 
 
 @pytest.mark.slow

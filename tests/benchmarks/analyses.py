@@ -1,10 +1,18 @@
-"""Time analyses of a stored tree against single-figure libraries, and the memory they take.
+"""Time analyses of class probabilities against single-figure libraries, and the memory they take.
 
-Ours: scores with the ECE (mixture and every draw), LAC calibration and sets, entropy and variance
-split with Monte Carlo errors, from a Zarr store of all draws; each reads the store once. Peers:
-torchmetrics' calibration error and MAPIE's LAC on the mean probabilities, given in memory. The
-ratio is our time over the peer's; so it holds reading, and 20 times the numbers. Read ratios, never
-seconds. Memory: growth of the peak resident size over all analyses, beside the size of the tree.
+Ours: scores with the ECE (of the mixture and of every draw), the reliability of the mixture alone,
+LAC calibration and sets with their tests of shift, entropies and variances with Monte Carlo errors.
+Peers: torchmetrics' calibration error, MAPIE's LAC, scipy's entropy. Ratios are our time over
+theirs:
+
+    per number   given mean probabilities; over 20, for we read 20 draws
+    same task    given the draws: of the mean over draws, and of every draw where ours are
+    sums         ours over one pass of numpy's sum over the draws
+    stored       as same task, both from a Zarr store of all draws, read by Zarr alone for the peer
+
+The first three in memory, over windows drawn in a new order each round: lower quartile, median,
+upper quartile. Read ratios, never seconds, which are CPU time. Memory: growth of the peak resident
+size over all analyses of the store, beside the size of the tree.
 
     python tests/benchmarks/analyses.py --cases 1000000 --out analyses.md
 """
@@ -14,20 +22,26 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+import zarr
 from mapie.classification import SplitConformalClassifier
-from measure import check_out, machine, peak, write_table
+from measure import Clock, check_out, interleave, machine, peak, quartiles, write_table
+from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ppl_med.analysis import conformal, scoring, uncertainty
+from ppl_med.storage.seals import chunk_codecs
 
 DRAWS, CLASSES, BINS, ALPHA, CHUNK = 20, 10, 15, 0.1, 512
+IN_MEMORY = 100_000
+Tasks = dict[str, Callable[[], Any]]
 
 
 def parse() -> argparse.Namespace:
@@ -37,7 +51,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--cases", type=int, default=1_000_000, help="cases (default 10^6)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the probabilities")
-    parser.add_argument("--smoke", action="store_true", help="2000 cases")
+    parser.add_argument("--windows", type=int, default=7, help="of each in memory (default 7)")
+    parser.add_argument("--smoke", action="store_true", help="2000 cases, two windows")
     parser.add_argument("--out", type=Path, help="also write the table, as .json or .md")
     arguments = parser.parse_args()
     if arguments.cases < 100:
@@ -46,7 +61,7 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def write(path: Path, num_cases: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def write(path: Path, num_cases: int, seed: int) -> np.ndarray:
     """Store a tree, part by part.
 
     Args:
@@ -55,10 +70,10 @@ def write(path: Path, num_cases: int, seed: int) -> tuple[np.ndarray, np.ndarray
         seed: Of the probabilities and labels.
 
     Returns:
-        Mean probabilities (case, class) and labels (case).
+        Labels (case).
     """
     rng = np.random.default_rng(seed)
-    means, labels = [], []
+    labels = []
     for start in range(0, num_cases, 16 * CHUNK):
         case = np.arange(start, min(start + 16 * CHUNK, num_cases))
         logits = rng.normal(0, 1.5, (1, 1, case.size, CLASSES))
@@ -76,11 +91,11 @@ def write(path: Path, num_cases: int, seed: int) -> tuple[np.ndarray, np.ndarray
             options: dict[str, Any] = {"append_dim": "case"}
             if start == 0:
                 sizes = {"probs": (1, DRAWS, CHUNK, CLASSES), "label": (CHUNK,), "case": (CHUNK,)}
-                options = {"encoding": {n: {"chunks": sizes[str(n)]} for n in data.variables}}
+                codecs = chunk_codecs(data.variables)  # as `predict` stores them
+                options = {"encoding": {n: codecs[n] | {"chunks": sizes[str(n)]} for n in codecs}}
             data.to_zarr(path, group=group, mode="a", consolidated=False, **options)
-        means.append(mean)
         labels.append(label)
-    return np.concatenate(means), np.concatenate(labels)
+    return np.concatenate(labels)
 
 
 class Given(ClassifierMixin, BaseEstimator):
@@ -102,79 +117,165 @@ class Given(ClassifierMixin, BaseEstimator):
         return x.argmax(1)
 
 
+def ours(tree: xr.DataTree) -> Tasks:
+    """Our analyses of a tree."""
+    half = tree["posterior"].sizes["case"] // 2
+    first, second = (tree.isel(case=s) for s in (slice(half), slice(half, None)))
+    return {
+        "scores": lambda: scoring.score(tree, bins=BINS),
+        "reliability": lambda: scoring.reliability(tree, BINS),
+        "LAC": lambda: conformal.predict_sets(conformal.calibrate(first, ALPHA), second),
+        "entropies": lambda: uncertainty.entropy(tree),
+        "variances": lambda: uncertainty.summary(tree),
+    }
+
+
+def calibration_error(probs: np.ndarray, label: np.ndarray) -> float:
+    """torchmetrics' figure of probabilities (case, class)."""
+    tensors = torch.from_numpy(probs), torch.from_numpy(label)
+    return float(multiclass_calibration_error(*tensors, CLASSES, n_bins=BINS))
+
+
+def lac(probs: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """MAPIE's sets (case, class) of the second half of the cases."""
+    half = len(label) // 2
+    model = SplitConformalClassifier(
+        Given(), confidence_level=1 - ALPHA, conformity_score="lac", prefit=True
+    )
+    model.conformalize(probs[:half], label[:half])
+    return np.asarray(model.predict_set(probs[half:])[1])[..., 0]
+
+
+def peers(mean: Callable[[], np.ndarray], label: np.ndarray) -> Tasks:
+    """The single figures of the mean probabilities (case, class)."""
+    return {
+        "reliability": lambda: calibration_error(mean(), label),
+        "LAC": lambda: lac(mean(), label),
+        "entropies": lambda: stats.entropy(mean(), axis=-1),
+    }
+
+
+def peers_of_draws(draws: np.ndarray, label: np.ndarray) -> Tasks:
+    """The figures of the mean over draws, and of every draw where ours are; draws (draw, ...)."""
+    tasks = peers(lambda: draws.mean(0), label)
+    one, entropy = tasks["reliability"], tasks["entropies"]
+    tasks["scores"] = lambda: [one(), *(calibration_error(p, label) for p in draws)]
+    tasks["entropies"] = lambda: [entropy(), *(stats.entropy(p, axis=-1) for p in draws)]
+    return tasks
+
+
+def in_memory(tree: xr.DataTree, windows: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Ratios by analysis and kind, over windows."""
+    draws = tree["posterior"].to_dataset()["probs"].values[0]
+    label = tree["observed_data"].to_dataset()["label"].values
+    mean = draws.mean(0)
+    given = peers(lambda: mean, label)
+    given["scores"] = given["reliability"]
+    runs = {("ours", name): run for name, run in ours(tree).items()}
+    runs |= {("per_number", name): run for name, run in given.items()}
+    runs |= {("same_task", name): run for name, run in peers_of_draws(draws, label).items()}
+    runs["sums", ""] = lambda: draws.sum()
+    for run in runs.values():
+        run()
+    named = {" ".join(key): run for key, run in runs.items()}
+    seconds = interleave(
+        named,
+        dict.fromkeys(named, nullcontext),
+        rounds=windows,
+        repeats=1,
+        clock=Clock(torch.device("cpu"), 1),
+        rng=np.random.default_rng(seed),
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for name in ours(tree):
+        own, row = seconds[f"ours {name}"], found.setdefault(name, {})
+        row["sums"] = quartiles(own / seconds["sums "])
+        for kind, share in (("per_number", DRAWS), ("same_task", 1)):
+            peer = seconds.get(f"{kind} {name}")
+            row[kind] = None if peer is None else quartiles(own / peer / share)
+    return found
+
+
 def timed(run: Callable[[], Any]) -> dict[str, Any]:
-    """CPU seconds and growth of the peak in MiB of a run, with what it returned."""
+    """CPU and wall seconds and growth of the peak in MiB of a run, with what it returned."""
     before = peak()
-    start = time.process_time()
+    start, wall = time.process_time(), time.perf_counter()
     value = run()
-    seconds = time.process_time() - start
-    return {"seconds": seconds, "peak": peak() - before, "value": value}
+    seconds, wall = time.process_time() - start, time.perf_counter() - wall
+    return {"seconds": seconds, "wall": wall, "peak": peak() - before, "value": value}
 
 
-def measure(num_cases: int, seed: int) -> dict[str, Any]:
+def stored_means(path: Path) -> Callable[[], np.ndarray]:
+    """Reads means over draws (case, class) by Zarr, part by part."""
+    probs: Any = zarr.open_group(path, mode="r")["posterior/probs"]
+    step = 16 * CHUNK
+
+    def read() -> np.ndarray:
+        starts = range(0, probs.shape[2], step)
+        return np.concatenate([probs[0, :, start : start + step].mean(0) for start in starts])
+
+    return read
+
+
+def measure(num_cases: int, windows: int, seed: int) -> dict[str, Any]:
     """The rows of the table, each with a check that both sides agree."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.zarr"
-        mean, label = write(path, num_cases, seed)
+        label = write(path, num_cases, seed)
         tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks={})
-        half = num_cases // 2
-        first, second = (tree.isel(case=s) for s in (slice(half), slice(half, None)))
-
-        def lac() -> xr.Dataset:
-            return conformal.predict_sets(conformal.calibrate(first, ALPHA), second)
-
-        ours = {
-            "ECE": timed(lambda: scoring.score(tree, bins=BINS)),
-            "LAC": timed(lac),
-            "entropy": timed(lambda: uncertainty.entropy(tree)),
-            "variance": timed(lambda: uncertainty.summary(tree)),
-        }
-
-    def mapie() -> np.ndarray:
-        model = SplitConformalClassifier(
-            Given(), confidence_level=1 - ALPHA, conformity_score="lac", prefit=True
-        )
-        model.conformalize(mean[:half], label[:half])
-        return np.asarray(model.predict_set(mean[half:])[1])[..., 0]
-
-    tensors = torch.from_numpy(mean), torch.from_numpy(label)
-    peers = {
-        "ECE": timed(lambda: multiclass_calibration_error(*tensors, CLASSES, n_bins=BINS)),
-        "LAC": timed(mapie),
+        own = {name: timed(run) for name, run in ours(tree).items()}
+        other = {name: timed(run) for name, run in peers(stored_means(path), label).items()}
+        part = tree.isel(case=slice(IN_MEMORY)).load()
+    ratios = in_memory(part, windows, seed)
+    gap = abs(float(own["reliability"]["value"]["ece"]) - other["reliability"]["value"])
+    same = (own["LAC"]["value"]["prediction_set"].values == other["LAC"]["value"]).mean()
+    entropy = own["entropies"]["value"]["predictive_entropy"].values
+    apart = float(np.abs(entropy - other["entropies"]["value"]).max())
+    agreement = {
+        "reliability": f"difference {gap:.1e}",
+        "LAC": f"{same:.4%} of entries",
+        "entropies": f"difference {apart:.1e}",
     }
-    gap = abs(float(ours["ECE"]["value"]["ece"]) - float(peers["ECE"]["value"]))
-    same = (ours["LAC"]["value"]["prediction_set"].values == peers["LAC"]["value"]).mean()
-    agreement = {"ECE": f"difference {gap:.1e}", "LAC": f"{same:.4%} of entries"}
     numbers = num_cases * DRAWS * CLASSES
     rows = []
-    for name, row in ours.items():
-        peer = peers[name]["seconds"] if name in peers else None
+    for name, row in own.items():
+        peer = other.get(name)
         rows.append(
             {
                 "analysis": name,
-                "ratio": row["seconds"] / peer if peer else None,
-                "ratio_per_number": row["seconds"] / peer / DRAWS if peer else None,
+                **ratios[name],
+                "stored": row["seconds"] / peer["seconds"] if peer else None,
                 "million_per_second": numbers / row["seconds"] / 1e6,
+                "million_per_second_wall": numbers / row["wall"] / 1e6,
                 "agreement": agreement.get(name, ""),
             }
         )
-    peak = sum(row["peak"] for row in ours.values())
-    return {"rows": rows, "tree": numbers * 8 / 2**20, "peak": peak}
+    return {
+        "rows": rows,
+        "tree": numbers * 8 / 2**20,
+        "peak": sum(row["peak"] for row in own.values()),
+        "in_memory": min(num_cases, IN_MEMORY),
+    }
+
+
+def _ratio(found: list[float] | float | None) -> str:
+    if found is None:
+        return ""
+    return f"{found:.2f}" if isinstance(found, float) else " ".join(f"{x:.2f}" for x in found)
 
 
 def report(header: str, result: dict[str, Any]) -> str:
     """The table as Markdown."""
     lines = [
         header, "",
-        "| analysis | time / peer's | the same per number | 10^6 numbers a second | agreement |",
-        "|---|---|---|---|---|",
+        "| analysis | per number | same task | sums | stored | 10^6 numbers a second, CPU | wall "
+        "| agreement |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in result["rows"]:
-        ratios = [f"{row[k]:.2f}" if row[k] else "" for k in ("ratio", "ratio_per_number")]
-        lines.append(
-            f"| {row['analysis']} | {ratios[0]} | {ratios[1]} | {row['million_per_second']:.1f} "
-            f"| {row['agreement']} |"
-        )
+        ratios = [_ratio(row[kind]) for kind in ("per_number", "same_task", "sums", "stored")]
+        speeds = [f"{row[f'million_per_second{kind}']:.0f}" for kind in ("", "_wall")]
+        lines.append(f"| {' | '.join([row['analysis'], *ratios, *speeds, row['agreement']])} |")
     return "\n".join(lines)
 
 
@@ -183,13 +284,14 @@ def main() -> None:
     settings = parse()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    num_cases = 2000 if settings.smoke else settings.cases
-    measure(2000, settings.seed + 1)  # imports and first calls
-    result = measure(num_cases, settings.seed)
+    num_cases, windows = (2000, 2) if settings.smoke else (settings.cases, settings.windows)
+    measure(2000, 1, settings.seed + 1)  # imports and first calls
+    result = measure(num_cases, windows, settings.seed)
     header = (
-        f"{num_cases} cases, {DRAWS} draws, {CLASSES} classes: {result['tree']:.0f} MiB, analysed "
-        f"in {result['peak']:.0f} MiB; peers "
-        f"torchmetrics (ECE) and MAPIE (LAC); {machine(torch.device('cpu'), 1)}."
+        f"{num_cases} cases ({result['in_memory']} in memory), {DRAWS} draws, {CLASSES} classes: "
+        f"{result['tree']:.0f} MiB, analysed in {result['peak']:.0f} MiB; peers torchmetrics "
+        f"(scores, reliability), MAPIE (LAC) and scipy (entropies); {windows} windows; "
+        f"{machine(torch.device('cpu'), 1)}."
     )
     text = report(header, result)
     print(text)

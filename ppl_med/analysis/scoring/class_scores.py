@@ -17,17 +17,18 @@ Lazy trees are read once, in runs of cases, and may be larger than the memory.
 Sources: Brier, Monthly Weather Review 78, 1950; Guo et al., ICML 2017, arXiv:1706.04599 (ECE).
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.scoring.log_scores import log_mean_exp, warn_infinite
-from ppl_med.analysis.statistics import binning, monte_carlo
+from ppl_med.analysis.statistics import binning, compiled, monte_carlo
 from ppl_med.analysis.statistics.case_means import ratio_error
 from ppl_med.analysis.statistics.class_axis import leading, of_class
 from ppl_med.analysis.tree import (
+    Block,
     Classes,
     LogLikelihood,
     Posterior,
@@ -38,6 +39,7 @@ from ppl_med.analysis.tree import (
     open_classes,
     open_log_likelihood,
 )
+from ppl_med.analysis.tree.classes import SUM_TOLERANCE
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import whole
 
@@ -108,56 +110,71 @@ def _read(
 ) -> tuple[_Terms, xr.Dataset]:
     """Terms of the mixture, and sums over cases of those of every draw."""
     parts, sums = [], xr.Dataset()
-    for block, values in source.blocks():
-        truth = label.isel(block)
-        mixture, single = (terms(p, truth) for p in (monte_carlo.mean(values), values))
+    read = _compiled_sums if source.compiles else _block_sums
+    for block, mean, added in read(source, label, numbers, bins):
+        mixture = terms(mean, label.isel(block))
         if likelihood is not None:
             logs = likelihood.read(block)
-            single = single._replace(nll=-logs)
+            added["nll"] = _sum(-logs, label.dims)
             mixture = mixture._replace(nll=-log_mean_exp(logs))
         parts.append((block, xr.Dataset(mixture._asdict())))
-        added = _sums(single, truth, numbers, bins)
         sums = added if not sums else sums + added
     joined = join_blocks(parts)
     return _Terms(*(joined[name] for name in _Terms._fields)), sums
 
 
+def _block_sums(
+    source: Classes, label: xr.DataArray, numbers: xr.DataArray, bins: int
+) -> Iterator[tuple[Block, xr.DataArray, xr.Dataset]]:
+    """Yield blocks, the mixture there, and sums of the terms of every draw."""
+    for block, values in source.blocks():
+        truth = label.isel(block)
+        yield block, monte_carlo.mean(values), _sums(terms(values, truth), truth, numbers, bins)
+
+
+def _compiled_sums(
+    source: Classes, label: xr.DataArray, numbers: xr.DataArray, bins: int
+) -> Iterator[tuple[Block, xr.DataArray, xr.Dataset]]:
+    """As `_block_sums`, in one reading of the draws."""
+    draws = source.array.isel(dict.fromkeys(("case", "class"), 0), drop=True)
+    for block, values in source.runs():
+        truth = label.isel(block).values
+        found, mean, valid = compiled.score_sums(values, truth, bins, SUM_TOLERANCE)
+        table = source.table(block, mean, valid, values)
+        sums = xr.Dataset({"count": numbers.copy(data=_count(truth, numbers.size))})
+        for name, value in found._asdict().items():
+            inner = {"gap": ("bin",), "hits": ("class",)}.get(name, ())
+            shaped = value.reshape(*draws.shape, *value.shape[1:])
+            dims = (*draws.dims, *inner)
+            sums[name] = xr.DataArray(shaped, draws.coords, dims, attrs=draws.attrs)
+        yield block, table, sums
+
+
 def terms(probs: xr.DataArray, label: xr.DataArray) -> _Terms:
     """Return what every entry adds to the scores of probabilities ([chain, draw,] case, ...)."""
-    values, axis = probs.values, probs.get_axis_num("class")
     entry = probs.isel({"class": 0}, drop=True)
     drawn = [dim for dim in entry.dims if dim in SAMPLES]
     observed = label.transpose(*entry.dims[len(drawn) :]).values
-    places = np.expand_dims(observed, tuple(range(len(drawn))))  # -1 reads the last: left out below
-    hit = of_class(values, places, axis)
-    confidence = values.max(axis)
-    # The other classes' part first: a prediction that is sure and right has exactly 0.
-    others = np.maximum(_square_sums(values, axis) - hit**2, 0.0)
-    with np.errstate(divide="ignore"):
-        nll = -np.log(hit)
-    found = _Terms(
-        correct=entry.copy(data=_is_first(values, confidence, hit, places, axis)),
-        confidence=entry.copy(data=confidence),
-        nll=entry.copy(data=nll),
-        brier=entry.copy(data=others + (1 - hit) ** 2),
-    )
+    values, axis = probs.values, probs.get_axis_num("class") - len(drawn)
+    found = _Terms(*(entry.copy(data=np.empty(entry.shape)) for _ in _Terms._fields))
+    for place in np.ndindex(*entry.shape[: len(drawn)]):  # draw by draw, which fits the cache
+        for term, one in zip(found, _draw_terms(values[place], observed, axis), strict=True):
+            term.values[place] = one
     seen = known(label)
     return found if seen.all() else _Terms(*(term.where(seen) for term in found))
 
 
-def _is_first(
-    values: np.ndarray, highest: np.ndarray, hit: np.ndarray, label: np.ndarray, axis: int
-) -> np.ndarray:
-    """1.0 where the observed class is the first of the most probable ones, else 0.0."""
-    leads, tied = leading(values, highest, axis)
-    right = leads.argmax(axis) == label if tied else hit == highest
-    return right.astype(np.float64)
-
-
-def _square_sums(values: np.ndarray, axis: int) -> np.ndarray:
-    """Sum of squares over the classes, without a copy of the draws."""
+def _draw_terms(values: np.ndarray, label: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
+    """The terms of one draw (case, ...), in their order; -1 reads the last class."""
+    hit, confidence = of_class(values, label, axis), values.max(axis)
+    leads, tied = leading(values, confidence, axis)
+    correct = leads.argmax(axis) == label if tied else hit == confidence
     moved = np.moveaxis(values, axis, -1)
-    return np.einsum("...k,...k->...", moved, moved)
+    squares = np.einsum("...k,...k->...", moved, moved)
+    # The other classes' part first: a prediction that is sure and right has exactly 0.
+    brier = np.maximum(squares - hit**2, 0.0) + (1 - hit) ** 2
+    with np.errstate(divide="ignore"):
+        return correct, confidence, -np.log(hit), brier
 
 
 def _numbers(probs: xr.DataArray) -> xr.DataArray:
@@ -193,11 +210,8 @@ def _sums(terms: _Terms, label: xr.DataArray, numbers: xr.DataArray, bins: int) 
     cases = label.dims
     correct = terms.correct.transpose(..., *cases)
     single = correct.isel(dict.fromkeys(cases, 0), drop=True)
-    # Entries without a class, which are NaN, go into one bin more.
-    flat = np.where(label.values < 0, numbers.size, label.values).ravel()
-    rows = correct.values.reshape(-1, flat.size)
-    hits = np.stack([np.bincount(flat, row, numbers.size + 1)[:-1] for row in rows])
-    count = np.bincount(flat, minlength=numbers.size + 1)[:-1].astype(np.float64)
+    rows = correct.values.reshape(-1, label.size)
+    hits = np.stack([_count(label.values, numbers.size, row) for row in rows])
     return xr.Dataset(
         {
             "accuracy": _sum(terms.correct, cases),
@@ -205,9 +219,16 @@ def _sums(terms: _Terms, label: xr.DataArray, numbers: xr.DataArray, bins: int) 
             "brier": _sum(terms.brier, cases),
             "gap": binning.gap_sums(terms.correct, terms.confidence, bins),
             "hits": (single * numbers).copy(data=hits.reshape(*single.shape, -1)),
-            "count": numbers.copy(data=count),
+            "count": numbers.copy(data=_count(label.values, numbers.size)),
         }
     )
+
+
+def _count(label: np.ndarray, classes: int, weight: np.ndarray | None = None) -> np.ndarray:
+    """Sum of the weights of the entries of every class, or how many there are."""
+    # Entries without a class, which may be NaN, go into one bin more.
+    flat = np.where(label < 0, classes, label).ravel()
+    return np.bincount(flat, weight, classes + 1)[:-1].astype(np.float64)
 
 
 def _sum(term: xr.DataArray, dims: tuple[Hashable, ...]) -> xr.DataArray:
@@ -235,5 +256,6 @@ def _calibration_se(terms: _Terms, bins: int) -> float:
 def _ratio_error(part: xr.DataArray, whole: xr.DataArray) -> np.ndarray:
     """Standard error of sum(part) / sum(whole) with cases as the independent units."""
     inner = [dim for dim in part.dims if dim not in ("case", "class")]
-    sums = (array.sum(inner).transpose("case", ...) for array in (part.fillna(0.0), whole))
+    part = part.fillna(0.0) if bool(np.isnan(part.values.sum())) else part
+    sums = ((one.sum(inner) if inner else one).transpose("case", ...) for one in (part, whole))
     return ratio_error(*(array.values for array in sums))

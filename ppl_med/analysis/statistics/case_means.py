@@ -53,5 +53,9 @@ def ratio_error(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     used = (whole > 0).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         residual = part - whole * (part.sum(0) / total)
-        square = (residual**2).sum(0) * used / np.where(used > 1, used - 1, np.nan)
+        square = (
+            np.einsum("n...,n...->...", residual, residual)
+            * used
+            / np.where(used > 1, used - 1, np.nan)
+        )
         return np.asarray(np.sqrt(square) / total)

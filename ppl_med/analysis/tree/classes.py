@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics import compiled, monte_carlo
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
@@ -33,7 +33,7 @@ from ppl_med.storage import class_modes
 Posterior: TypeAlias = xr.DataTree | xr.Dataset | xr.DataArray
 
 _COPIES = 4  # of the tables of a run: the chunks, the run, the run before, and what is checked
-_SUM_TOLERANCE = 1e-5  # float32 softmax over a few hundred classes is off by about 1e-6
+SUM_TOLERANCE = 1e-5  # float32 softmax over a few hundred classes is off by about 1e-6
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,48 @@ class Classes:
         return tree_blocks.join_blocks((block, function(part)) for block, part in self.blocks())
 
     def mixture(self) -> xr.DataArray:
-        """Return the mean over chain and draw (case, class, ...)."""
-        return self.map(monte_carlo.mean)
+        """Return the mean over chain and draw (case, class, ...).
+
+        Raises:
+            ValueError: As for `blocks`.
+        """
+        if not self.compiles:
+            return self.map(monte_carlo.mean)
+        return tree_blocks.join_blocks(
+            (block, self.table(block, *compiled.means(values, SUM_TOLERANCE), values))
+            for block, values in self.runs()
+        )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether there are so many numbers that compiled loops over `runs` pay."""
+        return self.array.ndim == 4 and compiled.pays(self.array.size, self.array.dtype)
+
+    def runs(self) -> Iterator[tuple[Block, np.ndarray]]:
+        """Yield selections of cases, and their probabilities (chain x draw, case, class) as stored.
+
+        They are not checked.
+        """
+        for start, run in tree_blocks.held_runs(self.array):
+            values = run.values
+            del run
+            yield (
+                {"case": slice(start, start + values.shape[2])},
+                values.reshape(-1, *values.shape[2:]),
+            )
+
+    def table(
+        self, block: Block, mean: np.ndarray, valid: bool, values: np.ndarray
+    ) -> xr.DataArray:
+        """Return means (case, class) of a run as an array.
+
+        Raises:
+            ValueError: The probabilities of the run are not valid.
+        """
+        if not valid:
+            check_simplex(values, 2)
+        first = self.array.isel(block).isel(dict.fromkeys(SAMPLES, 0), drop=True)
+        return xr.DataArray(mean, first.coords, first.dims, first.name, first.attrs)
 
     def draws(self) -> Iterator[xr.DataArray]:
         """Yield the table (case, class, ...) of every draw, chain by chain.
@@ -294,10 +334,8 @@ def with_background(values: np.ndarray, filled: np.ndarray, axis: int) -> np.nda
 
 def check_simplex(values: np.ndarray, axis: int) -> None:
     """Raise unless probabilities are finite, not negative, and sum to one along an axis."""
-    lowest = float(values.min())
-    total = values.sum(axis)
-    error = max(float(total.max()) - 1, 1 - float(total.min()))
-    if lowest >= 0 and error <= _SUM_TOLERANCE:
+    lowest, error = _off_simplex(values, axis)
+    if lowest >= 0 and error <= SUM_TOLERANCE:
         return
     bad = int((~np.isfinite(values)).sum())
     if bad:
@@ -307,7 +345,7 @@ def check_simplex(values: np.ndarray, axis: int) -> None:
         )
     if lowest < 0:
         raise ValueError(f"probs has negative values ({lowest:.3g}); were logits passed?")
-    subset = float(values.sum(axis).max()) < 1 + _SUM_TOLERANCE
+    subset = float(values.sum(axis).max()) < 1 + SUM_TOLERANCE
     raise ValueError(
         f"probs must sum to one over class; the largest error is {error:.3g}. Pass probabilities, "
         "not logits, and one column per class also for two classes."
@@ -320,18 +358,31 @@ def check_simplex(values: np.ndarray, axis: int) -> None:
     )
 
 
+def _off_simplex(values: np.ndarray, axis: int) -> tuple[float, float]:
+    """The lowest value, and how far a sum is off one at most; NaN where some are."""
+    total = values.sum(axis)
+    return float(values.min()), max(float(total.max()) - 1, 1 - float(total.min()))
+
+
 def _class_by_class(values: np.ndarray) -> np.ndarray:
-    """Probabilities (chain, draw, case, class, ...) as float64, of which no class is interleaved.
+    """Probabilities (chain, draw, case, class) as float64, of which no class is interleaved.
 
     Classes are few, and numpy sums over a long axis several times faster than over the last, short
-    one. Maps lie so already.
+    one.
+
+    Raises:
+        ValueError: As `check_simplex`.
     """
-    if values.ndim > 4:
-        return values.astype(np.float64, copy=False)
     chains, draws, cases, classes = values.shape
     result = np.empty((chains, draws, classes, cases)).swapaxes(2, 3)
+    valid = True
     for place in np.ndindex(chains, draws):  # draw by draw, which fits the cache
-        result[place] = values[place]
+        draw = result[place]
+        draw[:] = values[place]
+        lowest, error = _off_simplex(draw, 1)
+        valid = valid and lowest >= 0 and error <= SUM_TOLERANCE
+    if not valid:
+        check_simplex(result, 3)
     return result
 
 
@@ -339,9 +390,11 @@ def _read(array: xr.DataArray) -> xr.DataArray:
     if array.chunks is not None:
         # A slice of a chunk is a view, which would keep the whole chunk in memory.
         array = array.copy(data=array.data.map_blocks(np.copy))
-    values = array.copy(data=_class_by_class(array.values))
-    filled = fill(values.values, 3) if values.ndim > 4 else None
+    if array.ndim == 4:
+        return array.copy(data=_class_by_class(array.values))
+    values = array.astype(np.float64, copy=False).load()
+    filled = fill(values.values, 3)
     if filled is not None:  # background, for sure: labels are -1 there
         values = values.copy(data=with_background(values.values, filled, 3))
-    check_simplex(values.values, values.get_axis_num("class"))
+    check_simplex(values.values, 3)
     return values
