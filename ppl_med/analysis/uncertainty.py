@@ -257,13 +257,16 @@ def _log(probs: np.ndarray) -> np.ndarray:
 
 def _dissent(probs: xr.DataArray) -> xr.DataArray:
     """Share of every draw's vote that is not for the most voted class; a tie splits the vote."""
-    axis = probs.get_axis_num("class")
-    vote, tied = leading(probs.values, probs.values.max(axis), axis)
-    if tied:
-        vote = vote / vote.sum(axis, keepdims=True)
-    mode = vote.mean((0, 1)).argmax(axis - 2)
     entry = probs.isel({"class": 0}, drop=True)
-    return entry.copy(data=1.0 - of_class(vote, mode[None, None], axis))
+    votes, total = {}, np.zeros_like(probs.values[0, 0])
+    for place in np.ndindex(*entry.shape[:2]):
+        draw = probs.values[place]
+        leads, tied = leading(draw, draw.max(1), 1)
+        votes[place] = leads / leads.sum(1, keepdims=True) if tied else leads
+        total += votes[place]
+    mode = total.argmax(1)
+    found = [1.0 - of_class(vote, mode, 1) for vote in votes.values()]
+    return entry.copy(data=np.reshape(found, entry.shape))
 
 
 def _case_error(per_case: xr.DataArray) -> xr.DataArray:

@@ -18,6 +18,7 @@ size over all analyses of the store, beside the size of the tree.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 import warnings
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=1_000_000, help="cases (default 10^6)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the probabilities")
     parser.add_argument("--windows", type=int, default=7, help="of each in memory (default 7)")
+    parser.add_argument("--without-numba", action="store_true", help="numpy alone")
     parser.add_argument("--smoke", action="store_true", help="2000 cases, two windows")
     parser.add_argument("--out", type=Path, help="also write the table, as .json or .md")
     arguments = parser.parse_args()
@@ -282,6 +284,8 @@ def report(header: str, result: dict[str, Any]) -> str:
 def main() -> None:
     """Run and print."""
     settings = parse()
+    if settings.without_numba:
+        sys.modules["numba"] = None  # type: ignore[assignment]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     num_cases, windows = (2000, 2) if settings.smoke else (settings.cases, settings.windows)
@@ -291,6 +295,7 @@ def main() -> None:
         f"{num_cases} cases ({result['in_memory']} in memory), {DRAWS} draws, {CLASSES} classes: "
         f"{result['tree']:.0f} MiB, analysed in {result['peak']:.0f} MiB; peers torchmetrics "
         f"(scores, reliability), MAPIE (LAC) and scipy (entropies); {windows} windows; "
+        f"{'numpy alone' if settings.without_numba else 'numba where it is installed'}; "
         f"{machine(torch.device('cpu'), 1)}."
     )
     text = report(header, result)
