@@ -14,8 +14,8 @@ from scipy import ndimage
 from scipy.special import xlogy
 
 from ppl_med.analysis.tree import Classes
-from ppl_med.analysis.tree.classes import check_simplex
 from ppl_med.analysis.tree.geometry import case_shape
+from ppl_med.analysis.tree.simplex import check_simplex
 
 MAPS = ("mask", "probability", "sd", "entropy", "mutual_information")
 

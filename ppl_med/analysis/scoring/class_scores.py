@@ -39,7 +39,7 @@ from ppl_med.analysis.tree import (
     open_classes,
     open_log_likelihood,
 )
-from ppl_med.analysis.tree.classes import SUM_TOLERANCE
+from ppl_med.analysis.tree.simplex import SUM_TOLERANCE
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import whole
 

@@ -8,9 +8,10 @@ from scipy.special import logsumexp
 
 from ppl_med.analysis.statistics.weight_draws import one_of_each
 from ppl_med.analysis.tree.blocks import Block, split_blocks
-from ppl_med.analysis.tree.classes import Posterior, check_simplex
+from ppl_med.analysis.tree.classes import Posterior
 from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import check_predictive
+from ppl_med.analysis.tree.simplex import check_simplex
 from ppl_med.axes import AUGMENTATION, SAMPLES
 
 _PREDICTED = ("probs", "loc", "mean")  # the mean of what is predicted

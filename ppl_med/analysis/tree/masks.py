@@ -20,7 +20,7 @@ import xarray as xr
 
 from ppl_med import checks
 from ppl_med.analysis.statistics.weight_draws import function_numbers
-from ppl_med.analysis.tree.classes import Posterior, check_simplex, fill, with_background
+from ppl_med.analysis.tree.classes import Posterior
 from ppl_med.analysis.tree.distinct_draws import drop_copies
 from ppl_med.analysis.tree.groups import (
     check_not_lost,
@@ -28,6 +28,7 @@ from ppl_med.analysis.tree.groups import (
     find_group,
     find_variable,
 )
+from ppl_med.analysis.tree.simplex import check_simplex, fill, with_background
 from ppl_med.axes import SAMPLES
 from ppl_med.storage import class_modes
 
