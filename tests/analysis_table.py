@@ -29,6 +29,7 @@ from ppl_med.analysis import (
     detection,
     exports,
     findings,
+    moments,
     ood,
     scoring,
     segmentation,
@@ -265,6 +266,17 @@ def attribution_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
     dims = (*SAMPLES, "case", "row", "col")
     maps = xr.Dataset({"map": (dims, values)}, ids(number, prefix))
     return xr.DataTree.from_dict({"/maps": maps})
+
+
+def moments_tree(number: int = CASES, prefix: str = "c") -> xr.DataTree:
+    """Moments of draws of a class per pixel."""
+    probs = array(pixel_tree(number, prefix), "posterior/probs")
+    entropy = -(probs * np.log(probs)).sum("class").mean(SAMPLES)
+    mean = probs.mean(SAMPLES).assign_attrs(num_draws="6")
+    group = {"probs_mean": mean, "probs_variance": probs.var(SAMPLES, ddof=1)}
+    posterior = xr.Dataset({**group, "expected_entropy": entropy})
+    observed = pixel_tree(number, prefix)["observed_data"].to_dataset()
+    return xr.DataTree.from_dict({"/posterior_moments": posterior, "/observed_data": observed})
 
 
 def with_copies(group: xr.Dataset, copies: int) -> xr.Dataset:
@@ -562,6 +574,7 @@ SAMPLED = Kind(sampled_tree, "observed_data/mask")
 NUMBERS = Kind(number_tree, "observed_data/value")
 DEPTHS = Kind(depth_tree, "observed_data/value")
 FINDINGS = Kind(finding_tree, "observed_data/findings", rows=False)
+MOMENTS = Kind(moments_tree, "observed_data/mask")
 MAPS = Kind(map_tree, "maps/map")
 MANY_LABELS = Kind(partial(class_tree, draws=15), "observed_data/label")
 MANY_NUMBERS = Kind(partial(number_tree, draws=15), "observed_data/value")
@@ -741,6 +754,7 @@ ANALYSES: dict[str, Analysis] = {
     "uncertainty.variance": Analysis(uncertainty.variance, LABELS, reads=False),
     "uncertainty.variance/numbers": Analysis(uncertainty.variance, DEPTHS, reads=False),
     "uncertainty.summary": Analysis(uncertainty.summary, PIXELS, reads=False),
+    "moments.decompose": Analysis(moments.decompose, MOMENTS, reads=False),
     "augmentation.variance": Analysis(augmentation.variance, AUGMENTED, reads=False),
     "augmentation.variance/pixels": Analysis(augmentation.variance, AUGMENTED_PIXELS, reads=False),
     "augmentation.summary": Analysis(augmentation.summary, AUGMENTED_PIXELS, reads=False),

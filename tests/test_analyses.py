@@ -19,6 +19,7 @@ from analysis_table import (
     GRADERS,
     HOLES,
     MODULES,
+    MOMENTS,
     NO_ANALYSES,
     PIXELS,
     SAMPLED,
@@ -42,7 +43,8 @@ MAPS = pytest.mark.parametrize(
     [
         name
         for name, row in ANALYSES.items()
-        if row.kind in (PIXELS, SAMPLED, AUGMENTED_PIXELS, DEPTHS, GRADERS, WHOLE, MAP_KIND)
+        if row.kind
+        in (PIXELS, SAMPLED, AUGMENTED_PIXELS, DEPTHS, GRADERS, WHOLE, MOMENTS, MAP_KIND)
     ],
 )
 READERS = pytest.mark.parametrize("name", [name for name, row in ANALYSES.items() if row.reads])

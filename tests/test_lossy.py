@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from test_regions import CASES, Death, assert_same_bits, predicted
 
 from ppl_med import storage
-from ppl_med.analysis import scoring, segmentation, uncertainty
+from ppl_med.analysis import moments, scoring, segmentation, uncertainty
 from ppl_med.analysis.tree import open_classes
 from ppl_med.data import Batches, symmetries
 from ppl_med.inference import Lossy, MeanFieldNormal, PointEstimate, predict, predict_augmented
@@ -48,6 +48,16 @@ def test_errors_are_within_the_bounds(alpha: float, classes: int) -> None:
     assert (np.abs(entropy(q) - before) <= bound).all()
     if classes == 2:  # which is no empty promise; of many classes, errors of some cancel
         assert (np.abs(entropy(q) - before) > 0.1 * bound).any()
+
+
+def test_chunks_along_any_axis_and_one_case_are_decoded_alike() -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(4), (2, 3, 5))
+    dims = ("chain", "draw", "case", "class")
+    logs = xr.DataArray(log_float16.encoded(p), dims=dims, attrs=log_float16.STORED)
+    whole = log_float16.decoded(logs)
+    for part in (logs.chunk({"class": 1}), logs.chunk(draw=2, case=3)):
+        np.testing.assert_array_equal(log_float16.decoded(part), whole)
+    np.testing.assert_array_equal(log_float16.decoded(logs.isel(case=2)), whole.isel(case=2))
 
 
 def test_a_filled_map_and_a_sure_class_stay_what_they_are() -> None:
@@ -98,6 +108,10 @@ def test_moments_are_those_of_all_draws(exact: xr.DataTree) -> None:
     expected = logsumexp(logs, (0, 1)) - np.log(6)
     np.testing.assert_allclose(found["label_log_mean"], expected, rtol=1e-12)
     assert found["case"].equals(probs["case"])
+    every = uncertainty.entropy(exact, mcse=False).merge(uncertainty.variance(exact, mcse=False))
+    split = moments.decompose(tree)
+    for name in split.data_vars:
+        np.testing.assert_allclose(split[name], every[name], rtol=1e-9, atol=1e-14)
     # Analyses see the draws that are kept, and say errors of so many.
     chosen = exact.drop_nodes(["prior", "prior_predictive"])
     chosen = chosen.isel(draw=[0, 5], missing_dims="ignore")
@@ -149,6 +163,9 @@ def test_copies_stay_copies() -> None:
     point = predict(model, guide, Batches(cases(8), batch_size=4), **options)
     assert "copies" not in point["posterior/log_probs"].attrs
     assert open_classes(point).num_samples == (1, 1)
+    options |= {"lossy": FORMS[1]}
+    with pytest.raises(ValueError, match="copies of each other"):
+        predict(model, guide, Batches(cases(8), batch_size=4), **options)
 
 
 def test_modes_are_those_of_the_draws() -> None:

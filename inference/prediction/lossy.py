@@ -113,6 +113,7 @@ class Lossy:
 
 
 def _with_moments(chunk: Chunk, places: NDArray[np.int64]) -> Chunk:
+    _check_no_copies(chunk)
     found = replace(chunk, arrays={}, dims=dict(chunk.dims), attrs=dict(chunk.attrs))
     found.coords = {**chunk.coords, "draw": [*np.asarray(chunk.coords["draw"])[places].tolist()]}
     for key, values in chunk.arrays.items():
@@ -126,8 +127,22 @@ def _with_moments(chunk: Chunk, places: NDArray[np.int64]) -> Chunk:
         for name, (moment, dims, attrs) in _moments(key, values, chunk.dims[key]).items():
             own = (key[0] if key[0] in _GROUPS else _GROUPS[0]) + MOMENTS, name
             found.arrays[own], found.dims[own] = moment, dims
-            found.attrs[own] = {**attrs, "over": f"{values.shape[0] * values.shape[1]} draws"}
+            found.attrs[own] = {**attrs, "num_draws": str(values.shape[0] * values.shape[1])}
     return found
+
+
+def _check_no_copies(chunk: Chunk) -> None:
+    """Raise where all that was predicted says that draws are copies, as of point estimates."""
+    found = [
+        values
+        for (group, _), values in chunk.arrays.items()
+        if group in _GROUPS and values.dtype.kind == "f"
+    ]
+    if chunk.start == 0 and found and not any(map(_one_is_alone, found)):
+        raise ValueError(
+            "lossy: draws are copies of each other, as of a point estimate, and moments would "
+            "count each as a function; predict with draws=1, without whole_draws"
+        )
 
 
 def _moments(

@@ -42,6 +42,8 @@ def layout(dataset: xr.Dataset) -> dict[Any, dict[str, Any]]:
 def _split(unit: tuple[int, ...], variable: xr.Variable) -> tuple[int, ...]:
     """A part of a unit of writing, which it divides, of so many bytes at most if it can be."""
     sizes, item = list(unit), variable.dtype.itemsize
+    if variable.dtype == np.float16:  # what is read of it is larger
+        item = np.dtype(np.float32).itemsize
     if variable.dtype.kind not in "biufM":  # text has no size of its own
         return unit
     while np.prod(sizes, dtype=float) * item > MOST_BYTES:

@@ -3,6 +3,7 @@
 tree          the one door: what analyses read off a tree, with -1 and NaN left out and counted
 statistics    standard errors, ranks, bins, isotonic regression
 uncertainty   entropy and variance, split into data and model parts
+moments       the same of trees that hold moments of all draws
 augmentation  variance over draws and augmentations, split
 convergence   R-hat of what was predicted, NaN where it is not defined
 scoring       accuracy, IoU, NLL, Brier score and its parts, CRPS, energy, held-out log density

@@ -7,7 +7,7 @@ logs end, by that. With the sum of what is read back at one again, an entropy H 
 below 6e-8, and with them the entropy of a class that is nearly sure.
 """
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 NAME = "log_probs"
 LOWEST = -16.0
 STORED = {"stored": "log_float16", "units": "nats"}
+_NUMBERS = 2**21  # of an array in memory that are read together
 DIFFER = {"copies": "none"}  # draws that differed may be equal when rounded
 
 
@@ -39,9 +40,18 @@ def is_stored(array: xr.DataArray) -> bool:
 
 def decoded(logs: xr.DataArray) -> xr.DataArray:
     """Probabilities that sum to one over class, float64, not yet computed."""
-    some = {"case": "auto"} if "case" in logs.dims else {}
-    lazy = logs if logs.chunks is not None else logs.chunk(some)
-    values: Any = np.exp(lazy.astype(np.float64))
-    attrs = {name: value for name, value in logs.attrs.items() if name not in STORED}
-    found: xr.DataArray = values / values.sum("class", skipna=False)
-    return found.rename("probs").assign_attrs(attrs)
+    if logs.chunks is None:
+        some = max(1, _NUMBERS * logs.sizes.get("case", 1) // max(logs.size, 1))
+        logs = logs.chunk({"case": some} if "case" in logs.dims else {})
+    whole = logs.chunk({"class": -1})
+    decode = partial(_decode, axis=whole.get_axis_num("class"))
+    found = whole.copy(data=whole.data.map_blocks(decode, dtype=np.float64)).rename("probs")
+    found.attrs = {name: value for name, value in logs.attrs.items() if name not in STORED}
+    return found
+
+
+def _decode(logs: NDArray[np.float16], axis: int) -> NDArray[np.float64]:
+    values = logs.astype(np.float64)
+    np.exp(values, out=values)
+    values /= values.sum(axis, keepdims=True)
+    return values
