@@ -64,6 +64,17 @@ def test_our_steps_never_wait_for_the_device(rows: dict[str, Any]) -> None:
     assert rows["Pyro site per parameter"]["syncs"] >= 1
 
 
+def test_captured_step_table(tmp_path: Path) -> None:
+    import torch
+
+    result = run("captured_step.py", tmp_path, "--no-compile", "--nets", "lenet")
+    rows = result["tables"][0]["rows"]
+    there = torch.cuda.is_available()
+    assert ("There is no GPU here" in result["header"]) != there
+    assert len(rows) == 3 + there
+    assert all(row["images"] > 0 and (row["peak"] is not None) == there for row in rows.values())
+
+
 @pytest.mark.slow
 def test_predict_table(tmp_path: Path) -> None:
     result = run("predict.py", tmp_path, "--nets", "lenet")

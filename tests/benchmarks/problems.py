@@ -126,15 +126,18 @@ NETS: dict[str, tuple[str, Callable[..., nn.Module], int, int]] = {
 }
 
 
-def problem(name: str, num_images: int, device: torch.device) -> Problem:
+def problem(name: str, num_images: int, device: torch.device, size: int | None = None) -> Problem:
     """A problem of ``NETS`` with a batch of noise.
 
     Args:
         name: Key of ``NETS``.
         num_images: Cases in the batch.
         device: Where it lives.
+        size: Rows and columns; None for those of ``NETS``.
     """
-    title, make, channels, size = NETS[name]
+    title, make, channels, own = NETS[name]
+    size = own if size is None else size
+    title = title.replace(f"{own}x{own}", f"{size}x{size}")
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(num_images, channels, size, size, generator=generator)
     shape = (num_images, size, size) if name == "unet" else (num_images,)
