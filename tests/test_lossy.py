@@ -11,7 +11,7 @@ from killed_runs import cases, classifier
 from posterior_trees import array
 from rank_processes import run_together
 from scipy.special import logsumexp
-from test_regions import CASES, Death, assert_same_bits, predicted
+from test_regions import Death, assert_same_bits, predicted
 
 from ppl_med import storage
 from ppl_med.analysis import moments, scoring, segmentation, uncertainty
@@ -24,6 +24,7 @@ from ppl_med.storage import class_modes, log_float16
 
 FORMS = [Lossy("float16"), Lossy(whole_draws=2), Lossy("float16", whole_draws=2)]
 ROUNDING = 2.0**-11
+CASES = 30
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:
@@ -67,13 +68,17 @@ def test_a_filled_map_and_a_sure_class_stay_what_they_are() -> None:
     np.testing.assert_allclose(q[1], [1, 0], atol=1.2e-7)
 
 
+def few() -> Batches:
+    return Batches(cases(CASES), batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def exact() -> xr.DataTree:
-    return predicted(None, draws=6, resume=False)
+    return predicted(None, draws=6, resume=False, batches=few())
 
 
 def lossy_tree(lossy: Lossy, store: Path | None = None) -> xr.DataTree:
-    return predicted(store, draws=6, resume=store is not None, lossy=lossy)
+    return predicted(store, draws=6, resume=store is not None, lossy=lossy, batches=few())
 
 
 @pytest.mark.parametrize("lossy", FORMS, ids=str)
@@ -112,6 +117,7 @@ def test_moments_are_those_of_all_draws(exact: xr.DataTree) -> None:
     split = moments.decompose(tree)
     for name in split.data_vars:
         np.testing.assert_allclose(split[name], every[name], rtol=1e-9, atol=1e-14)
+    assert "posterior_moments" not in storage.join_chains([tree, tree]).children
     # Analyses see the draws that are kept, and say errors of so many.
     chosen = exact.drop_nodes(["prior", "prior_predictive"])
     chosen = chosen.isel(draw=[0, 5], missing_dims="ignore")
@@ -119,7 +125,7 @@ def test_moments_are_those_of_all_draws(exact: xr.DataTree) -> None:
 
 
 def write(store: Path, lossy: Lossy, death: Death | None = None) -> None:
-    tree = predicted(store, death, draws=6, lossy=lossy)
+    tree = predicted(store, death, draws=6, lossy=lossy, batches=few())
     assert tree["posterior"].sizes["case"] == CASES
 
 
@@ -139,7 +145,7 @@ def test_ranks_that_resume_write_what_one_process_does(tmp_path: Path) -> None:
 def test_a_run_goes_on_in_its_own_form_alone(tmp_path: Path) -> None:
     lossy_tree(FORMS[0], tmp_path / "run.zarr")
     with pytest.raises(ValueError, match="another lossy: 'probs=float16', now None"):
-        predicted(tmp_path / "run.zarr", draws=6)
+        predicted(tmp_path / "run.zarr", draws=6, batches=few())
 
 
 def test_draws_equal_when_rounded_are_no_copies() -> None:

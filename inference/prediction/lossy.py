@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from ppl_med.checks import choice, whole
 from ppl_med.inference.prediction.tree_builder import Chunk, Key, TreeBuilder
 from ppl_med.storage import class_modes, log_float16
+from ppl_med.storage.chains import MOMENTS
 from ppl_med.storage.log_float16 import DIFFER
 
-MOMENTS = "_moments"
 _OF_DRAWS = ("chain", "draw", "case")
 _GROUPS = ("posterior", "prior")
 

@@ -13,10 +13,11 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.tree import find_group
+from ppl_med.storage.chains import MOMENTS
 
 __all__ = ["decompose"]
 
-GROUP = "posterior_moments"
+GROUP = f"posterior{MOMENTS}"
 _NEEDED = ("probs_mean", "probs_variance", "expected_entropy")
 
 

@@ -7,6 +7,9 @@ import xarray as xr
 from ppl_med.checks import reject
 from ppl_med.storage.padding import largest_sizes, pad_dataset
 
+MOMENTS = "_moments"
+"""End of the name of a group that holds moments of the draws of another one."""
+
 
 def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = None) -> xr.DataTree:
     """Join the trees of independently trained nets into that of a deep ensemble.
@@ -18,7 +21,8 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
     Returns:
         A tree in which the nets follow each other along ``chain``, counted from 0. Groups without
         draws, and attributes, are those of the first tree; ``guide`` says what was joined and
-        ``chains`` how many.
+        ``chains`` how many. Moments of the draws of one net, which are not those of all, are left
+        out.
 
     Raises:
         ValueError: There are no trees, or the cases of two differ.
@@ -30,6 +34,8 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
         reject("groups", "names of groups, such as ('posterior',)", groups)
     joined = {}
     for name, node in trees[0].children.items():
+        if name.endswith(MOMENTS):
+            continue
         parts = [tree[name].to_dataset() for tree in trees]
         if "chain" not in node.dims:
             joined[f"/{name}"] = parts[0]

@@ -5,7 +5,7 @@ case_numbers   the same, one per case, of trees that may lack some        ``open
 numbers        predicted distributions, draws, observed numbers ``open_numbers``
 masks          sampled masks                                    ``open_draws``
 graders        masks of several graders                         ``open_annotations``
-groups         groups and variables of the tree                 ``find_group``
+groups         groups and variables of the tree, decoded        ``find_group``
 layers         features of layers, where kept                   ``open_layers``
 likelihoods    log-likelihood of the observation                ``open_log_likelihood``
 attributions   maps of attribution                              ``select_maps``
