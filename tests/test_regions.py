@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -286,9 +287,10 @@ def test_no_one_is_lost_where_four_processes_fill_shards(tmp_path: Path, monkeyp
     ],
 )
 def test_chunks_are_to_be_read_and_shards_to_be_written(
-    shape: Any, dims: Any, chunks: Any, shards: Any
+    shape: Any, dims: Any, chunks: Any, shards: Any, monkeypatch: Any
 ) -> None:
     """Both divide each other, chunks of large arrays hold 1 to 16 MiB; the last two are large."""
+    monkeypatch.setattr(zarr_layout, "MOST_BYTES", 2**24)  # `predicted` makes shards of few bytes
     values = np.broadcast_to(np.zeros(()), shape)
     dataset = xr.Dataset({"probs": (("chain", "draw", "case", *dims), values)})
     found = zarr_layout.layout(dataset)["probs"]
@@ -296,6 +298,20 @@ def test_chunks_are_to_be_read_and_shards_to_be_written(
     if shards is not None:
         assert 2**20 <= 8 * np.prod(chunks) <= 2**24
         assert all(one % other == 0 for one, other in zip(shards, chunks, strict=True))
+
+
+def test_dask_reads_several_chunks_of_small_cases(alone: Path, monkeypatch: Any) -> None:
+    """A case of 3 draws and 2 classes has 48 bytes at most, chunks of the store 8 cases."""
+    monkeypatch.setattr(zarr_layout, "MOST_BYTES", 2 * GROUP * 48)
+    found = zarr_layout.dask_chunks(alone)["case"]
+    assert found % GROUP == 0 and found >= 2 * GROUP
+    with warnings.catch_warnings(action="error"):  # of chunks that would be cut
+        tree = xr.open_datatree(alone, engine="zarr", consolidated=False, chunks={"case": found})
+    stored = xr.open_datatree(alone, engine="zarr", consolidated=False)
+    for name in ("posterior", "observed_data"):
+        xr.testing.assert_equal(tree[name].to_dataset(), stored[name].to_dataset())
+    monkeypatch.setattr(zarr_layout, "MOST_BYTES", 48)
+    assert zarr_layout.dask_chunks(alone) == {}
 
 
 def test_a_tree_in_shards_is_saved_anew(alone: Path, tmp_path: Path, monkeypatch: Any) -> None:

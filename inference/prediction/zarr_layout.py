@@ -10,6 +10,8 @@ A shard is the smallest unit that two writers may not share: to change one chunk
 shard are read and written again.
 """
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,30 @@ def layout(dataset: xr.Dataset) -> dict[Any, dict[str, Any]]:
         if chunks != unit:
             found[name]["shards"] = unit
     return found
+
+
+def dask_chunks(path: Path) -> dict[str, int]:
+    """How many cases Dask is to read at once: as many chunks of a store as hold 16 MiB.
+
+    Every task costs it a millisecond, as much as reading a chunk of small cases.
+
+    Returns:
+        ``chunks`` of xarray; empty for those of the store.
+    """
+    import zarr
+
+    grids, most = {1}, 0  # cases of a chunk, bytes of a case
+    stored: Any = zarr.open_group(path, mode="r")
+    for _, one in stored.members(max_depth=None):
+        names = list(getattr(one.metadata, "dimension_names", None) or [])
+        if "case" in names:
+            cases = one.chunks[names.index("case")]
+            grids.add(cases)
+            if one.dtype.kind in "biuf":
+                most = max(most, math.prod(one.chunks) * one.dtype.itemsize // cases)
+    grid = math.lcm(*grids)
+    number = MOST_BYTES // max(1, most * grid)
+    return {"case": number * grid} if number > 1 else {}
 
 
 def _split(unit: tuple[int, ...], variable: xr.Variable) -> tuple[int, ...]:

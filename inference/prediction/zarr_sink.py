@@ -24,6 +24,7 @@ from ppl_med.inference.prediction.regions import Regions
 from ppl_med.inference.prediction.spans import Span, cut_out, joined, num_positions, touched
 from ppl_med.inference.prediction.store_notes import Noted, StoreNotes
 from ppl_med.inference.prediction.tree_builder import Chunk
+from ppl_med.inference.prediction.zarr_layout import dask_chunks
 from ppl_med.inference.process_group import barrier, num_ranks, of_all_ranks, on_rank_0, rank
 from ppl_med.storage.atomic import not_written
 from ppl_med.storage.locks import locked
@@ -257,7 +258,8 @@ class ZarrSink:
         """The complete store, lazily; coordinates are in memory, as plain text."""
         with self._reading(self.path):
             check_store(self.path)
-            tree = xr.open_datatree(self.path, engine="zarr", consolidated=False, chunks={})
+            chunks = dask_chunks(self.path)
+            tree = xr.open_datatree(self.path, engine="zarr", consolidated=False, chunks=chunks)
         tree.attrs.pop(SEAL, None)
         for node in tree.subtree:
             text = {

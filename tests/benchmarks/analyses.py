@@ -38,6 +38,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ppl_med.analysis import conformal, scoring, uncertainty
+from ppl_med.inference.prediction.zarr_layout import dask_chunks
 from ppl_med.storage.seals import chunk_codecs
 
 DRAWS, CLASSES, BINS, ALPHA, CHUNK = 20, 10, 15, 0.1, 512
@@ -224,7 +225,8 @@ def measure(num_cases: int, windows: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.zarr"
         label = write(path, num_cases, seed)
-        tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks={})
+        chunks = dask_chunks(path)
+        tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=chunks)
         own = {name: timed(run) for name, run in ours(tree).items()}
         other = {name: timed(run) for name, run in peers(stored_means(path), label).items()}
         part = tree.isel(case=slice(IN_MEMORY)).load()
