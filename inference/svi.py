@@ -63,6 +63,7 @@ def fit(
     objective: Elbo | ImportanceWeighted | Geco | None = None,
     precision: Precision = "float32",
     capture: bool = False,
+    compile_nets: bool = False,
     device: str | torch.device | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -137,6 +138,9 @@ def fit(
             work of a step is small. Batches of another size than the first, such as the last of an
             epoch, are trained on as without. Replays are compared with the step before they are
             used; results are those of a run without, but for rounding.
+        compile_nets: Compile networks with random weights by ``torch.compile``, under one draw of
+            them a batch: on a CPU core a U-Net's steps were 1.4 times faster, a LeNet's slower.
+            The compiler takes a minute. Batches of another size than the first run as without.
         device: Where to train; a GPU where there is one, by default.
         seed: Seed of all draws and of the order of the batches. Member m of an ensemble uses
             seed + m, and equals a single run with that seed.
@@ -206,6 +210,7 @@ def fit(
         objective=objective,
         precision=precision,
         capture=capture,
+        compile_nets=compile_nets,
         device=device,
         seed=seed,
         checkpoint=checkpoint,

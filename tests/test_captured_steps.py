@@ -388,7 +388,7 @@ class Guided(nn.Module):
 
 def test_several_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="capture must be False in several processes"):
-        check_alone(2)
+        check_alone(2, capture=True)
 
 
 # ---------------------------------------------------------------- on a GPU

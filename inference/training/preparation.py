@@ -57,8 +57,9 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     path = settings.checkpoint
     resumed = process_group.on_rank_0(lambda: check_checkpoint(path, resume=settings.resume))
     check_schedules(settings)
-    if settings.capture:
-        check_alone(process_group.num_ranks())
+    check_alone(
+        process_group.num_ranks(), capture=settings.capture, compile_nets=settings.compile_nets
+    )
     first = first_batch(loader.batches)
     spec.check(first, loader.num_cases)
     loader.see(first)

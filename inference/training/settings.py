@@ -49,6 +49,7 @@ class Settings:
     callbacks: Any
     progress: bool
     capture: Any = False
+    compile_nets: Any = False
 
     def __post_init__(self) -> None:
         self.epochs = whole("epochs", self.epochs, least=0)

@@ -137,7 +137,8 @@ class Trainer:
         member.updates.engine = self.ranks.engine(member.updates.objective, member.pair)
         plan, take = self.settings, partial(self._take, member)
         known = (member.updates, member.pair, plan.device, plan.precision)
-        with steps_of(take, *known, capture=plan.capture) as self._make:
+        kind = {"capture": plan.capture, "compile_nets": plan.compile_nets}
+        with steps_of(take, *known, **kind) as self._make:
             self._train_epochs(member, bar)
 
     def _train_epochs(self, member: Member, bar: Any) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ def noting_gradients() -> Iterator[None]:
         _outside.has_grad = before
 
 
+@no_type_check  # torch.compile passes through it, but through no check of types
 def refuse_checkpointing(module: nn.Module, inputs: Any) -> None:
     """Raise where gradients of a module's drawn weights would be wrong, or none.
 
@@ -28,6 +29,8 @@ def refuse_checkpointing(module: nn.Module, inputs: Any) -> None:
         RuntimeError: It runs again in the backward pass, when the drawn weights are gone, or the
             network runs it without gradients in a pass that has them.
     """
+    if torch.compiler.is_compiling():  # there, weights are inputs, which are kept
+        return
     advice = "switch checkpointing off, such as by memory_efficient=False or use_checkpoint=False"
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ppl_med.checks import choice
 from ppl_med.weights.checkpointing_guard import noting_gradients, refuse_checkpointing
+from ppl_med.weights.compiled_nets import asked_to_compile, compiled_call
 from ppl_med.weights.drawn_weights import note_weights
 from ppl_med.weights.estimators import LazyWeights
 from ppl_med.weights.layout import Layout, Where
@@ -118,8 +119,8 @@ class RandomWeights(nn.Module):
         if not isinstance(weights, LazyWeights):
             views = self.layout.views(weights)
             return run_net(lambda *x, **named: self._run(views, x, named), *inputs, **options)
-        weights.num_examples = len(next(iter((*inputs, *options.values()))))
-        output = self._run(weights.params, inputs, options)
+        size = len(next(iter((*inputs, *options.values()))))
+        output = self._run(self._per_example(weights, size), inputs, options)
         self._check_uses(weights)
         return output
 
@@ -136,14 +137,24 @@ class RandomWeights(nn.Module):
         if not isinstance(weights, LazyWeights):
             views = self.layout.views(weights)
             return lambda *inputs, **options: self._run(views, inputs, options)
-        weights.num_examples = num_examples
+        params = self._per_example(weights, num_examples)
 
         def run(*inputs: Any, **options: Any) -> Any:
-            output = self._run(weights.params, inputs, options)
+            output = self._run(params, inputs, options)
             self._check_uses(weights)
             return output
 
         return run
+
+    def _per_example(self, weights: LazyWeights, num_examples: int) -> dict[str, Tensor]:
+        """Weights that an estimator draws in the layers."""
+        if asked_to_compile(self.net):
+            raise ValueError(
+                "compile_nets must be False with a guide that gives every example weights of its "
+                "own; build it with estimator='shared' (MeanFieldNormal) or per_example=False"
+            )
+        weights.num_examples = num_examples
+        return weights.params
 
     def _check_uses(self, weights: LazyWeights) -> None:
         twice = [n for n in weights.per_example or () if weights.uses[n] > 1]
@@ -155,8 +166,9 @@ class RandomWeights(nn.Module):
 
     def _run(self, weights: dict[str, Tensor], inputs: Any, options: Any) -> Any:
         note_weights(weights)
+        call = compiled_call if asked_to_compile(self.net) else call_with
         with noting_gradients():
-            return call_with(self.net, weights, inputs, options, self._ties)
+            return call(self.net, weights, inputs, options, self._ties)
 
 
 def _switch_off_dropout(net: nn.Module) -> dict[str, float]:

@@ -39,10 +39,14 @@ def call_with(
         options: Keyword arguments.
         ties: ``tied_names(net)``, if known: looking for them costs more than a layer.
     """
-    ties = tied_names(net) if ties is None else ties
-    again = {other: values[n] for n, others in ties.items() if n in values for other in others}
-    full = {**values, **again}
+    full = under_all_names(values, tied_names(net) if ties is None else ties)
     return functional_call(net, full, tuple(inputs), dict(options or {}), tie_weights=False)
+
+
+def under_all_names(values: Mapping[str, Tensor], ties: Ties) -> dict[str, Tensor]:
+    """Values by every name that their parameter has, for ``functional_call``."""
+    again = {other: values[n] for n, others in ties.items() if n in values for other in others}
+    return {**values, **again}
 
 
 def _held(net: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -31,7 +31,6 @@ from ppl_med.inference.guides.mean_field import Estimator
 from ppl_med.programs.elbo import total
 from ppl_med.weights import RandomWeights
 from ppl_med.weights.layout import DETERMINISTIC
-from ppl_med.weights.tied_parameters import call_with
 
 LEARNING_RATE = 1e-4
 INIT_SCALE = 0.05  # start of a weight's standard deviation, in units of 1/sqrt(fan_in)
@@ -113,11 +112,9 @@ def handwritten(problem: Problem) -> Variant:
 def _ours(
     problem: Problem,
     guide_of: Callable[[nn.Module], nn.Module],
-    prepare: Callable[[nn.Module], None] = lambda model: None,
     **options: Any,
 ) -> Variant:
     model = problem.model()
-    prepare(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "estimator='local' is biased")
         guide = guide_of(model).to(problem.image.device)
@@ -198,25 +195,6 @@ class _Paced:
         self.done.acquire()
         if self.error is not None:
             raise RuntimeError(f"fit stopped: {self.error}") from self.error
-
-
-def compiled(problem: Problem) -> Variant:
-    """``MeanFieldNormal`` with one draw a batch, the net compiled as a function of its weights."""
-    variant = mean_field(problem, "shared", prepare=_compile_net)
-    for _ in range(3):
-        variant.step()
-    return variant
-
-
-def _compile_net(model: Any) -> None:
-    weights = model.network
-    net, ties = weights.net, weights._ties
-    for module in net.modules():  # the guard of checkpointing cannot be compiled
-        module._forward_pre_hooks.clear()
-    run = torch.compile(
-        lambda views, *inputs: call_with(net, views, inputs, None, ties), fullgraph=True
-    )
-    weights.__dict__["_run"] = lambda views, inputs, _: run(dict(views), *inputs)
 
 
 def inside_fit(problem: Problem, **options: Any) -> Variant:

@@ -31,6 +31,7 @@ from ppl_med.inference.training.captured.state_before import (
 from ppl_med.inference.training.updates import Updates
 from ppl_med.programs.host_reads import HostWaits, NoCopies, NoHostReads, place_of
 from ppl_med.programs.sites import Program, send, send_into, to_device
+from ppl_med.weights.compiled_nets import Compiled, compiled_nets
 
 WARM_UP = 3  # steps, as in PyTorch's notes
 Factor = float | Tensor
@@ -206,8 +207,13 @@ def steps_of(
     precision: str,
     *,
     capture: bool,
+    compile_nets: bool,
 ) -> Iterator[Make]:
-    """What makes the steps of a member in the block: captured, or as they are; see CapturedStep."""
+    """What makes the steps of a member in the block: as they are, compiled, or ``CapturedStep``."""
+    if compile_nets:
+        with compiled_nets() as found:
+            yield partial(_compiled, take, device, found)
+        return
     if not capture:
         yield partial(_as_it_is, take, device)
         return
@@ -223,6 +229,23 @@ def _as_it_is(
 ) -> dict[str, Any]:
     there = to_device(values, device)
     take(there, send(factor, device) if isinstance(factor, Tensor) else factor)
+    return there
+
+
+def _compiled(
+    take: Take,
+    device: torch.device,
+    found: Compiled,
+    values: Mapping[str, Any],
+    factor: Factor,
+    epoch: int,
+) -> dict[str, Any]:
+    there = _as_it_is(take, device, values, factor)
+    if not found:
+        raise ValueError(
+            "compile_nets must be False with this model: no network with random weights ran in its "
+            "step; compile a deterministic one yourself, by net.compile()"
+        )
     return there
 
 

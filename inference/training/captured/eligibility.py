@@ -37,10 +37,13 @@ def check_run(capture: Any, device: torch.device, accumulate: int, objective: An
     return True
 
 
-def check_alone(ranks: int) -> None:
-    """Raise a ValueError where several processes train together."""
-    if ranks > 1:
-        reject("capture", "False in several processes", True, "their gradients are sent between")
+def check_alone(ranks: int, *, capture: bool, compile_nets: bool = False) -> None:
+    """Raise a ValueError where several processes train together, or with both at once."""
+    for name, asked in {"capture": capture, "compile_nets": compile_nets}.items():
+        if asked and ranks > 1:
+            reject(name, "False in several processes", True, "their gradients are sent between")
+    if capture and compile_nets:
+        reject("compile_nets", "False with capture=True", True, "one of the two")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
