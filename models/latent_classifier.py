@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ppl_med.axes import dims
 from ppl_med.likelihoods import Categorical
 from ppl_med.networks.encoder import GaussianEncoder
+from ppl_med.weights.call_cache import cached_call
 
 
 class LatentClassifier(nn.Module):
@@ -67,9 +68,9 @@ class LatentClassifier(nn.Module):
             label: Observed classes, dims (case,); None draws them.
             num_cases: Size of the whole data set when ``image`` is a mini-batch of it.
         """
-        features = self.features(image)
+        features, prior = cached_call(self.features, image), cached_call(self.prior, image)
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            z = pyro.sample("z", self.prior(image), infer=dims("latent"))
+            z = pyro.sample("z", prior, infer=dims("latent"))
             logits = self.head(torch.cat([features.expand(*z.shape[:-1], -1), z], dim=-1))
             self.likelihood(logits, label)
         return logits

@@ -29,7 +29,7 @@ from ppl_med.models import (
     ProbabilisticUNet,
     StochasticSegmentationNetwork,
 )
-from ppl_med.networks import Combine, ConvGaussian, UNet
+from ppl_med.networks import ConvGaussian, UNet
 from ppl_med.networks.encoder import LOG_SCALE_RANGE
 
 CLASSES = ("background", "lesion", "vessel")
@@ -91,32 +91,6 @@ def test_the_official_sizes_are_the_default() -> None:
     everything = millions(model) + millions(model.posterior_net())
     assert everything == pytest.approx(17.95, abs=0.05)
     assert millions(model.backbone) == pytest.approx(9.23, abs=0.03)
-
-
-@pytest.mark.parametrize("training", [True, False])  # whole batches, or case by case
-def test_combine_is_the_convolution_of_features_and_tiled_code(training: bool) -> None:
-    combine = Combine(4, 3, 2, width=5, num_layers=3)
-    features, z = torch.randn(2, 4, 6, 7), torch.randn(2, 3)
-    weight = torch.cat([combine.features.weight, combine.code.weight], 1)
-    hidden = torch.cat([features, z[:, :, None, None].expand(-1, -1, 6, 7)], 1)
-    layers = [(weight, combine.features.bias)]
-    layers += [(layer.weight, layer.bias) for layer in combine.hidden]  # type: ignore[misc]
-    for weights, bias in layers:
-        hidden = functional.conv2d(hidden, weights[..., None, None], bias).relu()
-    last = combine.output
-    expected = functional.conv2d(hidden, last.weight[..., None, None], last.bias)
-    with torch.set_grad_enabled(training):
-        own = combine(combine.of_features(features), z)
-        several = combine(combine.of_features(features), torch.stack([z, -z]))
-    torch.testing.assert_close(own, expected)
-    assert several.shape == (2, 2, 2, 6, 7)
-    torch.testing.assert_close(several[0], own)
-
-
-def test_the_first_layer_starts_at_the_scale_of_the_joint_one() -> None:
-    combine = Combine(300, 100, 2, width=200)
-    joint = torch.cat([combine.features.weight.flatten(), combine.code.weight.flatten()])
-    assert joint.std().item() == pytest.approx(math.sqrt(2 / 400), rel=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:posterior collapse")

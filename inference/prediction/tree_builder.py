@@ -291,7 +291,7 @@ class TreeBuilder:
             if name in self.layouts:
                 layout = self.layouts[name].layout
                 label = "layer" if len(self.layouts) == 1 else f"{name}_layer"
-                stored = torch.stack([view.norm() for view in layout.views(value).values()])
+                stored = torch.stack(torch._foreach_norm([*layout.views(value).values()]))
                 key, dims = name.removesuffix("s") + "_norm", [label]
                 chunk.coords[label] = layout.names
             elif value.numel() <= SMALL_SITE:

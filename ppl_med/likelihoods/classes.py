@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from ppl_med.checks import different_names, reject
 from ppl_med.likelihoods.interface import Likelihood, observe, precision
@@ -68,7 +68,7 @@ class ClassLikelihood(Likelihood):
     def categorical(self, logits: Tensor) -> Any:
         """The categorical of some logits (..., *event, class), with missing labels if partial."""
         kind = PartialCategorical if self.partial else dist.Categorical
-        return kind(logits=logits)
+        return _of_map(kind, logits, len(self.event)) if self.event else kind(logits=logits)
 
 
 class Categorical(ClassLikelihood):
@@ -157,6 +157,20 @@ class Bernoulli(ClassLikelihood):
     def distribution(self, output: Tensor) -> Any:
         """Bernoulli of the logit of the second class."""
         return IntegerBernoulli(logits=output.squeeze(-1 - len(self.event)))
+
+
+def _of_map(kind: type[dist.Categorical], logits: Tensor, num_axes: int) -> dist.Categorical:
+    """``kind(logits=logits)`` of a map, dims (..., *event, class), in half the time.
+
+    The distribution's own ``logsumexp`` is slow where the classes of a pixel lie apart in memory,
+    as a network gives them; a log-softmax along the axis where they stood is not.
+    """
+    axis = logits.dim() - 1 - num_axes
+    found: Any = kind.__new__(kind)
+    found.logits = found._param = logits.movedim(-1, axis).log_softmax(axis).movedim(axis, -1)
+    found._num_events = logits.shape[-1]
+    Distribution.__init__(found, logits.shape[:-1])
+    return found
 
 
 def _weights(weights: Weights | None, classes: Sequence[str]) -> Tensor | None:

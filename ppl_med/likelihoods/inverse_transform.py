@@ -77,8 +77,9 @@ def quantile(fn: Distribution, u: Tensor) -> Tensor:
 
 @quantile.register(known.Categorical)
 def _(fn: known.Categorical, u: Tensor) -> Tensor:
-    edges = class_probs(fn)[..., :-1].double().cumsum(-1)
-    return (u.to(edges.device).unsqueeze(-1) > edges).sum(-1)
+    edges = class_probs(fn).movedim(-1, 0)[:-1].double()  # classes first: fast for maps
+    edges = edges.cumsum(0) if len(edges) > 1 else edges
+    return (u.to(edges.device) > edges).sum(0)
 
 
 @quantile.register(known.Bernoulli)
