@@ -9,6 +9,7 @@ from attribution_nets import PooledNet, conv_net, images, segmenter
 from torch import nn
 
 from ppl_med.explain.attribution import attribute
+from ppl_med.explain.attribution.draw_groups import StackedDraws
 from ppl_med.inference import BernoulliDropout, Ensemble, MeanFieldNormal, functions
 from ppl_med.models import BayesianClassifier
 
@@ -95,3 +96,21 @@ def test_a_module_that_is_used_twice_keeps_its_parameters() -> None:
     np.testing.assert_allclose(one["mean"], all_["mean"], atol=1e-12)
     after = [parameter for one in nets for parameter in one.parameters()]
     assert all(new is old for new, old in zip(after, before, strict=True))
+
+
+def test_on_a_cpu_draws_are_visited_one_by_one_unless_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stacked: list[int] = []
+
+    class Counted(StackedDraws):
+        def __init__(self, functions: Any, *rest: Any) -> None:
+            stacked.append(len(functions))
+            super().__init__(functions, *rest)
+
+    monkeypatch.setattr("ppl_med.explain.attribution.posterior_maps.StackedDraws", Counted)
+    nets, x = [conv_net() for _ in range(3)], images()
+    attribute(nets, x, 0, method="saliency")
+    assert not stacked
+    attribute(nets, x, 0, method="saliency", draws_at_once=3)
+    assert stacked == [3]

@@ -62,7 +62,7 @@ def uniform(
         numbers = _absorb(by_case[:, None], elements[None, :])
     # 52 bits and a half: float64 holds the sum exactly, so the result never rounds to 1.
     numbers >>= np.uint64(12)
-    found = numbers + 0.5
+    found = np.add(numbers, 0.5, dtype=np.float64)
     found *= 2.0**-52
     return found
 

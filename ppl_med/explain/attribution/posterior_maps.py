@@ -85,7 +85,8 @@ def attribute(
         batch_size: Most images in one forward and backward pass (cases times steps times draws).
         draws_at_once: Draws whose gradients are taken in one pass by ``torch.func.vmap``, for
             gradient methods and LRP of functions that are one network with different parameters.
-            By default 8 on a GPU, where possible, and 1 on a CPU, where a loop is as fast.
+            By default 1 on a CPU, where a loop is as fast, and 8 on a GPU, where possible, which
+            has not been measured.
         tolerance: For methods that should be complete: a delta beyond this share of the known
             total, such as ``|f(image) - f(baseline)|``, is counted and warned of. Where positive
             and negative pixels nearly cancel, a tenth of Σ |attribution| stands in for that total.
