@@ -37,9 +37,10 @@ class OneWeight(nn.Module):
     def forward(
         self, image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None
     ) -> None:
-        w = pyro.sample("w", dist.Normal(image.new_zeros(()), 1.0))
+        one = image.new_ones(())  # a number would be sent to the GPU in every step
+        w = pyro.sample("w", dist.Normal(image.new_zeros(()), one))
         with pyro.plate("case", num_cases or len(image), subsample=image):
-            pyro.sample("label", dist.Normal(w, 1.0), obs=label)
+            pyro.sample("label", dist.Normal(w, one), obs=label)
 
 
 class ItsGuide(nn.Module):

@@ -8,6 +8,7 @@ Reference: "CUDA graphs" in PyTorch's notes on CUDA semantics.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -49,11 +50,16 @@ class CudaGraph:
         Raises:
             RuntimeError: If the host waits for the device in it.
         """
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            return run()
+        with torch.cuda.device(self.device):
+            here = torch.cuda.current_stream()
+            graph = torch.cuda.graph(
+                self._graph, stream=self._stream, capture_error_mode="thread_local"
+            )
+            try:
+                with graph:
+                    return run()
+            finally:  # which torch leaves out where the recording fails
+                torch.cuda.set_stream(here)
 
     def replay(self) -> None:
         """Do the work."""
@@ -61,5 +67,7 @@ class CudaGraph:
             self._graph.replay()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, once the last replay is done."""
+        with suppress(RuntimeError):  # of an earlier error of the GPU, which is told already
+            torch.cuda.synchronize(self.device)
         self._graph.reset()
