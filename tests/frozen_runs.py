@@ -30,7 +30,7 @@ from frozen_store import Results, named
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from ppl_med import storage
+from ppl_med import inference, storage
 from ppl_med.data import Batches
 from ppl_med.explain import AttributionConstrained, NoPositiveAttribution, RightReasons
 from ppl_med.inference import (
@@ -43,7 +43,6 @@ from ppl_med.inference import (
     Geco,
     Guides,
     ImportanceWeighted,
-    MeanFieldNormal,
     PointEstimate,
     fit,
     predict,
@@ -72,6 +71,7 @@ CLASSES = ("a", "b")
 CASES, SIZE, BATCH = 8, 8, 4
 SMALL: dict[str, Any] = {"channels": (3, 4), "num_convolutions": 1}
 PIXEL = ("row", "col")
+MeanFieldNormal: Any = partial(inference.MeanFieldNormal, estimator="auto")  # the default then
 PLAIN_UNIT: Any = {"loc": 0.0, "scale": 1.0}  # values as they are, as when the runs were frozen
 Pair = tuple[Any, Any]
 FIT: dict[str, Any] = {"epochs": 2, "learning_rate": 0.01, "seed": 3, "progress": False}

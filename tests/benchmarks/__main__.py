@@ -21,6 +21,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 SCRIPTS = {
     "step": "Training step",
+    "captured_step": "Compiled and captured training step",
     "time_to_nll": "Time to a held-out NLL and ELBO",
     "ranks": "Several processes",
     "predict": "Prediction",
