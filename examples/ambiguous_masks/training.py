@@ -9,7 +9,8 @@ import pyro.poutine as poutine
 import torch
 import xarray as xr
 
-from ambiguous_masks.programs import ModelOptions, Program
+from ambiguous_masks.options import ModelOptions
+from ambiguous_masks.programs import Program
 from ppl_med import storage
 from ppl_med.analysis.statistics import case_means
 from ppl_med.inference import cooldown, fit, predict

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from blood_cells.study import ENSEMBLES, POINTS, Study
+from blood_cells.options import ENSEMBLES
+from blood_cells.study import POINTS, Study
 from ppl_med import storage
 from ppl_med.analysis import detection
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from blood_cells.options import ENSEMBLES
 from ppl_med import storage
 from ppl_med.analysis import detection
 from ppl_med.data import Batches, MoveWithBoxes, load_voc_boxes
@@ -28,9 +29,7 @@ CLASSES = ("RBC", "WBC", "Platelets")
 FULL = 480  # rows of a smear
 ANCHORS = ((27.0, 37.0, 53.0, 75.0, 107.0), (107.0, 150.0, 213.0, 213.0, 213.0))
 """Sides in pixels of the full picture, by level; cells have medians of 39, 105 and 190."""
-GUIDES = ("deterministic", "stopped_early", "mean_field", "dropout")
 POINTS = ("deterministic", "stopped_early")
-ENSEMBLES = {"ensemble": "deterministic", "ensemble_of_normals": "mean_field"}
 SHARE = 0.625
 """Of the epochs after which a net is stopped early, and at which the mean field starts."""
 

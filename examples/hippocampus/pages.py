@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binom
 
-from hippocampus.programs import SIZE, Options
+from hippocampus.options import Options
+from hippocampus.programs import SIZE
 from hippocampus.volumes import LEVEL, coverage
 from ppl_med.analysis import segmentation
 from ppl_med.plots import segmentation as figures

@@ -1,0 +1,1 @@
+"""Pictures of street scenes whose classes are ambiguous."""
