@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 def study(monkeypatch) -> Any:
     """The example as a module."""
     monkeypatch.syspath_prepend(ROOT / "examples")
-    return importlib.import_module("counterfactual_cells")
+    return importlib.import_module("counterfactuals.run")
 
 
 @pytest.fixture

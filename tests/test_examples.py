@@ -1,8 +1,8 @@
 """Every example lists its options and is run by a test; the README code runs as it stands."""
 
+import importlib
 import os
 import re
-import runpy
 import subprocess
 import sys
 
@@ -12,6 +12,14 @@ from test_examples_of_labels import LABELS
 from test_examples_of_maps import MAPS
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+STILL_IMPORT_TORCH = {
+    "unknown_inputs/augmentations.py",
+    "unknown_inputs/coverage.py",
+    "unknown_inputs/diagnosis.py",
+    "unknown_inputs/laboratories.py",
+    "unknown_inputs/vae_scores.py",
+}
+"""Scripts beside the examples that import torch before they parse their options."""
 
 
 def test_no_example_is_left_out():
@@ -19,15 +27,49 @@ def test_no_example_is_left_out():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_help_lists_the_options(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
+def test_help_lists_the_options_without_torch(name):
+    """As a user runs it; Python itself tells what was imported on the way."""
+    printed, imported = told(name)
     for option in ("--seed", "--device", "--out", "--smoke", "--resume"):
-        assert option in text
+        assert option in printed
+    assert "tyro" in imported and "torch" not in imported
+
+
+@pytest.mark.parametrize("name", sorted(STILL_IMPORT_TORCH))
+def test_what_still_imports_torch_for_its_help(name):
+    """Fails where a script got quick, so that it is taken off the list."""
+    printed, imported = told(name)
+    assert "--seed" in printed and "torch" in imported
+
+
+def test_no_script_is_left_out():
+    scripts = {
+        str(path.relative_to(ROOT / "examples"))
+        for path in (ROOT / "examples").rglob("*.py")
+        if "tyro.cli(" in path.read_text(encoding="utf-8")
+    }
+    assert scripts == {*EXAMPLES, *STILL_IMPORT_TORCH}
+
+
+def told(name: str) -> tuple[str, set[str]]:
+    """What a script prints for --help, and the packages that it imports until then."""
+    command = [sys.executable, "-X", "importtime", ROOT / "examples" / name, "--help"]
+    paths = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        command, env=paths, capture_output=True, text=True, encoding="utf-8", timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    modules = re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, re.MULTILINE)
+    return done.stdout, {module.partition(".")[0] for module in modules}
+
+
+def test_the_truth_study_offers_every_problem_and_guide(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    options, problems, guides = (
+        importlib.import_module(f"truth.{name}") for name in ("options", "problems", "guides")
+    )
+    assert tuple(problems.PROBLEMS) == options.PROBLEM_NAMES
+    assert tuple(guides.GUIDES) == options.GUIDE_NAMES
 
 
 def test_a_second_run_moves_the_first_aside(tmp_path):
@@ -59,5 +101,6 @@ def test_the_readme_runs_as_it_stands(tmp_path):
 
 
 def test_the_tutorial_stays_short():
-    lines = (ROOT / "examples" / "write_your_own.py").read_text().splitlines()
+    folder = ROOT / "examples" / "write_your_own"
+    lines = "".join((folder / f"{name}.py").read_text() for name in ("options", "run")).splitlines()
     assert len([line for line in lines if line.strip()]) < 60

@@ -141,7 +141,7 @@ def test_foreground_aware_random_draws_a_third_around_the_organ(monkeypatch):
     import numpy as np
 
     monkeypatch.syspath_prepend(ROOT / "examples")
-    order = importlib.import_module("active_hippocampus").foreground_order
+    order = importlib.import_module("active_hippocampus.run").foreground_order
     mask = np.zeros((4, 6, 6), int)
     mask[2, 1:3, 1:5], mask[2, 3:5, 1:5] = 1, 2
     rng = np.random.default_rng(0)

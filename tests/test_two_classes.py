@@ -18,7 +18,7 @@ SHARE, PRINTED_ANSWER = 0.02, 0.0165
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "examples")
-    return importlib.import_module("two_classes")
+    return importlib.import_module("two_classes.run")
 
 
 def bayes(loc: np.ndarray, variance: np.ndarray, share: float) -> float:

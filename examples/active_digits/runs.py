@@ -1,7 +1,6 @@
 """Runs of active learning: which there are, and what is measured at every step."""
 
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +8,13 @@ import numpy as np
 import xarray as xr
 
 from active_digits.digits import NETS, Digits
+from active_digits.methods import Method
 from ppl_med import storage
 from ppl_med.analysis import scoring
 from ppl_med.inference import active_learn, cooldown, load, predict
 
 LEVEL = 0.9
 """Probability that a predictive set is to hold."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A net and how its labels are bought.
-
-    Args:
-        net: "dropout" or "point".
-        rule: Name in ``analysis.acquisition.METHODS``.
-        options: Of the rule.
-    """
-
-    net: str
-    rule: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables and folders."""
-        return f"{self.net}-{self.rule}"
-
-
-_BATCH = {"configurations": 1000}  # exact for three labels, then drawn
-METHODS = {
-    one.name: one
-    for one in (
-        Method("dropout", "bald"),
-        Method("dropout", "random"),
-        Method("dropout", "variation_ratio"),
-        Method("dropout", "max_entropy"),
-        Method("point", "max_entropy"),
-        Method("point", "random"),
-        Method("dropout", "power_bald"),
-        Method("dropout", "batch_bald", _BATCH),
-        Method("dropout", "mean_sd"),
-        Method("point", "least_confidence"),
-    )
-}
-"""The study, what matters most first."""
-
-REPEATED = ("dropout-bald", "dropout-batch_bald", "dropout-random")
-"""What is tried on digits that repeat."""
 
 
 def run(

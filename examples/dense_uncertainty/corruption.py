@@ -9,13 +9,12 @@ robustness to common corruptions and perturbations", ICLR 2019, with parameters 
 are for images of 224 rows.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Corruption = Literal["blur", "noise", "fog"]
+from dense_uncertainty.options import Corruption
+
 _STRENGTHS: dict[str, tuple[float, ...]] = {
     "blur": (0.6, 1.0, 1.5, 2.2, 3.0),
     "noise": (0.06, 0.1, 0.16, 0.24, 0.34),

@@ -36,7 +36,6 @@ from ppl_med.storage import markdown_table
 from ppl_med.weights import FanInNormal
 
 WIDTH, MEMBERS = 64, 3
-NETS = ("dropout", "mean_field", "heteroscedastic", "ensemble")
 
 
 @dataclass(frozen=True)

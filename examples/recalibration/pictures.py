@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ppl_med.data import (
     RotateAndScale,
@@ -12,8 +12,7 @@ from ppl_med.data import (
     load_pneumoniamnist,
 )
 from ppl_med.data.readers import malaria, pneumoniamnist
-
-Name = Literal["pneumoniamnist", "malaria"]
+from recalibration.options import Name
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Training and prediction of every run, and reading what earlier ones left."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +14,11 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.networks import LeNet
 from ppl_med.storage import check_same, open_run
 from ppl_med.weights import Normal
+from recalibration.options import Options
 from recalibration.pictures import PICTURES
 
 PARTS = ("recalibration", "conformal", "test")
 MEMBERS = 5
-
-
-class Options(Protocol):
-    """The options of the call that runs need."""
-
-    pictures: Any
-    data: Path
-    guide: tuple[Any, ...]
-    likelihood: Any
-    alpha: float
-    seed: tuple[int, ...]
-    out: Path
-    device: str | None
-    draws: int
-    replicates: int
-    smoke: bool
-    resume: bool
 
 
 class Study:

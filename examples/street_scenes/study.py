@@ -1,21 +1,18 @@
 """The images and the runs of one call."""
 
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from dense_uncertainty.corruption import Corruption, corrupt
+from dense_uncertainty.corruption import corrupt
 from dense_uncertainty.pixels import (
     pixel_maps,
     score,
 )
 from dense_uncertainty.variants import (
     Cell,
-    StudyOptions,
     draws_of,
     draws_weights,
     guide_of,
@@ -33,53 +30,11 @@ from ppl_med.inference import functions, predict
 from ppl_med.likelihoods import LogitNormal
 from ppl_med.models import BayesianSegmenter
 from ppl_med.networks import FCDenseNet, UNet, unet
+from street_scenes.options import Options
 
 BLOCK = 8  # images predicted at a time
 SHOWN = 4  # images in the pictures
 CELLS = "blood cells"
-
-
-@dataclass
-class Options(StudyOptions):
-    """Train four variants of a segmentation net on CamVid."""
-
-    data: Path = field(default_factory=lambda: Path(os.environ.get("PPL_MED_DATA", "data")))
-    """Folder that holds camvid/; by default what PPL_MED_DATA names."""
-    out: Path = Path("runs/street_scenes")
-    """Folder for the results; an earlier study in it is moved aside."""
-    split: Literal["val", "test"] = "val"
-    """Images to compare on. Choose settings on val; use test once, at the end."""
-    size: tuple[int, int] = (72, 96)
-    """Rows and columns; the files have 180 240. Multiples of 8 for the U-Net."""
-    net: Literal["residual", "plain", "tiramisu56", "tiramisu103"] = "residual"
-    """A U-Net with residual units and instance normalisation (MONAI), one without, or a fully
-    convolutional DenseNet of so many layers."""
-    channels: tuple[int, ...] = (16, 32, 48, 64)
-    """Channels of the U-Nets by scale, the finest first."""
-    steps: int = 750
-    """Training steps, the same for every fraction."""
-    guide: Literal["dropout", "ensemble"] = "ensemble"
-    """Distribution over weights, in the variants that have one."""
-    draws: int = 4
-    """Posterior draws; of an ensemble, divided among its members."""
-    rate: float = 0.1
-    """Rate of dropout; 0.2 in the papers."""
-    noise_samples: int = 4
-    """Samples of the noise on the logits in each pass of the net; more cost more."""
-    corruption: tuple[Corruption, ...] = ("blur", "noise", "fog")
-    """What the corrupted images have."""
-    severity: int = 3
-    """Severity of the corruption, 1 to 5."""
-    cells: bool = False
-    """Also try pictures of blood cells (wbc_seg/), which show no streets at all."""
-    cases: int | None = None
-    """Images to compare on, evenly spaced; all by default."""
-
-    def shrink(self) -> None:
-        """Make everything small, for --smoke."""
-        self.channels, self.size = (4, 6), (24, 32)
-        self.steps, self.batch_size, self.draws, self.members, self.cases = 3, 4, 4, 2, 6
-        self.corruption = self.corruption[:1]
 
 
 class Study:

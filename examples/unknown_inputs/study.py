@@ -29,7 +29,6 @@ from ppl_med.weights import Normal
 from unknown_inputs.sources import SOURCES, Source, some
 
 BASELINES = ("untrained", "grey_levels")
-GUIDES = ("point", "mean_field", "last_layer", "dropout", "ensemble")
 CONFIDENCE = ("mcp", "entropy", "expected_entropy", "mutual_information")
 LOGITS = ("energy", "max_logit")
 FEATURES = ("mahalanobis", "relative_mahalanobis", "knn", "residual")

@@ -1,0 +1,1 @@
+"""The first example: two classes of points."""

@@ -1,0 +1,1 @@
+"""A plain Pyro function of your own."""
