@@ -12,55 +12,33 @@ from test_examples_of_labels import LABELS
 from test_examples_of_maps import MAPS
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-STILL_IMPORT_TORCH = {
-    "unknown_inputs/augmentations.py",
-    "unknown_inputs/coverage.py",
-    "unknown_inputs/diagnosis.py",
-    "unknown_inputs/laboratories.py",
-    "unknown_inputs/vae_scores.py",
-}
-"""Scripts beside the examples that import torch before they parse their options."""
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT / "examples"))
+    for path in (ROOT / "examples").rglob("*.py")
+    if "tyro.cli(" in path.read_text(encoding="utf-8")
+)
 
 
 def test_no_example_is_left_out():
     assert sorted([*LABELS, *MAPS]) == EXAMPLES
+    assert {*EXAMPLES} <= {*SCRIPTS}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_lists_the_options_without_torch(name):
     """As a user runs it; Python itself tells what was imported on the way."""
-    printed, imported = told(name)
-    for option in ("--seed", "--device", "--out", "--smoke", "--resume"):
-        assert option in printed
-    assert "tyro" in imported and "torch" not in imported
-
-
-@pytest.mark.parametrize("name", sorted(STILL_IMPORT_TORCH))
-def test_what_still_imports_torch_for_its_help(name):
-    """Fails where a script got quick, so that it is taken off the list."""
-    printed, imported = told(name)
-    assert "--seed" in printed and "torch" in imported
-
-
-def test_no_script_is_left_out():
-    scripts = {
-        str(path.relative_to(ROOT / "examples"))
-        for path in (ROOT / "examples").rglob("*.py")
-        if "tyro.cli(" in path.read_text(encoding="utf-8")
-    }
-    assert scripts == {*EXAMPLES, *STILL_IMPORT_TORCH}
-
-
-def told(name: str) -> tuple[str, set[str]]:
-    """What a script prints for --help, and the packages that it imports until then."""
     command = [sys.executable, "-X", "importtime", ROOT / "examples" / name, "--help"]
     paths = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     done = subprocess.run(
         command, env=paths, capture_output=True, text=True, encoding="utf-8", timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    resumed = ("--device", "--resume") if name in EXAMPLES else ()
+    for option in ("--seed", "--out", "--smoke", *resumed):
+        assert option in done.stdout
     modules = re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, re.MULTILINE)
-    return done.stdout, {module.partition(".")[0] for module in modules}
+    packages = {module.partition(".")[0] for module in modules}
+    assert "tyro" in packages and not packages & {"torch", "pyro", "monai"}
 
 
 def test_the_truth_study_offers_every_problem_and_guide(monkeypatch):

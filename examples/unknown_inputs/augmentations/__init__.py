@@ -1,0 +1,1 @@
+"""The study of flips and turns of cells."""

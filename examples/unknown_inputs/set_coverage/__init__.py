@@ -1,0 +1,1 @@
+"""The study of what prediction sets cover."""
