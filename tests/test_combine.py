@@ -56,6 +56,66 @@ def test_combine_is_the_convolution_of_features_and_tiled_code(
             close(here, there, atol=100 * TOLERANCES[dtype])
 
 
+def in_training(combine: Combine, features: Tensor, z: Tensor) -> Tensor:
+    """Whole batches, whose ``relu`` is torch's own."""
+    with torch.enable_grad():
+        return combine(combine.of_features(features), z).detach()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e3, 1e6, 1e38, math.inf, math.nan])
+@pytest.mark.parametrize("num_layers", [1, 3, 12])
+def test_codes_far_out_lose_no_digits(num_layers: int, scale: float) -> None:
+    """Against float64, with units that ``relu`` sets to 0: ``-b + b`` is off by the size of b."""
+    combine = Combine(4, 3, 2, width=32, num_layers=num_layers)
+    exact = Combine(4, 3, 2, width=32, num_layers=num_layers).double()
+    exact.load_state_dict(combine.state_dict())
+    features, z = torch.randn(2, 4, 6, 7), scale * torch.randn(5, 2, 3)
+    with torch.no_grad():
+        found = combine(combine.of_features(features), z)
+    usual = in_training(combine, features, z)
+    torch.testing.assert_close(found.isfinite(), usual.isfinite())
+    if scale <= 1e6:
+        truth = in_training(exact, features.double(), z.double())
+        room = 4 * (usual - truth).abs().max() + 2.0**-12
+        assert (found - truth).abs().max() <= room
+
+
+def test_dead_units_stay_dead() -> None:
+    """A bias of -1e6 in every hidden layer: what is left is the last bias, exactly."""
+    combine = Combine(4, 3, 2, width=32)
+    for layer in combine.hidden:
+        torch.nn.init.constant_(layer.bias, -1e6)  # type: ignore[arg-type]
+    torch.nn.init.constant_(combine.output.bias, 0.25)
+    with torch.no_grad():
+        found = combine(combine.of_features(torch.randn(2, 4, 6, 7)), torch.randn(3, 2, 3))
+    assert (found == 0.25).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_done_as_in_training(dtype: torch.dtype) -> None:
+    combine = Combine(4, 3, 2, width=32).to(dtype)
+    features, z = torch.randn(2, 4, 6, 7).to(dtype), torch.randn(5, 2, 3).to(dtype)
+    with torch.no_grad():
+        found = combine(combine.of_features(features), z)
+    torch.testing.assert_close(found, in_training(combine, features, z), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("num_codes", [1, 3, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_codes_of_other_cases_are_refused(num_codes: int, training: bool) -> None:
+    combine = Combine(4, 3, 2, width=5)
+    with torch.set_grad_enabled(training), pytest.raises(RuntimeError):
+        combine(combine.of_features(torch.randn(2, 4, 6, 7)), torch.randn(num_codes, 3))
+
+
+def test_many_codes_of_one_image() -> None:
+    combine = Combine(4, 3, 2, width=5)
+    features, z = torch.randn(1, 4, 6, 7), torch.randn(6, 3)
+    with torch.no_grad():
+        found = combine(combine.of_features(features), z)
+    torch.testing.assert_close(found, in_training(combine, features, z))
+
+
 def test_combine_with_weights_of_every_draw() -> None:
     """Stacked by ``vmap``, without gradients: as one by one."""
     combine = Combine(4, 3, 2, width=5)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ppl_med.networks.unet import HeLinear
 
 BLOCK = 2**17  # numbers of a hidden layer that stay in a CPU's cache
+ROUNDING = 2.0**-14  # of a logit, that shifts of hidden layers may cost
 
 
 class Combine(nn.Module):
@@ -19,7 +20,9 @@ class Combine(nn.Module):
     one matrix product, three times as fast on a CPU.
 
     Many codes are drawn without gradients. Then ``relu(x + b) = max(x, -b) + b`` spares every pass
-    that only adds: the last ``b`` goes through the next layer by itself, once for all pixels.
+    that only adds: the last ``b`` goes through the next layer by itself, once for all pixels. What
+    ``relu`` sets to 0 is then ``-b + b`` only to rounding, of the size of ``b``; where that is not
+    small, as of codes far out or of half precision, it is done as in training.
 
     Args:
         num_features: Channels of the features.
@@ -64,8 +67,9 @@ class Combine(nn.Module):
         """
         space = of_features.shape[1:-1]
         pixels, code = of_features.flatten(1, -2), self.code(z)
-        if self._in_blocks(pixels, code):
-            logits = self._drawn(pixels.mT, code)
+        shifts = self._shifts(code) if self._in_blocks(pixels, code) else []
+        if shifts and _are_small(shifts):
+            logits = self._drawn(pixels.mT, shifts)
         else:
             logits = self._logits(pixels, code.unsqueeze(-2))
         return logits.view(*code.shape[:-1], self.output.out_features, *space)
@@ -81,6 +85,8 @@ class Combine(nn.Module):
         """Whether all is plain tensors of one type on a CPU, without gradients or ``vmap``."""
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return False
+        if code.dim() < 2 or len(pixels) not in (1, code.shape[-2]):
+            return False
         layers = [*self.hidden, self.output]
         tensors = [pixels, code, *(one for layer in layers for one in (layer.weight, layer.bias))]
         return all(
@@ -88,14 +94,17 @@ class Combine(nn.Module):
             for one in tensors
         )
 
-    def _drawn(self, pixels: Tensor, code: Tensor) -> Tensor:
-        """Dims (..., output, pixel), of (case, width, pixel) and (..., case, width)."""
-        shift, floors = code.flatten(0, -2), list[Tensor]()
+    def _shifts(self, code: Tensor) -> list[Tensor]:
+        """What is added to every hidden layer, dims (code, width), of (..., case, width)."""
+        shifts = [code.flatten(0, -2)]
         for layer in self.hidden:
-            floors.append(shift.neg().unsqueeze(-1))
-            shift = layer(shift)
-        floors.append(shift.neg().unsqueeze(-1))
-        ends, last = self.output(shift).unsqueeze(-1), self.output.weight
+            shifts.append(layer(shifts[-1]))
+        return shifts
+
+    def _drawn(self, pixels: Tensor, shifts: list[Tensor]) -> Tensor:
+        """Dims (code, output, pixel), of (case, width, pixel) and what `_shifts` gave."""
+        floors = [shift.neg().unsqueeze(-1) for shift in shifts]
+        ends, last = self.output(shifts[-1]).unsqueeze(-1), self.output.weight
         weights: list[Any] = [layer.weight for layer in self.hidden]
         num_cases, width, num_pixels = pixels.shape
         size = min(num_pixels, max(1, BLOCK // width))
@@ -113,3 +122,9 @@ class Combine(nn.Module):
                     here, there = torch.maximum(there, floor, out=there), here
                 torch.mm(last, here, out=part)
         return logits.add_(ends)
+
+
+def _are_small(shifts: list[Tensor]) -> bool:
+    """Whether rounding of numbers of this size is small in logits; not of infinities or NaN."""
+    most = ROUNDING / torch.finfo(shifts[0].dtype).eps
+    return all(bool(shift.abs().amax() <= most) for shift in shifts if shift.numel())
