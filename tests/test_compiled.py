@@ -112,6 +112,30 @@ def test_what_is_no_probability_is_refused(
         analysis(tree)
 
 
+@pytest.mark.usefixtures("numba")
+def test_sums_just_outside_are_refused_in_half_the_digits_too() -> None:
+    """Sums off by 1.001e-5 in float64, which a sum of 1000 classes in float32 often rounds away."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for sign in [1, -1] * 100:
+        probs = rng.dirichlet(np.ones(1000), (1, 2, 3))
+        probs[0, 1, 1] *= 1 + sign * 1.001e-5
+        tree = xr.DataTree.from_dict(
+            {
+                "/posterior": xr.Dataset(
+                    {"probs": (("chain", "draw", "case", "class"), probs.astype(np.float32))}
+                ),
+                "/observed_data": xr.Dataset({"label": ("case", [0, 1, 2])}),
+            }
+        )
+        off = abs(float(probs.astype(np.float32)[0, 1, 1].astype(float).sum()) - 1)
+        if off > 1.0005e-5:
+            refused += 1
+            with pytest.raises(ValueError, match="must sum to one"):
+                scoring.score(tree)
+    assert refused > 100
+
+
 def test_small_trees_are_not_compiled() -> None:
     assert not open_classes(made()).compiles
     assert not compiled.pays(compiled.LEAST, np.dtype(np.float16))

@@ -134,7 +134,6 @@ def _score_sums(
                     result[n, k] += p - values[0, n, k]
                 if not (abs(total - 1.0) <= tolerance and lowest >= 0.0):  # or NaN
                     valid = False
-                    continue
                 y = label[n]
                 if y < 0:
                     continue
@@ -143,7 +142,7 @@ def _score_sums(
                 accuracy[s] += correct
                 nll[s] -= math.log(hit) if hit > 0.0 else -math.inf
                 brier[s] += max(squares - hit * hit, 0.0) + (1.0 - hit) ** 2
-                place = min(max(math.ceil(highest * bins) - 1, 0), bins - 1)
+                place = min(max(math.ceil(min(highest, 2.0) * bins) - 1, 0), bins - 1)
                 if place > 0 and highest <= edges[place]:
                     place -= 1
                 elif place < bins - 1 and highest > edges[place + 1]:

@@ -147,8 +147,8 @@ class Classes:
         Raises:
             ValueError: The probabilities of the run are not valid.
         """
-        if not valid:
-            check_simplex(values, 2)
+        if not valid:  # sums in the precision of the loop, which float32 would round back
+            check_simplex(values.astype(np.float64), 2)
         first = self.array.isel(block).isel(dict.fromkeys(SAMPLES, 0), drop=True)
         return xr.DataArray(mean, first.coords, first.dims, first.name, first.attrs)
 
