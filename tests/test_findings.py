@@ -14,7 +14,7 @@ from torch import nn
 from ppl_med.analysis import calibration, conformal, findings, scoring, uncertainty
 from ppl_med.data import Batches
 from ppl_med.explain.attribution import attribute
-from ppl_med.inference import MeanFieldNormal, PointEstimate, fit, functions, predict
+from ppl_med.inference import Lossy, MeanFieldNormal, PointEstimate, fit, functions, predict
 from ppl_med.likelihoods import Findings
 from ppl_med.models import BayesianClassifier, FindingsClassifier
 
@@ -175,6 +175,20 @@ def test_what_is_no_finding_is_refused(value: float, partial: bool) -> None:
     model = FindingsClassifier(net(), Findings(NAMES, partial=partial))
     with pytest.raises(ValueError, match=f"findings must be 0 or 1.*got {value:g} in 1 entries"):
         fit(model, PointEstimate(model), [arrays], progress=False)
+
+
+def test_one_finding_of_a_tree_that_was_made_smaller() -> None:
+    """Its log-likelihood is told from logs too; moments of all draws are those of all findings."""
+    every = []
+    for lossy in (None, Lossy("float16"), Lossy(whole_draws=2)):
+        torch.manual_seed(0)
+        every.append(findings.select(predicted(data(), lossy=lossy)[1], NAMES[1]))
+    plain, rounded, few = every
+    logs = [tree["log_likelihood"].to_dataset() for tree in (plain, rounded)]
+    xr.testing.assert_allclose(*logs, rtol=5e-3, atol=1e-4)
+    scores = [scoring.score(tree) for tree in (plain, rounded)]
+    xr.testing.assert_allclose(*scores, rtol=5e-3, atol=1e-3)
+    assert "posterior_moments" not in few.children
 
 
 def test_names_are_asked_for() -> None:

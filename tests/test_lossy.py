@@ -14,11 +14,17 @@ from scipy.special import logsumexp
 from test_regions import Death, assert_same_bits, predicted
 
 from ppl_med import storage
-from ppl_med.analysis import moments, scoring, segmentation, uncertainty
+from ppl_med.analysis import (
+    class_subsets,
+    moments,
+    scoring,
+    segmentation,
+    uncertainty,
+)
 from ppl_med.analysis.tree import open_classes
 from ppl_med.data import Batches, symmetries
 from ppl_med.inference import Lossy, MeanFieldNormal, PointEstimate, predict, predict_augmented
-from ppl_med.inference.prediction.tree_builder import TreeBuilder
+from ppl_med.inference.prediction.tree_builder import Chunk, TreeBuilder
 from ppl_med.models import BayesianRegressor, BayesianSegmenter
 from ppl_med.storage import class_modes, log_float16
 
@@ -59,6 +65,65 @@ def test_chunks_along_any_axis_and_one_case_are_decoded_alike() -> None:
     for part in (logs.chunk({"class": 1}), logs.chunk(draw=2, case=3)):
         np.testing.assert_array_equal(log_float16.decoded(part), whole)
     np.testing.assert_array_equal(log_float16.decoded(logs.isel(case=2)), whole.isel(case=2))
+
+
+@pytest.mark.parametrize("alpha", [30, 1, 0.1])
+def test_probabilities_that_are_read_are_within_their_bound(alpha: float) -> None:
+    """They sum to one again, so that the errors of other classes are in each."""
+    p = np.random.default_rng(1).dirichlet(np.full(3, alpha), 20000)
+    p = p[(p > 2e-7).all(1)]
+    q = log_float16.decoded(xr.DataArray(log_float16.encoded(p), dims=("case", "class"))).values
+    bound = (np.abs(np.log(p)) + entropy(p)[:, None]) * ROUNDING + 1e-7
+    off = np.abs(q / p - 1)
+    assert (off <= 1.01 * bound).all() and (off > 0.5 * bound).any()
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 1]])
+def test_some_of_the_classes_are_no_distribution(classes: list[int]) -> None:
+    """Divided by their sum they would be one: of a class by itself, without any uncertainty."""
+    p = np.random.default_rng(0).dirichlet(np.ones(3), (1, 4, 5))
+    dims = ("chain", "draw", "case", "class")
+    logs = xr.DataArray(log_float16.encoded(p), dims=dims, attrs=log_float16.attributes(3))
+    tree = xr.DataTree.from_dict({"/posterior": xr.Dataset({"log_probs": logs})})
+    every = uncertainty.entropy(tree)
+    np.testing.assert_allclose(every["expected_entropy"], entropy(p).mean((0, 1)), atol=2e-3)
+    with pytest.raises(ValueError, match="must sum to one over class"):
+        uncertainty.entropy(tree.isel({"class": classes}))
+    with pytest.raises(ValueError, match=r"lacks the dimension.* class"):
+        uncertainty.entropy(tree.isel({"class": 0}))
+    np.testing.assert_allclose(log_float16.decoded(logs.isel({"class": 1})), p[..., 1], rtol=2e-3)
+
+
+def test_moments_of_some_of_the_classes_are_refused() -> None:
+    tree = lossy_tree(FORMS[1])
+    with pytest.raises(ValueError, match="must sum to one over class"):
+        moments.decompose(tree.isel({"class": [0]}, missing_dims="ignore"))
+    chosen = class_subsets.select(tree, ["yes", "no"])
+    with pytest.raises(ValueError, match="tree has no posterior_moments"):
+        moments.decompose(chosen)
+
+
+@pytest.mark.parametrize("attribute", ["given", "given_itself"])
+def test_moments_say_what_their_draws_are_given(attribute: str) -> None:
+    """As the draws do, of which uncertainty refuses to tell."""
+    coords = {"chain": [0], "draw": [*range(4)], "case": ["a", "b"], "class": ["no", "yes"]}
+    chunk = Chunk(0, 2, ["a", "b"], coords=coords)
+    key, dims = ("posterior", "probs"), ("chain", "draw", "case", "class")
+    chunk.arrays[key] = np.random.default_rng(0).dirichlet(np.ones(2), (1, 4, 2))
+    chunk.dims[key], chunk.attrs[key] = dims, {attribute: "z"}
+    groups = FORMS[1].applied(chunk).datasets()
+    tree = xr.DataTree.from_dict(groups)
+    for analysis in (moments.decompose, uncertainty.entropy):
+        with pytest.raises(ValueError, match="given z"):
+            analysis(tree)
+
+
+@pytest.mark.parametrize("join", [storage.join_chains, storage.join_cases])
+def test_trees_of_different_forms_are_not_joined(join: Any, exact: xr.DataTree) -> None:
+    """What one lacks would be filled with NaN, and be blamed on draws that diverged."""
+    for pair in ([exact, lossy_tree(FORMS[0])], [lossy_tree(FORMS[0]), exact]):
+        with pytest.raises(ValueError, match=r"different variables.*the same lossy"):
+            join(pair)
 
 
 def test_a_filled_map_and_a_sure_class_stay_what_they_are() -> None:

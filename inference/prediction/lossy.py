@@ -36,7 +36,9 @@ class Lossy:
 
     Args:
         probs: "float16": class probabilities are stored as ``log_probs``, logs in half precision,
-            at least -16. A probability is off by a share of |log p| / 2048 at most, or by 1.1e-7.
+            at least -16. A probability of a distribution of entropy H is off by a share of
+            (|log p| + H) / 2048 at most, or by 1.1e-7 a class; a probability below 1.1e-7 is read
+            as about that, so that its negative logarithm is 16 nats at most, never infinite.
             Analyses read them as they read ``probs``. "argmax": of maps, the most probable class of
             every pixel, ``mode``, the first where several are, -1 behind the end of a smaller case.
             None: as they are.
@@ -127,7 +129,8 @@ def _with_moments(chunk: Chunk, places: NDArray[np.int64]) -> Chunk:
         for name, (moment, dims, attrs) in _moments(key, values, chunk.dims[key]).items():
             own = (key[0] if key[0] in _GROUPS else _GROUPS[0]) + MOMENTS, name
             found.arrays[own], found.dims[own] = moment, dims
-            found.attrs[own] = {**attrs, "num_draws": str(values.shape[0] * values.shape[1])}
+            number = {"num_draws": str(values.shape[0] * values.shape[1])}
+            found.attrs[own] = {**chunk.attrs.get(key, {}), **attrs, **number}
     return found
 
 
@@ -184,8 +187,8 @@ def _moments(
 
 
 def _with_logs(chunk: Chunk) -> Chunk:
-    encode = log_float16.encoded
-    return _replaced(chunk, log_float16.NAME, np.float16, encode, log_float16.STORED)
+    attrs = log_float16.attributes(len(chunk.coords["class"]))
+    return _replaced(chunk, log_float16.NAME, np.float16, log_float16.encoded, attrs)
 
 
 def _with_modes(chunk: Chunk) -> Chunk:

@@ -14,8 +14,11 @@ import xarray as xr
 
 from ppl_med.analysis.tree import UNANNOTATED, class_site, find_group, open_classes
 from ppl_med.checks import different_names
+from ppl_med.storage.chains import MOMENTS
 
 __all__ = ["select"]
+
+_OF_ALL = ("_predictive", MOMENTS)  # groups that tell nothing of some of the classes
 
 
 def select(tree: xr.DataTree, classes: Sequence[str]) -> xr.DataTree:
@@ -28,7 +31,8 @@ def select(tree: xr.DataTree, classes: Sequence[str]) -> xr.DataTree:
     Returns:
         A tree of the cases of these classes and of those without a label; labels are numbered anew,
         pixels of masks that are of another class become -1. The log-likelihood is that among these
-        classes; draws of labels, which may be of others, are left out.
+        classes; draws of labels, which may be of others, and moments of all draws, which are of all
+        classes, are left out.
 
     Raises:
         TypeError, ValueError: ``tree`` is no tree of classes, has no such class, or none of the
@@ -53,7 +57,7 @@ def select(tree: xr.DataTree, classes: Sequence[str]) -> xr.DataTree:
         )
     probs = (probs / total).assign_coords({"class": list(chosen)}).assign_attrs(source.array.attrs)
     groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
-    kept = {path: group for path, group in groups.items() if not path.endswith("_predictive")}
+    kept = {path: one for path, one in groups.items() if not path.endswith(_OF_ALL)}
     posterior = kept["/posterior"].drop_dims("class")
     kept["/posterior"] = posterior.assign(probs=probs)
     name = class_site(tree, "observed_data")

@@ -15,8 +15,10 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.tree import count_left_out, find_group, known
+from ppl_med.analysis.tree.groups import with_probs
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import reject
+from ppl_med.storage.chains import MOMENTS
 
 __all__ = ["each", "select"]
 
@@ -36,7 +38,7 @@ def select(tree: xr.DataTree, finding: str) -> xr.DataTree:
         The tree without the axis finding; what is lazy stays so. Observations and draws of classes
         are called ``label``. The log-likelihood of a case, which is that of all findings together,
         is that of this finding where it can be told: of classes and of normal numbers; elsewhere it
-        is left out.
+        is left out, as moments of all draws are.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
@@ -47,7 +49,9 @@ def select(tree: xr.DataTree, finding: str) -> xr.DataTree:
     if finding not in (names := _names(tree)):
         reject("finding", f"one of {names}", finding)
     groups = {
-        node.path: _of_finding(node.to_dataset(inherit=False), finding) for node in tree.subtree
+        node.path: _of_finding(with_probs(node.to_dataset(inherit=False)), finding)
+        for node in tree.subtree
+        if not node.path.endswith(MOMENTS)
     }
     posterior = groups.get("/posterior", xr.Dataset())
     kept = groups.pop("/log_likelihood", xr.Dataset())

@@ -13,6 +13,8 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.tree import find_group
+from ppl_med.analysis.tree.groups import check_predictive
+from ppl_med.analysis.tree.simplex import SUM_TOLERANCE
 from ppl_med.storage.chains import MOMENTS
 
 __all__ = ["decompose"]
@@ -34,7 +36,8 @@ def decompose(tree: xr.DataTree) -> xr.Dataset:
         ``total``, squared probabilities. NaN behind the end of a smaller case.
 
     Raises:
-        ValueError: The tree holds no moments of class probabilities.
+        ValueError: The tree holds no moments of class probabilities, or of some of the classes, or
+            they are no predictive distribution.
     """
     group = find_group(tree, GROUP)
     missing = [name for name in _NEEDED if name not in group]
@@ -43,8 +46,14 @@ def decompose(tree: xr.DataTree) -> xr.Dataset:
             f"tree has no {GROUP}/{missing[0]}; predict a model of classes with "
             "lossy=Lossy(whole_draws=...), or take analysis.uncertainty, which reads all draws."
         )
+    check_predictive(group[_NEEDED[0]], f"{GROUP}/{_NEEDED[0]}")
+    number = int(group[_NEEDED[0]].attrs["num_draws"])
     mean, variance, expected = (group[name].astype(np.float64).load() for name in _NEEDED)
-    number = int(mean.attrs["num_draws"])
+    if float(abs(mean.sum("class", skipna=False) - 1).max()) > SUM_TOLERANCE:
+        raise ValueError(
+            f"{GROUP}/{_NEEDED[0]} must sum to one over class: entropies of some of the classes "
+            "cannot be told from moments of all; leave the classes in."
+        )
     logs = np.log(mean.where(mean != 0, 1))
     entropy = -(mean * logs).sum("class", skipna=False)
     aleatoric = mean * (1 - mean) - variance * ((number - 1) / number)
@@ -60,4 +69,6 @@ def decompose(tree: xr.DataTree) -> xr.Dataset:
     for name, (_, unit) in figures.items():
         result[name].attrs["units"] = unit
     result.attrs = {"num_draws": number, "mcse": "not computed: it needs the draws"}
+    if "draws_of" in group[_NEEDED[0]].attrs:
+        result.attrs["epistemic_of"] = group[_NEEDED[0]].attrs["draws_of"]
     return result

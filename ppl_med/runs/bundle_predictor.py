@@ -10,7 +10,7 @@ import xarray as xr
 
 from ppl_med import storage
 from ppl_med.analysis import exports
-from ppl_med.analysis.tree import has_probs
+from ppl_med.analysis.tree import has_probs, open_classes
 from ppl_med.checks import a_path, whole
 from ppl_med.data import DatasetBatches
 from ppl_med.inference import predict
@@ -93,7 +93,7 @@ class BundlePredictor:
             storage.save(tree, self.folder / "posterior.nc")
             return tree
         exports.write_csv(tree, self.folder / "predictions.csv")
-        if has_probs(tree) and "row" in tree["posterior/probs"].dims:
+        if has_probs(tree) and "row" in open_classes(tree).array.dims:
             exports.write_nifti(_placed(tree), self.folder)
         return tree
 

@@ -25,7 +25,7 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
         out.
 
     Raises:
-        ValueError: There are no trees, or the cases of two differ.
+        ValueError: There are no trees, the cases of two differ, or their variables.
     """
     is_list = isinstance(trees, Sequence) and all(isinstance(one, xr.DataTree) for one in trees)
     if not is_list or not trees:
@@ -40,6 +40,7 @@ def join_chains(trees: Sequence[xr.DataTree], groups: Collection[str] | None = N
         if "chain" not in node.dims:
             joined[f"/{name}"] = parts[0]
         elif groups is None or name in groups:
+            _check_variables(name, parts)
             one = xr.concat(parts, "chain", join="exact", combine_attrs="override")
             joined[f"/{name}"] = one.assign_coords(chain=range(one.sizes["chain"]))
     tree = xr.DataTree.from_dict(joined)
@@ -80,6 +81,9 @@ def join_cases(trees: Sequence[xr.DataTree]) -> xr.DataTree:
     names = [list(tree.children) for tree in trees]
     if any(set(one) != set(names[0]) for one in names):
         raise ValueError(f"trees have different groups: {names}; predict them alike")
+    for name in names[0]:
+        if "case" in trees[0][name].dims:
+            _check_variables(name, [tree[name].to_dataset() for tree in trees])
     joined = {}
     for name in names[0]:
         parts = [tree[name].to_dataset() for tree in trees]
@@ -114,3 +118,14 @@ def join_cases(trees: Sequence[xr.DataTree]) -> xr.DataTree:
     tree = xr.DataTree.from_dict(joined)
     tree.attrs = dict(trees[0].attrs)
     return tree
+
+
+def _check_variables(group: str, parts: Sequence[xr.Dataset]) -> None:
+    """Raise a ValueError where one tree lacks what another has: xarray would fill with NaN."""
+    names = [sorted(map(str, part.data_vars)) for part in parts]
+    other = next((one for one in names if one != names[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{group}: the trees have different variables, {names[0]} and {other}; predict them "
+            "alike, with the same lossy"
+        )

@@ -25,14 +25,14 @@ def find_group(tree: object, name: str) -> xr.Dataset:
         ValueError: The group has an axis of augmentations.
     """
     if isinstance(tree, xr.DataTree) and name in tree.children:
-        return _with_probs(_with_case_axis(check_plain(tree[name].to_dataset(), name)))
+        return with_probs(_with_case_axis(check_plain(tree[name].to_dataset(), name)))
     if isinstance(tree, xr.Dataset) and name == "posterior":
-        return _with_probs(_with_case_axis(check_plain(tree, name)))
+        return with_probs(_with_case_axis(check_plain(tree, name)))
     return xr.Dataset()
 
 
-def _with_probs(group: xr.Dataset) -> xr.Dataset:
-    """The group with probabilities, not yet computed, in the place of what they were stored as."""
+def with_probs(group: xr.Dataset) -> xr.Dataset:
+    """Return a group with probabilities, not yet computed, in the place of their logs."""
     if not log_float16.stored_in(group):
         return group
     probs = log_float16.decoded(group[log_float16.NAME])
@@ -120,7 +120,7 @@ def find_variable(tree: object, group: str, name: str, model: str) -> xr.DataArr
             "predict returned."
         )
     own = isinstance(tree, xr.Dataset)
-    found = _with_probs(check_plain(tree, group)) if own else find_group(tree, group)
+    found = with_probs(check_plain(tree, group)) if own else find_group(tree, group)
     if name == "probs" and name not in found:
         check_not_lost(found)
     if name not in found:
