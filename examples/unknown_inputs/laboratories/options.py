@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from other_laboratories import PLANTED
+from laboratories.others import PLANTED
 
 Guide = Literal["point", "last_layer", "dropout", "ensemble"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import xarray as xr
 from laboratories.options import Options
-from laboratory_pages import draw, table
-from laboratory_readings import READINGS, measure, read, share_grid, tent_curve
+from laboratories.others import PLANTED, planted
+from laboratories.pages import draw, table
+from laboratories.readings import READINGS, measure, read, share_grid, tent_curve
 from monai.networks.nets.unet import UNet
-from other_laboratories import PLANTED, planted
 
 from ppl_med import storage
 from ppl_med.data import Batches, flips_and_turns_with_mask, load_wbc_seg, standardization
