@@ -24,7 +24,15 @@ def _replace(module: nn.Module, makers: Replacement) -> None:
 
 def _trained(net: nn.Module, loss: Callable[[], Tensor], problem: Problem) -> Variant:
     net.to(problem.image.device).train()
-    return from_loss(loss, [p for p in net.parameters() if p.requires_grad])
+    variant = from_loss(loss, [p for p in net.parameters() if p.requires_grad])
+
+    def draw(image: Tensor) -> Tensor:
+        net.eval()
+        output: Tensor = net(image)
+        return output
+
+    variant.draw = draw
+    return variant
 
 
 def bayesian_torch(problem: Problem, kind: str) -> Variant:
@@ -119,7 +127,9 @@ def torch_blue(problem: Problem) -> Variant:
         nll = problem.loss(output.as_subclass(Tensor)[0])
         return nll + (log_posterior - log_prior) / NUM_CASES
 
-    return _trained(net, loss, problem)
+    variant = _trained(net, loss, problem)
+    variant.draw = lambda image: net.eval()(image, samples=1).as_subclass(Tensor)[0]
+    return variant
 
 
 PEERS: dict[str, Callable[[Problem], Variant]] = {

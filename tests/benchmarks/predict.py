@@ -4,6 +4,9 @@ Speed: 32 draws on 256 images, labels given, against 32 passes of the same netwo
 batches, in one process and in turns. Everything of ``predict`` counts: drawing weights, softmax and
 log-likelihood in float64, drawn labels, the result's arrays. Read ratios, never seconds.
 
+Peers (``pip install -e ".[bench]"``) are timed beside it: as many draws of their networks, with
+softmax and the probabilities in one array, the least that a user would write, without observations.
+
 Memory: peak resident memory over the start, of a process that predicts to a Zarr store (and, for
 comparison, to memory) with 1,000 and 10,000 cases; images are made batch by batch.
 
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from measure import Clock, check_out, interleave, machine, peak, quartiles, run_apart, write_table
 from measure import tune_allocator as tune
+from peers import PEERS, absent
 from problems import NETS, Problem, problem
 from torch import Tensor, nn
 
@@ -31,7 +35,7 @@ from ppl_med.inference import BernoulliDropout, MeanFieldNormal, predict
 BATCH_SIZES, IMAGES, DRAWS = (64, 256), 256, 32
 STREAM_BATCH = 64
 DEFAULT_ROUNDS = {"lenet": 30, "unet": 5, "resnet18": 5, "alexnet": 5}
-TARGETS = {"lenet": 1.15, "unet": 1.15, "resnet18": 1.25}
+TARGETS = {"lenet": 1.10, "unet": 1.10, "resnet18": 1.25}
 STREAMED = (1_000, 10_000)
 
 
@@ -91,8 +95,24 @@ def throughput(name: str, size: int, settings: argparse.Namespace) -> dict[str, 
     def run(kind: str) -> None:
         predict(models[kind], guides[kind], batches, draws=draws, device=device, progress=False)
 
+    def peer(draw: Any) -> Tensor:
+        with torch.no_grad():
+            every = [[draw(batch["image"]).softmax(1) for batch in batches] for _ in range(draws)]
+            return torch.stack([torch.cat(one) for one in every])
+
     runs: dict[str, Any] = {"passes": passes}
     runs |= {kind: lambda kind=kind: run(kind) for kind in guides}
+    notes: dict[str, str] = {}
+    for kind, build in PEERS.items():
+        try:
+            draw = build(case).draw
+            peer(draw)
+        except ImportError as error:
+            notes[kind] = absent(error)
+        except Exception as error:
+            notes[kind] = f"fails: {str(error).strip().splitlines()[0][:90]}"
+        else:
+            runs[kind] = lambda draw=draw: peer(draw)
     for warm in runs.values():
         warm()
     rounds = settings.rounds or (2 if settings.smoke else DEFAULT_ROUNDS[name])
@@ -104,12 +124,13 @@ def throughput(name: str, size: int, settings: argparse.Namespace) -> dict[str, 
         clock=Clock(device, settings.threads),
         rng=np.random.default_rng(settings.seed),
     )
-    ratios = {kind: quartiles(seconds[kind] / seconds["passes"]) for kind in guides}
+    ratios = {k: quartiles(seconds[k] / seconds["passes"]) for k in runs if k != "passes"}
     return {
         "title": case.title,
         "batch": size,
         "rounds": rounds,
         "ratios": ratios,
+        "notes": notes,
         "target": TARGETS.get(name),
         "seconds": float(np.median(seconds["passes"])),
     }
@@ -172,13 +193,15 @@ def memory(settings: argparse.Namespace) -> list[dict[str, Any]]:
 def report(header: str, nets: dict[str, Any], peaks: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
     lines = [header, "", "| predict | guide | ratio [quartiles] | target |", "|---|---|---|---|"]
-    for row in (row for rows in nets.values() for row in rows):
+    for row in [row for rows in nets.values() for row in rows]:
         for guide, (low, median, high) in row["ratios"].items():
             target = f"<= {row['target']}" if row["target"] and guide == "mean-field" else ""
             lines.append(
                 f"| {row['title']}, batches of {row['batch']}, {row['rounds']} rounds | {guide} "
                 f"| {median:.3f} [{low:.3f}, {high:.3f}] | {target} |"
             )
+        for peer, note in row["notes"].items():
+            lines.append(f"| {row['title']}, batches of {row['batch']} | {peer} | {note} | |")
     if peaks:
         lines += ["", "| result in | cases | peak over start, MiB | size of result, MiB |"]
         lines += ["|---|---|---|---|"]

@@ -46,6 +46,8 @@ class Variant:
         parameters: What it trains, where that is known.
         around: Context that it needs, entered outside the timing.
         close: Ends what the variant has started.
+        draw: The network's output on images under a fresh draw of its weights; None where other
+            code than a network's does that.
     """
 
     step: Callable[[], Any]
@@ -53,6 +55,7 @@ class Variant:
     parameters: Sequence[Tensor] = field(default_factory=list)
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     close: Callable[[], Any] = lambda: None
+    draw: Callable[[Tensor], Tensor] | None = None
 
 
 def from_loss(
