@@ -213,6 +213,10 @@ def draw(path: Path, result: dict[str, Any]) -> None:
         axis.loglog(sizes, seconds, "o-", label=label)
         axis.set_title(name)
         axis.set_xlabel(name.split(" by ")[1])
+        axis.minorticks_off()
+        cubes = [f"{round(size ** (1 / 3))}³" for size in sizes]
+        plain = [f"{size:,.0f}" for size in sizes]
+        axis.set_xticks(sizes, cubes if "voxels" in name else plain, rotation=30)
         axis.legend(frameon=False)
     axes[0].set_ylabel("CPU time, s")
     figure.savefig(path, dpi=100)
