@@ -1,6 +1,8 @@
 """The benchmark scripts run and print what they promise. Never seconds: those are not tests."""
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -148,6 +150,23 @@ def test_studies_on_nodules(script: str, tmp_path: Path) -> None:
         else:
             assert row["nll"]["ratios"][0] == 1 or row["estimator"] != "shared"
             assert min(row["nll"]["best"]) > 0
+
+
+def test_times_to_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear between evaluations; a run that is lost has not reached what it never did."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    study = importlib.import_module("time_to_nll")
+
+    def curve(*nll: float) -> dict[str, list[float]]:
+        return {"seconds": [float(k) for k in range(len(nll))], "nll": list(nll)}
+
+    def ratio(own: dict[str, Any], shared: dict[str, Any]) -> float:
+        return study.compared([own], [shared], "nll")["ratios"][0]
+
+    assert ratio(curve(4, 2, 1), curve(4, 3, 2)) == 1 / 2
+    assert ratio(curve(4, 1, 1), curve(4, 3, 2)) == pytest.approx((2 / 3) / 2)
+    assert study.reached(curve(4, math.nan, 2), "nll", 3) == 1.5
+    assert math.isnan(ratio(curve(1, 2), curve(1, 3)))
 
 
 @pytest.mark.slow

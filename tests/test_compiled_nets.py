@@ -21,6 +21,7 @@ from ppl_med.inference import (
 )
 from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.networks import GaussianEncoder
+from ppl_med.weights import RandomWeights
 from ppl_med.weights import compiled_nets as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:the KL is")
@@ -75,6 +76,32 @@ def test_a_compiled_run_is_the_run(guide: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ppl_med.weights.random_weights.compiled_call", counted)
     assert_alike(plain, train(classifier, GUIDES[guide], compile_nets=True, **options), 1e-5)
     assert runs == 9  # steps, and no pass of the validation
+
+
+class Scaled(nn.Module):
+    """Is given a tensor by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, image: Tensor, scale: Tensor, shift: float = 0.0) -> Tensor:
+        return self.layer(image) * scale + shift
+
+
+def test_tensors_given_by_name_are_read_anew() -> None:
+    net = RandomWeights(Scaled()).train()
+    image = torch.randn(5, 4)
+    with module.compiled_nets() as compiled:
+        for step in range(3):
+            for options in ({}, {"shift": float(step)}):
+                given: dict[str, Any] = {"scale": torch.rand(5, 3), **options}
+                torch.manual_seed(step)
+                found = net(image, **given)
+                torch.manual_seed(step)
+                with torch.no_grad():  # not compiled
+                    torch.testing.assert_close(found, net(image, **given))
+        assert len(compiled) == 1
 
 
 def fitted(model: Any, guide: Any, **options: Any) -> Any:

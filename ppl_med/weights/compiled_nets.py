@@ -55,7 +55,7 @@ def compiled_call(
 
     found = _compiled.get()
     assert found is not None
-    shapes = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs]
+    shapes = [_shape(one) for one in inputs], {n: _shape(one) for n, one in options.items()}
     if id(net) not in found:
         compiled = torch.compile(
             lambda views, images, named: functional_call(
@@ -65,9 +65,9 @@ def compiled_call(
             dynamic=False,
             backend=BACKEND,
         )
-        found[id(net)] = ((shapes, dict(options)), compiled)
+        found[id(net)] = (shapes, compiled)
     known, compiled = found[id(net)]
-    if known != (shapes, dict(options)):
+    if known != shapes:
         return call_with(net, values, inputs, options, ties)
     try:
         with warnings.catch_warnings():  # the tracer asks drawn weights for a .grad
@@ -79,3 +79,8 @@ def compiled_call(
             f"compile_nets must be False with {type(net).__name__}, which torch.compile cannot "
             f"compile on this machine: {(lines or [type(error).__name__])[0]}"
         ) from error
+
+
+def _shape(value: Any) -> Any:
+    """What a compiled function is for: a tensor's shape and type, the value of anything else."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else value
