@@ -74,7 +74,7 @@ def cluster() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed", reason="clusters")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as workers,
         distributed.Client(workers, set_as_default=False) as client,
     ):
