@@ -229,6 +229,7 @@ def _moved_back(array: xr.DataArray, augmentation: Augmentation) -> xr.DataArray
         input_core_dims=[space],
         output_core_dims=[space],
         dask="parallelized",
+        dask_gufunc_kwargs={"allow_rechunk": True},  # a map of many bytes lies in several chunks
         output_dtypes=[array.dtype],
         keep_attrs=True,
     )

@@ -199,8 +199,7 @@ def predict(
         torch.manual_seed(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, (draws, samples), seed, keep=keep)
         _check_used(windowed, mirroring, model)
-        if lossy is not None:
-            lossy.check(draws, samples, run.builder)
+        Lossy.check_asked(lossy, draws, samples, run.builder)
         attrs = attributes(pairs, seed, draws, log_likelihood_of, run.samplers[0])
         attrs["prior_draws"] = prior_draws if guide is not None else 0
         attrs["observations"] = ", ".join(sorted(run.observed & run.given))

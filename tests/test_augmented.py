@@ -24,6 +24,7 @@ from ppl_med.inference import (
     predict,
     predict_augmented,
 )
+from ppl_med.inference.prediction import zarr_layout
 from ppl_med.models import (
     BayesianClassifier,
     BayesianRegressor,
@@ -182,7 +183,11 @@ def test_turned_pixels_that_left_the_image_are_unknown_in_the_tree() -> None:
     np.testing.assert_array_equal(found["model"].notnull().all("class"), known > 1)
 
 
-def test_a_stream_gives_the_same_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_bytes", [2**24, 64])  # of a chunk: maps in one, and in several
+def test_a_stream_gives_the_same_and_goes_on(
+    most_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zarr_layout, "MOST_BYTES", most_bytes)
     pair, batches = segmenter(), cases("segmenter")
     chosen = symmetries(4)
     expected = predict_augmented(*pair, batches, chosen, **OPTIONS)

@@ -66,6 +66,7 @@ def test_our_steps_never_wait_for_the_device(rows: dict[str, Any]) -> None:
     assert rows["Pyro site per parameter"]["syncs"] >= 1
 
 
+@pytest.mark.slow
 def test_captured_step_table(tmp_path: Path) -> None:
     import torch
 
@@ -88,6 +89,7 @@ def test_predict_table(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_sampling_table(tmp_path: Path) -> None:
     result = run("sampling.py", tmp_path)
     assert [row["images"] for row in result["rows"]] == [1, 8]
@@ -177,6 +179,7 @@ def test_ranks_table(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_one_page_of_every_table(tmp_path: Path) -> None:
     folder = ROOT / "tests" / "benchmarks"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from rank_runs import cases, classifier, in_double, rank, run_ranks, trained, whole
 from scipy.stats import ks_2samp
@@ -86,6 +87,7 @@ def many(folder: Path) -> None:
     torch.save(ends(RUNS), folder / f"{rank()}.pt")
 
 
+@pytest.mark.slow
 def test_runs_of_many_seeds_end_as_those_of_one_process(tmp_path: Path) -> None:
     """False alarms: 1e-3 of all figures together. A rate 1.2 times as high turns it red."""
     assert run_ranks(2, many, tmp_path) == [0, 0]

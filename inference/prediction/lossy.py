@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ppl_med.checks import choice, whole
+from ppl_med.checks import choice, reject, whole
 from ppl_med.inference.prediction.tree_builder import Chunk, Key, TreeBuilder
 from ppl_med.storage import class_modes, log_float16
 from ppl_med.storage.chains import MOMENTS
@@ -64,6 +64,15 @@ class Lossy:
         parts = [f"probs={self.probs}"] if self.probs else []
         parts += [f"whole_draws={self.whole_draws}"] if self.whole_draws else []
         return ", ".join(parts)
+
+    @staticmethod
+    def check_asked(lossy: Any, draws: int, samples: int, builder: TreeBuilder) -> None:
+        """Raise a ValueError unless ``lossy`` is None or fits what is to be predicted."""
+        if lossy is None:
+            return
+        if not isinstance(lossy, Lossy):
+            reject("lossy", 'None or Lossy(...), such as Lossy("float16")', lossy)
+        lossy.check(draws, samples, builder)
 
     def check(self, draws: int, samples: int, builder: TreeBuilder) -> None:
         """Raise a ValueError where a prediction has nothing of what is to be made smaller."""
