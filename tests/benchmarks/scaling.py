@@ -48,7 +48,7 @@ SMOKE = {
 }
 MEMORY = (10_000, 100_000)
 PREDICTED = 256  # cases, where draws grow
-DRAWS, ANALYSED = 20, 10_000  # draws where cases grow, and cases where draws grow
+DRAWS, ANALYSED = 20, 40_000  # draws where cases grow, and cases where draws grow
 VOLUME_DRAWS = 4
 
 
