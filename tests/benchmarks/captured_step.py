@@ -23,6 +23,7 @@ import pyro
 import torch
 from measure import Clock, check_out, machine, write_table
 from measure import tune_allocator as tune
+from peers import failure
 from problems import Problem, problem
 from pyro.infer import TraceMeanField_ELBO
 from variants import Variant, autonormal, inside_fit, mean_field
@@ -97,7 +98,7 @@ def measured(case: Problem, build: Callable[[Problem], Variant], settings: Any) 
     try:
         variant = build(case)
     except Exception as error:
-        return {"note": f"fails: {str(error).strip().splitlines()[0][:90]}"}
+        return {"note": failure(error)}
     with variant.around():
         for _ in range(2 if settings.smoke else WARM):
             variant.step()

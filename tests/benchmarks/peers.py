@@ -148,3 +148,10 @@ def absent(error: ImportError) -> str:
         error: What the import raised.
     """
     return f"not installed ({error.name})" if error.name else "not installed"
+
+
+def failure(error: Exception) -> str:
+    """What a row says of a package that is not there, or cannot do what a network asks of it."""
+    if isinstance(error, ImportError):
+        return absent(error)
+    return f"fails: {str(error).strip().splitlines()[0][:90]}"

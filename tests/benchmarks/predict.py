@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from measure import Clock, check_out, interleave, machine, peak, quartiles, run_apart, write_table
 from measure import tune_allocator as tune
-from peers import PEERS, absent
+from peers import PEERS, failure
 from problems import NETS, Problem, problem
 from torch import Tensor, nn
 
@@ -107,10 +107,8 @@ def throughput(name: str, size: int, settings: argparse.Namespace) -> dict[str, 
         try:
             draw = build(case).draw
             peer(draw)
-        except ImportError as error:
-            notes[kind] = absent(error)
         except Exception as error:
-            notes[kind] = f"fails: {str(error).strip().splitlines()[0][:90]}"
+            notes[kind] = failure(error)
         else:
             runs[kind] = lambda draw=draw: peer(draw)
     for warm in runs.values():

@@ -29,7 +29,7 @@ from measure import (
     write_table,
 )
 from measure import tune_allocator as tune
-from peers import PEERS, absent
+from peers import PEERS, failure
 from problems import NETS, Problem, problem
 from variants import FLOOR, HAND, VARIANTS, Variant, deterministic, mean_field
 
@@ -113,13 +113,10 @@ def built(case: Problem, name: str, build: Any, row: Row) -> Variant | None:
                 with Counts() as counts:
                     variant.backward()
                 row["kernels"], row["syncs"] = counts.kernels, counts.syncs
-    except ImportError as error:
-        row["note"] = absent(error)
-        return None
     except Exception as error:
-        if name in VARIANTS:
+        if name in VARIANTS and not isinstance(error, ImportError):
             raise
-        row["note"] = f"fails: {str(error).strip().splitlines()[0][:90]}"
+        row["note"] = failure(error)
         return None
     return variant
 
