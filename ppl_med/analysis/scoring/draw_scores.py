@@ -88,8 +88,10 @@ def crps(
             numbers,
         )
         if parameters is not None:
-            own = _closed_form(truth, parameters.isel(block), str(distribution))
-            per_draw = per_draw + (own * score.weight.isel(block)).sum(truth.dims)
+            of_draws = _closed_form(truth, parameters.isel(block), str(distribution))
+            of_draws *= score.weight.isel(block)
+            per_draw = per_draw + of_draws.sum(truth.dims)
+            del of_draws
     result = score.result(numbers).assign_attrs(counts)
     if distribution is not None:
         result["crps_per_draw"] = per_draw.transpose(*SAMPLES).assign_attrs(
@@ -281,8 +283,11 @@ def _closed_form(value: xr.DataArray, parameters: xr.Dataset, distribution: str)
     if "variance" in parameters:
         ratio = parameters["variance"].astype(np.float64) / scale**2
         location_scale.check_distribution(distribution, ratio.values)
-    z = (value - loc) / scale
-    return scale * z.copy(data=location_scale.crps(z.values, distribution))
+    z = value - loc  # from here on in place: each array is as large as the block
+    del loc
+    z /= scale
+    scale *= scale.copy(data=location_scale.crps(z.transpose(*scale.dims).values, distribution))
+    return scale
 
 
 def _check_estimator(estimator: str, numbers: Numbers) -> None:
