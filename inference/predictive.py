@@ -50,7 +50,7 @@ from ppl_med.inference.training.interrupts import stopped_prediction, telling_in
 from ppl_med.programs import protocol
 from ppl_med.programs.isolation import alone, private_store, torch_defaults
 from ppl_med.programs.parameters import move, set_mode
-from ppl_med.programs.rng import torch_restored
+from ppl_med.programs.rng import seed_torch, torch_restored
 from ppl_med.programs.sites import (
     Program,
     batch_size,
@@ -196,7 +196,7 @@ def predict(
     own = [(generator, generator.get_state()) for generator in loader_generators(batches)]
     with torch_restored(), sliding(windowed), mirrored(mirroring), ExitStack() as held:
         held.enter_context(telling_interrupts(stopped_prediction(store)))
-        torch.manual_seed(seed)  # the order of a shuffled DataLoader
+        seed_torch(seed)  # the order of a shuffled DataLoader
         run = _Run(pairs, batches, chosen, (draws, samples), seed, keep=keep)
         _check_used(windowed, mirroring, model)
         Lossy.check_asked(lossy, draws, samples, run.builder)
@@ -225,7 +225,7 @@ def predict(
         sink.meet()
         if prior_draws and guide is not None:
             sink.start_prior()
-            torch.manual_seed(seed)  # the same cases in the same order
+            seed_torch(seed)  # the same cases in the same order
             for generator, state in own:
                 generator.set_state(state)
             number = (prior_draws, samples)
@@ -325,7 +325,9 @@ class _Run:
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
         # A layer that runs once for all draws would be caught once.
         once = caching() if not self.kept.names else nullcontext()
-        with torch.no_grad(), once:
+        with torch.no_grad(), once, ExitStack() as held:
+            for sampler in self.samplers:
+                held.enter_context(sampler.held())
             observations = list(map(self.samplers[0].observations, inputs, cases))
             chunk = self.builder.start(start, group.batches, inputs, observations)
             for chain, sampler in enumerate(self.samplers):

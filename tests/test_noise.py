@@ -79,6 +79,14 @@ def test_numbers_belong_to_the_case() -> None:
     np.testing.assert_array_equal(uniform(KEYS, "z", order, 5)[:, :3], whole[order])
 
 
+def test_numbers_do_not_depend_on_how_many_are_hashed_at_once() -> None:
+    num = case_noise._CACHED // 3 + 1  # two cases at once, and one that is left
+    cases = np.array([4, 0, 9, 2, 7])
+    alone = [uniform(KEYS, "z", cases[i : i + 1], num)[0] for i in range(len(cases))]
+    np.testing.assert_array_equal(uniform(KEYS, "z", cases, num), alone)
+    assert uniform(KEYS, "z", cases, 0).shape == (5, 0)
+
+
 @pytest.mark.parametrize("bits", [0, 2**64 - 1])
 def test_no_number_is_0_or_1(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(case_noise, "_absorb", lambda *_: np.full((1, 1), bits, dtype=np.uint64))

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from ppl_med.likelihoods.inverse_transform import transformed
 
 Keys = tuple[int, ...]
+_CACHED = 2**14  # numbers that are hashed at once: their passes stay in a core's own cache
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -55,14 +56,17 @@ def uniform(
     ``keys`` are seed, chain, draw and, past the first, sample; ``cases`` the position of each case
     in the data set.
     """
+    found = np.empty((len(cases), num_elements))
+    elements = np.arange(num_elements, dtype=np.uint64)[None, :]
+    step = max(1, _CACHED // max(num_elements, 1))
     with np.errstate(over="ignore"):
         state = np.array([_hash(*keys, zlib.crc32(site.encode()))], dtype=np.uint64)
         by_case = _absorb(state, np.asarray(cases).astype(np.uint64))
-        elements = np.arange(num_elements, dtype=np.uint64)
-        numbers = _absorb(by_case[:, None], elements[None, :])
-    # 52 bits and a half: float64 holds the sum exactly, so the result never rounds to 1.
-    numbers >>= np.uint64(12)
-    found = np.add(numbers, 0.5, dtype=np.float64)
+        for start in range(0, len(cases), step):
+            numbers = _absorb(by_case[start : start + step, None], elements)
+            # 52 bits and a half: float64 holds the sum exactly, so the result never rounds to 1.
+            numbers >>= np.uint64(12)
+            np.add(numbers, 0.5, out=found[start : start + step])
     found *= 2.0**-52
     return found
 

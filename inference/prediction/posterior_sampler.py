@@ -4,6 +4,7 @@ Draw s of chain c is one function: the same weights serve every case, patch and 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ class PosteriorSampler:
         self._kept: dict[int, Globals] = {}
         self._num_kept = 0
         self._as_given: bool | None = None
+        self._held = False
         with torch_restored(), torch.no_grad(), private_store():
             seed_torch(derive_seed(seed, chain))
             trace = trace_of(model, example)
@@ -176,6 +178,17 @@ class PosteriorSampler:
         """What the noise of every case belongs to; that of the first sample is the draw's."""
         return (self.seed, self.chain, draw, *((sample,) if sample else ()))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put generators and parameter store back once, after all runs of the block, not each."""
+        before = self._held
+        with torch_restored(), private_store():
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = before
+
     def run(
         self,
         values: Globals,
@@ -194,7 +207,7 @@ class PosteriorSampler:
         """
         mirror_as(draw)
         keys, proposed = self.keys(draw, sample), dict[str, Site]()
-        with torch_restored(), private_store():
+        with nullcontext() if self._held else self.held():
             # For what cannot be drawn case by case: the same for the same batch at least.
             seed_torch(derive_seed(*keys, int(cases[0]), *(() if salt is None else (salt,))))
             if self.guide_has_local and not set(self.local) <= values.keys():

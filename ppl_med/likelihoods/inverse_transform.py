@@ -78,8 +78,8 @@ def quantile(fn: Distribution, u: Tensor) -> Tensor:
 @quantile.register(known.Categorical)
 def _(fn: known.Categorical, u: Tensor) -> Tensor:
     edges = class_probs(fn).movedim(-1, 0)[:-1].double()  # classes first: fast for maps
-    edges = edges.cumsum(0) if len(edges) > 1 else edges
-    return (u.to(edges.device) > edges).sum(0)
+    u = u.to(edges.device)
+    return (u > edges.cumsum(0)).sum(0) if len(edges) > 1 else (u > edges[0]).long()
 
 
 @quantile.register(known.Bernoulli)

@@ -9,7 +9,6 @@ Software 90, 2019 (Laplace).
 
 import numpy as np
 from scipy.special import ndtr, stdtr
-from scipy.stats import norm
 
 _RATIOS = {"normal": 1.0, "laplace": 2.0}
 _TOLERANCE = 1e-3  # of the ratio of variance to squared scale, stored in float32
