@@ -47,6 +47,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nets", nargs="+", choices=sorted(NETS), default=list(TARGETS))
     parser.add_argument("--rounds", type=int, help=f"rounds a net (default {DEFAULT_ROUNDS})")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"images (default {IMAGES})")
+    parser.add_argument("--draws", type=int, default=DRAWS, help=f"draws (default {DRAWS})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order")
@@ -57,6 +59,11 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    for name in ("images", "draws"):
+        if vars(arguments)[name] < 1:
+            parser.error(f"--{name} must be at least 1, got {vars(arguments)[name]}")
+    if arguments.smoke:
+        arguments.images, arguments.draws, arguments.batch_sizes = 8, 3, [4]
     check_out(parser, arguments.out)
     return arguments
 
@@ -76,8 +83,8 @@ def throughput(name: str, size: int, settings: argparse.Namespace) -> dict[str, 
         settings: The command line.
     """
     device = torch.device(settings.device)
-    draws = 3 if settings.smoke else DRAWS
-    case = problem(name, 8 if settings.smoke else IMAGES, device)
+    draws = settings.draws
+    case = problem(name, settings.images, device)
     batches = split(case, size)
     net = case.net().eval()
     models = {"mean-field": case.model(), "Bernoulli dropout": case.model()}
@@ -219,14 +226,16 @@ def main() -> None:
     if settings.stream:
         stream(int(settings.stream[0]), settings.stream[1], 2 if settings.smoke else DRAWS)
         return
-    draws, images = (3, 8) if settings.smoke else (DRAWS, IMAGES)
+    draws, images = settings.draws, settings.images
     header = (
         f"predict, {draws} draws on {images} images, against {draws} deterministic passes; "
         f"{machine(torch.device(settings.device), settings.threads)}; large-allocation settings "
         "of malloc as in step.py."
     )
-    sizes = [4] if settings.smoke else settings.batch_sizes
-    nets = {name: [throughput(name, size, settings) for size in sizes] for name in settings.nets}
+    nets = {
+        name: [throughput(name, size, settings) for size in settings.batch_sizes]
+        for name in settings.nets
+    }
     peaks = [] if settings.no_memory else memory(settings)
     text = report(header, nets, peaks)
     print(text)
