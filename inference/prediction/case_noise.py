@@ -6,6 +6,7 @@ their number after that of the draw. The hash is the finaliser of SplitMix64 (St
 Flood, OOPSLA 2014) applied to a chain of the keys.
 """
 
+import math
 import zlib
 
 import numpy as np
@@ -20,14 +21,15 @@ Keys = tuple[int, ...]
 _CACHED = 2**14  # numbers that are hashed at once: their passes stay in a core's own cache
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ROUNDS = ((np.uint64(30), _MIX_1), (np.uint64(27), _MIX_2), (np.uint64(31), None))
 
 
 def _absorb(state: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
     state = state + _GOLDEN * (key + np.uint64(1))
     shifted = np.empty_like(state)  # in place: for maps, new memory would take half of the time
-    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, np.uint64(1))):
-        state ^= np.right_shift(state, np.uint64(shift), out=shifted)
-        if factor != 1:
+    for shift, factor in _ROUNDS:
+        state ^= np.right_shift(state, shift, out=shifted)
+        if factor is not None:
             state *= factor
     return state
 
@@ -85,7 +87,7 @@ def sample_by_case(
         if axis < 0 or shape[axis] != len(cases):
             raise NotImplementedError
         rest = [size for dim, size in enumerate(shape) if dim != axis]
-        numbers = uniform(keys, site + suffix, cases, int(np.prod(rest, dtype=int)))
+        numbers = uniform(keys, site + suffix, cases, math.prod(rest))
         return torch.from_numpy(numbers).view(len(cases), *rest).movedim(0, axis)
 
     try:

@@ -8,6 +8,7 @@ network, which runs once a draw and batch, that is a twentieth of the run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,14 +41,16 @@ def call_with(
         ties: ``tied_names(net)``, if known: looking for them costs more than a layer.
 
     Raises:
-        AttributeError, KeyError: If the network has no parameter or buffer of such a name.
+        KeyError: If the network has no parameter or buffer of such a name.
     """
     full = under_all_names(values, tied_names(net) if ties is None else ties)
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for name, value in full.items():
-            path, _, short = name.rpartition(".")
-            module = net.get_submodule(path)
+            path, short = _steps(name)
+            module: Any = net
+            for step in path:
+                module = module._modules[step]
             table = module._parameters if short in module._parameters else module._buffers
             replaced.append((table, short, table[short]))
             table[short] = value
@@ -61,6 +64,13 @@ def under_all_names(values: Mapping[str, Tensor], ties: Ties) -> dict[str, Tenso
     """Values by every name that their parameter has, for ``functional_call``."""
     again = {other: values[n] for n, others in ties.items() if n in values for other in others}
     return {**values, **again}
+
+
+@cache
+def _steps(name: str) -> tuple[tuple[str, ...], str]:
+    """Modules on the way to a parameter, and its own name."""
+    *path, short = name.split(".")
+    return tuple(path), short
 
 
 def _held(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
