@@ -205,20 +205,23 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     curves = result["curves"]
-    figure, axes = plt.subplots(1, len(curves), figsize=(3 * len(curves), 3), layout="constrained")
-    for axis, (name, row) in zip(axes, curves.items(), strict=True):
+    rows = -(-len(curves) // 2)
+    figure, grid = plt.subplots(rows, 2, figsize=(6, 2.6 * rows), layout="constrained")
+    for axis in grid.flat[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (name, row) in zip(grid.flat, curves.items(), strict=False):
         sizes, seconds = np.array(row["sizes"], float), np.array(row["seconds"])
         axis.loglog(sizes, seconds[-1] * sizes / sizes[-1], color="0.7", label="slope 1")
         label = "measured" if row["slope"] is None else f"slope {row['slope']:.2f}"
         axis.loglog(sizes, seconds, "o-", label=label)
         axis.set_title(name)
         axis.set_xlabel(name.split(" by ")[1])
+        axis.set_ylabel("CPU time, s")
         axis.minorticks_off()
         cubes = [f"{round(size ** (1 / 3))}³" for size in sizes]
         plain = [f"{size:,.0f}" for size in sizes]
         axis.set_xticks(sizes, cubes if "voxels" in name else plain, rotation=30)
         axis.legend(frameon=False)
-    axes[0].set_ylabel("CPU time, s")
     figure.savefig(path, dpi=100)
 
 
