@@ -1,4 +1,4 @@
-"""Several processes that work together, as ``torchrun`` starts them."""
+"""Several processes of a group that a script has initialised; those of ``torchrun``: rank_runs."""
 
 import os
 import time

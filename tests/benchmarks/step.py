@@ -31,7 +31,7 @@ from measure import (
 from measure import tune_allocator as tune
 from peers import PEERS, failure
 from problems import NETS, Problem, problem
-from variants import FLOOR, HAND, VARIANTS, Variant, deterministic, mean_field
+from variants import FLOOR, HAND, VARIANTS, Variant
 
 BATCH = 32
 DEFAULT_ROUNDS = {"lenet": 60, "unet": 20, "resnet18": 15, "alexnet": 9}
@@ -66,38 +66,6 @@ def chosen(only: list[str] | None) -> dict[str, Any]:
         name: build
         for name, build in rows.items()
         if name in (FLOOR, HAND) or only is None or any(part in name for part in only)
-    }
-
-
-def captured(variant: Variant, backward: Any) -> Variant:
-    """The variant's step as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(5):
-            variant.step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        variant.step()
-    return Variant(graph.replay, backward, [])
-
-
-def graphs() -> dict[str, Any]:
-    """Captured rows, for CUDA only."""
-
-    def capture(build: Any) -> Any:
-        def builder(case: Problem) -> Variant:
-            variant = build(case)
-            return captured(variant, variant.backward)
-
-        return builder
-
-    return {
-        f"{FLOOR}, CUDA graph": capture(lambda p: deterministic(p, capturable=True)),
-        "ppl_med mean-field, shared, CUDA graph": capture(
-            lambda p: mean_field(p, "shared", capturable=True)
-        ),
     }
 
 
@@ -214,7 +182,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     device = torch.device(settings.device)
     rounds = settings.rounds
-    builders = chosen(settings.only) | (graphs() if settings.device == "cuda" else {})
+    builders = chosen(settings.only)
     header = (
         f"Batch {4 if settings.smoke else BATCH}; {machine(device, settings.threads)}; allocator "
         f"set by {', '.join(ALLOCATOR)}. Kernels (aten calls but views) and host syncs are those "

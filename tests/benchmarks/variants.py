@@ -58,17 +58,14 @@ class Variant:
     draw: Callable[[Tensor], Tensor] | None = None
 
 
-def from_loss(
-    loss: Callable[[], Tensor], parameters: list[nn.Parameter], *, capturable: bool = False
-) -> Variant:
+def from_loss(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Variant:
     """A variant that trains with one fused Adam, as ``fit`` does.
 
     Args:
         loss: Forward pass, in nats per case.
         parameters: What is trained.
-        capturable: Whether the optimizer can be captured in a CUDA graph.
     """
-    optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True, capturable=capturable)
+    optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
 
     def backward() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -81,12 +78,10 @@ def from_loss(
     return Variant(step, backward, parameters)
 
 
-def deterministic(problem: Problem, *, capturable: bool = False) -> Variant:
+def deterministic(problem: Problem) -> Variant:
     """The network itself: the floor of the ratios."""
     net = problem.net().train()
-    return from_loss(
-        lambda: problem.loss(net(problem.image)), list(net.parameters()), capturable=capturable
-    )
+    return from_loss(lambda: problem.loss(net(problem.image)), list(net.parameters()))
 
 
 def handwritten(problem: Problem) -> Variant:
@@ -112,11 +107,7 @@ def handwritten(problem: Problem) -> Variant:
     return from_loss(loss, [loc, raw_scale, *others])
 
 
-def _ours(
-    problem: Problem,
-    guide_of: Callable[[nn.Module], nn.Module],
-    **options: Any,
-) -> Variant:
+def _ours(problem: Problem, guide_of: Callable[[nn.Module], nn.Module]) -> Variant:
     model = problem.model()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "estimator='local' is biased")
@@ -131,12 +122,12 @@ def _ours(
         return (total(nll) + total(kl)) / NUM_CASES
 
     parameters = [p for m in (model, guide) for p in m.parameters() if p.requires_grad]
-    return from_loss(loss, parameters, **options)
+    return from_loss(loss, parameters)
 
 
-def mean_field(problem: Problem, estimator: Estimator, **options: Any) -> Variant:
+def mean_field(problem: Problem, estimator: Estimator) -> Variant:
     """``MeanFieldNormal`` with a gradient estimator."""
-    return _ours(problem, lambda m: MeanFieldNormal(m, INIT_SCALE, estimator), **options)
+    return _ours(problem, lambda m: MeanFieldNormal(m, INIT_SCALE, estimator))
 
 
 def dropout(problem: Problem) -> Variant:
