@@ -82,8 +82,8 @@ def test_a_confidence_of_one_belongs_to_the_last_bin() -> None:
 
 
 def test_bins_are_closed_on_the_right() -> None:
-    confidence = xr.DataArray([0.0, 0.5, 0.5000001, 1.0], dims="case")
-    assert binning.membership(confidence, 2).argmax("bin").values.tolist() == [0, 0, 1, 1]
+    confidence = np.array([0.0, 0.5, 0.5000001, 1.0])
+    assert binning.equal_width(confidence, 2).tolist() == [0, 0, 1, 1]
 
 
 def test_scores_do_not_depend_on_the_order_of_classes_or_cases() -> None:

@@ -29,22 +29,24 @@ def reliability(tree: Posterior, bins: int = 15) -> xr.Dataset:
     source = open_classes(tree)
     label, rows, counts = source.labelled_cases()
     found = terms(source.mixture().isel(case=rows), xr.DataArray(label, dims="case"))
-    member = binning.membership(found.confidence, bins)
-    count = member.sum("case")
-    hits = (member * found.correct).sum("case")
-    filled = count.where(count > 0)
-    lower, upper = binning.clopper_pearson(hits.values, count.values)
+    index = binning.equal_width(found.confidence.values, bins)
+    count, hits, summed = (
+        np.bincount(index, weights, minlength=bins)
+        for weights in (None, found.correct.values, found.confidence.values)
+    )
+    filled = np.where(count > 0, count, np.nan)
+    lower, upper = binning.clopper_pearson(hits, count)
     edges = np.linspace(0, 1, bins + 1)
     return xr.Dataset(
         {
-            "confidence": (member * found.confidence).sum("case") / filled,
-            "accuracy": hits / filled,
+            "confidence": ("bin", summed / filled),
+            "accuracy": ("bin", hits / filled),
             "lower": ("bin", lower),
             "upper": ("bin", upper),
-            "count": count.astype(np.int64),
+            "count": ("bin", count),
             "edge_lower": ("bin", edges[:-1]),
             "edge_upper": ("bin", edges[1:]),
-            "ece": binning.calibration_error(found.correct, found.confidence, bins),
+            "ece": np.abs(hits - summed).sum() / count.sum(),
         },
         coords={"bin": np.arange(bins)},
         attrs={"interval": "Clopper-Pearson 95 %", **counts},

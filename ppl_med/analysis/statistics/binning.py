@@ -13,12 +13,6 @@ from ppl_med.analysis.statistics.case_means import ratio_error
 from ppl_med.axes import SAMPLES
 
 
-def membership(confidence: xr.DataArray, bins: int) -> xr.DataArray:
-    """Return 1 where a case falls in a bin, else 0: the dimensions of confidence and bin."""
-    index = confidence.copy(data=equal_width(confidence.values, bins))
-    return (index == xr.DataArray(np.arange(bins), dims="bin")).astype(np.float64)
-
-
 def equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
     """Return the index of the bin of every value, 0..bins-1, in the shape of ``confidence``."""
     edges = np.linspace(0, 1, bins + 1)
