@@ -6,18 +6,21 @@ torch and pyro are optional here, so that the tests of the numpy side run withou
 import importlib.util
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
+import typed_imports
 
 SEED = 0
 THREADS = 1
 HAS_PYRO = importlib.util.find_spec("pyro") is not None
 
 matplotlib.use("Agg")
+typed_imports.install()
 
 
 def pytest_sessionstart() -> None:
@@ -54,6 +57,14 @@ def fresh_state() -> Iterator[None]:
     from matplotlib import pyplot
 
     pyplot.close("all")
+
+
+@pytest.fixture
+def types_unchecked() -> Iterator[None]:
+    """Users have no such checks: the messages must be the library's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", typed_imports.WrongType)
+        yield
 
 
 @pytest.fixture(scope="session")

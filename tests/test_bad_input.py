@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -38,14 +37,7 @@ from ppl_med.models import BayesianClassifier, LatentClassifier
 from ppl_med.weights import Normal
 
 Batch = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def no_runtime_type_checks() -> Iterator[None]:
-    """Users have none: the messages must be the library's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("types_unchecked")
 
 
 def net(channels: int = 1, outputs: int = 2, width: int = 2) -> nn.Sequential:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_runs import run as run_script
 
 pytest.importorskip("torch")
 pytest.importorskip("pyro")
@@ -21,19 +22,7 @@ NOTHING_LEARNT = ("mcp", "expected_entropy", "energy", "max_logit")
 def run(script: str, folder: Path, *options: str) -> dict[str, Any]:
     """Run a script's smoke run and read what it wrote."""
     out = folder / "table.json"
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tests" / "benchmarks" / script),
-            *("--smoke", *options, "--out", str(out)),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(ROOT / "tests" / "benchmarks" / script, "--smoke", *options, "--out", out)
     return json.loads(out.read_text())
 
 

@@ -15,7 +15,6 @@ from test_sliding_window import (
     of,
     regressor,
     segmenter,
-    types_unchecked,
 )
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from ppl_med.axes import SPACE
 from ppl_med.inference import FromPrior, MeanFieldNormal, PointEstimate, predict
 from ppl_med.models import BayesianClassifier, ProbabilisticUNet
 
-__all__ = ["types_unchecked"]
 SETTINGS: dict[str, Any] = {**QUIET, "draws": 9}
 
 

@@ -2,11 +2,9 @@
 
 import math
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -38,14 +36,6 @@ CLASSES = ("background", "liver", "tumour")
 SIZES = {2: (24, 20), 3: (12, 10, 8)}
 WINDOWS = {2: (12, 8), 3: (8, 6, 8)}
 QUIET: dict[str, Any] = {"draws": 3, "seed": 4, "progress": False, "device": "cpu"}
-
-
-@pytest.fixture
-def types_unchecked() -> Iterator[None]:
-    """Users run without the type checks of the tests."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class Watched(nn.Module):

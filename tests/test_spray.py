@@ -1,10 +1,8 @@
 """SpRAy on planted clusters, graphs whose spectrum is known, and figures worked out by hand."""
 
-from collections.abc import Iterator
 from math import comb, cos
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import xarray as xr
@@ -15,14 +13,6 @@ from sklearn.neighbors import kneighbors_graph
 from ppl_med.analysis import spray
 
 SIDE = 8
-
-
-@pytest.fixture
-def without_type_checks() -> Iterator[None]:
-    """Run as users do: their installation checks no annotations."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def as_maps(values: np.ndarray, *front: str) -> xr.DataArray:
@@ -268,14 +258,14 @@ def test_t_sne_keeps_groups_together() -> None:
         ({"most_clusters": 2}, "3 pieces, more than most_clusters=2"),
     ],
 )
-@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.usefixtures("types_unchecked")
 def test_bad_input_says_what_is_wrong(change: dict, message: str) -> None:
     arguments: dict[str, Any] = {"maps": as_maps(planted(np.repeat([0, 1, 2], 20)))} | change
     with pytest.raises(ValueError, match=message):
         spray.clusters(**arguments)
 
 
-@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.usefixtures("types_unchecked")
 def test_maps_must_be_named_arrays() -> None:
     with pytest.raises(TypeError, match="maps is ndarray"):
         spray.clusters(np.zeros((20, 4, 4)))  # type: ignore[arg-type]

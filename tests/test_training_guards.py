@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pyro
 import pytest
@@ -31,14 +30,7 @@ from ppl_med.models import BayesianClassifier
 from ppl_med.programs.isolation import alone
 
 CLASSES = ["no", "yes"]
-
-
-@pytest.fixture(autouse=True)
-def no_runtime_type_checks() -> Iterator[None]:
-    """Users have none: the messages must be the library's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("types_unchecked")
 
 
 def arrays(cases: int = 12) -> dict[str, Any]:

@@ -6,11 +6,10 @@ insides is one.
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import killed_runs
 import numpy as np
 import pytest
@@ -39,14 +38,7 @@ WRONG: dict[str, Any] = {
 TELLING = (ValueError, TypeError, OSError, ModuleNotFoundError)
 CALLED = {("fit", name) for name in ("schedule", "kl_weight", "optimizer")}  # so is a class
 Call = tuple[Callable[..., Any], dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def no_runtime_type_checks() -> Iterator[None]:
-    """Users have none: the messages must be the library's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("types_unchecked")
 
 
 def cases() -> Batches:
