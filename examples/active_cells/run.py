@@ -155,7 +155,7 @@ class Study:
         return {"epochs": epochs, "learning_rate": self.options.learning_rate, "schedule": "cosine"}
 
 
-def over_patients(trees: dict[tuple[str, int], xr.DataTree], resamples: int = 300) -> xr.Dataset:
+def over_patients(trees: dict[tuple[str, int], xr.DataTree], resamples: int) -> xr.Dataset:
     """AUROC at the end, the mean over seeds, and its difference from the baseline.
 
     Intervals are of patients drawn anew, the same for all nets.
@@ -191,7 +191,7 @@ def main(options: Options) -> None:
             print(f"{rule}, seed {seed}")
             bought[rule, seed], predicted[rule, seed] = study.run(rule, seed)
     result = joined(bought)
-    patients = over_patients(predicted)
+    patients = over_patients(predicted, 20 if options.smoke else 300)
     positives = result["class_count"].sel({"class": "positive"})
     first, last = positives.isel(step=0), {"step": -1}
     end = [

@@ -39,5 +39,5 @@ class Options:
 
     def shrink(self) -> None:
         """Make the run one of seconds."""
-        self.train, self.test, self.epochs, self.draws = (40, 16), (40, 16), 1, 2
+        self.train, self.test, self.epochs, self.draws = (24, 12), (24, 12), 1, 2
         self.seed, self.permutations = self.seed[:1], 0

@@ -45,5 +45,5 @@ class Options:
 
     def shrink(self) -> None:
         """Make it a run of seconds."""
-        self.cases, self.draws, self.steps, self.vae_steps, self.latent_dim = 2, 2, 12, 12, 2
-        self.diffusion_steps = 12
+        self.cases, self.draws, self.steps, self.vae_steps, self.latent_dim = 2, 2, 4, 4, 2
+        self.diffusion_steps = 4

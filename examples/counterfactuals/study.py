@@ -31,7 +31,8 @@ from ppl_med.weights import Normal
 
 CLASSES = {"malaria": malaria.CLASS_NAMES, "pneumonia": pneumoniamnist.CLASS_NAMES}
 SIZES = {"malaria": 32, "pneumonia": 28}
-LOOKED_AT = 600  # cases of the part: some are explained, others tell what real images score
+# Cases of the part: some are explained, others tell what real images score.
+LOOKED_AT, FEW = 600, 60
 
 
 class Study:
@@ -56,9 +57,9 @@ class Study:
         )
         whole = Batches(splits[options.part], batch_size=300, **settings)
         order = np.random.default_rng(options.seed).permutation(whole.num_cases)
-        self.part = whole.subset(np.sort(order[:LOOKED_AT]))
+        self.part = whole.subset(np.sort(order[: FEW if options.smoke else LOOKED_AT]))
         if options.smoke:
-            self.train = self.train.first(640)
+            self.train = self.train.first(256)
 
     def classifier(self, net: torch.nn.Module, seed: int, rate: float) -> tuple[Any, Any]:
         """Train a Bayesian network."""

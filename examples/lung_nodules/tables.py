@@ -39,13 +39,14 @@ def score(masks: xr.DataArray, graders: xr.DataArray) -> xr.Dataset:
     )
 
 
-def missed(tree: xr.DataTree, patients: np.ndarray, seed: int) -> xr.Dataset:
+def missed(tree: xr.DataTree, patients: np.ndarray, seed: int, halves: int = HALVES) -> xr.Dataset:
     """What masks miss whose threshold other patients set, over divisions of the patients in halves.
 
     Args:
         tree: Of all cases, with every grader's mask.
         patients: Of every case.
         seed: Of the divisions.
+        halves: Number of divisions.
 
     Returns:
         ``risk`` (alpha, division), mean share of the nodule that graders saw and the masks of half
@@ -56,14 +57,14 @@ def missed(tree: xr.DataTree, patients: np.ndarray, seed: int) -> xr.Dataset:
     probs = mean.expand_dims(chain=1, draw=1).to_dataset(name="probs")
     cases = xr.DataTree.from_dict({"/posterior": probs, "/observed_data": truth})
     names, random = np.unique(patients), np.random.default_rng(seed)
-    shape = (len(MISSED), HALVES)
+    shape = (len(MISSED), halves)
     risk, area = np.empty(shape), np.empty(shape)
-    for division in range(HALVES):
+    for division in range(halves):
         first = np.isin(patients, random.permutation(names)[: len(names) // 2])
-        halves = [cases.isel(case=np.flatnonzero(part)) for part in (first, ~first)]
+        known, rest = (cases.isel(case=np.flatnonzero(part)) for part in (first, ~first))
         for index, alpha in enumerate(MISSED):
-            threshold = conformal.calibrate_masks(halves[0], alpha)
-            masks = conformal.predict_masks(threshold, halves[1], shift_alarm=0)
+            threshold = conformal.calibrate_masks(known, alpha)
+            masks = conformal.predict_masks(threshold, rest, shift_alarm=0)
             risk[index, division] = masks["risk_mean"]
             area[index, division] = masks["area"].mean()
     dims = ("alpha", "division")

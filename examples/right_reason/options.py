@@ -55,6 +55,6 @@ class Options:
 
     def shrink(self) -> None:
         """Make the run one of seconds."""
-        self.cases, self.explained, self.epochs, self.draws = 128, 24, 1, 2
+        self.cases, self.explained, self.epochs, self.draws = 64, 12, 1, 2
         self.healthy, self.folds, self.source_epochs = 30, 2, 1
         self.planted = self.planted[:1]

@@ -32,7 +32,7 @@ BASELINES = ("untrained", "grey_levels")
 CONFIDENCE = ("mcp", "entropy", "expected_entropy", "mutual_information")
 LOGITS = ("energy", "max_logit")
 FEATURES = ("mahalanobis", "relative_mahalanobis", "knn", "residual")
-LEARNT_FROM, ODIN_DRAWS, SMOKE = 1000, 2, 80
+LEARNT_FROM, ODIN_DRAWS, SMOKE = 1000, 2, 70
 
 
 class Options(Protocol):
