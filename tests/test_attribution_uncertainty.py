@@ -83,11 +83,12 @@ def test_posterior_functions_of_a_model() -> None:
     assert logits.shape == (6, 3, 2)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_refusals() -> None:
     nets, x = [conv_net(), conv_net()], images()
     with pytest.raises(ValueError, match="not linear in the gradient"):
         attribute_uncertainty(nets, x, method="var_grad")
     with pytest.raises(ValueError, match="needs region="):
         attribute_uncertainty([segmenter()], x)
-    with pytest.raises((ValueError, TypeError), match=r"quantity must|Type-check"):
+    with pytest.raises(ValueError, match="quantity must"):
         attribute_uncertainty(nets, x, "variance")  # type: ignore[arg-type]

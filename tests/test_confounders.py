@@ -99,11 +99,12 @@ def test_batches_take_the_arrays() -> None:
     assert batch["id"] == list(range(8))
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"kind": "stamp"}, "kind is 'stamp'"),
-        ({}, {"association": "none"}, "association is 'none'"),
+        ({}, {"kind": "stamp"}, "kind must be .* got 'stamp'"),
+        ({}, {"association": "none"}, "association must be .* got 'none'"),
         ({"label": None}, {}, r"no \['label'\]"),
         ({"confounder": 1}, {}, "already"),
         ({"image": np.zeros((40, 1, 9, 30))}, {}, r"\(40, 1, 9, 30\)"),
@@ -118,6 +119,5 @@ def test_batches_take_the_arrays() -> None:
 )
 def test_refuses(changes: dict[str, Any], options: dict[str, Any], message: str) -> None:
     given: Any = {"kind": "tag", "probability_given_class": (0.1, 0.9)} | options
-    # Under the suite's type checker some wrong types never reach the function.
-    with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
+    with pytest.raises((ValueError, TypeError), match=message):
         plant(arrays() | changes, **given)

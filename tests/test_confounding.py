@@ -111,6 +111,7 @@ def test_absolute_relevance_and_maps_without_mass() -> None:
     assert one.sizes["draw"] == 1 and np.isnan(one["expected_mass_share_lower"]).all()
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
@@ -123,7 +124,7 @@ def test_absolute_relevance_and_maps_without_mass() -> None:
     ],
 )
 def test_exposure_refuses(given: Any, options: Any, message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
+    with pytest.raises((ValueError, TypeError), match=message):
         exposure(given, corner(), **options)
 
 
@@ -235,6 +236,7 @@ def test_frame() -> None:
         swap_frame(one, other[:1], 1)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -250,7 +252,7 @@ def test_frame() -> None:
 )
 def test_swap_test_refuses(options: dict[str, Any], message: str) -> None:
     given: Any = {"functions": nets(), "image": images(), "swap": brighter_corner, "target": 1}
-    with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
+    with pytest.raises((ValueError, TypeError), match=message):
         swap_test(**given | options)
 
 

@@ -331,13 +331,14 @@ def test_generated_counterfactuals_are_more_realistic_than_attacks(vae: Any) -> 
 # --- refusals
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("make", "change", "message"),
     [
         (minimal_perturbation, {"target": 0}, "target is the present class of cases"),
         (sparse_additive, {"target": 0}, "target is the present class"),
         (minimal_perturbation, {"target": 2}, "the functions know classes 0 to 1"),
-        (minimal_perturbation, {"target": 1.0}, "target must|Type-check error"),
+        (minimal_perturbation, {"target": 1.0}, "target must"),
         (
             minimal_perturbation,
             {"functions": [lambda x: (x.flatten(1).sum(1, keepdim=True) > 0).double() - 0.5]},
@@ -355,7 +356,7 @@ def test_generated_counterfactuals_are_more_realistic_than_attacks(vae: Any) -> 
         (
             latent_counterfactual,
             {"vae": "fitting", "encode_as": "other"},
-            "encode_as must|Type-check error",
+            "encode_as must",
         ),
         (latent_counterfactual, {"vae": "small"}, "vae decodes images"),
     ],

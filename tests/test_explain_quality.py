@@ -125,6 +125,7 @@ def test_road_fills_a_plane_exactly() -> None:
     assert (noisy[:, ~gone] == image[:, ~gone]).all() and (noisy[:, gone] != image[:, gone]).all()
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -143,7 +144,7 @@ def test_curve_refuses(change: dict[str, Any], message: str) -> None:
         "target": 0,
         "attribution": maps(np.ones((3, 2, 8, 8))),
     } | change
-    with pytest.raises(Exception, match=f"{message}|Type-check error"):
+    with pytest.raises(Exception, match=message):
         perturbation_curve(**arguments)
 
 

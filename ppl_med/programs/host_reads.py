@@ -93,7 +93,9 @@ def place_of(error: BaseException, *others: str) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in files and not packages & {*Path(frame.filename).parts}
+        if frame.line  # none in the code that beartype writes
+        and frame.filename not in files
+        and not packages & {*Path(frame.filename).parts}
     ]
     last = frames[-1] if frames else None
     return f", at {last.filename}:{last.lineno}: {last.line}" if last else ""
