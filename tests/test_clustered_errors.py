@@ -37,7 +37,7 @@ def test_the_error_is_that_of_repeated_studies() -> None:
     """The sd of the mean over 2000 studies is 1 / sqrt(30) sqrt(1 + 1/4); cases alone say half."""
     rng = np.random.default_rng(2)
     studies, indices = zip(*(drawn(rng, 30, 4) for _ in range(2000)), strict=True)
-    values = xr.concat(studies, "draw")
+    values = xr.DataArray(np.stack(studies), dims=("draw", "case"))
     squares = over_cases(values, indices[0]) ** 2
     truth = (1 + 1 / 4) / 30
     z = (np.mean(squares) - truth) / (np.std(squares) / np.sqrt(2000))

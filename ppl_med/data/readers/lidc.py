@@ -198,7 +198,8 @@ def _shrink(pixels: NDArray, size: int) -> NDArray[np.float32]:
     total = np.zeros((*pixels.shape[:-2], size, size), np.float32)
     for row, col in np.ndindex(block, block):  # whole numbers below 2**24: the sum is exact
         total += pixels[..., row::block, col::block]
-    return total / np.float32(block**2)
+    total /= block**2
+    return total
 
 
 def _shrink_masks(mask: NDArray[np.int8], size: int) -> NDArray[np.int8]:
