@@ -5,15 +5,12 @@ or, where several graders drew, everything of a grader who did not see the image
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ppl_med.checks import whole
-
-if TYPE_CHECKING:
-    pass
 
 UNANNOTATED = -1
 
