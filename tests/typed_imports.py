@@ -1,7 +1,7 @@
 """ppl_med as it is imported in tests: beartype checks every annotation of its functions.
 
-Not by ``beartype.claw``: it puts itself around whole classes, so that torch's ``dependent_property``
-is none any more, and refuses hints that name what only type checkers import.
+Not by ``beartype.claw``: it puts itself around whole classes, so that ``dependent_property`` of
+torch is none any more, and refuses hints that name what only type checkers import.
 """
 
 import ast
