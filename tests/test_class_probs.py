@@ -1,10 +1,13 @@
 """Class probabilities in any memory layout against torch's softmax."""
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 
 from ppl_med.likelihoods import Categorical, class_probs
+from ppl_med.likelihoods.inverse_transform import quantile
 
 
 def test_equals_softmax_and_is_kept() -> None:
@@ -34,3 +37,30 @@ def test_the_density_of_a_map_is_that_of_its_pixels(lead: tuple[int, ...], parti
     if not partial:
         with pytest.raises(ValueError, match="support"):
             fn.log_prob(mask + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 4])
+def test_a_class_without_probability_is_never_drawn(num_classes: int, dtype: torch.dtype) -> None:
+    """Also where the probabilities of the others, rounded, sum up to less than 1."""
+    largest, least = 1 - 2.0**-53, 2.0**-53
+    given = torch.rand(20_000, num_classes, dtype=dtype) + 0.01
+    if num_classes > 1:
+        given[:, -1] = 0
+    fn = dist.Categorical(probs=given)
+    short = fn.probs.double().sum(-1) < largest
+    assert short.any() or num_classes < 3 or dtype == torch.float64
+    ends = (torch.full((20_000,), end, dtype=torch.float64) for end in (least, largest))
+    low, high = (quantile(fn, end) for end in ends)
+    assert (low == 0).all() and (high == max(num_classes - 2, 0)).all()
+
+
+def test_draws_have_the_probabilities() -> None:
+    """Chi-squared, false alarms 1e-6 a row."""
+    probs = torch.tensor([[0.5, 0.5, 0, 0], [0.1, 0.2, 0.3, 0.4], [0, 0, 0.05, 0.95]])
+    u = torch.rand(3, 20_000, dtype=torch.float64).T
+    drawn = quantile(dist.Categorical(probs=probs.expand(20_000, 3, 4)), u)
+    for row, law in enumerate((probs.double() / probs.double().sum(1, keepdim=True)).numpy()):
+        counts = np.bincount(drawn[:, row].numpy(), minlength=4)
+        assert (counts[law == 0] == 0).all()
+        assert stats.chisquare(counts[law > 0], 20_000 * law[law > 0]).pvalue > 1e-6

@@ -77,9 +77,12 @@ def quantile(fn: Distribution, u: Tensor) -> Tensor:
 
 @quantile.register(known.Categorical)
 def _(fn: known.Categorical, u: Tensor) -> Tensor:
-    edges = class_probs(fn).movedim(-1, 0)[:-1].double()  # classes first: fast for maps
-    u = u.to(edges.device)
-    return (u > edges.cumsum(0)).sum(0) if len(edges) > 1 else (u > edges[0]).long()
+    probs = class_probs(fn).movedim(-1, 0).double()  # classes first: fast for maps
+    u = u.to(probs.device)
+    if len(probs) == 2:
+        return (u > probs[0]).long()
+    edges = probs.cumsum(0)  # to what they sum up to, which is 1 but for rounding
+    return (u * edges[-1] > edges[:-1]).sum(0)
 
 
 @quantile.register(known.Bernoulli)
