@@ -30,7 +30,6 @@ Death = tuple[int, int, float, int | None]  # rank, call, seconds after it, or w
 
 def predicted(store: Path | None, death: Death | None = None, **options: Any) -> xr.DataTree:
     """What every rank runs; one of them is killed on the way, where there is a ``death``."""
-    predictive.CHUNK_CASES, zarr_layout.MOST_BYTES = GROUP, 64  # so that arrays have shards
     torch.set_num_threads(1)
     if death is not None and death[0] == rank():
         if death[3] is None:
@@ -42,7 +41,11 @@ def predicted(store: Path | None, death: Death | None = None, **options: Any) ->
     guide = MeanFieldNormal(model, init_scale=options.pop("init_scale", 0.05))
     batches = options.pop("batches", Batches(cases(CASES), batch_size=BATCH_SIZE))
     settings = {"draws": 3, "seed": 5, "resume": True, "prior_draws": 2, "device": "cpu"}
-    return predict(model, guide, batches, store=store, progress=False, **{**settings, **options})
+    settings |= {"store": store, "progress": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictive, "CHUNK_CASES", GROUP)
+        patch.setattr(zarr_layout, "MOST_BYTES", options.pop("most_bytes", 64))  # in shards by 64
+        return predict(model, guide, batches, **{**settings, **options})
 
 
 def write(store: Path, death: Death | None = None) -> None:
@@ -75,10 +78,7 @@ def assert_same_bits(path: Path, expected: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process writes, without shards."""
     path = tmp_path_factory.mktemp("alone") / "run.zarr"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictive, "CHUNK_CASES", GROUP)
-        patch.setattr(zarr_layout, "MOST_BYTES", 2**24)
-        predicted(path)
+    predicted(path, most_bytes=2**24)
     return path
 
 
@@ -127,7 +127,7 @@ def test_a_run_killed_in_its_first_writes_goes_on(
 
 
 def test_what_is_left_of_a_run_can_be_removed_again_when_that_was_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     partial = tmp_path / "run.zarr.partial"
     for name in ("observed_data", "posterior"):
@@ -138,8 +138,6 @@ def test_what_is_left_of_a_run_can_be_removed_again_when_that_was_interrupted(
         remove(path, **options)
         raise InterruptedError
 
-    for owner, name in ((predictive, "CHUNK_CASES"), (zarr_layout, "MOST_BYTES")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # which `predicted` changes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "rmtree", once)
         for _ in range(2):
