@@ -39,8 +39,13 @@ MIN_SECONDS = 0.01
 
 
 def tune_allocator() -> None:
-    """Start the script anew with ``ALLOCATOR`` in the environment, unless it is there already."""
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+    """Start the script anew with ``ALLOCATOR`` in the environment, unless it is there already.
+
+    A smoke run goes on as it is, for its times mean nothing.
+    """
+    if "--smoke" not in sys.argv and any(
+        os.environ.get(name) != value for name, value in ALLOCATOR.items()
+    ):
         os.environ.update(ALLOCATOR)
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.argv])

@@ -141,17 +141,12 @@ PEERS: dict[str, Callable[[Problem], Variant]] = {
 }
 
 
-def absent(error: ImportError) -> str:
-    """What a row says of a package that cannot be imported.
+def failure(error: Exception) -> str:
+    """What a row says of a package that is not there, or cannot do what a network asks of it.
 
     Args:
-        error: What the import raised.
+        error: What importing, building or running it raised.
     """
-    return f"not installed ({error.name})" if error.name else "not installed"
-
-
-def failure(error: Exception) -> str:
-    """What a row says of a package that is not there, or cannot do what a network asks of it."""
     if isinstance(error, ImportError):
-        return absent(error)
+        return f"not installed ({error.name})" if error.name else "not installed"
     return f"fails: {str(error).strip().splitlines()[0][:90]}"

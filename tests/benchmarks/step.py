@@ -176,8 +176,7 @@ def table(title: str, rows: dict[str, Row]) -> str:
 def main() -> None:
     """Run and print."""
     settings = parse()
-    if not settings.smoke:  # whose times mean nothing
-        tune()
+    tune()
     torch.set_num_threads(settings.threads)
     pyro.enable_validation(False)
     warnings.simplefilter("ignore")
