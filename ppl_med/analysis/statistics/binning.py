@@ -23,6 +23,22 @@ def equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
     return guess
 
 
+def calibration_error(correct: xr.DataArray, confidence: xr.DataArray, bins: int) -> xr.DataArray:
+    """Return the expected calibration error.
+
+    Args:
+        correct: 1 where the prediction is right, else 0 ([chain, draw,] case, ...).
+        confidence: Probability of the prediction, same dimensions.
+        bins: Number of bins.
+
+    Returns:
+        Sum over bins of count / N |accuracy - mean confidence|; (chain, draw) or a scalar.
+    """
+    inner = [dim for dim in correct.dims if dim not in SAMPLES]
+    number = (correct + confidence).count(inner)
+    return abs(gap_sums(correct, confidence, bins)).sum("bin") / number
+
+
 def gap_sums(
     correct: xr.DataArray,
     confidence: xr.DataArray,
@@ -31,13 +47,8 @@ def gap_sums(
 ) -> xr.DataArray:
     """Return the sum of correct - confidence over the entries of every bin ([chain, draw,] bin).
 
-    Sums of parts of the cases add up.
-
-    Args:
-        correct: 1 where the prediction is right, else 0 ([chain, draw,] case, ...).
-        confidence: Probability of the prediction, same dimensions.
-        bins: Number of bins.
-        keep: The dimensions not summed over.
+    Sums of parts of the cases add up. Arguments as for `calibration_error`; ``keep`` names the
+    dimensions not summed over.
     """
     kept = [dim for dim in keep if dim in correct.dims]
     correct = correct.transpose(*kept, ...)
