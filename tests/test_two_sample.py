@@ -84,9 +84,29 @@ def test_distances_and_p_values_are_those_of_scipy() -> None:
     assert by_patient.statistic == pytest.approx(found.statistic)
     alone = np.arange(40), 100 + np.arange(60)
     assert two_sample.kolmogorov_smirnov(first, second, units=alone) == found
-    many = rng.normal(size=(600, 1)), rng.normal(size=(550, 1))
-    expected = stats.ks_2samp(many[0][:, 0], many[1][:, 0], method="asymp").pvalue
-    assert two_sample.kolmogorov_smirnov(*many).pvalue == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sizes", [(600, 550), (40, 3000), (3000, 40)])
+@pytest.mark.parametrize("decimals", [1, 16])
+def test_many_cases_are_compared_as_scipy_does(sizes: tuple[int, int], decimals: int) -> None:
+    rng = np.random.default_rng(10)
+    first = rng.normal(size=(sizes[0], 3)).round(decimals)
+    second = rng.normal(0.1, 1.1, (sizes[1], 3)).round(decimals)
+    pairs = zip(first.T, second.T, strict=True)
+    single = [stats.ks_2samp(one, other, method="asymp") for one, other in pairs]
+    found = two_sample.kolmogorov_smirnov(first, second)
+    assert found.statistic == max(one.statistic for one in single)
+    assert found.pvalue == pytest.approx(min(1.0, 3 * min(one.pvalue for one in single)), 1e-12)
+
+
+def test_a_whole_weight_is_that_many_cases() -> None:
+    rng = np.random.default_rng(11)
+    first, second = rng.normal(size=(300, 2)).round(1), rng.normal(0.2, 1, (200, 2)).round(1)
+    times = rng.integers(0, 4, 300)
+    found = two_sample.kolmogorov_smirnov(first, second, weights=times.astype(np.float64))
+    pairs = zip(first.repeat(times, 0).T, second.T, strict=True)
+    largest = max(stats.ks_2samp(one, other).statistic for one, other in pairs)
+    assert found.statistic == pytest.approx(largest, 1e-12)
 
 
 def test_p_values_by_permutation_agree_with_the_exact_ones() -> None:
@@ -176,6 +196,8 @@ def test_what_is_not_known_is_left_out() -> None:
     only = two_sample.kolmogorov_smirnov(first[:, :1], second[:, :1], units=(own, other)).pvalue
     assert half == pytest.approx(min(1.0, 2 * only))
     assert two_sample.kolmogorov_smirnov(first, second[:0]) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="first holds NaN"):
+        two_sample.kolmogorov_smirnov(holes, first)
     for test in (two_sample.mmd, two_sample.classifier_test):
         with pytest.raises(ValueError, match="second holds NaN"):
             test(first, holes)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import hypergeom, ks_2samp, kstwobign
+from scipy.stats import hypergeom, ks_2samp, kstwo, kstwobign
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -63,9 +63,11 @@ def kolmogorov_smirnov(
         is empty.
 
     Raises:
-        ValueError: Other numbers of features or units, a unit in both samples.
+        ValueError: Other numbers of features or units, a unit in both samples; NaN in the first.
     """
     first, second = _samples(first, second)
+    if np.isnan(first).any():
+        raise ValueError("first holds NaN; leave those cases out, or pass them as second.")
     names = check_units(first, second, units)
     if not len(first) or not len(second):
         return Comparison(0.0, 1.0)
@@ -213,16 +215,43 @@ def _samples(
 
 
 def _by_case(first: np.ndarray, second: np.ndarray) -> Comparison:
-    method = "exact" if max(len(first), len(second)) <= _EXACT else "asymp"
     distances, found = [0.0], []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
-        for one, other in zip(first.T, second.T, strict=True):
-            other = other[~np.isnan(other)]
-            test = ks_2samp(one, other, method=method) if other.size else None
-            found.append(1.0 if test is None else float(test.pvalue))
-            distances.append(0.0 if test is None else float(test.statistic))
+    for one, other in zip(first.T, second.T, strict=True):
+        other = other[~np.isnan(other)]
+        test = _by_distance(one, other) if other.size else Comparison(0.0, 1.0)
+        distances.append(test.statistic)
+        found.append(test.pvalue)
     return Comparison(max(distances), min(1.0, min(found) * len(found)))
+
+
+def _by_distance(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Of single cases: exact for few, else of the distribution that ``ks_2samp`` takes for many."""
+    sizes = first.size, second.size
+    if max(sizes) <= _EXACT:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
+            test = ks_2samp(first, second, method="exact")
+        return Comparison(float(test.statistic), float(test.pvalue))
+    distance = _distance(first, second)
+    return Comparison(distance, float(kstwo.sf(distance, round(sizes[0] * sizes[1] / sum(sizes)))))
+
+
+def _distance(first: np.ndarray, second: np.ndarray, share: np.ndarray | None = None) -> float:
+    """Largest distance of the distribution functions of two samples (case,).
+
+    ``share`` are weights of the first, which sum to 1; None for equal ones.
+    """
+    order = None if share is None else np.argsort(first, kind="stable")
+    values = np.concatenate([np.sort(first) if order is None else first[order], np.sort(second)])
+    merged = np.argsort(values, kind="stable")  # takes two sorted parts as they are
+    ordered = values[merged]
+    ends = np.flatnonzero(np.append(ordered[1:] > ordered[:-1], True))
+    inside = (merged < first.size).cumsum()[ends]
+    if share is None:
+        below = inside / first.size
+    else:
+        below = np.concatenate([[0.0], share[order].cumsum()])[inside]
+    return float(np.abs(below - (ends + 1 - inside) / second.size).max())
 
 
 def _weighted(
@@ -232,20 +261,11 @@ def _weighted(
     distances, found = [0.0], []
     for one, other in zip(first.T, second.T, strict=True):
         known = ~np.isnan(other)
-        other = np.sort(other[known])
-        if not other.size:
+        if not known.any():
             found.append(1.0)
             continue
-        places = np.concatenate([one, other])
-        order = np.argsort(one, kind="stable")
-        below = np.concatenate([[0.0], np.cumsum(share[order])])
-        apart = [
-            below[np.searchsorted(one[order], places, side)]
-            - np.searchsorted(other, places, side) / other.size
-            for side in ("left", "right")
-        ]
-        largest = float(np.abs(apart).max())
-        equal = np.full(other.size, 1 / other.size)
+        largest = _distance(one, other[known], share)
+        equal = np.full(known.sum(), 1 / known.sum())
         numbers = [
             _effective(share, None if units is None else units[0]),
             _effective(equal, None if units is None else units[1][known]),
