@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,29 @@ def start(target: Callable[..., None], *args: Any) -> Any:
     return process
 
 
+def wait(started: list[Any], what: str, limit: float, *, together: bool = False) -> list[int]:
+    """Return the exit codes of processes: -9 where one was killed.
+
+    With ``together`` the others are killed as soon as one of them fails, as by the agent of
+    ``torchrun``.
+    """
+    until = time.monotonic() + limit
+    while any(one.exitcode is None for one in started):
+        late = time.monotonic() > until
+        if late or (together and any(one.exitcode not in (None, 0) for one in started)):
+            time.sleep(0.05)  # one that fails by itself at the same time keeps its code
+            for one in started:
+                one.kill()
+        if late:
+            raise TimeoutError(f"{what} hangs: {[one.exitcode for one in started]}")
+        for one in started:
+            one.join(0.02)
+    return [one.exitcode for one in started]
+
+
 def run_apart(target: Callable[..., None], *args: Any, limit: float = 120) -> int:
     """Run a function in a process of its own and return its exit code: -9 where it was killed."""
-    process = start(target, *args)
-    process.join(limit)
-    code = process.exitcode
-    if code is None:
-        process.kill()
-        raise TimeoutError(f"{target.__name__}{args} hangs")
+    (code,) = wait([start(target, *args)], f"{target.__name__}{args}", limit)
     return code
 
 

@@ -1,7 +1,6 @@
 """Several processes of a group that a script has initialised; those of ``torchrun``: rank_runs."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,4 @@ def run_together(
     started = [
         processes.start(joined, target, number, ranks, meet, *args) for number in range(ranks)
     ]
-    until = time.monotonic() + limit
-    while any(one.exitcode is None for one in started):
-        late = time.monotonic() > until
-        if late or any(one.exitcode not in (None, 0) for one in started):
-            time.sleep(0.05)
-            for one in started:
-                one.kill()
-        for one in started:
-            one.join(0.02)
-        if late:
-            raise TimeoutError(f"{target.__name__}{args} hangs")
-    return [one.exitcode for one in started]
+    return processes.wait(started, f"{target.__name__}{args}", limit, together=True)

@@ -251,13 +251,7 @@ def start_ranks(size: int, target: Callable[..., None], *args: Any) -> list[Any]
 def run_ranks(size: int, target: Callable[..., None], *args: Any, limit: float = 120) -> list[int]:
     """Run a function on every rank of a group, and return their exit codes."""
     started = start_ranks(size, target, *args)
-    for process in started:
-        process.join(limit)
-    codes = [process.exitcode for process in started]
-    for process in started:
-        process.kill()
-    assert None not in codes, f"{target.__name__}{args} hangs: {codes}"
-    return codes
+    return processes.wait(started, f"{target.__name__}{args}", limit)
 
 
 def _as_rank(own: int, size: int, port: int, target: Callable[..., None], args: Any) -> None:

@@ -151,7 +151,7 @@ class PosteriorSampler:
         if isinstance(self.guide, KeptDraws):
             return self.guide.draw(draw)
         program = self.guide if self.guide is not None else self.model
-        with torch_restored(), torch.no_grad(), private_store():
+        with nullcontext() if self._held else self.held(), torch.no_grad():
             seed_torch(derive_seed(self.seed, self.chain, draw))
             sites = sample_sites(trace_of(program, self.example))
         chosen = self.globals if not self.guide_has_local else sites

@@ -89,7 +89,7 @@ def place_of(error: BaseException, *others: str) -> str:
         error: The error.
         others: Files that are no program's, besides this one and those of torch and Pyro.
     """
-    packages, files = {"torch", "pyro", "jaxtyping"}, (__file__, *others)
+    packages, files = {"torch", "pyro"}, (__file__, *others)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
