@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ppl_med.analysis import calibration, conformal, scoring
+from ppl_med.analysis import calibration, conformal, scoring, uncertainty
 from ppl_med.analysis.statistics import compiled
 from ppl_med.analysis.tree import blocks, open_classes
 
@@ -46,6 +46,8 @@ ANALYSES: dict[str, Callable[[xr.DataTree], Any]] = {
     "mixture": lambda tree: open_classes(tree).mixture(),
     "sets": conformal.calibrate,
     "errors": lambda tree: calibration.errors(tree, replicates=0),
+    "entropies": uncertainty.entropy,
+    "variances": uncertainty.summary,
 }
 
 
@@ -95,9 +97,31 @@ def test_equal_draws_have_their_own_mean() -> None:
     probs = open_classes(tree).array
     probs.values[:] = probs.values[:1, :1]
     np.testing.assert_array_equal(open_classes(tree).mixture(), probs[0, 0])
+    for found in (uncertainty.entropy(tree), uncertainty.summary(tree)):
+        assert found.attrs["note"].startswith("epistemic parts are 0")
+        for name in ("mutual_information", "epistemic", "epistemic_mcse"):
+            assert name not in found or (found[name] == 0).all(), name
+    probs.values[1, 4, CASES - 1] = [0.25, 0.25, 0.5, 0]
+    assert "note" not in uncertainty.entropy(tree).attrs | uncertainty.summary(tree).attrs
 
 
-@pytest.mark.parametrize("analysis", [scoring.score, scoring.reliability])
+@pytest.mark.usefixtures("numba")
+def test_draws_that_share_weights_count_once(hidden: Callable[[], None]) -> None:
+    tree = made()
+    posterior = tree["posterior"].to_dataset().assign_coords(weights=("draw", [0, 0, 1, 1, 1]))
+    tree["posterior"] = xr.DataTree(posterior)
+    found = [uncertainty.entropy(tree), uncertainty.summary(tree)]
+    hidden()
+    for one, expected in zip(
+        found, [uncertainty.entropy(tree), uncertainty.summary(tree)], strict=True
+    ):
+        xr.testing.assert_allclose(one, expected, rtol=1e-12, atol=1e-14)
+        assert one.attrs == expected.attrs and "num_functions" in one.attrs
+
+
+@pytest.mark.parametrize(
+    "analysis", [scoring.score, scoring.reliability, uncertainty.entropy, uncertainty.summary]
+)
 @pytest.mark.parametrize(
     ("value", "message"),
     [(np.nan, "1 NaN or infinite"), (-0.5, "negative values"), (0.9, "must sum to one")],

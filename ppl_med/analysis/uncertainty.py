@@ -29,9 +29,14 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics import compiled, monte_carlo
 from ppl_med.analysis.statistics.case_means import over_cases
-from ppl_med.analysis.statistics.class_axis import leading, of_class
+from ppl_med.analysis.statistics.entropies import (
+    Entropies,
+    compiled_entropies,
+    draw_entropies,
+    logarithm,
+)
 from ppl_med.analysis.statistics.total_variance import Figures, variance_figures
 from ppl_med.analysis.statistics.weight_draws import num_functions, weights_of
 from ppl_med.analysis.tree import (
@@ -70,41 +75,35 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
     arXiv:1112.5745. The variation ratio is Freeman's, of the mode of the votes.
     """
     probs = _open(tree, mcse)
-    return _join(
-        ((block, _entropy_figures(part), part) for block, part in probs.blocks()), mcse, probs
-    )
+    return _join(_entropy_parts(probs), probs.array, mcse, probs)
 
 
-def _entropy_figures(probs: xr.DataArray) -> Figures:
-    mean = monte_carlo.mean(probs)
-    log_mean = mean.copy(data=_log(mean.values))
+def _entropy_parts(probs: Classes) -> Iterator[tuple[Block, Figures, bool]]:
+    if not probs.compiles:
+        for block, part in probs.blocks():
+            mean = monte_carlo.mean(part)
+            log_mean = mean.copy(data=logarithm(mean.values))
+            found = draw_entropies(part, log_mean.values)
+            yield block, _entropy_figures(mean, log_mean, found), monte_carlo.all_equal(part)
+        return
+    for block, values, mean in probs.means():
+        entry = probs.array.isel(block).isel({"class": 0}, drop=True)
+        log_mean = mean.copy(data=logarithm(mean.values))
+        found, equal = compiled_entropies(values, log_mean.values, entry)
+        yield block, _entropy_figures(mean, log_mean, found), equal
+
+
+def _entropy_figures(mean: xr.DataArray, log_mean: xr.DataArray, found: Entropies) -> Figures:
     # The same logarithm for both, and sums before differences: of equal draws exactly 0.
-    expected, cross = _draw_entropies(probs, log_mean)
-    divergence = cross - expected
-    dissent = _dissent(probs)
+    divergence = found.cross - found.own
     return {  # name: (figure, influence of a draw, unit)
         # d H(p) / d p_k = -log p_k - 1, and the constant drops out as p sums to one
-        "predictive_entropy": (-(mean * log_mean).sum("class"), cross, "nats"),
-        "expected_entropy": (expected.mean(SAMPLES), expected, "nats"),
+        "predictive_entropy": (-(mean * log_mean).sum("class"), found.cross, "nats"),
+        "expected_entropy": (found.own.mean(SAMPLES), found.own, "nats"),
         # the mutual information is the mean of KL(p_s, p), so it is its own influence
         "mutual_information": (divergence.mean(SAMPLES).clip(min=0), divergence, "nats"),
-        "variation_ratio": (dissent.mean(SAMPLES), dissent, "probability"),
+        "variation_ratio": (found.dissent.mean(SAMPLES), found.dissent, "probability"),
     }
-
-
-def _draw_entropies(
-    probs: xr.DataArray, log_mean: xr.DataArray
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Entropy of every draw, and its cross entropy with the mean (chain, draw, case, ...)."""
-    entry = probs.isel({"class": 0}, drop=True)
-    own, cross = np.empty(entry.shape), np.empty(entry.shape)
-    for place in np.ndindex(*entry.shape[:2]):  # draw by draw, which fits the cache
-        draw = probs.values[place]
-        terms = _log(draw)
-        terms *= draw
-        terms.sum(1, out=own[place])
-        np.multiply(draw, log_mean.values, out=terms).sum(1, out=cross[place])
-    return entry.copy(data=-own), entry.copy(data=-cross)
 
 
 def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
@@ -134,11 +133,13 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
             drawn = find_distribution(tree, copies=True)
             assert drawn is not None
             monte_carlo.require_draws(drawn)
-        return _join(_number_parts(group), mcse)
+        return _join(_number_parts(group), group[_number_names(group)[0]], mcse)
     probs = _open(tree, mcse)
-    return _join(
-        ((block, _variance_figures(part), part) for block, part in probs.blocks()), mcse, probs
+    parts = (
+        (block, _variance_figures(part), monte_carlo.all_equal(part))
+        for block, part in probs.blocks()
     )
+    return _join(parts, probs.array, mcse, probs)
 
 
 def summary(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
@@ -186,19 +187,11 @@ def _means(
     total: dict[str, xr.DataArray] = {}
     equal, number = True, _pixels_per_case(probs)
     most = int(number.max())
-    for block, part in probs.blocks():
-        equal = equal and monte_carlo.all_equal(part)
-        inside = probs.inside(block)
-        for name, influence in _variance_parts(part).items():
-            figure = influence.mean(SAMPLES, skipna=False)
-            inner = list(figure.dims[2:])
-            rows = per_case.setdefault(name, np.zeros((cases, classes)))
-            if inside is not None:
-                figure, influence = (one.where(inside, 0.0) for one in (figure, influence))
-            rows[block["case"]] += figure.sum(inner, skipna=False).values
-            weight = most / number.isel(case=block["case"])  # 1, but in smaller cases
-            weighted = influence * weight if weight.max() > 1 else influence
-            added = weighted.sum(["case", *inner], skipna=False)
+    fast = probs.compiles and weights_of(probs.array) is None
+    for block, sums, same in _compiled_sums(probs) if fast else _sums(probs, number):
+        equal = equal and same
+        for name, (rows, added) in sums.items():
+            per_case.setdefault(name, np.zeros((cases, classes)))[block["case"]] += rows
             total[name] = total[name] + added if name in total else added
     per_case["total"] = per_case["aleatoric"] + per_case["epistemic"]
     total["total"] = total["aleatoric"] + total["epistemic"]
@@ -207,6 +200,46 @@ def _means(
         name: (template.copy(data=rows / number.values[:, None]), total[name] / (most * cases))
         for name, rows in per_case.items()
     }, equal
+
+
+_Sums = Iterator[tuple[Block, dict[str, tuple[np.ndarray, xr.DataArray]], bool]]
+
+
+def _sums(probs: Classes, number: xr.DataArray) -> _Sums:
+    """Sums of each variance over the pixels of a block, and of its influence over cases too.
+
+    The latter count as much in a case of few pixels (``number``) as in one of many. Also whether
+    all draws are equal.
+    """
+    most = int(number.max())
+    for block, part in probs.blocks():
+        inside, found = probs.inside(block), {}
+        for name, influence in _variance_parts(part).items():
+            figure = influence.mean(SAMPLES, skipna=False)
+            inner = list(figure.dims[2:])
+            if inside is not None:
+                figure, influence = (one.where(inside, 0.0) for one in (figure, influence))
+            weight = most / number.isel(case=block["case"])  # 1, but in smaller cases
+            weighted = influence * weight if weight.max() > 1 else influence
+            rows = figure.sum(inner, skipna=False).values
+            found[name] = rows, weighted.sum(["case", *inner], skipna=False)
+        yield block, found, monte_carlo.all_equal(part)
+
+
+def _compiled_sums(probs: Classes) -> _Sums:
+    """As `_sums`, of draws with weights of their own and without pixels."""
+    draws, number = probs.array.isel(case=0, drop=True), int(np.prod(probs.num_samples))
+    factors = {"aleatoric": 1.0, "epistemic": number / max(number - 1, 1)}
+    for block, values, mean in probs.means():
+        rows, added, equal = compiled.variance_sums(values, mean.values)
+        found = {
+            name: (
+                factor * rows[at] / number,
+                draws.copy(data=factor * added[at].reshape(draws.shape)),
+            )
+            for at, (name, factor) in enumerate(factors.items())
+        }
+        yield block, found, equal
 
 
 def _pixels_per_case(probs: Classes) -> xr.DataArray:
@@ -234,39 +267,23 @@ def _variance_parts(probs: xr.DataArray) -> dict[str, xr.DataArray]:
     return {"aleatoric": aleatoric, "epistemic": monte_carlo.variance_influence(probs)}
 
 
-def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, xr.DataArray]]:
-    names = [name for name in ("loc", "mean", "scale", "variance") if name in group]
+def _number_names(group: xr.Dataset) -> list[str]:
+    return [name for name in ("loc", "mean", "scale", "variance") if name in group]
+
+
+def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, bool]]:
+    names = _number_names(group)
     sizes = dict(group[names[0]].transpose("case", ...).sizes)
     per_entry = sizes.pop("chain") * sizes.pop("draw")
     for block in split_blocks({str(dim): size for dim, size in sizes.items()}, per_entry):
         figures, location = variance_figures(group[names].isel(block))
-        yield block, figures, location
+        yield block, figures, monte_carlo.all_equal(location)
 
 
 def _open(tree: Posterior, mcse: bool) -> Classes:
     if mcse:
         monte_carlo.require_draws(open_classes(tree, copies=True).array)
     return open_classes(tree)
-
-
-def _log(probs: np.ndarray) -> np.ndarray:
-    """Logarithms; finite where a probability is 0 and contributes nothing."""
-    result = np.maximum(probs, np.finfo(np.float64).tiny)
-    return np.asarray(np.log(result, out=result))
-
-
-def _dissent(probs: xr.DataArray) -> xr.DataArray:
-    """Share of every draw's vote that is not for the most voted class; a tie splits the vote."""
-    entry = probs.isel({"class": 0}, drop=True)
-    votes, total = {}, np.zeros_like(probs.values[0, 0])
-    for place in np.ndindex(*entry.shape[:2]):
-        draw = probs.values[place]
-        leads, tied = leading(draw, draw.max(1), 1)
-        votes[place] = leads / leads.sum(1, keepdims=True) if tied else leads
-        total += votes[place]
-    mode = total.argmax(1)
-    found = [1.0 - of_class(vote, mode, 1) for vote in votes.values()]
-    return entry.copy(data=np.reshape(found, entry.shape))
 
 
 def _case_error(per_case: xr.DataArray) -> xr.DataArray:
@@ -276,18 +293,22 @@ def _case_error(per_case: xr.DataArray) -> xr.DataArray:
 
 
 def _join(
-    parts: Iterator[tuple[Block, Figures, xr.DataArray]], mcse: bool, source: Classes | None = None
+    parts: Iterator[tuple[Block, Figures, bool]],
+    draws: xr.DataArray,
+    mcse: bool,
+    source: Classes | None = None,
 ) -> xr.Dataset:
-    """Put the figures of all blocks together; each part has the draws they are of.
+    """Put the figures of all blocks together; each says whether its draws are equal.
 
-    They are NaN in what a map of ``source`` is filled up with.
+    They are NaN in what a map of ``source`` is filled up with. ``draws`` are those that the figures
+    are of (chain, draw, ...).
     """
     found, equal = [], True
-    for block, figures, draws in parts:
+    for block, figures, same in parts:
         inside = None if source is None else source.inside(block)
         result = _dataset(figures, mcse)
         found.append((block, result if inside is None else result.where(inside)))
-        equal = equal and monte_carlo.all_equal(draws)
+        equal = equal and same
     return _describe(join_blocks(found), draws, mcse, equal)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 LEAST = 2**23  # numbers, below which importing numba takes longer than it saves
 _RUN = 64  # cases whose draws are read together, so that their sums stay in the cache
+_LOGARITHMS = 2**16  # taken at once: they stay in a core's own cache
 
 
 class ScoreSums(NamedTuple):
@@ -67,6 +68,46 @@ def score_sums(
     edges, result = np.linspace(0, 1, bins + 1), np.empty(values.shape[1:])
     valid = _compiled(_score_sums)(values, label, edges, tolerance, _RUN, result, *sums)
     return sums, result, bool(valid)
+
+
+def variance_sums(values: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return sums of p (1 - p) and of (p - mean)^2.
+
+    Args:
+        values: Probabilities (draw, case, class), float32 or float64.
+        mean: Their mean over draws (case, class).
+
+    Returns:
+        Sums over draws (2, case, class) and over cases (2, draw, class); whether all draws are
+        equal.
+    """
+    over_draws, over_cases = np.zeros((2, *mean.shape)), np.zeros((2, len(values), mean.shape[1]))
+    equal = _compiled(_variance_sums)(values, mean, _RUN, over_draws, over_cases)
+    return over_draws, over_cases, bool(equal)
+
+
+def entropies(
+    values: np.ndarray, log_mean: np.ndarray, logarithm: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, bool]:
+    """Return entropy, cross entropy with the mean, and dissent of every draw.
+
+    Args:
+        values: Probabilities (draw, case, class), float32 or float64.
+        log_mean: Logarithms of their mean over draws (case, class).
+        logarithm: What takes them; numpy's are faster than compiled ones.
+
+    Returns:
+        The three (3, draw, case), see `entropies.Entropies`; whether all draws are equal.
+    """
+    draws, cases, classes = values.shape
+    found, equal = np.empty((3, draws, cases)), True
+    run = max(1, _LOGARITHMS // (draws * classes))
+    for start in range(0, cases, run):
+        part = slice(start, start + run)
+        logs = logarithm(values[:, part])
+        same = _compiled(_entropies)(values[:, part], logs, log_mean[part], found[:, :, part])
+        equal = equal and bool(same)
+    return found, equal
 
 
 @functools.cache
@@ -153,3 +194,53 @@ def _score_sums(
             for k in range(classes):
                 result[n, k] = result[n, k] / draws + values[0, n, k]
     return valid
+
+
+def _variance_sums(values: Any, mean: Any, run: int, over_draws: Any, over_cases: Any) -> bool:
+    draws, cases, classes = values.shape
+    equal = True
+    for start in range(0, cases, run):
+        end = min(start + run, cases)
+        for s in range(draws):
+            for n in range(start, end):
+                for k in range(classes):
+                    p = np.float64(values[s, n, k])
+                    inside, between = (1.0 - p) * p, (p - mean[n, k]) ** 2
+                    over_draws[0, n, k] += inside
+                    over_draws[1, n, k] += between
+                    over_cases[0, s, k] += inside
+                    over_cases[1, s, k] += between
+                    equal = equal and values[s, n, k] == values[0, n, k]
+    return equal
+
+
+def _entropies(values: Any, logs: Any, log_mean: Any, found: Any) -> bool:
+    draws, cases, classes = values.shape
+    equal = True
+    votes = np.zeros((cases, classes))
+    share = np.empty((draws, cases))  # of its vote that each of the classes in the lead gets
+    highest = np.empty((draws, cases))
+    for s in range(draws):
+        for n in range(cases):
+            own, cross, most, leads = 0.0, 0.0, -1.0, 0  # no branch that depends on a number
+            for k in range(classes):
+                p = np.float64(values[s, n, k])
+                own += p * logs[s, n, k]
+                cross += p * log_mean[n, k]
+                most = max(most, p)
+            for k in range(classes):
+                leads += values[s, n, k] == most
+            found[0, s, n], found[1, s, n] = -own, -cross
+            highest[s, n], share[s, n] = most, 1.0 / leads
+            for k in range(classes):
+                votes[n, k] += share[s, n] * (values[s, n, k] == most)
+                equal = equal and values[s, n, k] == values[0, n, k]
+    for n in range(cases):
+        mode = 0
+        for k in range(1, classes):
+            if votes[n, k] > votes[n, mode]:
+                mode = k
+        for s in range(draws):
+            agrees = values[s, n, mode] == highest[s, n]
+            found[2, s, n] = 1.0 - share[s, n] if agrees else 1.0
+    return equal

@@ -116,10 +116,7 @@ class Classes:
         """
         if not self.compiles:
             return self.map(monte_carlo.mean)
-        return tree_blocks.join_blocks(
-            (block, self.table(block, *compiled.means(values, SUM_TOLERANCE), values))
-            for block, values in self.runs()
-        )
+        return tree_blocks.join_blocks((block, mean) for block, _, mean in self.means())
 
     @property
     def compiles(self) -> bool:
@@ -138,6 +135,16 @@ class Classes:
                 {"case": slice(start, start + values.shape[2])},
                 values.reshape(-1, *values.shape[2:]),
             )
+
+    def means(self) -> Iterator[tuple[Block, np.ndarray, xr.DataArray]]:
+        """Yield `runs` and their means over draws (case, class), where loops are compiled.
+
+        Raises:
+            ValueError: As for `blocks`.
+        """
+        for block, values in self.runs():
+            mean, valid = compiled.means(values, SUM_TOLERANCE)
+            yield block, values, self.table(block, mean, valid, values)
 
     def table(
         self, block: Block, mean: np.ndarray, valid: bool, values: np.ndarray
