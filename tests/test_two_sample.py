@@ -1,5 +1,6 @@
 """Two-sample tests: valid under the null, also of patients; with power; equal to oracles."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -86,7 +87,25 @@ def test_distances_and_p_values_are_those_of_scipy() -> None:
     assert two_sample.kolmogorov_smirnov(first, second, units=alone) == found
 
 
-@pytest.mark.parametrize("sizes", [(600, 550), (40, 3000), (3000, 40)])
+@pytest.mark.parametrize("sizes", [(1, 600), (1, 5000), (3, 1000), (20, 1000)])
+def test_few_cases_beside_many_are_compared_exactly(sizes: tuple[int, int]) -> None:
+    """Beyond all others is one of them by chance, too: by the asymptotic distribution, never."""
+    few, many = np.zeros((sizes[0], 1)), np.arange(1.0, 1 + sizes[1])[:, None]
+    expected = 2 / math.comb(sum(sizes), sizes[0])
+    for pair in ((few, many), (many, few)):
+        assert two_sample.kolmogorov_smirnov(*pair).pvalue == pytest.approx(expected, 1e-9)
+
+
+def test_one_case_raises_no_more_false_alarms_than_stated() -> None:
+    """2000 single cases of twenty features beside 600 others, at 1 %; binomial at 1e-6."""
+    rng = np.random.default_rng(12)
+    many = rng.random((600, 20))
+    pairs = ((many, rng.random((1, 20))) for _ in range(2000))
+    alarms = sum(two_sample.kolmogorov_smirnov(*pair).pvalue < 0.01 for pair in pairs)
+    assert stats.binomtest(alarms, 2000, 0.01, alternative="greater").pvalue > 1e-6
+
+
+@pytest.mark.parametrize("sizes", [(600, 550), (90, 3000), (3000, 90)])
 @pytest.mark.parametrize("decimals", [1, 16])
 def test_many_cases_are_compared_as_scipy_does(sizes: tuple[int, int], decimals: int) -> None:
     rng = np.random.default_rng(10)

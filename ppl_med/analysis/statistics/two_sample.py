@@ -31,7 +31,7 @@ from ppl_med.analysis.statistics.unit_permutations import (
 )
 
 PERMUTATIONS = 1999
-_EXACT = 500  # cases in either sample, beyond which the asymptotic distribution is used
+_EXACT = 500**2  # pairs of a case of each sample, beyond which the asymptotic distribution is used
 
 
 def kolmogorov_smirnov(
@@ -225,9 +225,12 @@ def _by_case(first: np.ndarray, second: np.ndarray) -> Comparison:
 
 
 def _by_distance(first: np.ndarray, second: np.ndarray) -> Comparison:
-    """Of single cases: exact for few, else of the distribution that ``ks_2samp`` takes for many."""
+    """Of single cases: exact for few, else of the distribution that ``ks_2samp`` takes for many.
+
+    That one gives 0 to a single case that is beyond all others, however few these are.
+    """
     sizes = first.size, second.size
-    if max(sizes) <= _EXACT:
+    if sizes[0] * sizes[1] <= _EXACT:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
             test = ks_2samp(first, second, method="exact")
