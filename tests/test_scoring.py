@@ -189,6 +189,36 @@ def test_nll_reads_the_log_likelihood_where_present() -> None:
     assert float(scoring.score(tree)["nll"]) == pytest.approx(float(without["nll"]) + 1)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_draws_that_agree_in_the_observed_class_alone_are_scored_one_by_one(named: bool) -> None:
+    """They are copies in the log-likelihood, and none in the probabilities; and the other way."""
+    tree = classification_tree(chains=1, draws=2, cases=1, classes=4)
+    label = int(array(tree, "observed_data/label")[0])
+    probs, logs = array(tree, "posterior/probs"), array(tree, "log_likelihood/label")
+    others = [k for k in range(4) if k != label]
+    probs.values[0, 1] = probs.values[0, 0]
+    probs.values[0, 1, 0, others] = probs.values[0, 0, 0, others[::-1]]
+    logs.values[:] = np.log(probs.values[..., label])
+    bare = ["chain", "draw"]
+    kept = (
+        tree if named else tree.map_over_datasets(lambda one: one.drop_vars(bare, errors="ignore"))
+    )
+    result = scoring.score(kept)
+    np.testing.assert_array_equal(result["nll_per_draw"], -logs.values[..., 0])
+    assert result["brier_per_draw"].shape == (1, 2)
+    probs.values[0, 1] = probs.values[0, 0]
+    logs.values[0, 1] -= 0.1
+    np.testing.assert_array_equal(scoring.score(kept)["nll_per_draw"], -logs.values[..., 0])
+
+
+def test_a_log_likelihood_of_other_draws_is_refused() -> None:
+    tree = classification_tree(draws=4)
+    fewer = tree["log_likelihood"].to_dataset().isel(draw=slice(3))
+    tree["log_likelihood"] = xr.DataTree(fewer)
+    with pytest.raises(ValueError, match="log_likelihood and probs have other values along draw"):
+        scoring.score(tree)
+
+
 def test_elpd_is_the_log_of_the_mean_likelihood() -> None:
     tree = classification_tree(cases=50)
     result = scoring.elpd_heldout(tree)

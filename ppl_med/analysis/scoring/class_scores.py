@@ -38,6 +38,7 @@ from ppl_med.analysis.tree import (
     known,
     open_classes,
     open_log_likelihood,
+    other_samples,
 )
 from ppl_med.analysis.tree.simplex import SUM_TOLERANCE
 from ppl_med.axes import SAMPLES
@@ -70,19 +71,16 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
         ``<name>_per_draw`` (chain, draw), ``accuracy_per_class_per_draw`` (chain, draw, class).
 
     Raises:
-        TypeError, ValueError: ``probs`` or the labels are missing or malformed.
+        TypeError, ValueError: ``probs`` or the labels are missing or malformed, or the
+            log_likelihood is of other draws.
 
     Warns:
         RuntimeWarning: An observed class has probability exactly 0 in the mixture: infinite NLL.
     """
     whole("bins", bins)
-    source = open_classes(tree)
+    source, likelihood = _open(tree)
     label = source.labels()
     counts = count_left_out(label)
-    likelihood = open_log_likelihood(tree)
-    if likelihood is not None:
-        check_cases(likelihood.array, source.array, "log_likelihood")
-        likelihood = likelihood if set(likelihood.array.dims[2:]) == set(label.dims) else None
     numbers = _numbers(source.array)
     mixture, sums = _read(source, label, numbers, likelihood, bins)
     warn_infinite(mixture.nll)
@@ -99,6 +97,32 @@ def score(tree: Posterior, *, bins: int = 15) -> xr.Dataset:
     result.attrs.update(counts, bins=bins, num_chains=num_chains, num_draws=num_draws)
     result.attrs["mixture"] = "mean of probs over chain and draw"
     return result
+
+
+def _open(tree: Posterior) -> tuple[Classes, LogLikelihood | None]:
+    """Probabilities, and the log-likelihood of the same entries and draws, where there is one.
+
+    Draws that are copies in one of the two alone, as where the observed class alone is as probable
+    under all, are kept in both.
+
+    Raises:
+        ValueError: The tree holds others.
+    """
+    for copies in (False, True):
+        source = open_classes(tree, copies=copies)
+        likelihood = open_log_likelihood(tree, copies=copies)
+        if likelihood is None:
+            return source, None
+        check_cases(likelihood.array, source.array, "log_likelihood")
+        if set(likelihood.array.dims[2:]) != set(source.sizes):
+            return source, None
+        other = other_samples(likelihood.array, source.array)
+        if not other:
+            return source, likelihood
+    raise ValueError(
+        f"log_likelihood and probs have other values along {other}; select the same draws in every "
+        "group of the tree, or leave log_likelihood out."
+    )
 
 
 def _read(
