@@ -34,6 +34,18 @@ def test_maps_are_the_entropies_of_every_pixel(space: dict[str, int]) -> None:
         assert float(result[f"{name}_se"]) == pytest.approx(stats.sem(per_case), abs=1e-12)
 
 
+def test_a_case_beside_a_smaller_one_has_the_mean_that_it_has_alone() -> None:
+    """To the last digits of float64, though the maps are float32."""
+    probs = random_probs(extra={"row": 5, "col": 4}, cases=3, draws=5)
+    probs[{"case": 1, "row": slice(3, None)}] = np.nan
+    result = segmentation.maps(probs)
+    for name in MAPS:
+        for case, rows in enumerate([5, 3, 5]):
+            alone = segmentation.maps(probs.isel(case=[case], row=slice(rows)))
+            figure = f"{name}_per_case"
+            np.testing.assert_allclose(result[figure][case], alone[figure][0], rtol=1e-12)
+
+
 def test_equal_draws_have_no_model_uncertainty() -> None:
     probs = random_probs(extra={"row": 3, "col": 3}, draws=1, chains=1).isel(draw=[0] * 6)
     result = segmentation.maps(probs)

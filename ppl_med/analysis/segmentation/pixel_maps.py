@@ -55,10 +55,9 @@ def maps(tree: Posterior) -> xr.Dataset:
     for block in draws.blocks():
         inside = draws.inside(block)
         for name, found in block_maps(draws, block).items():
-            values[name][block] = found if inside.all() else np.where(inside, found, np.nan)
-            per_case[name][block] = (
-                found.mean(1) if inside.all() else np.nanmean(values[name][block], axis=1)
-            )
+            found = found if inside.all() else np.where(inside, found, np.nan)
+            values[name][block] = found
+            per_case[name][block] = found.mean(1) if inside.all() else np.nanmean(found, axis=1)
     result = xr.Dataset(coords=case_coords(draws.array, *draws.space))
     for name, unit in UNITS.items():
         whole = values[name].reshape(draws.num_cases, *draws.shape)
