@@ -207,9 +207,19 @@ def test_nothing_observed_at_all_is_no_number(name: str) -> None:
 
 
 @MAPS
-def test_the_fill_behind_a_smaller_case_counts_nowhere(name: str) -> None:
-    """As where a further case is larger: maps are then filled up with NaN, masks with -1."""
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "in parts"])
+def test_the_fill_behind_a_smaller_case_counts_nowhere(
+    name: str, parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a further case is larger: maps are then filled up with NaN, masks with -1.
+
+    Of a case that is too large by itself, the last parts may be nothing else.
+    """
     row = ANALYSES[name]
+    if parts:
+        in_memory(name)
+        monkeypatch.setattr("ppl_med.analysis.tree.blocks.BLOCK_BYTES", FEW_BYTES)
+        monkeypatch.setattr("ppl_med.analysis.tree.masks._BLOCK_BYTES", FEW_BYTES)
     tree = tree_of(row)
     filled = tree.map_over_datasets(partial(pad_dataset, sizes={"row": SIDE + 1, "col": SIDE + 2}))
     filled.attrs = tree.attrs

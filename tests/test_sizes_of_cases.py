@@ -1,5 +1,6 @@
 """Cases of different sizes in one prediction: filled up, and the fill counts nowhere."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import xarray as xr
 from torch import nn
 
 from ppl_med import storage
-from ppl_med.analysis import scoring, segmentation, uncertainty
+from ppl_med.analysis import calibration, scoring, segmentation, uncertainty
 from ppl_med.inference import PointEstimate, predict
 from ppl_med.models import BayesianSegmenter, DenseRegressor
 
@@ -101,6 +102,30 @@ def test_a_diverged_draw_is_no_fill() -> None:
     assert isinstance(probs, xr.DataArray) and isinstance(mask, xr.DataArray)
     with pytest.raises(ValueError, match="NaN or infinite"):
         segmentation.ged(probs.where(probs["case"] != "0a"), mask)
+
+
+@pytest.mark.parametrize("all_draws", [True, False])
+def test_a_diverged_draw_is_no_fill_of_parts_of_a_case(all_draws: bool, monkeypatch: Any) -> None:
+    """Of a case that is read row by row, most parts hold no more than its first entry says."""
+    monkeypatch.setattr("ppl_med.analysis.tree.blocks.BLOCK_BYTES", 1)
+    tree = draw(segmenter(2), batches(2, [0, 2]))
+    torch.manual_seed(0)
+    model = DenseRegressor(nn.Conv2d(1, 2, 1))
+    given = [{"image": torch.ones(2, 1, *size), "depth": torch.ones(2, *size)} for size in SIZES[2]]
+    numbers = draw((model, PointEstimate(model)), given)
+    analyses: dict[str, Any] = {
+        "probs": scoring.score,
+        "loc": partial(uncertainty.variance, mcse=False),
+        "scale": partial(calibration.coverage, distribution="laplace"),
+    }
+    for name, analysis in analyses.items():
+        one = (tree if name == "probs" else numbers).copy()
+        analysis(one)
+        group = one["posterior"].to_dataset().copy(deep=True)
+        group[name][{"case": 0} if all_draws else {"case": 0, "draw": 1}] = np.nan
+        one["posterior"] = xr.DataTree(group)
+        with pytest.raises(ValueError, match=r"NaN or infinite|loc finite"):
+            analysis(one)
 
 
 def test_a_zarr_store_keeps_the_size_of_its_first_cases(tmp_path: Path, monkeypatch: Any) -> None:

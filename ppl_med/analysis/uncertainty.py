@@ -81,16 +81,24 @@ def entropy(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
 def _entropy_parts(probs: Classes) -> Iterator[tuple[Block, Figures, bool]]:
     if not probs.compiles:
         for block, part in probs.blocks():
-            mean = monte_carlo.mean(part)
-            log_mean = mean.copy(data=logarithm(mean.values))
-            found = draw_entropies(part, log_mean.values)
-            yield block, _entropy_figures(mean, log_mean, found), monte_carlo.all_equal(part)
+            yield block, entropy_figures(part), monte_carlo.all_equal(part)
         return
     for block, values, mean in probs.means():
         entry = probs.array.isel(block).isel({"class": 0}, drop=True)
         log_mean = mean.copy(data=logarithm(mean.values))
         found, equal = compiled_entropies(values, log_mean.values, entry)
         yield block, _entropy_figures(mean, log_mean, found), equal
+
+
+def entropy_figures(probs: xr.DataArray) -> Figures:
+    """Return the figures of `entropy` with their influences, of draws as they are.
+
+    Args:
+        probs: Probabilities (chain, draw, case, class, ...), float64, checked.
+    """
+    mean = monte_carlo.mean(probs)
+    log_mean = mean.copy(data=logarithm(mean.values))
+    return _entropy_figures(mean, log_mean, draw_entropies(probs, log_mean.values))
 
 
 def _entropy_figures(mean: xr.DataArray, log_mean: xr.DataArray, found: Entropies) -> Figures:
@@ -136,7 +144,7 @@ def variance(tree: Posterior, *, mcse: bool = True) -> xr.Dataset:
         return _join(_number_parts(group), group[_number_names(group)[0]], mcse)
     probs = _open(tree, mcse)
     parts = (
-        (block, _variance_figures(part), monte_carlo.all_equal(part))
+        (block, probability_figures(part), monte_carlo.all_equal(part))
         for block, part in probs.blocks()
     )
     return _join(parts, probs.array, mcse, probs)
@@ -251,7 +259,8 @@ def _pixels_per_case(probs: Classes) -> xr.DataArray:
     return xr.DataArray(np.full(probs.sizes["case"], count), dims="case")
 
 
-def _variance_figures(probs: xr.DataArray) -> Figures:
+def probability_figures(probs: xr.DataArray) -> Figures:
+    """Return the figures of `variance` with their influences; as `entropy_figures`."""
     named = _variance_parts(probs)
     named["total"] = named["aleatoric"] + named["epistemic"]
     return {
@@ -276,7 +285,7 @@ def _number_parts(group: xr.Dataset) -> Iterator[tuple[Block, Figures, bool]]:
     sizes = dict(group[names[0]].transpose("case", ...).sizes)
     per_entry = sizes.pop("chain") * sizes.pop("draw")
     for block in split_blocks({str(dim): size for dim, size in sizes.items()}, per_entry):
-        figures, location = variance_figures(group[names].isel(block))
+        figures, location = variance_figures(group[names], block)
         yield block, figures, monte_carlo.all_equal(location)
 
 

@@ -19,7 +19,7 @@ import xarray as xr
 from scipy import stats
 
 from ppl_med.analysis.statistics import location_scale
-from ppl_med.analysis.statistics.case_fill import finite_or_fill
+from ppl_med.analysis.statistics.case_fill import finite_or_fill, first_entries
 from ppl_med.analysis.statistics.weight_draws import num_functions, one_of_each
 from ppl_med.analysis.tree import Block, Numbers, count_left_out, open_numbers
 from ppl_med.checks import choice
@@ -114,7 +114,8 @@ def _block(
         return np.where(np.isnan(value.values), np.nan, found)
     group = numbers.parameters(block).astype(np.float64).load()
     scale = group["scale"].values
-    whole = finite_or_fill(scale) and finite_or_fill(group["loc"].values)
+    first = first_entries(numbers.posterior["scale"], block)
+    whole = finite_or_fill(scale, first) and finite_or_fill(group["loc"].values, first)
     if not whole or (scale <= 0).any():
         raise ValueError("scale must be positive and loc finite; find the draw that diverged.")
     z = (value.values - group["loc"].values) / scale

@@ -21,7 +21,7 @@ import xarray as xr
 from scipy.spatial.distance import cdist
 
 from ppl_med.analysis.statistics import location_scale, monte_carlo
-from ppl_med.analysis.statistics.case_fill import finite_or_fill
+from ppl_med.analysis.statistics.case_fill import finite_or_fill, first_entries
 from ppl_med.analysis.statistics.case_means import add_mean
 from ppl_med.analysis.statistics.weight_draws import between_pairs, function_numbers, weights_of
 from ppl_med.analysis.tree import (
@@ -88,7 +88,7 @@ def crps(
             numbers,
         )
         if parameters is not None:
-            of_draws = _closed_form(truth, parameters.isel(block), str(distribution))
+            of_draws = _closed_form(truth, parameters, block, str(distribution))
             of_draws *= score.weight.isel(block)
             per_draw = per_draw + of_draws.sum(truth.dims)
             del of_draws
@@ -275,10 +275,13 @@ def _parameters(tree: xr.DataTree, value: xr.DataArray, distribution: str) -> xr
     return group[[name for name in ("loc", "scale", "variance") if name in group]]
 
 
-def _closed_form(value: xr.DataArray, parameters: xr.Dataset, distribution: str) -> xr.DataArray:
-    """CRPS of every entry and posterior draw (chain, draw, case, ...)."""
+def _closed_form(
+    value: xr.DataArray, parameters: xr.Dataset, block: Block, distribution: str
+) -> xr.DataArray:
+    """CRPS of every entry of a block and posterior draw (chain, draw, case, ...)."""
+    first, parameters = first_entries(parameters["scale"], block), parameters.isel(block)
     loc, scale = (parameters[name].astype(np.float64).load() for name in ("loc", "scale"))
-    if bool((scale <= 0).any()) or not finite_or_fill(scale.values):
+    if bool((scale <= 0).any()) or not finite_or_fill(scale.values, first):
         raise ValueError("scale must be positive.")
     if "variance" in parameters:
         ratio = parameters["variance"].astype(np.float64) / scale**2

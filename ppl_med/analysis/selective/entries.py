@@ -29,6 +29,7 @@ import xarray as xr
 from ppl_med import checks
 from ppl_med.analysis import uncertainty
 from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree import (
     Block,
     Classes,
@@ -97,12 +98,13 @@ class ClassFigures:
 
     def score(self, name: str, block: Block) -> xr.DataArray:
         """Return a score by its name (case, ...)."""
-        probs = self.array.isel(block)
+        probs = self.opened.read(block)  # parts may have copies of draws where the whole has none
         if name in ENTROPIES:
-            return uncertainty.entropy(probs, mcse=False)[name]
+            found, inside = uncertainty.entropy_figures(probs)[name][0], self.opened.inside(block)
+            return found if inside is None else found.where(inside)
         if name in VARIANCES:
-            return uncertainty.variance(probs, mcse=False)[name].sum("class")
-        return 1 - monte_carlo.mean(self.opened.read(block)).max("class")
+            return uncertainty.probability_figures(probs)[name][0].sum("class")
+        return 1 - monte_carlo.mean(probs).max("class")
 
     def error(self, name: str, block: Block) -> xr.DataArray:
         """Return an error by its name (case, ...), NaN where there is no class."""
@@ -138,7 +140,7 @@ class NumberFigures:
     def score(self, name: str, block: Block) -> xr.DataArray:
         """Return a variance by its name (case, ...)."""
         if self.opened.posterior:
-            return uncertainty.variance(self.opened.parameters(block), mcse=False)[name]
+            return variance_figures(self.opened.posterior, block)[0][name][0]
         if name != "total":
             raise ValueError(
                 f"score {name!r} needs loc and scale, or mean and variance, in the posterior "

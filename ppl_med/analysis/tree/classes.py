@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics import compiled, monte_carlo
+from ppl_med.analysis.statistics.case_fill import first_entries
 from ppl_med.analysis.tree import blocks as tree_blocks
 from ppl_med.analysis.tree.blocks import Block, Part
 from ppl_med.analysis.tree.cases import check_cases
@@ -85,7 +86,9 @@ class Classes:
             for block in tree_blocks.split_blocks(sizes, per_entry):
                 inside = block["case"]
                 place = slice(start + inside.start, start + inside.stop)
-                yield block | {"case": place}, read_probs(run.isel(block))
+                first = first_entries(run, block)
+                yield block | {"case": place}, read_probs(run.isel(block), first)
+                del first
             del run  # before the next one is read
 
     def read(self, block: Block | None = None) -> xr.DataArray:
@@ -94,7 +97,7 @@ class Classes:
         Raises:
             ValueError: As for `blocks`.
         """
-        return read_probs(self.array.isel(block or {}))
+        return read_probs(self.array.isel(block or {}), first_entries(self.array, block or {}))
 
     def inside(self, block: Block | None = None) -> xr.DataArray | None:
         """Return where a block (case, ...) is no fill behind a smaller case; None for all of it."""

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.statistics.case_fill import finite_or_fill
+from ppl_med.analysis.statistics.case_fill import finite_or_fill, first_entries
 from ppl_med.analysis.statistics.total_variance import variance_figures
 from ppl_med.analysis.tree.blocks import Block, split_blocks
 from ppl_med.analysis.tree.cases import check_cases
@@ -83,7 +83,7 @@ class Numbers:
             ValueError: A draw is not finite.
         """
         drawn = self.drawn.isel(block or {}).astype(np.float64).load()
-        if not finite_or_fill(drawn.values):
+        if not finite_or_fill(drawn.values, first_entries(self.drawn, block or {})):
             raise ValueError(
                 f"The draws of {self.drawn.name} hold NaN or infinite values; find the bad draw."
             )
@@ -106,7 +106,7 @@ class Numbers:
         if self.posterior:
             group = self.parameters(block)
             location = group["loc" if "loc" in group else "mean"].astype(np.float64).load()
-            variance = variance_figures(group)[0]["total"][0]
+            variance = variance_figures(self.posterior, block)[0]["total"][0]
             return NumberBlock(observed, location.mean(SAMPLES).transpose(*observed.dims), variance)
         drawn = self.draws(block)
         spread = monte_carlo.variance_influence(drawn).mean(SAMPLES)

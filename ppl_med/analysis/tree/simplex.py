@@ -3,15 +3,18 @@
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.statistics.case_fill import First
+
 SUM_TOLERANCE = 1e-5  # float32 softmax over a few hundred classes is off by about 1e-6
 
 
-def fill(values: np.ndarray, axis: int) -> np.ndarray | None:
+def fill(values: np.ndarray, axis: int, first: First = None) -> np.ndarray | None:
     """Where a map is filled up behind a case smaller than others: NaN in all classes.
 
     Args:
         values: Probabilities (..., case, class, *space).
         axis: That of class.
+        first: Reads the first entries (..., case, class), where these are others.
 
     Returns:
         Flags, without the axis of class; None where nothing is, or where a case is NaN everywhere,
@@ -21,7 +24,10 @@ def fill(values: np.ndarray, axis: int) -> np.ndarray | None:
         return None
     flags = np.isnan(values).all(axis)
     space = tuple(range(axis, flags.ndim))
-    return None if flags.all(space).any() else flags
+    nothing = flags.all(space)
+    if nothing.any() and first is not None:
+        nothing &= np.isnan(first()).all(axis)
+    return None if nothing.any() else flags
 
 
 def with_background(values: np.ndarray, filled: np.ndarray, axis: int) -> np.ndarray:
@@ -86,8 +92,12 @@ def _class_by_class(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def read_probs(array: xr.DataArray) -> xr.DataArray:
+def read_probs(array: xr.DataArray, first: First = None) -> xr.DataArray:
     """Return probabilities (chain, draw, case, class, ...), float64, checked, in memory.
+
+    Args:
+        array: Probabilities.
+        first: As for `fill`.
 
     Raises:
         ValueError: As `check_simplex`.
@@ -98,7 +108,7 @@ def read_probs(array: xr.DataArray) -> xr.DataArray:
     if array.ndim == 4:
         return array.copy(data=_class_by_class(array.values))
     values = array.astype(np.float64, copy=False).load()
-    filled = fill(values.values, 3)
+    filled = fill(values.values, 3, first)
     if filled is not None:  # background, for sure: labels are -1 there
         values = values.copy(data=with_background(values.values, filled, 3))
     check_simplex(values.values, 3)
