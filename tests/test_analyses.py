@@ -192,6 +192,14 @@ def test_what_was_not_observed_is_left_out_and_counted(name: str) -> None:
 
 
 @READERS
+def test_what_was_not_observed_of_a_lazy_tree_is_left_out_without_a_warning(name: str) -> None:
+    row = ANALYSES[name]
+    holes = with_holes(tree_of(row), row.kind)
+    found = run(row, in_chunks(holes, CHUNKS["threads"]))
+    xr.testing.assert_allclose(found, run(row, holes), rtol=1e-12)
+
+
+@READERS
 def test_nothing_observed_at_all_is_no_number(name: str) -> None:
     row = ANALYSES[name]
     tree = tree_of(row)

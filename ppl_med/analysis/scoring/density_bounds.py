@@ -51,7 +51,7 @@ def evidence_bound(
     pixels: xr.DataArray | None = None
     if name in observed:
         check_cases(observed[name], array, f"observed {name}", "evidence_bound")
-        seen = known(observed[name])
+        seen = known(observed[name]).load()
         seen = seen.any("channel") if "channel" in seen.dims else seen
         space = [dim for dim in seen.dims if dim not in array.dims]
         array = array.where(seen.any(space))
