@@ -248,6 +248,9 @@ def test_ranks_take_one_sample_of_each_draw_of_the_weights() -> None:
     assert float(found["attained"].item()) == level == 7 / 9
     hits = float(found["coverage"].item())
     assert abs(hits - level) < Z * (level * (1 - level) / number) ** 0.5
+    ends = scoring.quantile_score(with_weights(tree, S), levels=[0.05, 0.95])
+    np.testing.assert_allclose(ends["attained"], [1 / 9, 8 / 9])
+    assert (abs(ends["below"] - ends["attained"]) < Z * (8 / 81 / number) ** 0.5).all()
     assert_uniform(calibration.pit(with_weights(tree, S))["pit"].values)
     with pytest.raises(AssertionError):
         assert_uniform(calibration.pit(tree)["pit"].values)

@@ -53,7 +53,8 @@ def quantile_score(
     result = xr.Dataset({"quantile": quantile, "quantile_score": score})
     add_mean(result, "quantile_score")
     result["below"] = case_means((gap <= 0).where(np.isfinite(gap))).mean("case")
-    ends = np.array([1, numbers.num_draws]) / (numbers.num_draws + 1)
+    functions = num_functions(numbers.drawn)
+    ends = np.array([1, functions]) / (functions + 1)
     result["attained"] = quantile["level"].clip(*ends).drop_attrs()
     return describe_numbers(result, numbers, ("below", "attained")).assign_attrs(counts)
 
