@@ -194,6 +194,10 @@ def test_input_complexity_is_density_less_bits(
     expected = -model.log_density(image) - np.log(2) * np.array(bits)
     reference = ood.fit_reference("input_complexity", trees["t"], held_out=trees["v"])
     np.testing.assert_allclose(ood.score(trees["i"], reference)["score"], expected, atol=1e-4)
+    turned = trees["i"].copy()
+    seen = turned["observed_data"].to_dataset().transpose("row", "col", "channel", "case", ...)
+    turned["observed_data"] = xr.DataTree(seen)
+    xr.testing.assert_equal(ood.score(turned, reference), ood.score(trees["i"], reference))
 
 
 def test_a_code_is_longer_for_noise_than_for_a_plain_image() -> None:

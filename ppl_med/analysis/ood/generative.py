@@ -37,7 +37,7 @@ from ppl_med.analysis.ood.features import Fitted, square_length, whitening
 from ppl_med.analysis.ood.found import as_found
 from ppl_med.analysis.ood.outputs import Outputs, open_outputs, table
 from ppl_med.analysis.tree import case_coords, check_cases, find_group
-from ppl_med.axes import SAMPLES
+from ppl_med.axes import SAMPLES, SPACE
 
 _LEVELS = 255  # of an 8-bit picture
 
@@ -243,7 +243,7 @@ def _images(outputs: Outputs) -> xr.DataArray:
             f"input_complexity needs images (case, channel, [depth,] row, col), and observed "
             f"{image.name} has dimensions {image.dims}."
         )
-    return image
+    return image.transpose("case", "channel", *SPACE[3], ..., missing_dims="ignore")
 
 
 SCORES: dict[str, Generative] = {
