@@ -141,6 +141,18 @@ def test_labels_are_not_needed_to_apply() -> None:
     assert set(bare.children) == {"posterior"}
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_what_was_refused_leaves_numpy_as_it_was(pool: bool) -> None:
+    """Also while the error is at hand, as it is after a cell of a notebook has failed."""
+    tree = classification_tree(cases=30)
+    worst = array(tree, "posterior/probs").mean(("chain", "draw")).argmin("class")
+    tree["observed_data"] = xr.DataTree(xr.Dataset({"label": worst}))
+    before = np.geterr()
+    with pytest.raises(ValueError, match="no more probable than chance") as caught:
+        calibration.fit(tree, pool=pool)
+    assert np.geterr() == before, caught
+
+
 def test_misuse_is_refused() -> None:
     first, second = halves(40, draws=2)
     with pytest.raises(ValueError, match="method must be 'temperature'"):

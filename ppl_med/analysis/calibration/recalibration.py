@@ -185,8 +185,10 @@ def _tables(probs: Classes, pool: bool) -> Iterator[np.ndarray]:
     """Log-probabilities of the mixture, or of every draw, each (case and pixels, class)."""
     for table in [probs.mixture()] if pool else probs.draws():
         values = table.transpose("case", *probs.array.dims[4:], "class").values
-        with np.errstate(divide="ignore"):
-            yield np.log(values.reshape(-1, values.shape[-1]))
+        with np.errstate(divide="ignore"):  # not around yield: it would be the caller's, too
+            logs = np.log(values.reshape(-1, values.shape[-1]))
+        yield logs
+        del logs  # before the next one is made
 
 
 def _learn(
