@@ -222,7 +222,7 @@ def predict(
             run.builder.scratch = sink.scratch
             for chunk in run.chunks(bar, regions):
                 sink.append(chunk if lossy is None else lossy.applied(chunk))
-        sink.meet()
+        sink.meet(regions)
         if prior_draws and guide is not None:
             sink.start_prior()
             seed_torch(seed)  # the same cases in the same order
@@ -231,9 +231,10 @@ def predict(
             number = (prior_draws, samples)
             prior = _Run([(pairs[0][0], None)], batches, chosen, number, seed, len(pairs))
             prior.builder.scratch = sink.scratch
-            for chunk in prior.chunks(None, Regions()):
+            of_prior = Regions()
+            for chunk in prior.chunks(None, of_prior):
                 sink.append_prior(chunk)
-            sink.meet()
+            sink.meet(of_prior)
         if (stats := protocol.sample_stats(guide)) is not None:
             stats = stats if lossy is None else lossy.chosen(stats)
             sink.add_stats(repeated(stats, samples))
@@ -311,7 +312,6 @@ class _Run:
                 yield self._chunk(group, bar)
             elif bar is not None:
                 bar.update(len(group.batches) * len(self.samplers) * self.builder.draws)
-        regions.check_same_cases()
 
     def _see(self, first: Mapping[str, Any]) -> None:
         """Have it decided by the first batch of all how observations are read."""

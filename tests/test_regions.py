@@ -58,6 +58,10 @@ def groups_of(path: Path) -> dict[str, xr.Dataset]:
     return {node.path: node.to_dataset(inherit=False) for node in loaded.subtree}
 
 
+def write_few(store: Path) -> None:
+    predicted(store, batches=Batches(cases(6), batch_size=BATCH_SIZE))
+
+
 def assert_same_bits(path: Path, expected: Path) -> None:
     """Every array and coordinate of two stores, bit for bit, and attributes; nothing beside it."""
     found, wanted = groups_of(path), groups_of(expected)
@@ -95,6 +99,14 @@ def test_several_processes_write_what_one_writes(run: int, alone: Path, tmp_path
     probs: Any = zarr.open_group(path, mode="r")["posterior/probs"]
     assert probs.shards == (1, 3, GROUP, 2) and probs.nchunks > 4 * probs._nshards
     assert len(list(path.glob("posterior/probs/c/*/*/*/*"))) == -(-CASES // GROUP)
+
+
+def test_a_rank_without_cases_waits_for_the_others(tmp_path: Path) -> None:
+    """Two groups of cases for three ranks."""
+    expected, path = (tmp_path / name / "run.zarr" for name in ("one", "three"))
+    write_few(expected)
+    assert run_together(write_few, 3, tmp_path / "meet", path, limit=60) == [0] * 3
+    assert_same_bits(path, expected)
 
 
 @pytest.mark.parametrize("seed", slow(20, 0))

@@ -98,7 +98,7 @@ class MemorySink:
         """All cases."""
         return Regions()
 
-    def meet(self) -> None:
+    def meet(self, regions: Regions) -> None:
         """There is nobody to wait for."""
 
     def start_prior(self) -> None:

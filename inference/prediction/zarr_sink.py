@@ -157,9 +157,9 @@ class ZarrSink:
         """Rank 0 writes the first chunk, which makes the arrays; then the others write."""
         if self._made or (chunk is not None and chunk.start == 0):
             yield
-            self.meet()
+            self._wait()
             return
-        self.meet()
+        self._wait()
         if not self.partial.exists():
             raise FileNotFoundError(
                 f"rank {rank()} does not see {self.partial}, which rank 0 made: all processes must "
@@ -167,11 +167,20 @@ class ZarrSink:
             )
         yield
 
-    def meet(self) -> None:
+    def _wait(self) -> None:
         """Wait until the arrays are made, which every process does once."""
         if not self._made:
             barrier()
         self._made = True
+
+    def meet(self, regions: Regions) -> None:
+        """Wait for the others after the last chunk; processes without any wait here for the arrays.
+
+        Raises:
+            ValueError: Processes have not seen the same cases.
+        """
+        self._wait()
+        regions.check_same_cases()
 
     def start_prior(self) -> None:
         """Remove prior draws of an interrupted run; they are drawn anew."""
