@@ -2,7 +2,7 @@
 
 They are those of ``torch.distributed``: of the group that a script has initialised, or of
 ``torchrun``, whose group is joined here when it is first needed. A process on its own is rank 0
-of 1, and nothing here waits for anybody.
+of 1, and nothing here waits for anybody. So is each one once that group is destroyed.
 """
 
 import atexit
@@ -21,6 +21,7 @@ Value = TypeVar("Value")
 PATIENCE = datetime.timedelta(days=30)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
 _host_groups: dict[Any, Any] = {}
+_met = False  # whether there has been a group
 
 
 def join() -> None:
@@ -122,12 +123,19 @@ def _sent(error: Exception) -> Exception:
 
 
 def _initialized() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    global _met
+    found = distributed.is_available() and distributed.is_initialized()
+    _met = _met or found
+    return found
 
 
 def _launched() -> bool:
-    """Whether ``torchrun``, or who speaks its dialect, has started this process."""
-    return distributed.is_available() and all(name in os.environ for name in _VARIABLES)
+    """Whether ``torchrun``, or who speaks its dialect, has started this process for a group.
+
+    Its variables stay when the group is destroyed, and others may be gone by then.
+    """
+    started = distributed.is_available() and all(name in os.environ for name in _VARIABLES)
+    return started and not _met
 
 
 def _meeting_place() -> dict[str, Any]:

@@ -26,11 +26,11 @@ from rank_runs import (
     trained,
     whole,
 )
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ppl_med.data import Batches
-from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, checkpoint
+from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, checkpoint, predict
 from ppl_med.models import DUQClassifier
 
 STEPS = 8  # of two epochs
@@ -186,6 +186,16 @@ def batch_norm(folder: Path) -> Found:
         return trained(options, validation=whole())
 
 
+def alone_again(folder: Path) -> Found:
+    """A group that is destroyed is over: nobody joins it again, or waits for the others."""
+    distributed.destroy_process_group()
+    options = exact()
+    found = trained(options)
+    tree = predict(options["model"], options["guide"], in_order(), draws=1, progress=False)
+    assert tree["posterior/probs"].sizes["case"] == 40
+    return found
+
+
 def free(image: Tensor, label: Tensor | None = None, *, num_cases: int | None = None) -> None:
     weight = pyro.param("free_weight", torch.zeros(64, 2, dtype=torch.float64))
     with pyro.plate("case", num_cases or len(image), subsample=image):
@@ -218,17 +228,19 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
 CHECKS: list[Callable[[Path], Found]] = [
     *(uninterrupted, interrupted, saved_at_every_step, begun, continued, told, failing_callback),
     *(apart, apart_interrupted, distributed_sampler, another_fails, refusals, batch_norm),
+    alone_again,  # the last one
 ]
 
 
 def run_checks(folder: Path) -> None:
     # A process that was started in the background may ignore it, and its children after it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    own = os.environ["RANK"]
     for check in CHECKS:
         try:
-            torch.save(check(folder), folder / f"{check.__name__}-{rank()}.result")
+            torch.save(check(folder), folder / f"{check.__name__}-{own}.result")
         except BaseException:
-            (folder / f"{check.__name__}-{rank()}.error").write_text(traceback.format_exc())
+            (folder / f"{check.__name__}-{own}.error").write_text(traceback.format_exc())
             raise
 
 
@@ -292,6 +304,10 @@ def test_each_rank_may_be_given_its_own_batches(results: Path) -> None:
         assert not differences(
             expected[part], load(results, distributed_sampler)[part], tolerance=1e-9
         )
+
+
+def test_processes_whose_group_is_destroyed_are_on_their_own(results: Path) -> None:
+    assert not differences(trained(exact()), load(results, alone_again))
 
 
 def test_buffers_are_those_of_rank_0(results: Path) -> None:

@@ -64,8 +64,8 @@ def check_ranks(store: str | Path | None) -> None:
     if num_ranks() > 1 and (store is None or Path(store).suffix != ".zarr"):
         raise ValueError(
             f"predict runs on {num_ranks()} processes, which need store='run.zarr' to write into, "
-            f"got store={store!r}; give one to all of them, or predict after the group of "
-            "processes is destroyed, or without torchrun"
+            f"got store={store!r}; give one to all of them, or predict on one of them after "
+            "torch.distributed.destroy_process_group(), or without torchrun"
         )
     barrier()  # they join here, which chooses a GPU for each
 
