@@ -30,7 +30,14 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ppl_med.data import Batches
-from ppl_med.inference import Ensemble, MeanFieldNormal, PointEstimate, checkpoint, predict
+from ppl_med.inference import (
+    Ensemble,
+    Laplace,
+    MeanFieldNormal,
+    PointEstimate,
+    checkpoint,
+    predict,
+)
 from ppl_med.models import DUQClassifier
 
 STEPS = 8  # of two epochs
@@ -147,6 +154,15 @@ def distributed_sampler(folder: Path) -> Found:
     return trained(exact(batches=loader()))
 
 
+def own_statistics(folder: Path) -> Found:
+    """Statistics of norm layers under the average are those of rank 0, as during training."""
+    model = classifier(normed)
+    guide = PointEstimate(model).double()
+    found = {"model": model, "guide": guide, "batches": loader(), "average": 0.5}
+    with warned_of_norms():
+        return trained(found, validation=in_order())
+
+
 def another_fails(folder: Path) -> Found:
     """What was learned until then is kept."""
     path = folder / "failed.pt"
@@ -175,15 +191,20 @@ def refusals(folder: Path) -> Found:
 
 
 def batch_norm(folder: Path) -> Found:
-    def normed() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
-
     model = classifier(normed)
     options = {"model": model, "guide": PointEstimate(model).double(), "batches": whole()}
-    with contextlib.ExitStack() as stack:
-        if rank() == 0:
-            stack.enter_context(pytest.warns(UserWarning, match="BatchNorm2d takes its statistics"))
+    with warned_of_norms():
         return trained(options, validation=whole())
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
+
+
+def warned_of_norms() -> contextlib.AbstractContextManager[Any]:
+    """Rank 0 alone is told."""
+    warned = pytest.warns(UserWarning, match="BatchNorm2d takes its statistics")
+    return warned if rank() == 0 else contextlib.nullcontext()
 
 
 def alone_again(folder: Path) -> Found:
@@ -206,6 +227,12 @@ def nothing(image: Tensor, label: Tensor | None = None, *, num_cases: int | None
     pass
 
 
+def curved() -> dict[str, Any]:
+    model = classifier()
+    guide = Laplace(model, structure="diag").double()
+    return {"model": model, "guide": guide, "batches": loader()}
+
+
 def centroids() -> dict[str, Any]:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     model = DUQClassifier(net, ["no", "yes"], 4, batch_size=15)
@@ -220,6 +247,8 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "DUQClassifier follows every step": centroids,
     "pyro.param keeps 'free_weight'": lambda: exact(model=free, guide=nothing),
+    "Laplace learns from one more pass": curved,
+    "a DistributedSampler, but each process trains members": lambda: members(batches=loader()),
     "callbacks are told of one member": lambda: members(callbacks=[print]),
     "generator of their own": lambda: members(
         batches=DataLoader(Cases(), 5, shuffle=True, generator=torch.Generator())
@@ -227,7 +256,8 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
 }
 CHECKS: list[Callable[[Path], Found]] = [
     *(uninterrupted, interrupted, saved_at_every_step, begun, continued, told, failing_callback),
-    *(apart, apart_interrupted, distributed_sampler, another_fails, refusals, batch_norm),
+    *(apart, apart_interrupted, distributed_sampler, own_statistics, another_fails),
+    *(refusals, batch_norm),
     alone_again,  # the last one
 ]
 

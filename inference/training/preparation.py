@@ -67,7 +67,7 @@ def prepare(pairs: list[Pair], loader: Loader, spec: BatchSpec, settings: Settin
     apart = len(pairs) > 1
     if apart:
         check_parts(path, resume=settings.resume)
-        ranks = check_apart(settings, loader.generators(), len(pairs))
+        ranks = check_apart(settings, loader, len(pairs))
     else:
         ranks = ranks_of(loader, pairs[0], spec.least_cases, first)
     if not resumed:

@@ -268,7 +268,7 @@ class Trainer:
         if plan.validation is not None:
             set_mode(member.pair, False)
             with rng.restored(), member.judged():  # training goes the same way without validation
-                measure_statistics(member, self.loader, plan, plan.seed + self.index)
+                self._measure(member)
                 judge = partial(heldout_nll, *member.pair, plan.validation, plan.device)
                 score = self.ranks.on_first(lambda: judge(VALIDATION_DRAWS, plan.seed))
                 member.note_score(score, keep=plan.keep)
@@ -296,10 +296,14 @@ class Trainer:
         set_mode(member.pair, False)
         member.warn_of_kl(self.steps)
         member.finish(self.standing(), self.settings)
-        seed = self.settings.seed + self.index
         if self.settings.keep == "last":  # the best state holds its own
-            measure_statistics(member, self.loader, self.settings, seed)
-        complete(member, self.loader, self.settings, seed)
+            self._measure(member)
+        complete(member, self.loader, self.settings, self.settings.seed + self.index)
+
+    def _measure(self, member: Member) -> None:
+        """Measure statistics of norm layers; of ranks that have other batches, take rank 0's."""
+        measure_statistics(member, self.loader, self.settings, self.settings.seed + self.index)
+        self.ranks.share_buffers(member.pair)
 
     # ---------------------------------------------------------------- checkpoints
 

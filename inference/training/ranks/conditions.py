@@ -29,7 +29,8 @@ def ranks_of(loader: Loader, pair: Pair, least: int, first: Mapping[str, Any]) -
 
     Raises:
         ValueError: If ranks would be given other batches than one process, or the same ones; if
-            a batch is too small for them; if the model follows steps by their cases.
+            a batch is too small for them; if the model follows steps by their cases; if the guide
+            needs all cases when the training has ended, and each rank has a part.
 
     Warns:
         UserWarning: If BatchNorm takes its statistics from a part of each batch.
@@ -42,13 +43,13 @@ def ranks_of(loader: Loader, pair: Pair, least: int, first: Mapping[str, Any]) -
             f"{full_name(pair[0])} follows every step by the cases of its batch, of which each "
             "process has a part; train it in one process, without torchrun"
         )
-    norms = _moving_norms(pair)
-    ranks = Ranks(
-        process_group.rank(),
-        size,
-        shares=_are_whole(loader.batches, size),
-        least=max(least, 2 if norms else 1),
-    )
+    shares, norms = _are_whole(loader.batches, size), _moving_norms(pair)
+    if not shares and protocol.after_trainings(pair[1]):
+        raise ValueError(
+            f"{full_name(pair[1])} learns from one more pass over all cases, of which a "
+            "DistributedSampler gives each process a part; use data.Batches or data.DatasetBatches"
+        )
+    ranks = Ranks(process_group.rank(), size, shares=shares, least=max(least, 2 if norms else 1))
     cases = num_cases_in(first)
     if ranks.shares and cases < size * ranks.least:
         several = f" of {ranks.least} or more cases each" if ranks.least > 1 else ""
@@ -96,13 +97,20 @@ def check_averaged(pair: Pair) -> None:
         )
 
 
+def distributed_sampler(batches: Any) -> DistributedSampler | None:
+    """What gives each process its part of the cases, where batches come from such a one."""
+    batched = getattr(batches, "batch_sampler", None)
+    sampler = getattr(batched, "sampler", None)
+    known = isinstance(batches, DataLoader) and isinstance(sampler, DistributedSampler)
+    return sampler if known else None
+
+
 def _are_whole(batches: Any, size: int) -> bool:
     """Whether batches are the same on all ranks, of which each takes its part."""
     if hasattr(batches, "iterate") or isinstance(batches, list | tuple):
         return True
-    batched = getattr(batches, "batch_sampler", None)
-    sampler = getattr(batched, "sampler", None)
-    if not (isinstance(batches, DataLoader) and isinstance(sampler, DistributedSampler)):
+    sampler = distributed_sampler(batches)
+    if sampler is None:
         raise ValueError(
             f"batches are a {type(batches).__name__}, of which {size} processes cannot tell whose "
             "turn each case is; use data.Batches or data.DatasetBatches, whose order is a function "

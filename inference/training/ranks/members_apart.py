@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference import process_group
+from ppl_med.inference.batches import Loader
 from ppl_med.inference.training.member import snapshot
+from ppl_med.inference.training.ranks.conditions import distributed_sampler
 from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.run_state import restore, run_state
 from ppl_med.inference.training.settings import Settings
@@ -31,12 +33,12 @@ def own_members(number: int) -> list[int]:
     return list(range(process_group.rank(), number, process_group.num_ranks()))
 
 
-def check_apart(settings: Settings, generators: list[Any], members: int) -> Ranks:
+def check_apart(settings: Settings, loader: Loader, members: int) -> Ranks:
     """This process among those that train members apart, which wait for nobody.
 
     Args:
         settings: The arguments of ``fit``.
-        generators: The batches' own random number generators.
+        loader: The batches.
         members: How many there are.
 
     Raises:
@@ -50,7 +52,13 @@ def check_apart(settings: Settings, generators: list[Any], members: int) -> Rank
             f"the Ensemble has {members} members, fewer than the {size} processes that would train "
             "one each; start as many processes as members, or fewer"
         )
-    if generators:
+    sampler = distributed_sampler(loader.batches)
+    if sampler is not None and sampler.num_replicas > 1:
+        raise ValueError(
+            "batches have a DistributedSampler, but each process trains members of the Ensemble on "
+            "all cases; leave the sampler out"
+        )
+    if loader.generators():
         raise ValueError(
             "batches have a generator of their own, from which later members of an Ensemble draw "
             "what earlier ones leave; train in one process, or leave out DataLoader(generator=...)"
