@@ -221,6 +221,31 @@ def test_another_batch_size_loses_nothing_when_killed(tmp_path: Path, monkeypatc
     assert os.listdir(tmp_path) == ["run.zarr"]
 
 
+@pytest.mark.parametrize("prior_draws", [0, 2])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_run_killed_before_its_store_is_moved_into_place_goes_on(
+    sealed: bool, prior_draws: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The last batch is not full, and summaries of the store hold arrays that are made anew."""
+    path, seal = tmp_path / "run.zarr", zarr_sink.seal_store
+    options: dict[str, Any] = {"batch_size": 7, "prior_draws": prior_draws}
+
+    def killed(partial: Path) -> None:
+        if sealed:
+            seal(partial)
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(zarr_sink, "seal_store", killed)
+        run(store=path, **options)
+    run(store=path, resume=True, **options)
+    expected = run(**options)
+    assert_probs(path, expected)
+    loaded: Any = storage.load(path)
+    for group in expected.children:
+        xr.testing.assert_equal(loaded[group].to_dataset(), expected[group].to_dataset())
+
+
 @pytest.mark.parametrize("complete", [False, True])
 def test_what_a_run_killed_in_its_last_note_left_is_gone(complete: bool, tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"

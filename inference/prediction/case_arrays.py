@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_med.inference.prediction.zarr_layout import is_large, layout
+from ppl_med.storage.seals import SEAL
 from ppl_med.storage.trees import variable_text
 
 # A chunk that is not there must be one that was lost, so those of one value are written as well.
@@ -34,6 +35,13 @@ class CaseArrays:
             for name, array in node.arrays():
                 if not names or name in names:
                     yield group, array
+
+    def reopen(self) -> None:
+        """Take back what a complete store has and its arrays outgrow: its summary and its seal."""
+        import zarr
+
+        root = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
+        root.attrs.put({name: value for name, value in root.attrs.items() if name != SEAL})
 
     def resize(self, num_cases: int, *, least: bool = False, groups: Sequence[str] = ()) -> None:
         """Make all arrays of so many cases; with ``least``, none shorter. Only metadata change.

@@ -84,6 +84,7 @@ class ZarrSink:
         with self._reading(self.partial):
             for unfinished in self.partial.rglob("*.partial"):  # Zarr's temporary files
                 unfinished.unlink()
+            self.arrays.reopen()
             if not self.from_prior:
                 self._remove_prior()
             shutil.rmtree(self.partial / "sample_stats", ignore_errors=True)
