@@ -37,6 +37,7 @@ from ppl_med.inference import (
     PointEstimate,
     checkpoint,
     predict,
+    process_group,
 )
 from ppl_med.models import DUQClassifier
 
@@ -133,6 +134,18 @@ def failing_callback(folder: Path) -> Found:
 def apart(folder: Path) -> Found:
     found = trained(members(), checkpoint=folder / "apart.pt", checkpoint_every=0)
     assert sorted(path.name for path in folder.glob("*apart.pt*")) == ["apart.pt"]
+    return found
+
+
+def apart_again(folder: Path) -> Found:
+    """What is trained is only read, and what was killed on the way is cleared away."""
+    path = folder / "again.pt"
+    first = trained(members(), checkpoint=path)
+    (folder / f"..again.pt.rank{rank()}of2.lock").touch()
+    found = trained(members(), checkpoint=path, resume=True)
+    assert not differences(first, found)
+    process_group.barrier()
+    assert sorted(path.name for path in folder.glob("*again.pt*")) == ["again.pt"]
     return found
 
 
@@ -256,7 +269,7 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
 }
 CHECKS: list[Callable[[Path], Found]] = [
     *(uninterrupted, interrupted, saved_at_every_step, begun, continued, told, failing_callback),
-    *(apart, apart_interrupted, distributed_sampler, own_statistics, another_fails),
+    *(apart, apart_again, apart_interrupted, distributed_sampler, own_statistics, another_fails),
     *(refusals, batch_norm),
     alone_again,  # the last one
 ]
@@ -318,9 +331,12 @@ def test_a_callback_stops_all(results: Path) -> None:
     assert len(history["nll"]) == STEPS and "stop" in str(history["stopped_by"])
 
 
+OF_MEMBERS = {apart: "apart.pt", apart_again: "again.pt", apart_interrupted: "parts.pt"}
+
+
 def test_members_of_an_ensemble_are_those_of_one_process(results: Path, tmp_path: Path) -> None:
     expected = trained(members(), checkpoint=tmp_path / "one.pt")
-    for check, name in ((apart, "apart.pt"), (apart_interrupted, "parts.pt")):
+    for check, name in OF_MEMBERS.items():
         found = load(results, check)
         assert found["attrs"].pop("ranks") == 2
         assert not differences(expected, found)

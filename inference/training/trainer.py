@@ -88,13 +88,13 @@ class Trainer:
         own = [(index, self.members[index]) for index in self.own]
         histories = [member.history for member in self.members]
         if all(member.done for _, member in own):
+            self.index = len(self.members)
             return histories
-        batches = self.settings.epochs * self.loader.num_batches
         begun = sum(member.batches_done(self.loader.num_batches) for _, member in own)
         with (
             self.pace.interrupts,
             tqdm(
-                total=batches * len(own),
+                total=self.settings.epochs * self.loader.num_batches * len(own),
                 initial=begun,
                 desc="fit",
                 unit="step" if self.settings.accumulate == 1 else "batch",

@@ -18,6 +18,8 @@ from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.run_state import restore, run_state
 from ppl_med.inference.training.settings import Settings
 from ppl_med.programs.parameters import set_mode
+from ppl_med.storage.atomic import remove_leftovers
+from ppl_med.storage.locks import locked
 
 if TYPE_CHECKING:
     from ppl_med.inference.training.trainer import Trainer
@@ -124,5 +126,7 @@ def join_members(trainer: "Trainer", path: Path | None) -> None:
         set_mode(pair, False)
     if path is not None and part is not None:
         process_group.on_rank_0(lambda: files.write(path, run_state(trainer)))
-        part.unlink(missing_ok=True)
+        with locked(part, "checkpoint"):  # and what killed processes left of it
+            part.unlink(missing_ok=True)
+            remove_leftovers(part)
         process_group.barrier()
