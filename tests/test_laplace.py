@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,25 @@ def test_fit_trains_to_the_mode_and_then_adds_up_the_curvature(structure: Any) -
     away = draws - q.loc.detach()
     assert_mean(away[:, :, None] * away[:, None], exact.covariance_matrix)
     torch.testing.assert_close(q.log_prob(draws[:7]).detach(), exact.log_prob(draws[:7]))
+
+
+def test_a_curvature_of_an_earlier_training_is_forgotten(tmp_path: Path) -> None:
+    """Held-out scores of a run that is trained further are those of the longer run."""
+    data, scores = design("correlated"), []
+    options: Any = {"validation": [data], "learning_rate": 0.3, "progress": False}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the point is no mode")
+        for name, all_epochs in (("long.pt", [4]), ("short.pt", [2, 4])):
+            for epochs in all_epochs:
+                model: Any = LinearRegression()
+                torch.nn.init.zeros_(model.network.net.weight)
+                torch.nn.init.zeros_(model.network.net.bias)
+                guide, path = Laplace(model, "full"), tmp_path / name
+                options |= {"epochs": epochs, "checkpoint": path, "resume": True}
+                history = fit(model, guide, [data], **options)
+            scores.append(history["validation_nll"].values)
+    np.testing.assert_array_equal(scores[1], scores[0])
+    assert not math.isnan(guide.offset), "there is a new one at the end"
 
 
 def test_a_point_that_is_no_mode_is_told() -> None:

@@ -277,6 +277,14 @@ class Laplace(WeightGuide):
         """
         return self._known("log_evidence")
 
+    @torch.no_grad()
+    def before_training(self) -> None:
+        """Called by ``fit`` before it trains: no curvature of an earlier point is that of this one.
+
+        Held-out scores meanwhile are those of the point, as in a training from the start.
+        """
+        self._part().curved.fill_(False)
+
     def after_training(
         self, model: Program, visits: Any, *, num_cases: int, kl_weight: float
     ) -> None:

@@ -82,6 +82,11 @@ class Member:
             for parameter in changed:
                 parameter.requires_grad_(True)
 
+    def forget(self) -> None:
+        """Let the guide forget what an earlier training has left; see ``before_trainings``."""
+        for function in protocol.before_trainings(self.guide):
+            function()
+
     def set_training(self) -> None:
         """Put the programs into training mode; norm layers that are frozen stand still."""
         set_mode(self.pair, True)

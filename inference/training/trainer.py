@@ -116,6 +116,7 @@ class Trainer:
 
     def _begin(self, member: Member) -> None:
         """Set position and generators to where the member stands."""
+        member.forget()
         self.epoch, self.batch, self.epoch_start = 0, 0, None
         if member.standing is None:
             rng.seed_all(self.settings.seed + self.index)

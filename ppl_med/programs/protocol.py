@@ -29,6 +29,7 @@ Attribute            Of                  Meaning
 ``independent``      part of a guide     Says that it is a normal of its ``loc`` and ``raw_scale``.
 ``spread``           part of a guide     Names of its parameters that are no location.
 ``follow_step``      part of a guide     Moves its buffers after an optimizer step.
+``before_training``  part of a guide     Forgets what an earlier training has left in its buffers.
 ``after_training``   part of a guide     Fills its buffers when the training has ended.
 ===================  ==================  =========================================================
 
@@ -168,6 +169,15 @@ def step_followers(guide: Any) -> list[Callable[[float], None]]:
     They may change buffers of the guide, which stand in every checkpoint, and nothing else.
     """
     found = [getattr(part, "follow_step", None) for part in parts_of(guide)]
+    return [function for function in found if callable(function)]
+
+
+def before_trainings(guide: Any) -> list[Callable[[], None]]:
+    """Functions that ``fit`` calls before it trains a guide, or trains it further.
+
+    They may change buffers of the guide and nothing else.
+    """
+    found = [getattr(part, "before_training", None) for part in parts_of(guide)]
     return [function for function in found if callable(function)]
 
 
