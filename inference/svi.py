@@ -186,8 +186,9 @@ def fit(
 
     Warns:
         UserWarning: On BatchNorm that sees a part of each batch, on several processes.
-        UserWarning: On a callback that fails; on a run that is trained further under a schedule of
-            the finished fraction.
+        UserWarning: On a guide that the training has left without a spread, as ``SWAG`` that was
+            stopped early; on a callback that fails; on a run that is trained further under a
+            schedule of the finished fraction.
         RuntimeWarning: On bfloat16 where the machine only imitates it.
         UserWarning: On a collapsed latent (KL below 0.05 nats per case), on a KL above 1000 nats
             per case, on cases that a sampler of unknown weights visits several times in an epoch,

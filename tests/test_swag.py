@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_conjugate import LinearRegression, design
 
-from ppl_med.inference import SWAG, Ensemble, fit, load, predict, save
+from ppl_med.inference import SWAG, EarlyStopping, Ensemble, fit, load, predict, save
 from ppl_med.testing import assert_mean
 
 
@@ -67,6 +67,21 @@ def test_a_longer_run_collects_anew() -> None:
     assert int(guide.parts["weights"].count) == 10  # type: ignore[arg-type]
     part: Any = guide.parts["weights"]
     assert (part.mean - part.value).norm() < (first - part.value).norm()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stopping": EarlyStopping(patience=1, min_delta=100.0)}, {"keep": "best"}, {"epochs": 1}],
+)
+def test_a_training_that_left_no_spread_is_told(options: Any) -> None:
+    """Stopped before the iterates count, the best epoch before them, a single step."""
+    torch.manual_seed(0)
+    data, model = design("correlated"), LinearRegression()
+    guide = SWAG(model)
+    worse = {**data, "target": -data["target"]}  # scored ever worse, the better the model
+    settings = {"epochs": 20, "learning_rate": 0.1, "progress": False, "validation": [worse]}
+    with pytest.warns(UserWarning, match="SWAG has . iterates .* posterior is a point"):
+        fit(model, guide, [data], **{**settings, **options})
 
 
 def test_members_of_an_ensemble_and_files(tmp_path: Any) -> None:

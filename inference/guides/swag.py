@@ -89,6 +89,17 @@ class _IteratesPart(WeightPart):
         mean, variance = self.mean.to(self.value), variance.to(self.value)
         return FlatIterates(mean, variance, self.deviations[:, :used])
 
+    def shortfall(self) -> str | None:
+        """What ``fit`` warns of: fewer than two iterates, which have no spread."""
+        if (count := int(self.count)) >= 2:
+            return None
+        return (
+            f"SWAG has {count} iterates of the training, so that its posterior is a point: the "
+            "training ended, or the epoch that is kept came, before there were two from the "
+            f"finished fraction start={self.start:g} on; lower start, train longer, or leave "
+            "stopping and keep='best' out"
+        )
+
     def follow(self, done: float) -> None:
         """Take the present point where the time has come, at a finished fraction of the run."""
         due = math.floor((done - self.start) / (1 - self.start) * self.iterates + 1e-9)

@@ -175,6 +175,8 @@ class Member:
                     "values in validation, or lower learning_rate"
                 )
             files.load_program_state(*self.pair, self.best)
+        for sentence in protocol.shortfalls(self.guide):
+            warnings.warn(sentence, stacklevel=5)
         self.standing, self.done = standing, True
 
     def go_on(self) -> None:

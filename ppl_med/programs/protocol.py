@@ -31,6 +31,7 @@ Attribute            Of                  Meaning
 ``follow_step``      part of a guide     Moves its buffers after an optimizer step.
 ``before_training``  part of a guide     Forgets what an earlier training has left in its buffers.
 ``after_training``   part of a guide     Fills its buffers when the training has ended.
+``shortfall``        part of a guide     Method: what a training has not given it, or None.
 ===================  ==================  =========================================================
 
 The value of a sample site is a tensor, or a lazily drawn one (``weights.estimators.LazyWeights``);
@@ -191,6 +192,13 @@ def after_trainings(guide: Any) -> list[Callable[..., None]]:
     """
     found = [getattr(part, "after_training", None) for part in parts_of(guide)]
     return [function for function in found if callable(function)]
+
+
+def shortfalls(guide: Any) -> list[str]:
+    """Sentences on what a trained guide lacks, with the cure; none where it lacks nothing."""
+    functions = [getattr(part, "shortfall", None) for part in parts_of(guide)]
+    found = [function() for function in functions if callable(function)]
+    return [sentence for sentence in found if sentence]
 
 
 def of_member(model: Any, member: Any) -> Any:
