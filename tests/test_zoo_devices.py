@@ -104,6 +104,12 @@ class Planted(nn.Module):
                 return output + torch.tensor([0.5, 0.5], device=output.device)
             case "noise":
                 return output + torch.randn(output.shape).to(output)
+            case "positions":
+                return output[:, torch.arange(output.shape[1])]
+            case "put":
+                output = output.clone()
+                output[:, torch.arange(1)] = 0.0
+                return output
         return output + torch.full((), 0.5) + output.new_zeros(2)  # a number may be on the CPU
 
 
@@ -117,6 +123,8 @@ FAULTS = {
     "back and forth": (COPY, 2),
     "constant": (COPY, 1),  # on "meta", torch makes it there
     "noise": (COPY, 2),
+    "positions": (COPY, 2),
+    "put": (COPY, 2),
 }
 
 

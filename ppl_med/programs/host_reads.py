@@ -29,6 +29,12 @@ HOST_READS = {
     "repeat_interleave",
 }
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+_WITH_POSITIONS = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+)
 # torch's own laws that make a constant whatever they are given.
 _WITH_CONSTANTS = ("distributions/chi2.py", "distributions/half_normal.py")
 
@@ -59,15 +65,21 @@ class NoHostReads(TorchDispatchMode):
 class NoCopies(TorchDispatchMode):
     """Raises where a tensor is copied from a device to the CPU or back: there the host waits.
 
-    torch makes a tensor of a Python number on the CPU first, so it is seen as well.
+    torch makes a tensor of a Python number on the CPU first, so it is seen as well; so are
+    positions on the CPU, ``x[:, positions]``, which torch copies inside of the operator.
     """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        read: list[Any] = []
         if func in _COPIES:
-            ends = {args[-1 if func is _COPIES[0] else 1].device.type, result.device.type}
+            read = [args[-1 if func is _COPIES[0] else 1]]
+        elif func in _WITH_POSITIONS:
+            read = [positions for positions in args[1] if positions is not None]
+        if read:
+            ends = {tensor.device.type for tensor in (result, *read)}
             if len(ends) > 1 and "cpu" in ends and not _is_inside(_WITH_CONSTANTS):
                 raise HostWaits(
                     "a tensor is copied between CPU and GPU in every step; make it with "
