@@ -1,12 +1,16 @@
 """A deterministic network runs once a batch while a program is drawn from, and only then."""
 
+import contextlib
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
-from ppl_med.inference import ConditionalNormal, fit, predict
+from ppl_med.inference import ConditionalNormal, MeanFieldNormal, fit, predict
 from ppl_med.models import ProbabilisticUNet
 from ppl_med.weights import RandomWeights
 from ppl_med.weights.call_cache import cached_call, caching
@@ -41,6 +45,52 @@ def test_the_same_tensor_is_the_same_call(net: Counting) -> None:
         assert torch.equal(cached_call(net, image), torch.full((2,), 2.0))
     cached_call(net, image)
     assert net.calls == 4, "nothing is kept outside the block"
+
+
+@torch.no_grad()
+def test_an_output_that_was_changed_in_place_is_not_given_again(net: Counting) -> None:
+    image = torch.zeros(2)
+    with caching():
+        for _ in range(3):
+            assert torch.equal(cached_call(net, image).mul_(2), torch.full((2,), 2.0))
+
+
+class OnFeatures(nn.Module):
+    """A random head that changes its input, features of the image, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        self.network = RandomWeights(nn.Sequential(nn.SiLU(inplace=True), nn.Linear(3, 2)))
+
+    def forward(self, image: Tensor, label: Any = None, *, num_cases: int | None = None) -> None:
+        logits = self.network(cached_call(self.features, image))
+        with pyro.plate("case", num_cases or len(image), subsample=image):
+            pyro.sample("label", dist.Categorical(logits=logits), obs=label)
+
+
+def test_draws_of_a_head_that_works_in_place_are_those_without(monkeypatch: Any) -> None:
+    model = OnFeatures()
+    guide, data = MeanFieldNormal(model), [{"image": torch.randn(3, 1, 2, 2)}]
+    found = predict(model, guide, data, draws=4, progress=False)
+    monkeypatch.setattr("ppl_med.inference.predictive.caching", contextlib.nullcontext)
+    alone = predict(model, guide, data, draws=4, progress=False)
+    xr.testing.assert_identical(found["posterior"].dataset, alone["posterior"].dataset)
+
+
+@torch.no_grad()
+def test_a_network_that_was_changed_runs_anew() -> None:
+    """By a pass in training mode, which moves its statistics, and by a step of its weights."""
+    net, values = nn.BatchNorm1d(2).eval(), torch.randn(5, 2)
+    with caching():
+        cached_call(net, values)
+        net.train()
+        cached_call(net, values)
+        net.eval()
+        assert torch.equal(cached_call(net, values), net(values))
+        net.weight.mul_(2)
+        assert torch.equal(cached_call(net, values), net(values))
 
 
 @torch.no_grad()

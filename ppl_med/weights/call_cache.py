@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ppl_med.moved import renamed
 from ppl_med.weights.random_weights import RandomWeights
@@ -39,7 +40,9 @@ def cached_call(net: Callable[..., Any], *inputs: Tensor) -> Any:
 
     A network is run every time while it trains, while gradients are recorded, in torch's inference
     mode, which does not tell whether a tensor was changed in place, and if it draws random numbers
-    of a program itself (``RandomWeights``, ``PyroModule``).
+    of a program itself (``RandomWeights``, ``PyroModule``). It is run anew where its inputs, its
+    parameters and buffers, or the output that it gave were changed in place since, as an activation
+    with ``inplace=True`` behind it does.
 
     Args:
         net: A deterministic network, or a method of one.
@@ -53,12 +56,20 @@ def cached_call(net: Callable[..., Any], *inputs: Tensor) -> Any:
         return net(*inputs)
     name = getattr(net, "__name__", "")
     key = (id(owner), name, *(n for value in inputs for n in (id(value), value._version)))
-    if key not in kept:
-        if _draws(owner):
-            return net(*inputs)
+    if key in kept and kept[key][1] == _versions(owner, kept[key][0]):
+        return kept[key][0]
+    output = net(*inputs)
+    if not (_draws(owner) or torch.is_inference_mode_enabled()):
         # The inputs are kept too: the id of a tensor that is gone may be given to another.
-        kept[key] = (net(*inputs), net, inputs)
-    return kept[key][0]
+        kept[key] = (output, _versions(owner, output), net, inputs)
+    return output
+
+
+def _versions(net: nn.Module, output: Any) -> list[tuple[int, int]]:
+    """Which tensors the network and its output are made of, and how often each was changed."""
+    tensors = [*net.parameters(), *net.buffers()]
+    tensors += [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+    return [(id(value), value._version) for value in tensors if not value.is_inference()]
 
 
 def _draws(net: nn.Module) -> bool:
