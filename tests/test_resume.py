@@ -10,9 +10,12 @@ import torch
 import xarray as xr
 from killed_runs import SCENARIOS, STEPS, Moment, classifier, differences
 from processes import run_apart
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from ppl_med.data import Batches
-from ppl_med.inference import MeanFieldNormal, checkpoint, fit, predict
+from ppl_med.inference import MeanFieldNormal, PointEstimate, checkpoint, fit, predict
+from ppl_med.models import BayesianClassifier
 
 KILLED = -9
 
@@ -232,6 +235,49 @@ def test_a_run_resumed_after_every_step_equals_the_whole_run(
 ) -> None:
     assert run_apart(killed_runs.train_step_by_step, scenario, tmp_path) == 0
     assert_same_run(tmp_path, uninterrupted(scenario))
+
+
+class Unreadable(Dataset[dict[str, Any]]):
+    """Eight cases, of which one cannot be read at a certain access."""
+
+    def __init__(self, fails_at: int) -> None:
+        self.left, self.values = fails_at, torch.randn(8, 1, 4, 4, generator=seeded(0))
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError("the disk was away for a moment")
+        return {"image": self.values[index] + torch.randn(()), "label": torch.tensor(index % 2)}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("with_generator", [False, True])
+def test_a_case_that_could_not_be_read_is_read_when_resumed(
+    with_generator: bool, tmp_path: Path
+) -> None:
+    """Wherever it was in the second epoch; its first batch has drawn the order already."""
+
+    def run(name: str, fails_at: int) -> torch.Tensor:
+        generator = seeded(3) if with_generator else None
+        loader = DataLoader(Unreadable(fails_at), 2, shuffle=True, generator=generator)
+        torch.manual_seed(0)
+        model = BayesianClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), ["a", "b"])
+        guide = PointEstimate(model)
+        options: Any = {"epochs": 3, "learning_rate": 0.1, "progress": False, "resume": True}
+        fit(model, guide, loader, checkpoint=tmp_path / name, **options)
+        return guide.center()
+
+    whole, looked_at = run("whole.pt", -1), 10  # before the first epoch
+    for access in range(looked_at + 9, looked_at + 13):
+        with pytest.raises(OSError, match="disk was away"):
+            run(f"{access}.pt", access)
+        assert torch.equal(run(f"{access}.pt", -1), whole)
 
 
 def test_prior_draws_that_were_interrupted_are_drawn_anew(tmp_path: Path, monkeypatch: Any) -> None:

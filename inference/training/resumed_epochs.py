@@ -50,3 +50,26 @@ def epoch_from(
     if now is not None:
         rng.set_state(now, device)
     return iterator, start
+
+
+def set_back(
+    loader: Loader, batch: int, start: EpochStart | None, before: Any, device: torch.device
+) -> None:
+    """Set generators to where they stood before a batch that could not be loaded.
+
+    Before the first one of an epoch that is where the epoch began: a loader is asked for its order
+    anew then, for which it has drawn already.
+
+    Args:
+        loader: The batches.
+        batch: How many batches of the epoch are done.
+        start: Generators when the epoch began, as ``epoch_from`` returned them.
+        before: State of the process's generators before the batch.
+        device: Whose generator is used.
+    """
+    if batch or start is None:
+        rng.set_state(before, device)
+        return
+    rng.set_state(start["process"], device)
+    for generator, state in zip(loader.generators(), start["loader"], strict=True):
+        generator.set_state(state)

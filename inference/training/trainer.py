@@ -21,7 +21,7 @@ from ppl_med.inference.training.interrupts import told_interrupt
 from ppl_med.inference.training.member import Member
 from ppl_med.inference.training.pace import Pace
 from ppl_med.inference.training.ranks.together import Ranks
-from ppl_med.inference.training.resumed_epochs import epoch_from
+from ppl_med.inference.training.resumed_epochs import epoch_from, set_back
 from ppl_med.inference.training.run_state import not_finite, run_state
 from ppl_med.inference.training.schedules import rate_at, weight_at
 from ppl_med.inference.training.settings import Settings
@@ -184,7 +184,7 @@ class Trainer:
         except Exception as error:
             self.pace.agree(read_at, failed=True)
             if before is not None:
-                rng.set_state(before, device)
+                set_back(self.loader, self.batch, self.epoch_start, before, device)
             self._stop_where_asked()  # workers of a loader get Ctrl-C as well, and end
             self._save_for(error)
             raise
