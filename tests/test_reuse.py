@@ -93,6 +93,34 @@ def test_a_network_that_was_changed_runs_anew() -> None:
         assert torch.equal(cached_call(net, values), net(values))
 
 
+class CachedInside(nn.Module):
+    """A network that keeps what its first layer gave, whose weights are drawn like all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        output: Tensor = self.last(cached_call(self.first, image))
+        return output
+
+
+@torch.no_grad()
+def test_a_layer_inside_of_random_weights_runs_with_those_of_every_draw() -> None:
+    network, image = RandomWeights(CachedInside()).eval(), torch.randn(2, 4)
+
+    def draws() -> list[Tensor]:
+        found = []
+        for seed in range(8):  # a freed draw's memory is used again
+            pyro.set_rng_seed(seed)
+            found.append(network(image))
+        return found
+
+    with caching():
+        found = draws()
+    assert all(torch.equal(*pair) for pair in zip(found, draws(), strict=True))
+
+
 @torch.no_grad()
 def test_a_tensor_in_the_place_of_one_that_is_gone_is_another(net: Counting) -> None:
     with caching():
