@@ -180,3 +180,8 @@ def test_predict_runs_the_unet_once_a_batch() -> None:
     counts.clear()
     fit(model, guide, labelled, epochs=2, learning_rate=1e-6, progress=False)
     assert counts["backbone"] >= 8
+
+
+def test_a_function_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module or a method of one"):
+        cached_call(torch.tanh, torch.zeros(2))

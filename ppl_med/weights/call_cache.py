@@ -49,11 +49,18 @@ def cached_call(net: Callable[..., Any], *inputs: Tensor) -> Any:
     Args:
         net: A deterministic network, or a method of one.
         inputs: Its inputs; the same tensor objects mean the same call.
+
+    Raises:
+        TypeError: If ``net`` is neither.
     """
+    owner: Any = getattr(net, "__self__", net)  # a bound method is made anew each time it is read
+    if not isinstance(owner, nn.Module):
+        raise TypeError(
+            f"net must be a torch.nn.Module or a method of one, got {net!r}; call it as it is"
+        )
     kept = _kept.get()
     if kept is None or torch.is_grad_enabled() or any(value.is_inference() for value in inputs):
         return net(*inputs)
-    owner: Any = getattr(net, "__self__", net)  # a bound method is made anew each time it is read
     if owner.training:
         return net(*inputs)
     name = getattr(net, "__name__", "")
