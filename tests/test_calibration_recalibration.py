@@ -188,3 +188,12 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"learnt for 2 chain\(s\)"):
         moved = array(second, "posterior/probs").assign_coords(chain=[4, 5])
         calibration.apply(single, moved)
+
+
+def test_a_single_case_of_which_all_draws_are_sure_is_calibrated_draw_by_draw() -> None:
+    first, second = halves(80, draws=3)
+    parameters = calibration.fit(first, pool=False)
+    array(second, "posterior/probs")[:, :, 2] = array(second, "posterior/probs")[0, 0, 2]
+    found = array(calibration.apply(parameters, second.isel(case=[2])), "posterior/probs")
+    expected = array(calibration.apply(parameters, second), "posterior/probs").isel(case=[2])
+    xr.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -1,5 +1,6 @@
 """Leaving training cases out and adding test cases: against exact refits of conjugate models."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -341,3 +342,70 @@ def test_training_and_test_cases_without_a_label_are_left_out() -> None:
         np.testing.assert_array_equal(np.isnan(found["covered"]), gone[1])
         assert found.attrs["left_out"] == gone[1].sum()
         assert int(found["n"]) == (~gone[0]).sum()
+
+
+def with_weights(tree: xr.DataTree, samples: int) -> xr.DataTree:
+    """The tree as of several samples of each draw of the weights."""
+
+    def shared(group: xr.Dataset) -> xr.Dataset:
+        number = np.arange(group.sizes["draw"]) // samples if "draw" in group.sizes else None
+        return group if number is None else group.assign_coords(weights=("draw", number))
+
+    return tree.map_over_datasets(shared)
+
+
+def test_samples_that_share_their_weights_are_refused() -> None:
+    """Of y = theta + z_i + noise, z_i of each case, intervals were twice as wide as exact ones."""
+    first, second, _, _ = line(np.random.default_rng(0), 40, 5, 200)
+    analysis: Any
+    left_out = partial(conformal.leave_one_out_intervals, pareto_k=np.inf)
+    for analysis in (left_out, conformal.bayes_intervals):
+        for pair in ((with_weights(first, 2), second), (first, with_weights(second, 2))):
+            with pytest.raises(ValueError, match="several samples of each draw of the weights"):
+                analysis(*pair, 0.2)
+        found = analysis(with_weights(first, 1), with_weights(second, 1), 0.2)
+        xr.testing.assert_allclose(found, analysis(first, second, 0.2))
+    first, second, _, _, _ = logistic(np.random.default_rng(9), 40, 10, draws=200)
+    for analysis in (conformal.leave_one_out_sets, conformal.bayes_sets):
+        with pytest.raises(ValueError, match="several samples of each draw of the weights"):
+            analysis(with_weights(first, 2), with_weights(second, 2), 0.2)
+
+
+def test_a_single_test_case_of_which_all_draws_are_sure_keeps_its_draws() -> None:
+    """Equal draws of one case are no copies where training cases tell them apart."""
+    rng = np.random.default_rng(3)
+    first, second, _, _, _ = logistic(rng, 40, 10, draws=200)
+    probs = second["posterior"].to_dataset()["probs"]
+    sure = probs.where(probs["case"] != probs["case"][3], xr.DataArray([0.0, 1.0], dims="class"))
+    second["posterior"] = xr.DataTree(sure.transpose(*probs.dims).to_dataset())
+    analysis: Any
+    for analysis in (
+        partial(conformal.leave_one_out_sets, pareto_k=np.inf),
+        conformal.bayes_sets,
+    ):
+        found = analysis(first, second.isel(case=[3]), 0.2)
+        expected = analysis(first, second, 0.2).isel(case=[3])
+        xr.testing.assert_allclose(
+            found.drop_vars("coverage"), expected.drop_vars("coverage"), rtol=1e-12
+        )
+    first, second, _, _ = line(rng, 40, 5, 200)
+    group = second["posterior"].to_dataset()
+    loc = group["loc"].where(group["case"] != group["case"][3], 0.0)
+    second["posterior"] = xr.DataTree(group.assign(loc=loc))
+    for analysis in (
+        partial(conformal.leave_one_out_intervals, pareto_k=np.inf),
+        partial(conformal.bayes_intervals, min_effective_draws=0.0),
+    ):
+        found = analysis(first, second.isel(case=[3]), 0.2)
+        expected = analysis(first, second, 0.2).isel(case=[3])
+        xr.testing.assert_allclose(
+            found.drop_vars("coverage"), expected.drop_vars("coverage"), rtol=1e-12
+        )
+
+
+def test_a_log_likelihood_of_other_draws_is_refused() -> None:
+    first, second, _, _ = line(np.random.default_rng(0), 40, 5, 200)
+    group = first["log_likelihood"].to_dataset().isel(draw=slice(100))
+    first["log_likelihood"] = xr.DataTree(group)
+    with pytest.raises(ValueError, match="of 100 draws that differ, and predictions of 200"):
+        conformal.leave_one_out_intervals(first, second, 0.2)

@@ -163,6 +163,8 @@ def apply(parameters: xr.Dataset, tree: Posterior) -> xr.DataTree:
     check_same_classes(parameters, source.names)
     check_other_cases(parameters, source.array)
     if not pool:
+        if other_samples(parameters, source.array):  # of a single sure case, all draws are equal
+            source = open_classes(tree, copies=True)
         _check_same_draws(parameters, source.array)
     return calibrated_tree(source, _transform(parameters, method, source, pool), method)
 

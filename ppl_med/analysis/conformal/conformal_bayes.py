@@ -21,7 +21,7 @@ from ppl_med import checks
 from ppl_med.analysis.conformal import importance, order_statistics
 from ppl_med.analysis.conformal.hits import interval_hits, label_hits, observed_cases
 from ppl_med.analysis.statistics.location_scale import check_distribution
-from ppl_med.analysis.tree import CaseNumbers, case_coords, open_case_numbers, open_classes
+from ppl_med.analysis.tree import CaseNumbers, case_coords, open_class_pair, open_number_pair
 from ppl_med.moved import renamed_argument
 
 _BLOCK = 2**22  # numbers held at once
@@ -57,7 +57,7 @@ def bayes_sets(
             shared cases; too few effective draws.
     """
     checks.inside("alpha", alpha)
-    old, new = open_classes(training), open_classes(tree)
+    old, new = open_class_pair(training, tree)
     _check_pair(training, tree, old.array, new.array)
     if old.names != new.names:
         raise ValueError(f"training has the classes {old.names}, not {new.names}.")
@@ -123,8 +123,7 @@ def bayes_intervals(
     """
     checks.inside("alpha", alpha)
     checks.whole("num_points", num_points, 3)
-    numbers = open_case_numbers(training, site)
-    others = open_case_numbers(tree, numbers.site)
+    numbers, others = open_number_pair(training, tree, site)
     _check_pair(training, tree, numbers.find("loc"), others.find("loc"))
     seen = numbers.required()
 

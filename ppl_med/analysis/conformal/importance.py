@@ -10,6 +10,7 @@ Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.statistics.weight_draws import check_own_weights
 from ppl_med.analysis.tree import (
     Posterior,
     case_ids,
@@ -26,7 +27,10 @@ _FEWEST = 25  # draws, of which PSIS smooths a fifth, five at least
 
 
 def leave_one_out_weights(
-    training: xr.DataTree, limit: float | None, cases: np.ndarray | slice = slice(None)
+    training: xr.DataTree,
+    limit: float | None,
+    cases: np.ndarray | slice = slice(None),
+    num_draws: int | None = None,
 ) -> tuple[np.ndarray, xr.DataArray]:
     """Return the weights of the draws of the posterior without each training case.
 
@@ -34,6 +38,7 @@ def leave_one_out_weights(
         training: The tree of `predict` on the training cases.
         limit: Largest Pareto k to accept; None for the limit above.
         cases: Positions of the cases with an observation.
+        num_draws: Draws of the predictions, over all chains.
 
     Returns:
         Weights (case, sample), sums of one, samples chain by chain; and Pareto k (case).
@@ -64,6 +69,12 @@ def leave_one_out_weights(
             f"The tree holds {values.shape[1]} draws that differ; leaving a case out takes "
             f"{_FEWEST} or more. Of a point estimate use split conformal."
         )
+    if num_draws not in (None, values.shape[1]):
+        raise ValueError(
+            f"training holds the log-likelihood of {values.shape[1]} draws that differ, and "
+            f"predictions of {num_draws}; predict again, with log_likelihood and posterior of the "
+            "same draws."
+        )
     if (np.ptp(values, axis=1) == 0).any():
         raise ValueError(
             "All draws give some training case the same likelihood; a point estimate says nothing "
@@ -89,6 +100,10 @@ def check_pair(
 ) -> None:
     """Raise unless two trees are of the same draws, as far as they tell, and of other cases.
 
+    Draws that share their weights are refused: p(y | weights, latent of the case) is no density
+    given the weights. Leaving a case out would need E[p] and takes 1 / E[1 / p]; an outcome tried
+    would be scored by E[p^2], other cases by E[p q].
+
     Args:
         training: The tree of the training cases.
         test: The tree of other cases.
@@ -111,6 +126,8 @@ def check_pair(
                     f"The training tree has {key} {old!r}, the test tree {new!r}; draw s must be "
                     "the same function in both. Predict both with the same seed."
                 )
+    for name, array in (("training", first), ("tree", second)):
+        check_own_weights(array, name, "split conformal, conformal.calibrate")
     check_disjoint(case_ids(first, "training"), case_ids(second, "tree"))
 
 

@@ -26,8 +26,8 @@ from ppl_med.analysis.tree import (
     CaseNumbers,
     Posterior,
     case_coords,
-    open_case_numbers,
-    open_classes,
+    open_class_pair,
+    open_number_pair,
 )
 from ppl_med.axes import SAMPLES
 from ppl_med.moved import renamed_argument
@@ -68,13 +68,14 @@ def leave_one_out_sets(
     settings = score_of(method)
     if settings.draws != "mixture":
         raise ValueError("Leaving one out scores the mixture; use Score(draws='mixture').")
-    old, new = open_classes(training), open_classes(tree)
+    old, new = open_class_pair(training, tree)
     importance.check_pair(training, tree, old.array, new.array)
     seen = old.case_labels()
     if old.names != new.names:
         raise ValueError(f"training has the classes {old.names}, not {new.names}.")
     cases = observed_cases(seen)
-    weights, shape = importance.leave_one_out_weights(training, pareto_k, cases)
+    count = old.num_samples[0] * old.num_samples[1]
+    weights, shape = importance.leave_one_out_weights(training, pareto_k, cases, count)
     old, label = old.isel(cases), seen[cases].values
     noise = [_noise(classes.array, settings, seed) for classes in (old, new)]
     own = np.concatenate(
@@ -124,14 +125,14 @@ def leave_one_out_intervals(
         TypeError, ValueError: As `leave_one_out_sets`, or no ``loc``.
     """
     checks.inside("alpha", alpha)
-    numbers = open_case_numbers(training, site)
-    others = open_case_numbers(tree, numbers.site)
+    numbers, others = open_number_pair(training, tree, site)
     importance.check_pair(training, tree, numbers.find("loc"), others.find("loc"))
     seen = numbers.required()
     cases = observed_cases(seen)
-    weights, shape = importance.leave_one_out_weights(training, pareto_k, cases)
     numbers = numbers.isel(cases)
     old = numbers.find("loc")
+    count = old.sizes["chain"] * old.sizes["draw"]
+    weights, shape = importance.leave_one_out_weights(training, pareto_k, cases, count)
     shares = xr.DataArray(
         weights.reshape(-1, old.sizes["chain"], old.sizes["draw"]),
         {"case": old["case"].values},

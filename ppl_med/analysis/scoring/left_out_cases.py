@@ -3,7 +3,7 @@
 import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
-from ppl_med.analysis.statistics.weight_draws import weights_of
+from ppl_med.analysis.statistics.weight_draws import check_own_weights
 from ppl_med.analysis.tree import Posterior, count_left_out, needed_log_likelihood
 
 
@@ -40,12 +40,7 @@ def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
             "log_likelihood_of='training'."
         )
     monte_carlo.require_draws(likelihood.array)
-    if weights_of(likelihood.array) is not None:
-        raise ValueError(
-            "tree has several samples of each draw of the weights, each with a latent of its own: "
-            "the density of a case under the weights alone is not known. Use held-out cases and "
-            "scoring.elpd_heldout."
-        )
+    check_own_weights(likelihood.array, "tree", "held-out cases and scoring.elpd_heldout")
     from arviz_stats import loo
 
     logs = likelihood.read()

@@ -37,6 +37,21 @@ def weights_of(given: xr.DataArray | xr.Dataset) -> np.ndarray | None:
     return None if len(names) == len(index) else index
 
 
+def check_own_weights(given: xr.DataArray | xr.Dataset, name: str, instead: str) -> None:
+    """Raise a ValueError where several draws share their weights.
+
+    Args:
+        given: What was predicted (chain, draw, ...).
+        name: Of the argument it is of.
+        instead: What to use.
+    """
+    if weights_of(given) is not None:
+        raise ValueError(
+            f"{name} has several samples of each draw of the weights, each with a latent of its "
+            f"own: the density of a case under the weights alone is not known. Use {instead}."
+        )
+
+
 def num_functions(given: xr.DataArray | xr.Dataset) -> int:
     """Return how many independent functions there are: draws of the weights, over all chains."""
     index = weights_of(given)

@@ -10,6 +10,7 @@ layers         features of layers, where kept                   ``open_layers``
 likelihoods    log-likelihood of the observation                ``open_log_likelihood``
 attributions   maps of attribution                              ``select_maps``
 copies         draws that are copies of each other, dropped     ``drop_copies``
+pairs          two trees of the same draws, side by side        ``open_class_pair``
 boxes          boxes of every draw, and observed ones          ``open_boxes``
 cases          ids, groups, weights; the same cases everywhere
 augmentations  trees of `predict_augmented`: ``open_augmented``, ``average_augmentations``
@@ -78,6 +79,7 @@ from ppl_med.analysis.tree.masks import (
     open_probabilities,
 )
 from ppl_med.analysis.tree.numbers import DRAWS, Numbers, find_distribution, open_numbers
+from ppl_med.analysis.tree.pairs import open_class_pair, open_number_pair
 
 __all__ = [
     "DRAWS",
@@ -127,10 +129,12 @@ __all__ = [
     "open_augmented",
     "open_boxes",
     "open_case_numbers",
+    "open_class_pair",
     "open_classes",
     "open_draws",
     "open_layers",
     "open_log_likelihood",
+    "open_number_pair",
     "open_numbers",
     "open_probabilities",
     "other_samples",

@@ -159,12 +159,15 @@ class CaseNumbers:
         return draws.quantile(levels, SAMPLES).transpose("case", "quantile")
 
 
-def open_case_numbers(tree: object, site: str | None = None) -> CaseNumbers:
+def open_case_numbers(
+    tree: object, site: str | None = None, *, copies: bool = False
+) -> CaseNumbers:
     """Find the numbers of a tree, without reading them.
 
     Args:
         tree: The tree of `predict`, with observations or not.
         site: Name of the observed numbers; None takes the only one, as `find_site` says.
+        copies: Keep draws that are copies of others.
 
     Raises:
         TypeError: ``tree`` is no DataTree.
@@ -173,7 +176,8 @@ def open_case_numbers(tree: object, site: str | None = None) -> CaseNumbers:
     name, observation, drawn = find_site(tree, site)
     posterior = find_group(tree, "posterior")
     names = [parameter for parameter in _PARAMETERS if parameter in posterior]
-    predicted = {str(n): array for n, array in drop_copies(posterior[names]).items()}
+    group = posterior[names] if copies else drop_copies(posterior[names])
+    predicted = {str(n): array for n, array in group.items()}
     if drawn is not None:
-        predicted[DRAWS] = drop_copies(drawn)
+        predicted[DRAWS] = drawn if copies else drop_copies(drawn)
     return CaseNumbers(name, predicted, observation)

@@ -34,11 +34,28 @@ def drop_copies(given: Part) -> Part:
         The same with fewer draws, numbered 0, 1, ... where they have coordinates; ``weights`` still
         says which of them share their weights.
     """
-    told = log_float16.DIFFER.items() <= given.attrs.items()
-    if told or given.sizes.get("draw", 1) < 2 or "chain" not in given.dims:
+    return drop_shared_copies(given)[0]
+
+
+def drop_shared_copies(*given: Part) -> tuple[Part, ...]:
+    """Keep the first of the draws that are equal in all of several predictions, as `drop_copies`.
+
+    A single case of which a network is sure has equal draws and says nothing of the others. Draws
+    stay aligned, as they must where draw s of one is read beside draw s of the other.
+
+    Args:
+        given: What was predicted (chain, draw, ...) by the same draws, of different cases. Where
+            chains or draws are not as many, each is read by itself.
+    """
+    shapes = {tuple(one.sizes.get(dim, 0) for dim in SAMPLES) for one in given}
+    if len(shapes) > 1:
+        return tuple(drop_copies(one) for one in given)
+    chains, draws = shapes.pop()
+    told = any(log_float16.DIFFER.items() <= one.attrs.items() for one in given)
+    if told or draws < 2 or not chains:
         return given
-    arrays = list(given.data_vars.values()) if isinstance(given, xr.Dataset) else [given]
-    kind = np.zeros((given.sizes["chain"], given.sizes["draw"]), np.int64)
+    arrays = [array for one in given for array in _arrays(one)]
+    kind = np.zeros((chains, draws), np.int64)
     for array in arrays:
         if not {*SAMPLES} <= set(array.dims):
             continue
@@ -51,8 +68,17 @@ def drop_copies(given: Part) -> Part:
     if copies == 1 or (not kind.any() and all(array.dtype.kind in "biu" for array in arrays)):
         return given
     first = [np.sort(np.unique(chain, return_index=True)[1]) for chain in kind]
+    return tuple(_kept(one, np.array(first)) for one in given)
+
+
+def _arrays(given: xr.DataArray | xr.Dataset) -> list[xr.DataArray]:
+    return list(given.data_vars.values()) if isinstance(given, xr.Dataset) else [given]
+
+
+def _kept(given: Part, first: np.ndarray) -> Part:
+    """Some draws (chain, draw), numbered anew."""
     named = [name for name in (*SAMPLES, WEIGHTS) if name in given.coords]
-    kept = _chosen(given.drop_vars(named), np.array(first))
+    kept = _chosen(given.drop_vars(named), first)
     if "chain" in given.coords:
         kept = kept.assign_coords(chain=given["chain"].variable)
     if "draw" in given.coords:
