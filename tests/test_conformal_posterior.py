@@ -1,5 +1,6 @@
 """Leaving training cases out and adding test cases: against exact refits of conjugate models."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from conformal_trees import Z, probs_tree, regression_tree, vague_labels
 from scipy import stats
 from scipy.special import expit
 
-from ppl_med.analysis import conformal
+from ppl_med.analysis import conformal, scoring
 from ppl_med.analysis.conformal import importance
 
 SIGMA = 0.5
@@ -409,3 +410,34 @@ def test_a_log_likelihood_of_other_draws_is_refused() -> None:
     first["log_likelihood"] = xr.DataTree(group)
     with pytest.raises(ValueError, match="of 100 draws that differ, and predictions of 200"):
         conformal.leave_one_out_intervals(first, second, 0.2)
+
+
+def test_a_training_case_of_which_all_draws_are_sure_needs_no_weights() -> None:
+    """ArviZ refused the whole tree: without case 3 the posterior is the same, and so is p(y_3)."""
+    logs = -np.random.default_rng(0).exponential(1, (1, 200, 30))
+    logs[:, :, 3] = 0.0
+
+    def loo_of(values: np.ndarray) -> xr.Dataset:
+        log_likelihood = xr.Dataset({"label": (("chain", "draw", "case"), values)})
+        tree = xr.DataTree.from_dict({"/log_likelihood": log_likelihood})
+        tree.attrs["log_likelihood_of"] = "training"
+        return scoring.elpd_loo(tree)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
+        found, rest = loo_of(logs), loo_of(np.delete(logs, 3, 2))
+    assert found["elpd"][3] == 0 and np.isnan(found["pareto_k"][3])
+    for name in ("elpd", "pareto_k"):
+        np.testing.assert_allclose(np.delete(found[name].values, 3), rest[name])
+    np.testing.assert_allclose(found["elpd_sum"], rest["elpd_sum"])
+    np.testing.assert_allclose(found["elpd_sum_se"], found["elpd"].std() * 30**0.5)
+    with pytest.raises(ValueError, match="tree has a case that many draws fit equally badly"):
+        loo_of(np.log(np.random.default_rng(0).choice([0.2, 0.5, 0.9], (1, 200, 30))))
+
+
+def test_few_functions_drawn_again_and_again_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    few = rng.dirichlet(np.ones(3), (3, 50))
+    tree = probs_tree(few[rng.choice(3, 100)], rng.integers(0, 3, 50))
+    with pytest.raises(ValueError, match="training has a case that many draws fit equally badly"):
+        conformal.leave_one_out_sets(tree.isel(case=slice(40)), tree.isel(case=slice(40, None)))

@@ -10,6 +10,7 @@ Source: Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024, arXiv:1507.02646
 import numpy as np
 import xarray as xr
 
+from ppl_med.analysis.statistics.tail_ties import explained_ties
 from ppl_med.analysis.statistics.weight_draws import check_own_weights
 from ppl_med.analysis.tree import (
     Posterior,
@@ -82,7 +83,8 @@ def leave_one_out_weights(
         )
     from arviz_stats.base import array_stats  # it imports matplotlib
 
-    log_weights, shape = array_stats.psislw(values, axis=-1)
+    with explained_ties("training"):
+        log_weights, shape = array_stats.psislw(values, axis=-1)
     log_weights = log_weights - log_weights.max(1, keepdims=True)
     weights = np.exp(log_weights)
     pareto_k = xr.DataArray(np.asarray(shape, np.float64), dims="training_case")

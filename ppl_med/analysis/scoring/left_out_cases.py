@@ -1,10 +1,13 @@
 """Expected log predictive density from the training cases, each left out in turn by PSIS."""
 
+import numpy as np
 import xarray as xr
 
 from ppl_med.analysis.statistics import monte_carlo
+from ppl_med.analysis.statistics.tail_ties import explained_ties
 from ppl_med.analysis.statistics.weight_draws import check_own_weights
 from ppl_med.analysis.tree import Posterior, count_left_out, needed_log_likelihood
+from ppl_med.axes import SAMPLES
 
 
 def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
@@ -19,12 +22,13 @@ def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
         site: Name of the observed site; None takes label or mask, or the only one.
 
     Returns:
-        Dataset with ``elpd`` and ``pareto_k`` (case), of the cases with an observation;
+        Dataset with ``elpd`` and ``pareto_k`` (case), of the cases with an observation; k is NaN
+        where all draws agree, as of a case of which all are sure: it needs no weights;
         ``elpd_sum`` with ``elpd_sum_se`` over cases, nats.
 
     Raises:
         ValueError: No log-likelihood, the tree is of held-out cases or does not say, or there is
-            one draw or one case.
+            one draw or one case; or draws that fit a case least are ties.
 
     Warns:
         UserWarning: Pareto k is large: the estimate cannot be trusted.
@@ -50,11 +54,17 @@ def elpd_loo(tree: Posterior, site: str | None = None) -> xr.Dataset:
     if counts["num_cases"] < 2:
         raise ValueError("One case has no error over cases; leave one out of two or more cases.")
     logs = logs.sum(pixels).isel(case=seen.values.nonzero()[0]).rename("case_density")
-    group = logs.to_dataset()
-    given = xr.DataTree.from_dict({"/log_likelihood": group, "/posterior": group})
-    found = loo(given, pointwise=True, var_name="case_density", reff=1.0)
-    result = xr.Dataset({"elpd": found.elpd_i, "pareto_k": found.pareto_k})
-    result["elpd_sum"], result["elpd_sum_se"] = float(found.elpd), float(found.se)
+    first = logs.isel(chain=0, draw=0, drop=True)
+    differ = (logs != first).any(SAMPLES)
+    elpd, shape = first.copy(), xr.full_like(first, np.nan)
+    if differ.any():
+        group = logs.isel(case=differ.values.nonzero()[0]).to_dataset()
+        given = xr.DataTree.from_dict({"/log_likelihood": group, "/posterior": group})
+        with explained_ties("tree"):
+            found = loo(given, pointwise=True, var_name="case_density", reff=1.0)
+        elpd[differ.values], shape[differ.values] = found.elpd_i.values, found.pareto_k.values
+    result = xr.Dataset({"elpd": elpd, "pareto_k": shape})
+    result["elpd_sum"], result["elpd_sum_se"] = elpd.sum(), (elpd.size * elpd.var()) ** 0.5
     for name in ("elpd", "elpd_sum", "elpd_sum_se"):
         result[name].attrs["units"] = "nats"
     result["pareto_k"].attrs["units"] = "1"

@@ -3,6 +3,7 @@
 monte_carlo      standard errors of figures from posterior draws
 copies           how many functions the draws are
 weight_draws     the same of draws that share their weights; errors over draws of the weights
+tail_ties        what ties among the largest importance weights mean
 case_means       means over cases and their standard errors
 draw_ranks       intervals between draws, and levels of quantiles
 binning          bins of equal width, exact binomial intervals
