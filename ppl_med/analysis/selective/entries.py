@@ -100,10 +100,11 @@ class ClassFigures:
         """Return a score by its name (case, ...)."""
         probs = self.opened.read(block)  # parts may have copies of draws where the whole has none
         if name in ENTROPIES:
-            found, inside = uncertainty.entropy_figures(probs)[name][0], self.opened.inside(block)
+            inside = self.opened.inside(block)
+            found = _with_unit(uncertainty.entropy_figures(probs)[name])
             return found if inside is None else found.where(inside)
         if name in VARIANCES:
-            return uncertainty.probability_figures(probs)[name][0].sum("class")
+            return _with_unit(uncertainty.probability_figures(probs)[name]).sum("class")
         return 1 - monte_carlo.mean(probs).max("class")
 
     def error(self, name: str, block: Block) -> xr.DataArray:
@@ -140,7 +141,7 @@ class NumberFigures:
     def score(self, name: str, block: Block) -> xr.DataArray:
         """Return a variance by its name (case, ...)."""
         if self.opened.posterior:
-            return variance_figures(self.opened.posterior, block)[0][name][0]
+            return _with_unit(variance_figures(self.opened.posterior, block)[0][name])
         if name != "total":
             raise ValueError(
                 f"score {name!r} needs loc and scale, or mean and variance, in the posterior "
@@ -319,6 +320,11 @@ def _sizes(array: xr.DataArray) -> dict[str, int]:
     if "case" not in array.dims:
         raise ValueError(f"score and error need the dimension case; got {array.dims}.")
     return {str(dim): size for dim, size in array.transpose("case", ...).sizes.items()}
+
+
+def _with_unit(figure: tuple[xr.DataArray, xr.DataArray, str]) -> xr.DataArray:
+    value, _, unit = figure
+    return value.assign_attrs(units=unit)
 
 
 def _whole(figures: ClassFigures | NumberFigures, kind: str, name: str) -> xr.DataArray:
