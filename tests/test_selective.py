@@ -388,3 +388,14 @@ def test_bad_input_is_named() -> None:
     huge = xr.DataArray(np.broadcast_to(np.zeros(1), (2**26 + 1,)), dims="case")
     with pytest.raises(ValueError, match="pass mantissa_bits=11"):
         selective.risk_coverage(None, huge, huge)
+
+
+@pytest.mark.parametrize("name", ["predictive_entropy", "epistemic", "total", "max_probability"])
+def test_behind_a_smaller_case_there_is_no_score(name: str) -> None:
+    """The variances were 0 there, as of pixels of which the model is sure."""
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (1, 4, 2, 2, 3))
+    probs[:, :, 0, :, 2] = np.nan
+    dims = ("chain", "draw", "case", "row", "col", "class")
+    array = xr.DataArray(probs, dims=dims).transpose(*dims[:3], "class", ...)
+    found = selective.scores(array, name)
+    assert np.isnan(found[0, :, 2]).all() and int(found.isnull().sum()) == 2

@@ -100,12 +100,13 @@ class ClassFigures:
         """Return a score by its name (case, ...)."""
         probs = self.opened.read(block)  # parts may have copies of draws where the whole has none
         if name in ENTROPIES:
-            inside = self.opened.inside(block)
             found = _with_unit(uncertainty.entropy_figures(probs)[name])
-            return found if inside is None else found.where(inside)
-        if name in VARIANCES:
-            return _with_unit(uncertainty.probability_figures(probs)[name]).sum("class")
-        return 1 - monte_carlo.mean(probs).max("class")
+        elif name in VARIANCES:
+            found = _with_unit(uncertainty.probability_figures(probs)[name]).sum("class")
+        else:
+            found = 1 - monte_carlo.mean(probs).max("class")
+        inside = self.opened.inside(block)
+        return found if inside is None else found.where(inside)
 
     def error(self, name: str, block: Block) -> xr.DataArray:
         """Return an error by its name (case, ...), NaN where there is no class."""
