@@ -3,7 +3,13 @@
 from collections.abc import Mapping, Sized
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+)
 
 
 def check_stream(batches: Any, name: str = "batches") -> None:
@@ -15,6 +21,14 @@ def check_stream(batches: Any, name: str = "batches") -> None:
             "nobody knows when an epoch ends; give it __len__, the number of its cases, or write "
             "it as a Dataset with __getitem__ and __len__"
         )
+
+
+def distributed_sampler(batches: Any) -> DistributedSampler | None:
+    """What gives each process its part of the cases, where batches come from such a one."""
+    batched = getattr(batches, "batch_sampler", None)
+    sampler = getattr(batched, "sampler", None)
+    known = isinstance(batches, DataLoader) and isinstance(sampler, DistributedSampler)
+    return sampler if known else None
 
 
 def check_order(batches: Any, first: Mapping[str, Any]) -> None:

@@ -182,7 +182,7 @@ def predict(
     samples = whole("samples", samples)
     seed = check_seed(seed)
     store = None if store is None else a_path("store", store)
-    check_ranks(store)
+    check_ranks(store, batches)
     choice("log_likelihood_of", log_likelihood_of, ("held-out", "training"))
     windowed = None if window is None else SlidingWindow(window, overlap, blend)
     mirroring = None if mirror is False else Mirroring(mirror)

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 from killed_runs import Moment, cases, classifier, die_in_zarr_write
 from rank_processes import run_together
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ppl_med import storage
 from ppl_med.axes import SPACE
@@ -183,6 +184,21 @@ def told(call: Any) -> str:
     return str(caught.value)
 
 
+class Rows(Dataset):
+    """Cases by themselves, with their ids."""
+
+    def __len__(self) -> int:
+        return CASES
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[index] for name, values in cases(CASES).items()}
+
+
+def parts() -> DataLoader:
+    """Of which each process gets every other case."""
+    return DataLoader(Rows(), 4, sampler=DistributedSampler(Rows(), shuffle=False))
+
+
 def wrong_calls(folder: Path) -> None:
     """Calls that no rank gets through; what they are told is written down."""
     path, own = folder / "run.zarr", rank()
@@ -194,6 +210,9 @@ def wrong_calls(folder: Path) -> None:
         told(lambda: predicted(path, batches=Batches(cases(CASES + own), batch_size=4))),
         told(lambda: predicted(path, batches=[*Batches(cases(80), batch_size=4)][own::2])),
     ]
+    found.append(told(lambda: predicted(path, batches=parts())))
+    assert not [*folder.glob("run.zarr*")]  # it is told before any work
+    barrier()
     path.mkdir(exist_ok=True)
     barrier()
     found.append(told(lambda: predicted(path, resume=False)))
@@ -207,7 +226,8 @@ def test_what_cannot_be_the_same_is_refused_on_all_ranks(tmp_path: Path) -> None
     assert "on 2 processes, which need store='run.zarr'" in first[0] and "run.nc" in first[1]
     for line, name in zip(first[2:6], ("parameters_sha256", "seed", "data", "data"), strict=True):
         assert f"rank 1 has another {name}" in line
-    assert "run.zarr exists" in first[6]
+    assert "batches have a DistributedSampler" in first[6]
+    assert "run.zarr exists" in first[7]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from ppl_med import storage
+from ppl_med.inference.case_order import distributed_sampler
 from ppl_med.inference.prediction.continuation import check_continues
 from ppl_med.inference.prediction.regions import Regions
 from ppl_med.inference.prediction.tree_builder import Chunk
@@ -59,13 +60,22 @@ def open_sink(
         yield ZarrSink(path, attrs, resume, from_prior) if is_zarr else MemorySink(path, attrs)
 
 
-def check_ranks(store: str | Path | None) -> None:
-    """Meet the other processes; a ValueError where they would predict what only one can hold."""
+def check_ranks(store: str | Path | None, batches: Any) -> None:
+    """Meet the other processes; a ValueError where they would predict what only one can hold.
+
+    Or where each has been given a part of the cases, which no other would predict.
+    """
     if num_ranks() > 1 and (store is None or Path(store).suffix != ".zarr"):
         raise ValueError(
             f"predict runs on {num_ranks()} processes, which need store='run.zarr' to write into, "
             f"got store={store!r}; give one to all of them, or predict on one of them after "
             "torch.distributed.destroy_process_group(), or without torchrun"
+        )
+    sampler = distributed_sampler(batches)
+    if num_ranks() > 1 and sampler is not None and sampler.num_replicas > 1:
+        raise ValueError(
+            "batches have a DistributedSampler, which gives each process a part of the cases; "
+            "leave the sampler out: predict reads all of them on every process, and deals them"
         )
     barrier()  # they join here, which chooses a GPU for each
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, DistributedSampler
 
 from ppl_med.inference import process_group
 from ppl_med.inference.batches import Loader, num_cases_in
+from ppl_med.inference.case_order import distributed_sampler
 from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.programs import protocol
 from ppl_med.programs.parameters import free_parameters, parts_of, set_mode
@@ -95,14 +95,6 @@ def check_averaged(pair: Pair) -> None:
             f"pyro.param keeps {next(iter(free))!r} in Pyro's store, where gradients of several "
             "processes are not averaged; make it a nn.Parameter or PyroParam of the module"
         )
-
-
-def distributed_sampler(batches: Any) -> DistributedSampler | None:
-    """What gives each process its part of the cases, where batches come from such a one."""
-    batched = getattr(batches, "batch_sampler", None)
-    sampler = getattr(batched, "sampler", None)
-    known = isinstance(batches, DataLoader) and isinstance(sampler, DistributedSampler)
-    return sampler if known else None
 
 
 def _are_whole(batches: Any, size: int) -> bool:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ppl_med.inference import checkpoint as files
 from ppl_med.inference import process_group
 from ppl_med.inference.batches import Loader
+from ppl_med.inference.case_order import distributed_sampler
 from ppl_med.inference.training.member import snapshot
-from ppl_med.inference.training.ranks.conditions import distributed_sampler
 from ppl_med.inference.training.ranks.together import Ranks
 from ppl_med.inference.training.run_state import restore, run_state
 from ppl_med.inference.training.settings import Settings
