@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from rank_processes import run_together
 from reader_folders import write_table
 from run_configs import CELLS, classifier
 
@@ -18,6 +20,7 @@ from ppl_med.data import Batches, blood_smear, standardization
 from ppl_med.inference import checkpoint, predict
 from ppl_med.inference.checkpoint import digest
 from ppl_med.inference.guides.ensemble import members_of
+from ppl_med.inference.process_group import rank
 from ppl_med.programs.sites import select_arguments
 from ppl_med.runs.run_parts import build_data, build_programs
 
@@ -67,6 +70,27 @@ def test_the_config_of_a_run_makes_it_again_bit_for_bit(run: runs.Run, tmp_path:
     xr.testing.assert_identical(again.history, run.history)
     other = runs.fit(run.config, tmp_path / "other", changes=["seed=4"], progress=False)
     assert weights_of(other) != weights_of(run)
+
+
+def fit_together(folder: Path) -> None:
+    """One rank comes when the other has begun."""
+    while rank() and not (folder / "run" / "config.yaml").exists():
+        time.sleep(0.05)
+    found = runs.fit(classifier(), folder / "run", progress=False)
+    digests = found.provenance["parameters_sha256"], digest(members_of(found.model, found.guide))
+    assert digests[0] == digests[1]
+
+
+def test_processes_that_train_together_write_one_run(tmp_path: Path) -> None:
+    """Each of them moved the folder of the others aside, as an earlier run, and wrote its own."""
+    earlier = tmp_path / "run"
+    earlier.mkdir()
+    (earlier / "old").touch()
+    assert run_together(fit_together, 2, tmp_path / "meet", tmp_path) == [0, 0]
+    assert {one.name for one in tmp_path.glob("run*")} == {"run", "run.1"}
+    assert [one.name for one in (tmp_path / "run.1").iterdir()] == ["old"]
+    loaded = runs.load(earlier)
+    assert loaded.history is not None and loaded.history.attrs["ranks"] == 2
 
 
 def test_a_run_is_resumed_with_its_own_description_only(run: runs.Run, tmp_path: Path) -> None:

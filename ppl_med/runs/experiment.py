@@ -12,6 +12,7 @@ from torch import Tensor
 import ppl_med.inference
 from ppl_med import storage
 from ppl_med.checks import a_path, choice
+from ppl_med.inference import process_group
 from ppl_med.inference.data_digest import data_digest
 from ppl_med.inference.guides.ensemble import members_of
 from ppl_med.plots.report import report_tree
@@ -49,6 +50,8 @@ def fit(
 ) -> Run:
     """Train what a file describes, and save it.
 
+    Processes of ``torchrun`` train together, as in ``ppl_med.inference.fit``, and rank 0 writes.
+
     Args:
         config: A YAML file, or its content.
         out: Folder of the run; an earlier run in it is moved aside.
@@ -73,8 +76,13 @@ def fit(
     first = first_of(content, train)
     model, guide = build_programs(content, allow, example=first)
     arguments = Builder(allow, folder=out)(dict(content.get("fit", {})), "fit")
-    folder = storage.open_run(out, resume=resume)
-    storage.write_text(folder / CONFIG, as_yaml(content), "config")
+
+    def begin() -> Path:
+        folder = storage.open_run(out, resume=resume)
+        storage.write_text(folder / CONFIG, as_yaml(content), "config")
+        return folder
+
+    folder = process_group.on_rank_0(begin)
     started = time.time()
     history = ppl_med.inference.fit(
         model,
@@ -107,7 +115,7 @@ def fit(
             "training_cases": _count(train),
         },
     )
-    write(run)
+    run.provenance = process_group.on_rank_0(lambda: write(run))
     return run
 
 

@@ -126,8 +126,8 @@ def save(
     return run
 
 
-def write(run: Run) -> None:
-    """Write a run to its folder; what it consists of, and when, is added to its provenance."""
+def write(run: Run) -> dict[str, Any]:
+    """Write a run to its folder; return its provenance, with what it consists of, and when."""
     folder = run.folder
     run.provenance |= {
         "parameters_sha256": checkpoint.digest(members_of(run.model, run.guide)),
@@ -145,6 +145,7 @@ def write(run: Run) -> None:
         storage.save(run.history, folder / HISTORY)
     # Last, so that a folder with a record is whole.
     storage.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n", "record")
+    return run.provenance
 
 
 def load(folder: str | Path, *, allow: Iterable[str] = ()) -> Run:
