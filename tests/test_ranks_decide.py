@@ -31,13 +31,16 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ppl_med.data import Batches
 from ppl_med.inference import (
+    SGLD,
     Ensemble,
     Laplace,
     MeanFieldNormal,
     PointEstimate,
+    active_learn,
     checkpoint,
     predict,
     process_group,
+    sample,
 )
 from ppl_med.models import DUQClassifier
 
@@ -203,6 +206,18 @@ def refusals(folder: Path) -> Found:
     return {}
 
 
+def for_one_process(folder: Path) -> Found:
+    """What each process would do by itself, into one file; rank 0 may sample for all."""
+    model = classifier(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2))).float()
+    batches, path = Batches(cases(), batch_size=23), folder / "chains.pt"
+    with pytest.raises(ValueError, match="active_learn buys labels in one process, not in 2"):
+        active_learn(lambda: (model, None), batches, [], budget=9, test=batches)
+    refused = pytest.raises(ValueError, match="checkpoint: each of 2 processes samples all chains")
+    with refused if rank() else contextlib.nullcontext():
+        sample(model, batches, SGLD(1e-5), draws=1, warm_up=1, checkpoint=path, progress=False)
+    return {}
+
+
 def batch_norm(folder: Path) -> Found:
     model = classifier(normed)
     options = {"model": model, "guide": PointEstimate(model).double(), "batches": whole()}
@@ -270,7 +285,7 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
 CHECKS: list[Callable[[Path], Found]] = [
     *(uninterrupted, interrupted, saved_at_every_step, begun, continued, told, failing_callback),
     *(apart, apart_again, apart_interrupted, distributed_sampler, own_statistics, another_fails),
-    *(refusals, batch_norm),
+    *(for_one_process, refusals, batch_norm),
     alone_again,  # the last one
 ]
 

@@ -25,6 +25,7 @@ import xarray as xr
 from ppl_med.analysis.scoring import score
 from ppl_med.checks import a_path, different_names, is_whole, known_keys, reject, whole
 from ppl_med.data import Batches, check_disjoint
+from ppl_med.inference import process_group
 from ppl_med.inference.active.next_cases import Rule, Selection
 from ppl_med.inference.active.oracles import AskedLabels, KnownLabels, Oracle, Pool
 from ppl_med.inference.active.purchases import FILE, open_purchases
@@ -135,13 +136,19 @@ def active_learn(
         TypeError: The pool is no ``Batches``, or ``make_program`` gives no pair.
         ValueError: An argument is out of range; labels do not fit the cases or the model; ids are
             in the pool and among held-out cases; the acquisition needs several functions and the
-            guide is a point; the run to resume was begun with other settings or data.
+            guide is a point; the run to resume was begun with other settings or data; several
+            processes work together.
         FileExistsError: If ``folder`` holds a run and ``resume`` is False.
         BlockingIOError: If another process runs in ``folder``.
         OSError: If ``folder`` cannot be written.
 
     Whatever the oracle raises is raised on; answers it gave before are in ``folder``.
     """
+    if process_group.num_ranks() > 1:
+        raise ValueError(
+            f"active_learn buys labels in one process, not in {process_group.num_ranks()}; call it "
+            "without torchrun, or after torch.distributed.destroy_process_group() on one of them"
+        )
     if not callable(make_program):
         reject("make_program", "a function that gives a model and its guide", make_program)
     seed, folder = check_seed(seed), None if folder is None else a_path("folder", folder)

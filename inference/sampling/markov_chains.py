@@ -15,6 +15,7 @@ import torch
 
 from ppl_med.checks import a_path, choice, finite, reject, whole
 from ppl_med.inference import checkpoint as files
+from ppl_med.inference import process_group
 from ppl_med.inference.adapted import adapted
 from ppl_med.inference.batches import (
     as_loader,
@@ -116,7 +117,8 @@ def sample(
 
     Raises:
         TypeError: On batches that cannot be iterated again and again.
-        ValueError: On arguments or batches that do not fit; on a model without a posterior that
+        ValueError: On arguments or batches that do not fit; on a ``checkpoint`` for several
+            processes, each of which samples all chains; on a model without a posterior that
             stands still: trained by a loss, with latents per case, discrete latents, dropout of its
             own, BatchNorm that follows the batches, augmentation; where no start has a finite
             density.
@@ -145,6 +147,11 @@ def sample(
         raise ValueError("resume=True needs a checkpoint to resume from; pass checkpoint=<path>")
     if path is not None and path.suffix == ".safetensors":
         reject("checkpoint", "a file such as run.pt", str(path), "save writes .safetensors")
+    if path is not None and process_group.rank() > 0:
+        raise ValueError(
+            f"checkpoint: each of {process_group.num_ranks()} processes samples all chains, and "
+            "all would write to it; call sample without torchrun, or leave checkpoint out"
+        )
     refusals.check_program(model)
     loader = as_loader(adapted(batches, keys, training=True), num_cases)
     refusals.check_random_data(loader)
