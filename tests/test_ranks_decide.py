@@ -43,6 +43,7 @@ from ppl_med.inference import (
     sample,
 )
 from ppl_med.models import DUQClassifier
+from ppl_med.weights import Normal
 
 STEPS = 8  # of two epochs
 
@@ -175,7 +176,7 @@ def own_statistics(folder: Path) -> Found:
     model = classifier(normed)
     guide = PointEstimate(model).double()
     found = {"model": model, "guide": guide, "batches": loader(), "average": 0.5}
-    with warned_of_norms():
+    with told_at_rank_0("BatchNorm2d takes its statistics"):
         return trained(found, validation=in_order())
 
 
@@ -211,7 +212,7 @@ def for_one_process(folder: Path) -> Found:
     model = classifier(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2))).float()
     batches, path = Batches(cases(), batch_size=23), folder / "chains.pt"
     with pytest.raises(ValueError, match="active_learn buys labels in one process, not in 2"):
-        active_learn(lambda: (model, None), batches, [], budget=9, test=batches)
+        active_learn(lambda: (model, PointEstimate(model)), batches, [], budget=9, test=batches)
     refused = pytest.raises(ValueError, match="checkpoint: each of 2 processes samples all chains")
     with refused if rank() else contextlib.nullcontext():
         sample(model, batches, SGLD(1e-5), draws=1, warm_up=1, checkpoint=path, progress=False)
@@ -221,17 +222,28 @@ def for_one_process(folder: Path) -> Found:
 def batch_norm(folder: Path) -> Found:
     model = classifier(normed)
     options = {"model": model, "guide": PointEstimate(model).double(), "batches": whole()}
-    with warned_of_norms():
+    with told_at_rank_0("BatchNorm2d takes its statistics"):
         return trained(options, validation=whole())
+
+
+def warned_once(folder: Path) -> Found:
+    """Of a guide that is trained again and far from its prior."""
+    model = classifier(prior=Normal(scale=1e-4))
+    guide = MeanFieldNormal(model, estimator="shared").double()
+    options = {"model": model, "guide": guide, "batches": whole()}
+    with told_at_rank_0("the KL is"):
+        trained(options, epochs=1)
+    with told_at_rank_0("a second time with seed=0"), told_at_rank_0("the KL is"):
+        return trained(options, epochs=1)
 
 
 def normed() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
 
 
-def warned_of_norms() -> contextlib.AbstractContextManager[Any]:
-    """Rank 0 alone is told."""
-    warned = pytest.warns(UserWarning, match="BatchNorm2d takes its statistics")
+def told_at_rank_0(message: str) -> contextlib.AbstractContextManager[Any]:
+    """Warnings are errors at the other."""
+    warned = pytest.warns(UserWarning, match=message)
     return warned if rank() == 0 else contextlib.nullcontext()
 
 
@@ -285,7 +297,7 @@ REFUSED: dict[str, Callable[[], dict[str, Any]]] = {
 CHECKS: list[Callable[[Path], Found]] = [
     *(uninterrupted, interrupted, saved_at_every_step, begun, continued, told, failing_callback),
     *(apart, apart_again, apart_interrupted, distributed_sampler, own_statistics, another_fails),
-    *(for_one_process, refusals, batch_norm),
+    *(for_one_process, refusals, batch_norm, warned_once),
     alone_again,  # the last one
 ]
 

@@ -6,6 +6,8 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ppl_med.inference import process_group
+
 _begun: WeakKeyDictionary[Any, set[tuple[int, ...]]] = WeakKeyDictionary()
 
 
@@ -21,7 +23,7 @@ def warn_of_repeats(guides: Iterable[Any], seed: int, num_cases: int, num_batche
             known = _begun.setdefault(guide, set())
             again = again or key in known
             known.add(key)
-    if again:
+    if again and process_group.rank() == 0:
         warnings.warn(
             f"fit trains this guide a second time with seed={seed}: the batches come in the same "
             "order, with the same augmentation and the same draws as before; pass another seed in "

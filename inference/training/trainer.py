@@ -167,8 +167,7 @@ class Trainer:
         )
         while True:
             self.ranks.seed(seed, self.epoch, self.batch)
-            found = self._next(iterator)
-            if found is None:
+            if (found := self._next(iterator)) is None:
                 return
             yield self.ranks.part(*found)
 
@@ -295,7 +294,8 @@ class Trainer:
         """Leave a member that is trained, at the epoch that is to be kept."""
         self._check_finite()
         set_mode(member.pair, False)
-        member.warn_of_kl(self.steps)
+        if self.ranks.speaks:
+            member.warn_of_kl(self.steps)
         member.finish(self.standing(), self.settings)
         if self.settings.keep == "last":  # the best state holds its own
             self._measure(member)

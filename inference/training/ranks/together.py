@@ -46,6 +46,11 @@ class Ranks:
         """Whether there are others."""
         return self.size > 1
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells what all of those that train together would tell."""
+        return not self.several or self.rank == 0
+
     def seed(self, seed: int, *place: int) -> None:
         """Seed all generators for a place in the run, differently on every rank."""
         if self.several:
