@@ -49,8 +49,7 @@ class Trainer:
         own: Positions of the members that this process trains; None for all.
 
     Attributes:
-        index: Of the member that the next step trains; with ``epoch`` and ``batch`` where it
-            stands.
+        index: Member that the next step trains; with ``epoch`` and ``batch`` where it stands.
     """
 
     def __init__(
