@@ -325,26 +325,26 @@ class _Run:
         cases = [np.arange(end - batch_size(v), end) for v, end in zip(inputs, ends, strict=True)]
         # A layer that runs once for all draws would be caught once.
         once = caching() if not self.kept.names else nullcontext()
-        with torch.no_grad(), once, ExitStack() as held:
-            for sampler in self.samplers:
-                held.enter_context(sampler.held())
+        numbers = list(enumerate(itertools.product(*map(range, self.number))))
+        with torch.no_grad(), once:
             observations = list(map(self.samplers[0].observations, inputs, cases))
             chunk = self.builder.start(start, group.batches, inputs, observations)
-            for chain, sampler in enumerate(self.samplers):
+            for chain, own in enumerate(self.samplers):
                 values: dict[str, torch.Tensor] = {}
-                for draw, (of, sample) in enumerate(itertools.product(*map(range, self.number))):
-                    values = values if sample else sampler.kept(of)
-                    for given, observed, at in zip(inputs, observations, cases, strict=True):
-                        with self.kept.caught():
-                            trace = sampler.run(values, of, sampler.bare(given), at, sample)
-                        offset = int(at[0]) - start
-                        self.builder.record(chunk, trace, observed, chain, draw, offset)
-                        if self.builder.bounded and self.builder.group == "posterior":
-                            bounds = case_bounds(sampler, values, of, given, observed, at, sample)
-                            self.builder.record_bounds(chunk, bounds, (chain, draw, offset))
-                        self.kept.record(self.builder, chunk, (chain, draw, offset), len(at))
-                        if bar is not None:
-                            bar.update()
-                    if start == 0:
-                        self.builder.record_globals(chunk, values, chain, draw)
+                with own.held():
+                    for draw, (of, sample) in numbers:
+                        values = values if sample else own.kept(of)
+                        for given, observed, at in zip(inputs, observations, cases, strict=True):
+                            where = chain, draw, int(at[0]) - start
+                            with self.kept.caught():
+                                trace = own.run(values, of, own.bare(given), at, sample)
+                            self.builder.record(chunk, trace, observed, *where)
+                            if self.builder.bounded and self.builder.group == "posterior":
+                                bounds = case_bounds(own, values, of, given, observed, at, sample)
+                                self.builder.record_bounds(chunk, bounds, where)
+                            self.kept.record(self.builder, chunk, where, len(at))
+                            if bar is not None:
+                                bar.update()
+                        if start == 0:
+                            self.builder.record_globals(chunk, values, chain, draw)
         return chunk

@@ -180,7 +180,10 @@ class PosteriorSampler:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Put generators and parameter store back once, after all runs of the block, not each."""
+        """Put generators and parameter store back once, after all runs of the block, not each.
+
+        The block may run no other pair: programs of the same names would share parameters.
+        """
         before = self._held
         with torch_restored(), private_store():
             self._held = True
