@@ -74,9 +74,9 @@ def test_a_prior_by_name_needs_names_and_normals() -> None:
 @pytest.mark.filterwarnings("ignore:the KL is")  # two cases, and thousands of weights
 @pytest.mark.parametrize(
     "guide",
-    [SWAG, LowRankNormal, RadialNormal, BernoulliDropout, ConcreteDropout, PointEstimate,
-     partial(Ensemble, guide_factory=PointEstimate, members=2)],
-    ids=lambda one: getattr(one, "__name__", "Ensemble"),
+    [partial(SWAG, start=0.0), LowRankNormal, RadialNormal, BernoulliDropout, ConcreteDropout,
+     PointEstimate, partial(Ensemble, guide_factory=PointEstimate, members=2)],
+    ids=lambda one: getattr(one, "func", one).__name__,
 )  # fmt: skip
 def test_every_guide_takes_a_detector(guide: Callable[[Any], Any]) -> None:
     model = small_detector()

@@ -681,7 +681,7 @@ PROGRAMS: dict[str, Callable[[], Pair]] = {
     "low-rank": partial(classifier, partial(LowRankNormal, rank=2)),
     "radial": partial(classifier, RadialNormal),
     "concrete-dropout": partial(classifier, ConcreteDropout),
-    "swag": partial(classifier, SWAG),
+    "swag": partial(classifier, partial(SWAG, start=0.0)),
     **{f"laplace-{s}": partial(classifier, partial(LaplaceGuide, structure=s)) for s in STRUCTURES},
     "laplace-bernoulli": partial(classifier, LaplaceGuide, likelihood="bernoulli"),
     "last-layer": partial(classifier, MeanFieldNormal, where="last_layer"),
