@@ -192,7 +192,7 @@ def test_what_was_not_observed_is_left_out_and_counted(name: str) -> None:
 
 
 @READERS
-def test_what_was_not_observed_of_a_lazy_tree_is_left_out_without_a_warning(name: str) -> None:
+def test_what_was_not_observed_is_left_out_of_lazy_trees_without_a_warning(name: str) -> None:
     row = ANALYSES[name]
     holes = with_holes(tree_of(row), row.kind)
     found = run(row, in_chunks(holes, CHUNKS["threads"]))
