@@ -19,4 +19,6 @@ bivariate_normal  two correlated normal variables: P(X <= x, Y <= y)
 location_scale   closed forms of the normal, Laplace and Student t
 one_way          variance components of groups and their members
 total_variance   split of a variance by the law of total variance
+entropies        entropies and votes of draws of class probabilities
+compiled         loops over draws that numba compiles, where it is installed
 """
