@@ -18,6 +18,7 @@ Sources: Brier, Monthly Weather Review 78, 1950; Guo et al., ICML 2017, arXiv:17
 """
 
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ from ppl_med.analysis.tree import (
     open_log_likelihood,
     other_samples,
 )
+from ppl_med.analysis.tree.distinct_draws import drop_shared_copies
 from ppl_med.analysis.tree.simplex import SUM_TOLERANCE
 from ppl_med.axes import SAMPLES
 from ppl_med.checks import whole
@@ -108,21 +110,19 @@ def _open(tree: Posterior) -> tuple[Classes, LogLikelihood | None]:
     Raises:
         ValueError: The tree holds others.
     """
-    for copies in (False, True):
-        source = open_classes(tree, copies=copies)
-        likelihood = open_log_likelihood(tree, copies=copies)
-        if likelihood is None:
-            return source, None
-        check_cases(likelihood.array, source.array, "log_likelihood")
-        if set(likelihood.array.dims[2:]) != set(source.sizes):
-            return source, None
-        other = other_samples(likelihood.array, source.array)
-        if not other:
-            return source, likelihood
-    raise ValueError(
-        f"log_likelihood and probs have other values along {other}; select the same draws in every "
-        "group of the tree, or leave log_likelihood out."
-    )
+    source, likelihood = open_classes(tree, copies=True), open_log_likelihood(tree, copies=True)
+    if likelihood is None:
+        return open_classes(tree), None
+    check_cases(likelihood.array, source.array, "log_likelihood")
+    if set(likelihood.array.dims[2:]) != set(source.sizes):
+        return open_classes(tree), None
+    probs, logs = drop_shared_copies(source.array, likelihood.array)
+    if other := other_samples(logs, probs):
+        raise ValueError(
+            f"log_likelihood and probs have other values along {other}; select the same draws in "
+            "every group of the tree, or leave log_likelihood out."
+        )
+    return replace(source, array=probs), replace(likelihood, array=logs)
 
 
 def _read(
